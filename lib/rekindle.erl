@@ -1,0 +1,267 @@
+%% @doc The session cache that OTP's ssl calls: set it as `session_cb', `server_session_cb' and
+%% `client_session_cb' in ssl's environment, and its options as `session_cb_init_args'.
+%%
+%% Each function but {@link init/1} answers, whatever fails below it: with what an empty cache would
+%% answer, a fault counted in {@link rekindle_admin:info/0}, and a log line at the 1st, 2nd, 4th, 8th …
+%% fault of a cache. OTP's processes do not survive a callback that raises; see docs/otp.md for what
+%% they ask and why each answer is what it is.
+-module(rekindle).
+
+-behaviour(ssl_session_cache_api).
+
+-include_lib("kernel/include/logger.hrl").
+
+-export([init/1, terminate/1, lookup/2, update/3, delete/2, foldl/3, select_session/2, size/1]).
+
+-export_type([cache/0, key/0, partial_key/0, session/0, option/0]).
+
+-type option() ::
+    {max_bytes, pos_integer()}
+    | {max_sessions, pos_integer() | infinity}
+    | {lifetime, Seconds :: pos_integer()}
+    | {scope, rekindle_options:scope()}.
+
+-type partial_key() :: {ssl:host(), inet:port_number()} | inet:port_number().
+
+%% On the server the bare session id, on the client together with whom it was made with. Any other
+%% term will do as well.
+-type key() :: ssl:session_id() | {partial_key(), ssl:session_id()} | term().
+
+%% OTP's session record, or any other term.
+-type session() :: term().
+
+%% These stay in the state of OTP's processes: a new version of this module has to take the old ones.
+-record(server, {
+    store :: rekindle_nif:store() | unavailable,
+    %% The process of OTP's that ran init/1.
+    owner :: pid(),
+    %% What OTP's process takes for the bound of its book-keeping.
+    max :: integer(),
+    notes :: atomics:atomics_ref()
+}).
+-record(client, {
+    store :: rekindle_nif:store() | unavailable,
+    owner :: pid(),
+    notes :: atomics:atomics_ref()
+}).
+
+-opaque cache() :: #server{} | #client{}.
+
+%% What `notes' holds: calls that failed, and whether the owner has registered a session.
+-define(FAULTS, 1).
+-define(REGISTERED, 2).
+
+-define(NO_BOUND, 16#FFFF_FFFF_FFFF_FFFF).
+
+%% @doc Opens the cache of a listener or of the client manager. Called by OTP's processes with the
+%% options of `session_cb_init_args' and, usually, `{role, server | client}' in front.
+%%
+%% A wrong option or a missing native library is logged in one line and exits with
+%% `{shutdown, {bad_option, Line}}' or `{shutdown, {native_library, Line}}', which ends ssl:listen or
+%% the start of ssl. Options of others are left alone.
+-spec init([option() | {role, server | client} | term()]) -> cache().
+init(Args) ->
+    require_native_library(),
+    case rekindle_options:parse(Args) of
+        {ok, #{role := Role} = Options, Foreign} ->
+            log_once(foreign_options, Foreign, fun log_foreign_options/1),
+            log_once(missing_keys, rekindle_options:missing_keys(), fun log_missing_keys/1),
+            open(Role, Options);
+        {error, {bad_option, Line}} ->
+            refuse(bad_option, Line)
+    end.
+
+%% @doc Drops all sessions of the cache.
+-spec terminate(cache()) -> ok.
+terminate(Cache) ->
+    attempt(Cache, ok, fun(Store) -> rekindle_nif:clear(Store) end).
+
+%% @doc The session under the key, or `undefined'. A server's session comes without private key and
+%% stamped with the present: the store alone decides on its age. A client's comes as it was stored.
+-spec lookup(cache(), key()) -> session() | undefined.
+lookup(#server{} = Cache, Key) ->
+    attempt(Cache, undefined, fun(Store) -> rekindle_nif:server_lookup(Store, Key, erlang:monotonic_time()) end);
+lookup(#client{owner = Owner} = Cache, Key) ->
+    %% A connection still has to find the session it has offered to its server, even if it was deleted
+    %% in the meantime; the manager must not, or it would delete it from its books twice.
+    OrLingering = self() =/= Owner,
+    attempt(Cache, undefined, fun(Store) -> rekindle_nif:client_lookup(Store, Key, OrLingering) end).
+
+%% @doc Stores the session under the key, in place of one that may be there.
+-spec update(cache(), key(), session()) -> ok.
+update(Cache, Key, Session) ->
+    note_registration(Cache),
+    _ = attempt(Cache, refused, fun(Store) -> rekindle_nif:insert(Store, Key, Session) end),
+    ok.
+
+%% @doc Drops the session under the key. On the server it is not obeyed when OTP's process asks: what
+%% that process drops is its only note of order, not a session anyone wants gone.
+-spec delete(cache(), key()) -> ok.
+delete(#server{owner = Owner}, _Key) when Owner =:= self() ->
+    ok;
+delete(Cache, Key) ->
+    attempt(Cache, ok, fun(Store) -> rekindle_nif:delete(Store, Key) end).
+
+%% @doc Folds over `{Key, Session}' of all sessions. Those stored or dropped meanwhile may be met or not.
+-spec foldl(fun(({key(), session()}, Acc) -> Acc), Acc, cache()) -> Acc.
+foldl(Fun, Acc0, Cache) ->
+    Visit = fun(Key, Acc) ->
+        case attempt(Cache, undefined, fun(Store) -> rekindle_nif:peek(Store, Key, erlang:monotonic_time()) end) of
+            undefined -> Acc;
+            Session -> Fun({Key, Session}, Acc)
+        end
+    end,
+    lists:foldl(Visit, Acc0, attempt(Cache, [], fun(Store) -> rekindle_nif:keys(Store) end)).
+
+%% @doc The sessions a client has with a server, in the order of their keys. Servers have none.
+-spec select_session(cache(), partial_key()) -> [session()].
+select_session(#server{}, _PartialKey) ->
+    [];
+select_session(#client{} = Cache, PartialKey) ->
+    attempt(Cache, [], fun(Store) -> rekindle_nif:select(Store, PartialKey) end).
+
+%% @doc How many sessions there are, except when OTP's server process asks: it means «do I have to make
+%% room?», and is told that it has none to make at first, and has just one to make ever after. Then its
+%% own order of sessions holds one entry, and it never looks for a session that the store has dropped.
+-spec size(cache()) -> non_neg_integer() | integer().
+size(#server{owner = Owner, max = Max, notes = Notes}) when Owner =:= self() ->
+    case atomics:get(Notes, ?REGISTERED) of
+        0 -> 0;
+        1 -> Max
+    end;
+size(Cache) ->
+    attempt(Cache, 0, fun(Store) -> rekindle_nif:size(Store) end).
+
+open(client, _Options) ->
+    #client{
+        store = open_store(fun() -> rekindle_nif:open_client(client) end),
+        owner = self(),
+        notes = atomics:new(2, [])
+    };
+open(server, #{scope := ScopeOption} = Options) ->
+    #{max := Max, lifetime := SslLifetime} = ssl_config:pre_1_3_session_opts(server),
+    Max =/= 0 orelse refuse(bad_option, no_room()),
+    Open = fun() ->
+        {Label, Socket, Join} = rekindle_scope:of_server(ScopeOption),
+        rekindle_nif:open_server(Label, Socket, Join, limits(Options, SslLifetime))
+    end,
+    #server{store = open_store(Open), owner = self(), max = Max, notes = atomics:new(2, [])}.
+
+limits(#{max_bytes := MaxBytes} = Options, SslLifetime) ->
+    {MaxBytes, max_sessions(Options), 1000 * lifetime(Options, SslLifetime)}.
+
+max_sessions(#{max_sessions := undefined}) ->
+    case application:get_env(ssl, session_cache_server_max) of
+        {ok, Max} when is_integer(Max), Max > 0 -> Max;
+        _ -> ?NO_BOUND
+    end;
+max_sessions(#{max_sessions := infinity}) ->
+    ?NO_BOUND;
+max_sessions(#{max_sessions := Max}) ->
+    Max.
+
+%% Where ssl's lifetime is 0, OTP's process finds any session too old, and crashes when it then takes it
+%% out of its order, where it is not: it must be handed none.
+lifetime(_Options, SslLifetime) when SslLifetime =< 0 -> 0;
+lifetime(#{lifetime := undefined}, SslLifetime) -> SslLifetime;
+lifetime(#{lifetime := Lifetime}, _SslLifetime) -> Lifetime.
+
+%% A cache without a store keeps nothing and counts each call as a fault: better than no listener.
+open_store(Open) ->
+    try
+        Open()
+    catch
+        Class:Reason ->
+            ?LOG_ERROR("rekindle: no store could be opened, nothing will be cached: ~0tp", [{Class, Reason}], #{
+                domain => [rekindle]
+            }),
+            unavailable
+    end.
+
+%% In the process dictionary of no one, and set before anything can fail: OTP's process has the session
+%% in its order from now on, whatever becomes of it here.
+note_registration(#server{owner = Owner, notes = Notes}) when Owner =:= self() ->
+    atomics:put(Notes, ?REGISTERED, 1);
+note_registration(_) ->
+    ok.
+
+attempt(Cache, Otherwise, Fun) ->
+    Store = store(Cache),
+    try
+        Fun(Store)
+    catch
+        Class:Reason ->
+            fault(Cache, Store, Class, Reason),
+            Otherwise
+    end.
+
+store(#server{store = Store}) -> Store;
+store(#client{store = Store}) -> Store.
+
+fault(Cache, Store, Class, Reason) ->
+    Count = atomics:add_get(notes(Cache), ?FAULTS, 1),
+    try
+        rekindle_nif:count_fault(Store)
+    catch
+        _:_ -> Count
+    end,
+    Count band (Count - 1) =:= 0 andalso log_fault(Count, Class, Reason).
+
+notes(#server{notes = Notes}) -> Notes;
+notes(#client{notes = Notes}) -> Notes.
+
+%% From a process of its own, because a log handler may block. Of the reason only what cannot hold any
+%% part of a session.
+log_fault(Count, Class, Reason) ->
+    Shown =
+        case is_atom(Reason) of
+            true -> Reason;
+            false -> '...'
+        end,
+    spawn(fun() ->
+        ?LOG_ERROR("rekindle: a call failed in the native library (~ts:~ts), ~b so far in this cache", [Class, Shown, Count], #{
+            domain => [rekindle]
+        })
+    end).
+
+require_native_library() ->
+    case rekindle_nif:loaded() of
+        ok ->
+            ok;
+        {error, {File, Reason}} ->
+            Line = io_lib:format("rekindle: the native library ~ts cannot be loaded: ~ts", [File, Reason]),
+            refuse(native_library, lists:flatten(Line))
+    end.
+
+-spec refuse(atom(), string()) -> no_return().
+refuse(What, Line) ->
+    ?LOG_ERROR("~ts", [Line], #{domain => [rekindle]}),
+    %% A `shutdown' reason spares the reader the crash report of OTP's process.
+    exit({shutdown, {What, Line}}).
+
+no_room() ->
+    %% OTP's process crashes at the first session then, whatever it is answered.
+    "rekindle: ssl's session_cache_server_max is 0; allowed: any other integer "
+    "(to turn resumption off, give the listeners {reuse_sessions, false})".
+
+%% All listeners of a node get the same options: what there is to say of them is said once.
+log_once(_Topic, [], _Log) ->
+    ok;
+log_once(Topic, What, Log) ->
+    case persistent_term:get({?MODULE, Topic}, []) of
+        What ->
+            ok;
+        _ ->
+            persistent_term:put({?MODULE, Topic}, What),
+            Log(What)
+    end.
+
+log_foreign_options(Options) ->
+    ?LOG_NOTICE("rekindle: options left alone, they are not rekindle's: ~0tp", [Options], #{domain => [rekindle]}).
+
+log_missing_keys(Keys) ->
+    ?LOG_WARNING(
+        "rekindle: ssl's ~0tp should be rekindle, too: which keys ssl reads depends on the OTP release",
+        [Keys],
+        #{domain => [rekindle]}
+    ).

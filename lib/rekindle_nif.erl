@@ -1,0 +1,117 @@
+%% @private The native library's functions, and its loading. Nothing else.
+%%
+%% Every function raises `badarg' for a term of the wrong kind and `nif_panicked' when the native code
+%% panicked. `rekindle' turns both into answers OTP can take.
+-module(rekindle_nif).
+
+-export([loaded/0]).
+-export([open_server/4, open_client/1, sockets/1]).
+-export([insert/3, server_lookup/3, client_lookup/3, peek/3, delete/2, select/2, keys/1, size/1, clear/1]).
+-export([count_fault/1, info/0]).
+
+-ifdef(REKINDLE_FAULTS).
+-export([inject_fault/1]).
+-endif.
+
+-export_type([store/0, limits/0]).
+
+-on_load(load/0).
+
+-type store() :: reference().
+-type limits() :: {
+    MaxBytes :: non_neg_integer(),
+    MaxSessions :: non_neg_integer(),
+    LifetimeMs :: non_neg_integer()
+}.
+
+-define(NOT_LOADED, erlang:nif_error({not_loaded, ?MODULE})).
+
+%% @doc Whether the library is there: `ok', or the file looked for and why it could not be loaded.
+-spec loaded() -> ok | {error, {file:filename(), string()}}.
+loaded() ->
+    persistent_term:get(?MODULE).
+
+%% A library that cannot be loaded is reported by whoever calls `loaded/0', who can say it better than
+%% an `undef'. But a second load that fails must fail: the code that is running goes on with its library.
+load() ->
+    File = filename:join(priv_dir(), ?MODULE_STRING),
+    case erlang:load_nif(File, 0) of
+        ok ->
+            persistent_term:put(?MODULE, ok);
+        {error, {_, Text}} = Error ->
+            case persistent_term:get(?MODULE, undefined) of
+                ok -> Error;
+                _ -> persistent_term:put(?MODULE, {error, {File ++ ".so", lists:flatten(Text)}})
+            end
+    end.
+
+priv_dir() ->
+    case code:priv_dir(rekindle) of
+        {error, bad_name} ->
+            %% Not in a folder of the application's name: a checkout, or a copy of the beam files.
+            filename:join(filename:dirname(filename:dirname(filename:absname(code:which(?MODULE)))), "priv");
+        Dir ->
+            filename:absname(Dir)
+    end.
+
+-spec open_server(term(), term(), boolean(), limits()) -> store().
+open_server(_Label, _Socket, _Join, _Limits) ->
+    ?NOT_LOADED.
+
+-spec open_client(term()) -> store().
+open_client(_Label) ->
+    ?NOT_LOADED.
+
+-spec sockets(term()) -> [term()].
+sockets(_Label) ->
+    ?NOT_LOADED.
+
+-spec insert(store(), term(), term()) -> stored | refused.
+insert(_Store, _Key, _Session) ->
+    ?NOT_LOADED.
+
+-spec server_lookup(store(), term(), integer()) -> term() | undefined.
+server_lookup(_Store, _Key, _Now) ->
+    ?NOT_LOADED.
+
+-spec client_lookup(store(), term(), boolean()) -> term() | undefined.
+client_lookup(_Store, _Key, _OrLingering) ->
+    ?NOT_LOADED.
+
+-spec peek(store(), term(), integer()) -> term() | undefined.
+peek(_Store, _Key, _Now) ->
+    ?NOT_LOADED.
+
+-spec delete(store(), term()) -> ok.
+delete(_Store, _Key) ->
+    ?NOT_LOADED.
+
+-spec select(store(), term()) -> [term()].
+select(_Store, _PartialKey) ->
+    ?NOT_LOADED.
+
+-spec keys(store()) -> [term()].
+keys(_Store) ->
+    ?NOT_LOADED.
+
+-spec size(store()) -> non_neg_integer().
+size(_Store) ->
+    ?NOT_LOADED.
+
+-spec clear(store()) -> ok.
+clear(_Store) ->
+    ?NOT_LOADED.
+
+-spec count_fault(store()) -> pos_integer().
+count_fault(_Store) ->
+    ?NOT_LOADED.
+
+-spec info() -> [map()].
+info() ->
+    ?NOT_LOADED.
+
+-ifdef(REKINDLE_FAULTS).
+-spec inject_fault(none | panic | refusal) -> ok.
+inject_fault(_Mode) ->
+    ?NOT_LOADED.
+-endif.

@@ -1,0 +1,95 @@
+%% @private What the operator wrote in `session_cb_init_args', checked.
+-module(rekindle_options).
+
+-export([parse/1, missing_keys/0]).
+
+-export_type([options/0, scope/0, error/0]).
+
+-type scope() :: listener | #{inet:port_number() | {inet:ip_address(), inet:port_number()} => Name :: term()}.
+
+%% `lifetime' in seconds; `undefined' where the operator set none.
+-type options() :: #{
+    role := server | client,
+    max_bytes := pos_integer(),
+    max_sessions := pos_integer() | infinity | undefined,
+    lifetime := pos_integer() | undefined,
+    scope := scope()
+}.
+
+-type error() :: {bad_option, Line :: string()}.
+
+-define(DEFAULTS, #{
+    role => client,
+    max_bytes => 64 * 1024 * 1024,
+    max_sessions => undefined,
+    lifetime => undefined,
+    scope => listener
+}).
+
+%% A century in seconds: what is longer is a mistake, most likely in the unit.
+-define(MAX_LIFETIME, 3_155_760_000).
+
+%% Where the native side counts on 64 bits.
+-define(MAX_BOUND, 16#7FFF_FFFF_FFFF_FFFF).
+
+-define(SSL_KEYS, [session_cb, server_session_cb, client_session_cb]).
+
+%% @doc Checks the argument of `rekindle:init/1'. Answers the options, defaults filled in, and what in
+%% the list is not ours; or one readable line about the first option that is wrong.
+-spec parse(term()) -> {ok, options(), Foreign :: [term()]} | {error, error()}.
+parse(Args) ->
+    parse(Args, #{}, []).
+
+parse([{Option, Value} | Rest], Given, Foreign) when is_map_key(Option, ?DEFAULTS) ->
+    case {is_valid(Option, Value), Given} of
+        {false, _} -> bad_option(Option, Value);
+        {true, #{Option := _}} -> parse(Rest, Given, Foreign);
+        {true, _} -> parse(Rest, Given#{Option => Value}, Foreign)
+    end;
+parse([Option | _], _, _) when is_map_key(Option, ?DEFAULTS) ->
+    bad_option(Option, true);
+parse([Other | Rest], Given, Foreign) ->
+    parse(Rest, Given, [Other | Foreign]);
+parse([], Given, Foreign) ->
+    {ok, maps:merge(?DEFAULTS, Given), lists:reverse(Foreign)};
+parse(Other, _, _) ->
+    bad_option(session_cb_init_args, Other).
+
+%% @doc The keys of ssl's that do not name this cache. Which of them ssl reads depends on the release:
+%% `session_cb' up to OTP 27, the other two from OTP 29 on.
+-spec missing_keys() -> [atom()].
+missing_keys() ->
+    [Key || Key <- ?SSL_KEYS, application:get_env(ssl, Key) =/= {ok, rekindle}].
+
+is_valid(role, Role) ->
+    Role =:= server orelse Role =:= client;
+is_valid(max_bytes, Bytes) ->
+    is_integer(Bytes) andalso Bytes > 0 andalso Bytes =< ?MAX_BOUND;
+is_valid(max_sessions, Sessions) ->
+    Sessions =:= infinity orelse
+        (is_integer(Sessions) andalso Sessions > 0 andalso Sessions =< ?MAX_BOUND);
+is_valid(lifetime, Seconds) ->
+    is_integer(Seconds) andalso Seconds > 0 andalso Seconds =< ?MAX_LIFETIME;
+is_valid(scope, listener) ->
+    true;
+is_valid(scope, Names) ->
+    is_map(Names) andalso lists:all(fun is_listener/1, maps:keys(Names)).
+
+is_listener({Ip, Port}) ->
+    inet:is_ip_address(Ip) andalso is_port_number(Port);
+is_listener(Port) ->
+    is_port_number(Port).
+
+is_port_number(Port) ->
+    is_integer(Port) andalso Port > 0 andalso Port =< 65535.
+
+bad_option(Option, Value) ->
+    Line = io_lib:format("rekindle: option ~s is ~0tp; allowed: ~s", [Option, Value, allowed(Option)]),
+    {error, {bad_option, lists:flatten(Line)}}.
+
+allowed(role) -> "server or client (ssl sets it, leave it out)";
+allowed(max_bytes) -> "a positive integer, in bytes";
+allowed(max_sessions) -> "a positive integer, or infinity";
+allowed(lifetime) -> "a positive integer, in seconds, at most 3155760000 (a century)";
+allowed(scope) -> "listener, or a map from Port or {IpAddress, Port} to a name";
+allowed(session_cb_init_args) -> "a proper list of options".

@@ -1,0 +1,70 @@
+%% @private Which sessions a server's cache process may share with others.
+%%
+%% Sessions of one listener must not resume on another unless the operator says so: a resumption skips
+%% the client certificate check of the listener it arrives at (CVE-2025-23419 in nginx is this).
+-module(rekindle_scope).
+
+-export([of_server/1]).
+
+-export_type([label/0, transport/0]).
+
+-type transport() :: tls | dtls.
+
+%% What a scope is called in `rekindle_admin:info/0'.
+-type label() ::
+    {listener, transport(), {inet:ip_address(), inet:port_number()} | inet:returned_non_ip_address()}
+    | {shared, transport(), Name :: term()}
+    | upgraded
+    | unnamed
+    | client.
+
+%% @doc The scope of the cache process that calls: its label, the listen socket where there is one, and
+%% whether to join those that already use the label.
+-spec of_server(rekindle_options:scope()) -> {label(), port() | undefined, Join :: boolean()}.
+of_server(Option) ->
+    case listener() of
+        {Socket, Transport, Address} ->
+            case shared_name(Option, Address) of
+                {ok, Name} ->
+                    {{shared, Transport, Name}, Socket, true};
+                none ->
+                    Label = {listener, Transport, Address},
+                    {Label, Socket, is_in_use(Label)}
+            end;
+        none ->
+            {listenerless(), undefined, false}
+    end.
+
+%% OTP's cache process monitors its listen socket before it calls `init/1'.
+listener() ->
+    {monitors, Monitors} = process_info(self(), monitors),
+    case [Port || {port, Port} <- Monitors] of
+        [Socket | _] -> listener(Socket, erlang:port_info(Socket, name), inet:sockname(Socket));
+        [] -> none
+    end.
+
+listener(Socket, {name, "tcp_inet"}, {ok, Address}) -> {Socket, tls, Address};
+listener(Socket, {name, "udp_inet"}, {ok, Address}) -> {Socket, dtls, Address};
+listener(_, _, _) -> none.
+
+shared_name(Names, {Ip, Port}) when is_map(Names) ->
+    case Names of
+        #{{Ip, Port} := Name} -> {ok, Name};
+        #{Port := Name} -> {ok, Name};
+        #{} -> none
+    end;
+shared_name(_, _) ->
+    none.
+
+%% Several sockets on one address (SO_REUSEPORT) are one listener. But a listener that was closed and
+%% opened again at once is another one, perhaps with another certificate authority, although the old
+%% one's process may still be about to end: so it counts whether a socket is open, not the process.
+is_in_use(Label) ->
+    lists:any(fun(Socket) -> erlang:port_info(Socket, id) =/= undefined end, rekindle_nif:sockets(Label)).
+
+%% OTP has one cache process for all sockets upgraded with ssl:handshake/2, whatever they came from.
+listenerless() ->
+    case process_info(self(), registered_name) of
+        {registered_name, ssl_unknown_listener} -> upgraded;
+        _ -> unnamed
+    end.

@@ -1,0 +1,219 @@
+use crate::{Counters, Secret};
+use parking_lot::RwLock;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::Arc;
+
+/// How long a deleted session stays findable for a handshake that already offered it.
+const LINGER_MS: u64 = 5_000;
+
+/// Most deleted sessions to keep findable at a time.
+const MAX_LINGERING: usize = 1_024;
+
+/// The sessions of a client manager, exactly as it keeps them: nothing is bounded, expired or
+/// reordered here, because the manager's own book-keeping does that and fails where the two differ.
+///
+/// A connection that offered a session to its server looks it up again when the server agrees. If it
+/// was deleted in between, that handshake fails; so a deleted session can still be found for a
+/// moment by those who ask for it.
+pub struct ClientStore {
+    sessions: RwLock<Sessions>,
+    bytes: AtomicU64,
+    counters: Counters,
+}
+
+#[derive(Default)]
+struct Sessions {
+    live: BTreeMap<Box<[u8]>, Arc<Secret>>,
+    lingering: HashMap<Box<[u8]>, Lingering>,
+}
+
+struct Lingering {
+    session: Arc<Secret>,
+    until_ms: u64,
+}
+
+impl ClientStore {
+    /// An empty store.
+    pub fn new() -> Self {
+        ClientStore {
+            sessions: RwLock::default(),
+            bytes: AtomicU64::new(0),
+            counters: Counters::default(),
+        }
+    }
+
+    /// What happened in this store.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// How many sessions are held, lingering ones not counted.
+    pub fn sessions(&self) -> u64 {
+        self.sessions.read().live.len() as u64
+    }
+
+    /// How many bytes of keys and sessions are held, lingering ones not counted.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Relaxed)
+    }
+
+    /// Stores `session`, in place of one that may be there.
+    pub fn insert(&self, key: &[u8], session: Secret) {
+        let cost = cost(key, &session);
+        let mut sessions = self.sessions.write();
+        sessions.lingering.remove(key);
+        let old = sessions.live.insert(Box::from(key), Arc::new(session));
+        self.bytes.fetch_add(cost, Relaxed);
+        if let Some(old) = old {
+            self.forget(key, &old);
+        }
+        Counters::add(&self.counters.inserts);
+    }
+
+    /// The session under `key`. `or_lingering` finds one that was deleted a moment ago as well.
+    /// Counted as a hit or a miss.
+    pub fn lookup(&self, key: &[u8], or_lingering: bool, now_ms: u64) -> Option<Arc<Secret>> {
+        let sessions = self.sessions.read();
+        let found = match sessions.live.get(key) {
+            None if or_lingering => sessions
+                .lingering
+                .get(key)
+                .filter(|lingering| now_ms < lingering.until_ms)
+                .map(|lingering| &lingering.session),
+            live => live,
+        };
+        Counters::add(match found {
+            Some(_) => &self.counters.hits,
+            None => &self.counters.misses,
+        });
+        found.cloned()
+    }
+
+    /// The live session under `key`, not counted.
+    pub fn peek(&self, key: &[u8]) -> Option<Arc<Secret>> {
+        self.sessions.read().live.get(key).cloned()
+    }
+
+    /// The sessions whose keys begin with `prefix`, in the order of their keys.
+    pub fn select(&self, prefix: &[u8]) -> Vec<Arc<Secret>> {
+        self.sessions
+            .read()
+            .live
+            .range::<[u8], _>((Bound::Included(prefix), Bound::Unbounded))
+            .take_while(|(key, _)| key.starts_with(prefix))
+            .map(|(_, session)| Arc::clone(session))
+            .collect()
+    }
+
+    /// Deletes the session under `key`; it lingers.
+    pub fn delete(&self, key: &[u8], now_ms: u64) {
+        let mut sessions = self.sessions.write();
+        if let Some((key, session)) = sessions.live.remove_entry(key) {
+            self.forget(&key, &session);
+            if sessions.lingering.len() < MAX_LINGERING {
+                let until_ms = now_ms + LINGER_MS;
+                sessions
+                    .lingering
+                    .insert(key, Lingering { session, until_ms });
+            }
+        }
+    }
+
+    /// Drops the deleted sessions that have lingered long enough.
+    pub fn expire(&self, now_ms: u64) {
+        self.sessions
+            .write()
+            .lingering
+            .retain(|_, lingering| now_ms < lingering.until_ms);
+    }
+
+    /// Drops everything.
+    pub fn clear(&self) {
+        let dropped = std::mem::take(&mut *self.sessions.write());
+        for (key, session) in &dropped.live {
+            self.forget(key, session);
+        }
+    }
+
+    /// All keys, in order.
+    pub fn keys(&self) -> Vec<Box<[u8]>> {
+        self.sessions.read().live.keys().cloned().collect()
+    }
+
+    fn forget(&self, key: &[u8], session: &Secret) {
+        self.bytes.fetch_sub(cost(key, session), Relaxed);
+    }
+}
+
+impl Default for ClientStore {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn cost(key: &[u8], session: &Secret) -> u64 {
+    (key.len() + session.len()) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exposed(found: Option<Arc<Secret>>) -> Option<Vec<u8>> {
+        found.map(|session| session.expose().to_vec())
+    }
+
+    #[test]
+    fn keeps_exactly_what_it_is_told() {
+        let store = ClientStore::new();
+        for n in 0..200u8 {
+            store.insert(&[n], Secret::new(&[n]));
+        }
+        store.insert(&[7], Secret::new(&[70]));
+        assert_eq!((store.sessions(), store.bytes()), (200, 400));
+        assert_eq!(exposed(store.lookup(&[7], false, 0)), Some(vec![70]));
+        assert_eq!(store.keys().len(), 200);
+        store.clear();
+        assert_eq!((store.sessions(), store.bytes()), (0, 0));
+    }
+
+    #[test]
+    fn a_deleted_session_lingers_for_those_who_ask_for_it() {
+        let store = ClientStore::new();
+        store.insert(b"k", Secret::new(b"s"));
+        store.delete(b"k", 0);
+        assert_eq!((store.sessions(), store.bytes()), (0, 0));
+        assert!(store.lookup(b"k", false, 1).is_none());
+        assert!(store.select(b"k").is_empty());
+        assert_eq!(exposed(store.lookup(b"k", true, 1)), Some(b"s".to_vec()));
+        assert!(store.lookup(b"k", true, LINGER_MS).is_none());
+        store.expire(LINGER_MS);
+        assert!(store.lookup(b"k", true, 1).is_none());
+    }
+
+    #[test]
+    fn storing_again_ends_the_lingering() {
+        let store = ClientStore::new();
+        store.insert(b"k", Secret::new(b"old"));
+        store.delete(b"k", 0);
+        store.insert(b"k", Secret::new(b"new"));
+        assert_eq!(exposed(store.lookup(b"k", true, 1)), Some(b"new".to_vec()));
+    }
+
+    #[test]
+    fn selects_by_prefix_and_nothing_else() {
+        let store = ClientStore::new();
+        for key in [&b"a1"[..], b"a2", b"b1"] {
+            store.insert(key, Secret::new(key));
+        }
+        let selected: Vec<_> = store
+            .select(b"a")
+            .into_iter()
+            .map(|s| exposed(Some(s)))
+            .collect();
+        assert_eq!(selected, [Some(b"a1".to_vec()), Some(b"a2".to_vec())]);
+        assert!(store.select(b"c").is_empty());
+    }
+}

@@ -1,0 +1,318 @@
+//! The NIF behind `rekindle_nif`: Erlang terms in, Erlang terms out.
+//!
+//! A panic in any of these functions is caught by Rustler and raised as `nif_panicked`; the Erlang
+//! side turns that into an empty answer and a counted fault.
+
+mod faults;
+mod session;
+mod terms;
+
+use rekindle_core as core;
+use rekindle_core::{ClientStore, Counters, Join, Limits, ServerStore, SessionKey, Store};
+use rustler::{Atom, Binary, Encoder, Env, Error, NifResult, Resource, ResourceArc, Term};
+use std::ops::Deref;
+
+mod atoms {
+    rustler::atoms! {
+        ok,
+        undefined,
+        infinity,
+        session,
+        stored,
+        refused,
+        server,
+        client,
+        // keys of info/0
+        scope,
+        role,
+        sessions,
+        bytes,
+        max_bytes,
+        max_sessions,
+        lifetime,
+        inserts,
+        hits,
+        misses,
+        expired,
+        evicted,
+        faults,
+        // what holds a private key
+        rsa_private_key = "RSAPrivateKey",
+        ec_private_key = "ECPrivateKey",
+        dsa_private_key = "DSAPrivateKey",
+        private_key_info = "PrivateKeyInfo",
+        one_asymmetric_key = "OneAsymmetricKey",
+    }
+}
+
+rustler::init!("rekindle_nif");
+
+/// What a cache reference is to Erlang. Collecting it gives up the hold on the scope.
+struct Reference(core::Reference);
+
+#[rustler::resource_impl]
+impl Resource for Reference {}
+
+impl Deref for Reference {
+    type Target = core::Scope;
+
+    fn deref(&self) -> &core::Scope {
+        self.0.scope()
+    }
+}
+
+impl Reference {
+    fn server(&self) -> NifResult<&ServerStore> {
+        match self.store() {
+            Store::Server(store) => Ok(store),
+            Store::Client(_) => Err(Error::BadArg),
+        }
+    }
+
+    fn client(&self) -> NifResult<&ClientStore> {
+        match self.store() {
+            Store::Client(store) => Ok(store),
+            Store::Server(_) => Err(Error::BadArg),
+        }
+    }
+}
+
+#[rustler::nif]
+fn open_server(
+    label: Term,
+    socket: Term,
+    join: bool,
+    (max_bytes, max_sessions, lifetime_ms): (u64, u64, u64),
+) -> NifResult<ResourceArc<Reference>> {
+    faults::strike()?;
+    let socket = (atoms::undefined() != socket).then(|| terms::encode(socket));
+    let limits = Limits {
+        max_bytes,
+        max_sessions,
+        lifetime_ms,
+    };
+    Ok(ResourceArc::new(Reference(core::open_server(
+        terms::encode(label).expose(),
+        socket.as_ref().map(|socket| socket.expose()),
+        if join { Join::IfOpen } else { Join::Never },
+        limits,
+    ))))
+}
+
+#[rustler::nif]
+fn open_client(label: Term) -> NifResult<ResourceArc<Reference>> {
+    faults::strike()?;
+    let label = terms::encode(label);
+    Ok(ResourceArc::new(Reference(core::open_client(
+        label.expose(),
+    ))))
+}
+
+/// The sockets given to `open_server` by those who hold the scope that `label` would join.
+#[rustler::nif]
+fn sockets<'a>(env: Env<'a>, label: Term<'a>) -> NifResult<Vec<Term<'a>>> {
+    faults::strike()?;
+    core::sockets(terms::encode(label).expose())
+        .iter()
+        .map(|socket| terms::decode(env, socket))
+        .collect()
+}
+
+#[rustler::nif]
+fn insert<'a>(
+    reference: ResourceArc<Reference>,
+    key: Term<'a>,
+    session: Term<'a>,
+) -> NifResult<Atom> {
+    faults::strike()?;
+    let stored = match reference.store() {
+        Store::Client(store) => {
+            store.insert(terms::encode(key).expose(), terms::encode(session));
+            true
+        }
+        Store::Server(store) => match session::encode(key, session) {
+            Some(encoded) => store.insert(server_key(key), encoded, core::now_ms()),
+            None => {
+                Counters::add(&store.counters().refused);
+                false
+            }
+        },
+    };
+    Ok(if stored {
+        atoms::stored()
+    } else {
+        atoms::refused()
+    })
+}
+
+/// The session under `key`, stamped with `now` (native monotonic time), or `undefined`.
+#[rustler::nif]
+fn server_lookup<'a>(
+    env: Env<'a>,
+    reference: ResourceArc<Reference>,
+    key: Term<'a>,
+    now: i64,
+) -> NifResult<Term<'a>> {
+    faults::strike()?;
+    let found = reference.server()?.lookup(&server_key(key), core::now_ms());
+    match found {
+        Some(encoded) => session::decode(env, &encoded, now),
+        None => Ok(atoms::undefined().to_term(env)),
+    }
+}
+
+/// The session under `key`, or `undefined`. `or_lingering` finds one deleted a moment ago as well.
+#[rustler::nif]
+fn client_lookup<'a>(
+    env: Env<'a>,
+    reference: ResourceArc<Reference>,
+    key: Term<'a>,
+    or_lingering: bool,
+) -> NifResult<Term<'a>> {
+    faults::strike()?;
+    let key = terms::encode(key);
+    let store = reference.client()?;
+    match store.lookup(key.expose(), or_lingering, core::now_ms()) {
+        Some(encoded) => terms::decode(env, encoded.expose()),
+        None => Ok(atoms::undefined().to_term(env)),
+    }
+}
+
+/// As the lookups, for whoever walks through a scope: not counted.
+#[rustler::nif]
+fn peek<'a>(
+    env: Env<'a>,
+    reference: ResourceArc<Reference>,
+    key: Term<'a>,
+    now: i64,
+) -> NifResult<Term<'a>> {
+    faults::strike()?;
+    let found = match reference.store() {
+        Store::Client(store) => store
+            .peek(terms::encode(key).expose())
+            .map(|encoded| terms::decode(env, encoded.expose())),
+        Store::Server(store) => store
+            .peek(&server_key(key), core::now_ms())
+            .map(|encoded| session::decode(env, &encoded, now)),
+    };
+    found.unwrap_or_else(|| Ok(atoms::undefined().to_term(env)))
+}
+
+#[rustler::nif]
+fn delete(reference: ResourceArc<Reference>, key: Term) -> NifResult<Atom> {
+    faults::strike()?;
+    match reference.store() {
+        Store::Client(store) => store.delete(terms::encode(key).expose(), core::now_ms()),
+        Store::Server(store) => store.delete(&server_key(key)),
+    }
+    Ok(atoms::ok())
+}
+
+/// The client sessions whose key is `{PartialKey, _}`.
+#[rustler::nif]
+fn select<'a>(
+    env: Env<'a>,
+    reference: ResourceArc<Reference>,
+    partial_key: Term<'a>,
+) -> NifResult<Vec<Term<'a>>> {
+    faults::strike()?;
+    reference
+        .client()?
+        .select(terms::encode_pair_prefix(partial_key).expose())
+        .iter()
+        .map(|encoded| terms::decode(env, encoded.expose()))
+        .collect()
+}
+
+#[rustler::nif(schedule = "DirtyCpu")]
+fn keys(env: Env, reference: ResourceArc<Reference>) -> NifResult<Vec<Term>> {
+    faults::strike()?;
+    match reference.store() {
+        Store::Client(store) => store
+            .keys()
+            .iter()
+            .map(|key| terms::decode(env, key))
+            .collect(),
+        Store::Server(store) => store
+            .keys()
+            .iter()
+            .map(|key| match key {
+                SessionKey::Id(id) => Ok(terms::binary(env, id)),
+                SessionKey::Other(encoded) => terms::decode(env, encoded),
+            })
+            .collect(),
+    }
+}
+
+#[rustler::nif]
+fn size(reference: ResourceArc<Reference>) -> NifResult<u64> {
+    faults::strike()?;
+    Ok(reference.sessions())
+}
+
+#[rustler::nif(schedule = "DirtyCpu")]
+fn clear(reference: ResourceArc<Reference>) -> NifResult<Atom> {
+    faults::strike()?;
+    reference.clear();
+    Ok(atoms::ok())
+}
+
+/// Counts a call that failed and was answered without the store.
+#[rustler::nif]
+fn count_fault(reference: ResourceArc<Reference>) -> u64 {
+    Counters::add(&reference.counters().faults)
+}
+
+/// A map for each scope; see `rekindle_admin:info/0`.
+#[rustler::nif(schedule = "DirtyCpu")]
+fn info(env: Env) -> NifResult<Vec<Term>> {
+    core::scopes()
+        .iter()
+        .map(|scope| scope_info(env, scope))
+        .collect()
+}
+
+fn scope_info<'a>(env: Env<'a>, scope: &core::Scope) -> NifResult<Term<'a>> {
+    let infinity = atoms::infinity().to_term(env);
+    let bound = |value: u64| match value {
+        u64::MAX => infinity,
+        bounded => bounded.encode(env),
+    };
+    let (role, max_bytes, max_sessions, lifetime) = match scope.store() {
+        Store::Client(_) => (atoms::client(), infinity, infinity, infinity),
+        Store::Server(store) => {
+            let limits = store.limits();
+            (
+                atoms::server(),
+                bound(limits.max_bytes),
+                bound(limits.max_sessions),
+                (limits.lifetime_ms / 1000).encode(env),
+            )
+        }
+    };
+    let counts = scope.counters().read();
+    let pairs = [
+        (atoms::scope(), terms::decode(env, scope.label())?),
+        (atoms::role(), role.to_term(env)),
+        (atoms::sessions(), scope.sessions().encode(env)),
+        (atoms::bytes(), scope.bytes().encode(env)),
+        (atoms::max_bytes(), max_bytes),
+        (atoms::max_sessions(), max_sessions),
+        (atoms::lifetime(), lifetime),
+        (atoms::inserts(), counts.inserts.encode(env)),
+        (atoms::hits(), counts.hits.encode(env)),
+        (atoms::misses(), counts.misses.encode(env)),
+        (atoms::expired(), counts.expired.encode(env)),
+        (atoms::evicted(), counts.evicted.encode(env)),
+        (atoms::refused(), counts.refused.encode(env)),
+        (atoms::faults(), counts.faults.encode(env)),
+    ];
+    Term::map_from_pairs(env, &pairs)
+}
+
+fn server_key(key: Term) -> SessionKey {
+    match Binary::from_term(key).map(|binary| binary.as_slice().try_into()) {
+        Ok(Ok(id)) => SessionKey::Id(id),
+        _ => SessionKey::Other(Box::from(terms::encode(key).expose())),
+    }
+}
