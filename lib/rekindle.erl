@@ -113,7 +113,7 @@ foldl(Fun, Acc0, Cache) ->
     end,
     lists:foldl(Visit, Acc0, attempt(Cache, [], fun(Store) -> rekindle_nif:keys(Store) end)).
 
-%% @doc The sessions a client has with a server, in the order of their keys. Servers have none.
+%% @doc The sessions a client has with a server, newest first. Servers have none.
 -spec select_session(cache(), partial_key()) -> [session()].
 select_session(#server{}, _PartialKey) ->
     [];
@@ -200,12 +200,16 @@ store(#client{store = Store}) -> Store.
 
 fault(Cache, Store, Class, Reason) ->
     Count = atomics:add_get(notes(Cache), ?FAULTS, 1),
-    try
-        rekindle_nif:count_fault(Store)
-    catch
-        _:_ -> Count
-    end,
-    Count band (Count - 1) =:= 0 andalso log_fault(Count, Class, Reason).
+    _ =
+        try
+            rekindle_nif:count_fault(Store)
+        catch
+            _:_ -> uncounted
+        end,
+    case Count band (Count - 1) of
+        0 -> log_fault(Count, Class, Reason);
+        _ -> ok
+    end.
 
 notes(#server{notes = Notes}) -> Notes;
 notes(#client{notes = Notes}) -> Notes.
@@ -214,15 +218,23 @@ notes(#client{notes = Notes}) -> Notes.
 %% part of a session.
 log_fault(Count, Class, Reason) ->
     Shown =
-        case is_atom(Reason) of
-            true -> Reason;
-            false -> '...'
+        case Reason of
+            nif_panicked -> "nif_panicked, last at " ++ last_panic();
+            _ when is_atom(Reason) -> atom_to_list(Reason);
+            _ -> "..."
         end,
-    spawn(fun() ->
-        ?LOG_ERROR("rekindle: a call failed in the native library (~ts:~ts), ~b so far in this cache", [Class, Shown, Count], #{
-            domain => [rekindle]
-        })
-    end).
+    _ = spawn(fun() ->
+        ?LOG_ERROR("rekindle: a call failed in the native library (~ts:~ts), ~b so far in this cache",
+            [Class, Shown, Count], #{domain => [rekindle]})
+    end),
+    ok.
+
+last_panic() ->
+    try
+        binary_to_list(rekindle_nif:last_panic())
+    catch
+        _:_ -> "an unknown place"
+    end.
 
 require_native_library() ->
     case rekindle_nif:loaded() of

@@ -7,7 +7,7 @@
 -export([loaded/0]).
 -export([open_server/4, open_client/1, sockets/1]).
 -export([insert/3, server_lookup/3, client_lookup/3, peek/3, delete/2, select/2, keys/1, size/1, clear/1]).
--export([count_fault/1, info/0]).
+-export([count_fault/1, last_panic/0, info/0]).
 
 -ifdef(REKINDLE_FAULTS).
 -export([inject_fault/1]).
@@ -104,6 +104,10 @@ clear(_Store) ->
 
 -spec count_fault(store()) -> pos_integer().
 count_fault(_Store) ->
+    ?NOT_LOADED.
+
+-spec last_panic() -> binary() | undefined.
+last_panic() ->
     ?NOT_LOADED.
 
 -spec info() -> [map()].

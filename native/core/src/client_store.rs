@@ -25,8 +25,14 @@ pub struct ClientStore {
 
 #[derive(Default)]
 struct Sessions {
-    live: BTreeMap<Box<[u8]>, Arc<Secret>>,
+    live: BTreeMap<Box<[u8]>, Live>,
+    inserted: u64,
     lingering: HashMap<Box<[u8]>, Lingering>,
+}
+
+struct Live {
+    session: Arc<Secret>,
+    age: u64,
 }
 
 struct Lingering {
@@ -64,10 +70,14 @@ impl ClientStore {
         let cost = cost(key, &session);
         let mut sessions = self.sessions.write();
         sessions.lingering.remove(key);
-        let old = sessions.live.insert(Box::from(key), Arc::new(session));
+        sessions.inserted += 1;
+        let live = Live {
+            session: Arc::new(session),
+            age: sessions.inserted,
+        };
         self.bytes.fetch_add(cost, Relaxed);
-        if let Some(old) = old {
-            self.forget(key, &old);
+        if let Some(old) = sessions.live.insert(Box::from(key), live) {
+            self.forget(key, &old.session);
         }
         Counters::add(&self.counters.inserts);
     }
@@ -77,12 +87,13 @@ impl ClientStore {
     pub fn lookup(&self, key: &[u8], or_lingering: bool, now_ms: u64) -> Option<Arc<Secret>> {
         let sessions = self.sessions.read();
         let found = match sessions.live.get(key) {
+            Some(live) => Some(&live.session),
             None if or_lingering => sessions
                 .lingering
                 .get(key)
                 .filter(|lingering| now_ms < lingering.until_ms)
                 .map(|lingering| &lingering.session),
-            live => live,
+            None => None,
         };
         Counters::add(match found {
             Some(_) => &self.counters.hits,
@@ -93,24 +104,31 @@ impl ClientStore {
 
     /// The live session under `key`, not counted.
     pub fn peek(&self, key: &[u8]) -> Option<Arc<Secret>> {
-        self.sessions.read().live.get(key).cloned()
+        let sessions = self.sessions.read();
+        sessions.live.get(key).map(|live| Arc::clone(&live.session))
     }
 
-    /// The sessions whose keys begin with `prefix`, in the order of their keys.
+    /// The sessions whose keys begin with `prefix`, newest first: the caller tries them in this order,
+    /// and a server that was started anew knows only the newest.
     pub fn select(&self, prefix: &[u8]) -> Vec<Arc<Secret>> {
-        self.sessions
-            .read()
+        let sessions = self.sessions.read();
+        let mut selected: Vec<&Live> = sessions
             .live
             .range::<[u8], _>((Bound::Included(prefix), Bound::Unbounded))
             .take_while(|(key, _)| key.starts_with(prefix))
-            .map(|(_, session)| Arc::clone(session))
+            .map(|(_, live)| live)
+            .collect();
+        selected.sort_unstable_by_key(|live| std::cmp::Reverse(live.age));
+        selected
+            .into_iter()
+            .map(|live| Arc::clone(&live.session))
             .collect()
     }
 
     /// Deletes the session under `key`; it lingers.
     pub fn delete(&self, key: &[u8], now_ms: u64) {
         let mut sessions = self.sessions.write();
-        if let Some((key, session)) = sessions.live.remove_entry(key) {
+        if let Some((key, Live { session, .. })) = sessions.live.remove_entry(key) {
             self.forget(&key, &session);
             if sessions.lingering.len() < MAX_LINGERING {
                 let until_ms = now_ms + LINGER_MS;
@@ -132,8 +150,8 @@ impl ClientStore {
     /// Drops everything.
     pub fn clear(&self) {
         let dropped = std::mem::take(&mut *self.sessions.write());
-        for (key, session) in &dropped.live {
-            self.forget(key, session);
+        for (key, live) in &dropped.live {
+            self.forget(key, &live.session);
         }
     }
 
@@ -203,9 +221,9 @@ mod tests {
     }
 
     #[test]
-    fn selects_by_prefix_and_nothing_else() {
+    fn selects_by_prefix_newest_first() {
         let store = ClientStore::new();
-        for key in [&b"a1"[..], b"a2", b"b1"] {
+        for key in [&b"a2"[..], b"a1", b"b1", b"a3"] {
             store.insert(key, Secret::new(key));
         }
         let selected: Vec<_> = store
@@ -213,7 +231,10 @@ mod tests {
             .into_iter()
             .map(|s| exposed(Some(s)))
             .collect();
-        assert_eq!(selected, [Some(b"a1".to_vec()), Some(b"a2".to_vec())]);
+        assert_eq!(
+            selected,
+            [b"a3", b"a1", b"a2"].map(|key| Some(key.to_vec()))
+        );
         assert!(store.select(b"c").is_empty());
     }
 }

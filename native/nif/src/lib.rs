@@ -4,6 +4,7 @@
 //! side turns that into an empty answer and a counted fault.
 
 mod faults;
+mod panics;
 mod session;
 mod terms;
 
@@ -45,7 +46,12 @@ mod atoms {
     }
 }
 
-rustler::init!("rekindle_nif");
+rustler::init!("rekindle_nif", load = load);
+
+fn load(_env: Env, _info: Term) -> bool {
+    panics::note_quietly();
+    true
+}
 
 /// What a cache reference is to Erlang. Collecting it gives up the hold on the scope.
 struct Reference(core::Reference);
@@ -261,6 +267,15 @@ fn clear(reference: ResourceArc<Reference>) -> NifResult<Atom> {
 #[rustler::nif]
 fn count_fault(reference: ResourceArc<Reference>) -> u64 {
     Counters::add(&reference.counters().faults)
+}
+
+/// File and line of the last panic, or `undefined`.
+#[rustler::nif]
+fn last_panic(env: Env) -> Term {
+    match panics::last() {
+        Some(place) => terms::binary(env, place.as_bytes()),
+        None => atoms::undefined().to_term(env),
+    }
 }
 
 /// A map for each scope; see `rekindle_admin:info/0`.

@@ -1,0 +1,24 @@
+//! Where the last panic was, for the log line about the fault it became.
+
+use std::panic::{self, PanicHookInfo};
+use std::sync::{Mutex, PoisonError};
+
+static LAST: Mutex<Option<String>> = Mutex::new(None);
+
+/// From now on panics of this library are noted, and not written to the node's standard error: that
+/// could block a scheduler, and the message could hold what was being worked on.
+pub fn note_quietly() {
+    panic::set_hook(Box::new(note));
+}
+
+fn note(panic: &PanicHookInfo) {
+    let place = panic
+        .location()
+        .map(|place| format!("{}:{}", place.file(), place.line()));
+    *LAST.lock().unwrap_or_else(PoisonError::into_inner) = place;
+}
+
+/// File and line of the last panic.
+pub fn last() -> Option<String> {
+    LAST.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}

@@ -1,0 +1,222 @@
+%% Whatever fails in the native layer, OTP's processes live on: shown with a library that panics or
+%% refuses on demand (the cargo feature `faults`), built here and used in nodes of its own.
+-module(rekindle_faults_SUITE).
+
+-include_lib("common_test/include/ct.hrl").
+-include_lib("stdlib/include/assert.hrl").
+
+-compile([export_all, nowarn_export_all]).
+
+all() ->
+    [
+        a_server_without_its_library_makes_full_handshakes,
+        every_server_callback_answers,
+        every_client_callback_answers,
+        a_client_without_its_library_makes_full_handshakes,
+        a_listener_that_could_open_no_store_works,
+        faults_are_logged_less_and_less_and_without_secrets
+    ].
+
+suite() ->
+    [{timetrap, {minutes, 3}}].
+
+init_per_suite(Config) ->
+    PrivDir = ?config(priv_dir, Config),
+    [{certs, rekindle_certs:make(PrivDir)}, {faulty, faulty_build(PrivDir)} | Config].
+
+end_per_suite(_Config) ->
+    ok.
+
+a_server_without_its_library_makes_full_handshakes(Config) ->
+    [
+        begin
+            Node = start(Config),
+            {_, Port} = start_server(Node, Config),
+            Caches = cache_processes(Node),
+            ?assertEqual({1, 5}, reconnect(Port)),
+            inject(Node, Mode),
+            ?assertEqual({6, 0}, reconnect(Port)),
+            [#{faults := Faults}] = scopes(Node, server),
+            %% Six connections: six sessions to register and five to look up.
+            ?assertEqual({Mode, 11}, {Mode, Faults}),
+            inject(Node, none),
+            ?assertEqual({1, 5}, reconnect(Port)),
+            ?assertEqual(Caches, cache_processes(Node)),
+            rekindle_node:stop(Node)
+        end
+     || Mode <- [panic, refusal]
+    ].
+
+every_server_callback_answers(Config) ->
+    Node = start(Config),
+    rekindle_node:run(Node, fun() ->
+        Cache = rekindle:init([{role, server}]),
+        Id = <<7:256>>,
+        ok = rekindle:update(Cache, Id, a_term),
+        [
+            begin
+                ok = rekindle_nif:inject_fault(Mode),
+                ?assertEqual(undefined, rekindle:lookup(Cache, Id)),
+                ?assertEqual(ok, rekindle:update(Cache, Id, another_term)),
+                ?assertEqual(ok, rekindle:delete(Cache, Id)),
+                ?assertEqual(1000, rekindle:size(Cache)),
+                ?assertEqual(0, elsewhere(fun() -> rekindle:size(Cache) end)),
+                ?assertEqual(ok, elsewhere(fun() -> rekindle:delete(Cache, Id) end)),
+                ?assertEqual([], rekindle:select_session(Cache, {"host", 443})),
+                ?assertEqual(acc, rekindle:foldl(fun(_, _) -> folded end, acc, Cache)),
+                ?assertEqual(ok, rekindle:terminate(Cache)),
+                ok = rekindle_nif:inject_fault(none),
+                ?assertEqual(a_term, rekindle:lookup(Cache, Id))
+            end
+         || Mode <- [panic, refusal]
+        ],
+        %% lookup, update, size and delete from elsewhere, foldl, terminate; twice.
+        ?assertMatch([_, #{faults := 12, sessions := 1}], rekindle_admin:info())
+    end),
+    rekindle_node:stop(Node).
+
+every_client_callback_answers(Config) ->
+    Node = start(Config),
+    rekindle_node:run(Node, fun() ->
+        Cache = rekindle:init([{role, client}]),
+        Key = {{"host", 443}, <<7:256>>},
+        ok = rekindle:update(Cache, Key, a_term),
+        [
+            begin
+                ok = rekindle_nif:inject_fault(Mode),
+                ?assertEqual(undefined, rekindle:lookup(Cache, Key)),
+                ?assertEqual(ok, rekindle:update(Cache, Key, another_term)),
+                ?assertEqual(ok, rekindle:delete(Cache, Key)),
+                ?assertEqual(0, rekindle:size(Cache)),
+                ?assertEqual([], rekindle:select_session(Cache, {"host", 443})),
+                ?assertEqual(acc, rekindle:foldl(fun(_, _) -> folded end, acc, Cache)),
+                ?assertEqual(ok, rekindle:terminate(Cache)),
+                ok = rekindle_nif:inject_fault(none),
+                ?assertEqual([a_term], rekindle:select_session(Cache, {"host", 443}))
+            end
+         || Mode <- [panic, refusal]
+        ]
+    end),
+    rekindle_node:stop(Node).
+
+a_client_without_its_library_makes_full_handshakes(Config) ->
+    Node = start(Config),
+    {_, Port} = start_server(Node, Config),
+    Manager = rekindle_node:call(Node, erlang, whereis, [ssl_manager]),
+    [
+        begin
+            inject(Node, Mode),
+            #{full := 2, resumed := 0} = erlang_client(Node, Port, Config),
+            rekindle_node:run(Node, fun() ->
+                ssl_manager ! validate_sessions,
+                _ = sys:get_state(ssl_manager)
+            end)
+        end
+     || Mode <- [panic, refusal]
+    ],
+    inject(Node, none),
+    #{full := 1, resumed := 1} = erlang_client(Node, Port, Config),
+    ?assertEqual(Manager, rekindle_node:call(Node, erlang, whereis, [ssl_manager])),
+    rekindle_node:stop(Node).
+
+a_listener_that_could_open_no_store_works(Config) ->
+    Node = start(Config),
+    inject(Node, panic),
+    {_, Port} = start_server(Node, Config),
+    inject(Node, none),
+    Caches = cache_processes(Node),
+    ?assertEqual({6, 0}, reconnect(Port)),
+    ?assertEqual(Caches, cache_processes(Node)),
+    ?assertEqual([], scopes(Node, server)),
+    rekindle_node:stop(Node).
+
+faults_are_logged_less_and_less_and_without_secrets(Config) ->
+    Node = start(Config),
+    Secret = <<"this is a master secret of 48 bytes, not to be s">>,
+    Lines = rekindle_node:run(Node, fun() ->
+        ok = logger:add_handler(?MODULE, ?MODULE, #{config => self()}),
+        Cache = rekindle:init([{role, server}]),
+        ok = rekindle_nif:inject_fault(panic),
+        [ok = rekindle:update(Cache, <<N:256>>, {session, Secret}) || N <- lists:seq(1, 100)],
+        timer:sleep(500),
+        logged()
+    end),
+    %% At 1, 2, 4, 8, 16, 32 and 64.
+    ?assertEqual(7, length(Lines)),
+    ?assertEqual([], [Line || Line <- Lines, string:find(Line, Secret) =/= nomatch]),
+    [?assertMatch([_ | _], string:find(hd(Lines), Part)) || Part <- ["nif_panicked", "faults.rs:"]],
+    rekindle_node:stop(Node).
+
+%% A logger handler.
+log(#{msg := {Format, Args}, meta := #{domain := [rekindle]}}, #{config := Pid}) ->
+    Pid ! {logged, lists:flatten(io_lib:format(Format, Args))};
+log(_, _) ->
+    ok.
+
+logged() ->
+    receive
+        {logged, Line} -> [Line | logged()]
+    after 0 -> []
+    end.
+
+%% An application folder like the real one, but with faults to order.
+faulty_build(Dir) ->
+    Root = root(),
+    run("cargo", ["build", "--quiet", "--locked", "--package", "rekindle_nif", "--features", "faults",
+        "--manifest-path", filename:join(Root, "Cargo.toml"), "--target-dir", filename:join(Root, "target")]),
+    [Ebin, Priv] = [filename:join([Dir, "rekindle", Name]) || Name <- ["ebin", "priv"]],
+    [ok = filelib:ensure_dir(filename:join(Folder, "x")) || Folder <- [Ebin, Priv]],
+    Library = filename:join([Root, "target", "debug", "librekindle_nif.so"]),
+    {ok, _} = file:copy(Library, filename:join(Priv, "rekindle_nif.so")),
+    Source = filename:join([Root, "lib", "rekindle_nif.erl"]),
+    {ok, rekindle_nif} = compile:file(Source, [{outdir, Ebin}, {d, 'REKINDLE_FAULTS'}]),
+    Ebin.
+
+%% The folder of the checkout, from where the sources were when this was compiled.
+root() ->
+    filename:dirname(filename:dirname(proplists:get_value(source, ?MODULE:module_info(compile)))).
+
+run(Program, Args) ->
+    Port = open_port({spawn_executable, os:find_executable(Program)}, [{args, Args}, exit_status, stderr_to_stdout, binary]),
+    await_exit(Port, []).
+
+await_exit(Port, Output) ->
+    receive
+        {Port, {data, Data}} -> await_exit(Port, [Output, Data]);
+        {Port, {exit_status, 0}} -> ok;
+        {Port, {exit_status, Status}} -> error({Status, iolist_to_binary(Output)})
+    end.
+
+start(Config) ->
+    Node = rekindle_node:start([], [?config(faulty, Config)]),
+    {ok, _} = rekindle_node:call(Node, application, ensure_all_started, [ssl]),
+    Node.
+
+inject(Node, Mode) ->
+    ok = rekindle_node:call(Node, rekindle_nif, inject_fault, [Mode]).
+
+start_server(Node, Config) ->
+    #{server := #{ec := #{cert := Cert, key := Key}}} = ?config(certs, Config),
+    Opts = [{certfile, Cert}, {keyfile, Key}, {versions, ['tlsv1.2']}],
+    rekindle_node:call(Node, rekindle_servers, start, [tls, Opts]).
+
+reconnect(Port) ->
+    #{full := Full, resumed := Resumed} = rekindle_clients:openssl_reconnect(Port, #{}),
+    {Full, Resumed}.
+
+erlang_client(Node, Port, Config) ->
+    #{ca := Ca} = ?config(certs, Config),
+    rekindle_node:call(Node, rekindle_clients, erlang, [Port, #{cafile => Ca}]).
+
+cache_processes(Node) ->
+    supervisor_children(rekindle_node:call(Node, supervisor, which_children, [ssl_server_session_cache_sup])).
+
+supervisor_children(Children) ->
+    [Pid || {_, Pid, _, _} <- Children, is_pid(Pid)].
+
+scopes(Node, Role) ->
+    [Info || #{role := R} = Info <- rekindle_node:call(Node, rekindle_admin, info, []), R =:= Role].
+
+elsewhere(Fun) ->
+    {_, Monitor} = spawn_monitor(fun() -> exit({result, Fun()}) end),
+    receive {'DOWN', Monitor, process, _, {result, Result}} -> Result end.

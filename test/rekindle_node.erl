@@ -1,0 +1,54 @@
+%% @doc A node of its own for a test: another ssl, another environment, and nothing left of it after.
+-module(rekindle_node).
+
+-export([start/1, start/2, start_ssl/1, stop/1, call/4, run/2]).
+-export([apply_fun/1]).
+
+-define(KEYS, [session_cb, server_session_cb, client_session_cb]).
+
+%% @doc A node whose ssl runs with Rekindle and with `SslEnv' as the rest of its environment.
+-spec start([{atom(), term()}]) -> pid().
+start(SslEnv) ->
+    start(SslEnv, []).
+
+%% @doc As `start/1', with folders of beam files that come before all others.
+-spec start([{atom(), term()}], [file:filename()]) -> pid().
+start(SslEnv, Folders) ->
+    {ok, Node, _} = peer:start(#{connection => standard_io, args => code_path(Folders), wait_boot => 30_000}),
+    case call(Node, application, load, [ssl]) of
+        ok -> ok;
+        {error, {already_loaded, ssl}} -> ok
+    end,
+    Env = [{Key, rekindle} || Key <- ?KEYS, not lists:keymember(Key, 1, SslEnv)] ++ SslEnv,
+    [ok = call(Node, application, set_env, [ssl, Key, Value]) || {Key, Value} <- Env, Value =/= unset],
+    Node.
+
+%% @doc As `start/1', and ssl is started.
+-spec start_ssl([{atom(), term()}]) -> pid().
+start_ssl(SslEnv) ->
+    Node = start(SslEnv),
+    {ok, _} = call(Node, application, ensure_all_started, [ssl]),
+    Node.
+
+-spec stop(pid()) -> ok.
+stop(Node) ->
+    peer:stop(Node).
+
+-spec call(pid(), module(), atom(), [term()]) -> term().
+call(Node, Module, Function, Args) ->
+    peer:call(Node, Module, Function, Args, 120_000).
+
+%% @doc Runs a fun of the caller's module there.
+-spec run(pid(), fun(() -> Result)) -> Result.
+run(Node, Fun) ->
+    call(Node, ?MODULE, apply_fun, [Fun]).
+
+%% @private
+-spec apply_fun(fun(() -> Result)) -> Result.
+apply_fun(Fun) ->
+    Fun().
+
+%% The last `-pa' comes first.
+code_path(Folders) ->
+    Own = [filename:dirname(code:which(Module)) || Module <- [?MODULE, rekindle]],
+    lists:append([["-pa", filename:absname(Folder)] || Folder <- Own ++ lists:reverse(Folders)]).

@@ -1,0 +1,529 @@
+%% What must hold for the server role: real clients resume, OTP's cache process lives on, no session
+%% leaves its scope, no private key enters.
+-module(rekindle_server_SUITE).
+
+-include_lib("common_test/include/ct.hrl").
+-include_lib("stdlib/include/assert.hrl").
+
+-compile([export_all, nowarn_export_all]).
+
+all() ->
+    [{group, resumption}, {group, cache_process}, {group, lifetime}, {group, scope}, {group, secrets}, {group, memory}].
+
+groups() ->
+    [
+        {resumption, [], [
+            tls_clients_resume,
+            dtls_clients_resume,
+            clients_of_an_upgraded_socket_resume
+        ]},
+        {cache_process, [], [
+            it_survives_more_sessions_than_the_store_holds,
+            it_survives_a_flush_between_registrations,
+            it_survives_lifetimes_running_out,
+            it_survives_a_store_that_holds_sessions_before_its_first,
+            it_survives_a_lookup_of_an_expired_session,
+            it_survives_a_negative_maximum
+        ]},
+        {lifetime, [], [
+            an_expired_session_is_not_resumed,
+            a_lifetime_longer_than_that_of_ssl_counts,
+            a_session_lifetime_of_zero_resumes_nothing
+        ]},
+        {scope, [], [
+            listeners_do_not_share_sessions,
+            sockets_of_one_address_share_sessions,
+            listeners_of_one_name_share_sessions,
+            tls_and_dtls_of_one_name_do_not_share_sessions,
+            a_listener_opened_again_does_not_have_the_old_sessions,
+            a_client_certificate_check_is_not_bypassed
+        ]},
+        {secrets, [], [
+            no_private_key_is_held,
+            a_resumed_connection_renegotiates,
+            a_resumed_connection_with_client_certificate_renegotiates
+        ]},
+        {memory, [], [
+            a_closed_listener_gives_its_memory_back,
+            a_dead_cache_process_gives_its_memory_back_off_the_schedulers,
+            the_size_is_true_for_all_but_the_cache_process
+        ]}
+    ].
+
+suite() ->
+    [{timetrap, {minutes, 3}}].
+
+init_per_suite(Config) ->
+    Certs = rekindle_certs:make(?config(priv_dir, Config)),
+    [{certs, Certs} | Config].
+
+end_per_suite(_Config) ->
+    ok.
+
+%% ---- resumption ----
+
+tls_clients_resume(Config) ->
+    Node = rekindle_node:start_ssl([]),
+    {Server, Port} = start_server(Node, tls, server_opts(Config)),
+    Clients = [openssl_reconnect, curl, python, erlang],
+    Expected = [{1, 5}, {1, 1}, {1, 1}, {1, 1}],
+    Results = [rekindle_node:call(Node, rekindle_clients, Client, [Port, client_opts(Config)]) || Client <- Clients],
+    ?assertEqual(lists:zip(Clients, Expected), lists:zip(Clients, [counts(Result) || Result <- Results])),
+    ?assertEqual({1, 1}, counts(offer_own_session(tls, Port, Config))),
+    %% The server's own view: each of the 5 clients made one session, and 14 connections in all.
+    ?assertMatch({5, 14}, await_handshakes(Node, Server, 14)),
+    ?assertMatch(#{hits := 9, inserts := 5, faults := 0}, scope_of(Node, Port)),
+    rekindle_node:stop(Node).
+
+dtls_clients_resume(Config) ->
+    Node = rekindle_node:start_ssl([]),
+    {Server, Port} = start_server(Node, dtls, server_opts(Config)),
+    ?assertEqual({1, 1}, counts(rekindle_node:call(Node, rekindle_clients, erlang_dtls, [Port, client_opts(Config)]))),
+    ?assertEqual({1, 1}, counts(offer_own_session(dtls, Port, Config))),
+    ?assertMatch({2, 4}, await_handshakes(Node, Server, 4)),
+    ?assertMatch(#{scope := {listener, dtls, _}, hits := 2, faults := 0}, scope_of(Node, Port)),
+    rekindle_node:stop(Node).
+
+clients_of_an_upgraded_socket_resume(Config) ->
+    Node = rekindle_node:start_ssl([]),
+    {Server, Port} = start_server(Node, upgrade, server_opts(Config)),
+    ?assertEqual({1, 5}, counts(rekindle_clients:openssl_reconnect(Port, client_opts(Config)))),
+    ?assertMatch({1, 6}, await_handshakes(Node, Server, 6)),
+    ?assertMatch([#{hits := 5, faults := 0}], [Info || #{scope := upgraded} = Info <- info(Node)]),
+    rekindle_node:stop(Node).
+
+%% ---- OTP's cache process ----
+
+it_survives_more_sessions_than_the_store_holds(Config) ->
+    with_cache_process([{session_cb_init_args, [{max_sessions, 100}]}], Config, fun(Cache, Sample) ->
+        register_all(Cache, Sample, ids(10_000)),
+        ?assertEqual(100, held(Cache)),
+        Newest = <<10_000:256>>,
+        ?assertEqual(Newest, element(2, reuse(Cache, Newest))),
+        ?assertEqual(not_reusable, reuse(Cache, <<1:256>>))
+    end).
+
+it_survives_a_flush_between_registrations(Config) ->
+    with_cache_process([], Config, fun(Cache, Sample) ->
+        register_all(Cache, Sample, ids(50)),
+        ok = rekindle:terminate(reference(Cache)),
+        ?assertEqual(0, held(Cache)),
+        register_all(Cache, Sample, ids(50)),
+        ?assertEqual(50, held(Cache))
+    end).
+
+it_survives_lifetimes_running_out(Config) ->
+    Env = [{session_lifetime, 1}],
+    with_cache_process(Env, Config, fun(Cache, Sample) ->
+        register_all(Cache, Sample, ids(50)),
+        timer:sleep(1100),
+        register_all(Cache, Sample, [<<51:256>>]),
+        await(fun() -> held(Cache) =:= 1 end),
+        ?assertMatch([#{expired := 51}], [Info || #{role := server} = Info <- rekindle_admin:info()])
+    end).
+
+it_survives_a_store_that_holds_sessions_before_its_first(Config) ->
+    [Port, OtherPort] = unused_ports(2),
+    Env = [{session_cb_init_args, [{scope, #{Port => both, OtherPort => both}}]}],
+    with_cache_process(Env, [{port, Port}], Config, fun(Cache, Sample) ->
+        register_all(Cache, Sample, ids(50)),
+        {_, OtherPort} = rekindle_servers:start(tls, for_transport(tls, [{port, OtherPort} | server_opts(Config)])),
+        [Other] = cache_processes() -- [Cache],
+        ?assertEqual(51, held(Other)),
+        register_all(Other, Sample, [<<N:256>> || N <- lists:seq(51, 60)]),
+        ?assertEqual(61, held(Other)),
+        ?assertEqual(1, order_size(Other))
+    end).
+
+it_survives_a_lookup_of_an_expired_session(Config) ->
+    Env = [{session_lifetime, 1}],
+    with_cache_process(Env, Config, fun(Cache, Sample) ->
+        register_all(Cache, Sample, ids(2)),
+        ?assertEqual(<<1:256>>, element(2, reuse(Cache, <<1:256>>))),
+        timer:sleep(1100),
+        ?assertEqual(not_reusable, reuse(Cache, <<1:256>>)),
+        ?assertEqual(not_reusable, reuse(Cache, <<2:256>>))
+    end).
+
+it_survives_a_negative_maximum(Config) ->
+    Env = [{session_cache_server_max, -1}],
+    with_cache_process(Env, Config, fun(Cache, Sample) ->
+        register_all(Cache, Sample, ids(50)),
+        ?assertEqual(51, held(Cache))
+    end).
+
+%% ---- lifetime ----
+
+an_expired_session_is_not_resumed(Config) ->
+    Node = rekindle_node:start_ssl([{session_lifetime, 3600}, {session_cb_init_args, [{lifetime, 2}]}]),
+    {_, Port} = start_server(Node, tls, server_opts(Config)),
+    save(tls, Port, "short", Config),
+    ?assertEqual({0, 1}, counts(offer(tls, Port, "short", Config))),
+    timer:sleep(2100),
+    ?assertEqual({1, 0}, counts(offer(tls, Port, "short", Config))),
+    rekindle_node:stop(Node).
+
+a_lifetime_longer_than_that_of_ssl_counts(Config) ->
+    Node = rekindle_node:start_ssl([{session_lifetime, 1}, {session_cb_init_args, [{lifetime, 3600}]}]),
+    {_, Port} = start_server(Node, tls, server_opts(Config)),
+    Caches = cache_processes(Node),
+    save(tls, Port, "long", Config),
+    timer:sleep(2100),
+    ?assertEqual({0, 1}, counts(offer(tls, Port, "long", Config))),
+    ?assertEqual(Caches, cache_processes(Node)),
+    rekindle_node:stop(Node).
+
+a_session_lifetime_of_zero_resumes_nothing(Config) ->
+    Node = rekindle_node:start_ssl([{session_lifetime, 0}, {session_cb_init_args, [{lifetime, 3600}]}]),
+    {_, Port} = start_server(Node, tls, server_opts(Config)),
+    Caches = cache_processes(Node),
+    ?assertEqual({6, 0}, counts(rekindle_clients:openssl_reconnect(Port, client_opts(Config)))),
+    ?assertEqual(Caches, cache_processes(Node)),
+    ?assertMatch(#{sessions := 0, refused := 6, faults := 0}, scope_of(Node, Port)),
+    rekindle_node:stop(Node).
+
+%% ---- scope ----
+
+listeners_do_not_share_sessions(Config) ->
+    Node = rekindle_node:start_ssl([]),
+    {_, Port} = start_server(Node, tls, server_opts(Config)),
+    {_, OtherPort} = start_server(Node, tls, server_opts(Config)),
+    save(tls, Port, "own", Config),
+    ?assertEqual({1, 0}, counts(offer(tls, OtherPort, "own", Config))),
+    ?assertEqual({0, 1}, counts(offer(tls, Port, "own", Config))),
+    rekindle_node:stop(Node).
+
+sockets_of_one_address_share_sessions(Config) ->
+    Node = rekindle_node:start_ssl([]),
+    ReusePort = {raw, 1, 15, <<1:32/native>>},
+    {_, Port} = start_server(Node, tls, [ReusePort | server_opts(Config)]),
+    {_, Port} = start_server(Node, tls, [ReusePort, {port, Port} | server_opts(Config)]),
+    ?assertEqual(2, length(cache_processes(Node))),
+    save(tls, Port, "reuseport", Config),
+    %% The kernel chooses the socket: all 16 to the first one has a chance of 1 in 65,536.
+    [?assertEqual({0, 1}, counts(offer(tls, Port, "reuseport", Config))) || _ <- lists:seq(1, 16)],
+    ?assertMatch(#{sessions := 1, hits := 16}, scope_of(Node, Port)),
+    rekindle_node:stop(Node).
+
+listeners_of_one_name_share_sessions(Config) ->
+    [Port, OtherPort, ThirdPort] = unused_ports(3),
+    Names = #{Port => both, {{127, 0, 0, 1}, OtherPort} => both},
+    Node = rekindle_node:start_ssl([{session_cb_init_args, [{scope, Names}]}]),
+    [start_server(Node, tls, [{port, P} | server_opts(Config)]) || P <- [Port, OtherPort, ThirdPort]],
+    save(tls, Port, "named", Config),
+    ?assertEqual({0, 1}, counts(offer(tls, OtherPort, "named", Config))),
+    ?assertEqual({1, 0}, counts(offer(tls, ThirdPort, "named", Config))),
+    ?assertMatch([#{sessions := 1}], [Info || #{scope := {shared, tls, both}} = Info <- info(Node)]),
+    rekindle_node:stop(Node).
+
+tls_and_dtls_of_one_name_do_not_share_sessions(Config) ->
+    [Port] = unused_ports(1),
+    Node = rekindle_node:start_ssl([{session_cb_init_args, [{scope, #{Port => both}}]}]),
+    {_, Port} = start_server(Node, tls, [{port, Port} | server_opts(Config)]),
+    {_, Port} = start_server(Node, dtls, [{port, Port} | server_opts(Config)]),
+    save(tls, Port, "transport", Config),
+    ?assertMatch(
+        [#{scope := {shared, tls, both}, sessions := 1}, #{scope := {shared, dtls, both}, sessions := 0}],
+        [Info || #{role := server} = Info <- info(Node)]
+    ),
+    rekindle_node:stop(Node).
+
+%% The cache process of the closed listener is kept from ending: the worst case of a race.
+a_listener_opened_again_does_not_have_the_old_sessions(Config) ->
+    Node = rekindle_node:start_ssl([]),
+    {Server, Port} = start_server(Node, tls, server_opts(Config)),
+    save(tls, Port, "again", Config),
+    [Cache] = cache_processes(Node),
+    ok = rekindle_node:call(Node, sys, suspend, [Cache]),
+    ok = rekindle_node:call(Node, rekindle_servers, stop, [Server]),
+    {_, Port} = start_server(Node, tls, [{port, Port} | server_opts(Config)]),
+    ?assert(rekindle_node:call(Node, erlang, is_process_alive, [Cache])),
+    ?assertEqual({1, 0}, counts(offer(tls, Port, "again", Config))),
+    rekindle_node:stop(Node).
+
+%% The second listener trusts another authority. It refuses the client in a full handshake, and must
+%% not take the session either that the client got from the first one (CVE-2025-23419 in nginx).
+a_client_certificate_check_is_not_bypassed(Config) ->
+    [Port, OtherPort] = unused_ports(2),
+    Bypass = [{scope, #{Port => careless, OtherPort => careless}}],
+    ?assertEqual(full_handshake_refused, outcome_at_other_authority([], Port, OtherPort, Config)),
+    %% What the documentation warns of, so that the test above is known to be able to fail.
+    ?assertEqual(resumed, outcome_at_other_authority(Bypass, Port, OtherPort, Config)).
+
+outcome_at_other_authority(InitArgs, Port, OtherPort, Config) ->
+    #{ca := Ca, other_ca := OtherCa, client := #{ec := Client}} = ?config(certs, Config),
+    Node = rekindle_node:start_ssl([{session_cb_init_args, InitArgs}]),
+    Strict = [{verify, verify_peer}, {fail_if_no_peer_cert, true}, {reuse_sessions, true} | server_opts(Config)],
+    {_, Port} = start_server(Node, tls, [{port, Port}, {cacertfile, Ca} | Strict]),
+    {Other, OtherPort} = start_server(Node, tls, [{port, OtherPort}, {cacertfile, OtherCa} | Strict]),
+    save(tls, Port, "bypass", Config, certificate(Client)),
+    _ = offer(tls, OtherPort, "bypass", Config, certificate(Client)),
+    await(fun() ->
+        [] =/=
+            rekindle_node:call(Node, rekindle_servers, handshakes, [Other]) ++
+                rekindle_node:call(Node, rekindle_servers, failures, [Other])
+    end),
+    Outcome =
+        case rekindle_node:call(Node, rekindle_servers, handshakes, [Other]) of
+            [] -> full_handshake_refused;
+            [_] -> resumed
+        end,
+    rekindle_node:stop(Node),
+    Outcome.
+
+%% ---- secrets ----
+
+no_private_key_is_held(Config) ->
+    [no_private_key_is_held(KeyType, Config) || KeyType <- [rsa, ec]].
+
+no_private_key_is_held(KeyType, Config) ->
+    #{server := #{KeyType := #{key := KeyFile}}} = ?config(certs, Config),
+    Secrets = private_numbers(KeyFile),
+    Node = rekindle_node:start_ssl([]),
+    {_, Port} = start_server(Node, tls, server_opts(KeyType, Config)),
+    ?assertEqual({1, 5}, counts(rekindle_clients:openssl_reconnect(Port, client_opts(Config)))),
+    [{_, Session}] = rekindle_node:run(Node, fun() ->
+        [Cache] = cache_processes(),
+        rekindle:foldl(fun(Held, Acc) -> [Held | Acc] end, [], reference(Cache))
+    end),
+    ?assertEqual(undefined, element(6, Session)),
+    Encoded = term_to_binary(Session),
+    [?assertEqual(nomatch, binary:match(Encoded, Secret)) || Secret <- Secrets],
+    rekindle_node:stop(Node).
+
+a_resumed_connection_renegotiates(Config) ->
+    renegotiate([], #{}, Config).
+
+a_resumed_connection_with_client_certificate_renegotiates(Config) ->
+    #{ca := Ca, client := #{rsa := Client}} = ?config(certs, Config),
+    Verify = [{verify, verify_peer}, {fail_if_no_peer_cert, true}, {cacertfile, Ca}, {reuse_sessions, true}],
+    renegotiate(Verify, certificate(Client), Config).
+
+renegotiate(Verify, ClientOpts, Config) ->
+    [
+        begin
+            Node = rekindle_node:start_ssl([]),
+            {_, Port} = start_server(Node, tls, Verify ++ server_opts(KeyType, Config)),
+            save(tls, Port, "renegotiate", Config, ClientOpts),
+            Opts = maps:merge(client_opts(Config), ClientOpts#{initiator => Initiator}),
+            File = session_file("renegotiate", Config),
+            #{survived := Survived} = Result = rekindle_clients:openssl_renegotiate(Port, File, Opts),
+            %% openssl makes a full handshake of its own renegotiation, and resumes when asked to.
+            Expected = #{client => {1, 1}, server => {0, 2}},
+            ?assertEqual(
+                {KeyType, Initiator, true, maps:get(Initiator, Expected)},
+                {KeyType, Initiator, Survived, counts(Result)}
+            ),
+            rekindle_node:stop(Node)
+        end
+     || KeyType <- [rsa, ec], Initiator <- [client, server]
+    ].
+
+%% ---- memory ----
+
+a_closed_listener_gives_its_memory_back(Config) ->
+    Node = rekindle_node:start_ssl([]),
+    {Server, Port} = start_server(Node, tls, server_opts(Config)),
+    save(tls, Port, "closed", Config),
+    ?assertMatch(#{sessions := 1}, scope_of(Node, Port)),
+    ok = rekindle_node:call(Node, rekindle_servers, stop, [Server]),
+    await(fun() -> [] =:= [Info || #{role := server} = Info <- info(Node)] end),
+    rekindle_node:stop(Node).
+
+%% Both holders of the reference are killed, so that a scheduler drops the last one.
+a_dead_cache_process_gives_its_memory_back_off_the_schedulers(Config) ->
+    Sessions = 500_000,
+    Env = [{session_cb_init_args, [{max_bytes, 4_000_000_000}]}],
+    in_node(Env, [], Config, fun(Cache, Sample) ->
+        Self = self(),
+        Holder = spawn(fun() ->
+            Reference = reference(Cache),
+            [rekindle:update(Reference, Id, with_id(Sample, Id)) || Id <- ids(Sessions)],
+            Self ! {full, rekindle:size(Reference)},
+            receive forever -> Reference end
+        end),
+        receive {full, Size} -> ?assertEqual(Sessions + 1, Size) end,
+        Full = resident_bytes(),
+        erlang:system_monitor(self(), [{long_schedule, 100}]),
+        [exit(Pid, kill) || Pid <- [Cache, Holder]],
+        erlang:garbage_collect(),
+        %% OTP starts another process for the listener, with an empty store.
+        await(fun() -> lists:all(fun(#{sessions := Held}) -> Held =:= 0 end, rekindle_admin:info()) end),
+        await(fun() -> resident_bytes() < Full - Sessions * 500 end),
+        receive {monitor, _, long_schedule, Event} -> error({a_scheduler_was_stalled, Event}) after 0 -> ok end
+    end).
+
+the_size_is_true_for_all_but_the_cache_process(Config) ->
+    in_node([{session_cache_server_max, 7}], [], Config, fun(Cache, Sample) ->
+        register_all(Cache, Sample, ids(5)),
+        Reference = reference(Cache),
+        ?assertEqual(6, rekindle:size(Reference)),
+        ?assertEqual(7, as_cache_process(Cache, fun() -> rekindle:size(Reference) end)),
+        exit(Cache, kill),
+        await(fun() -> not is_process_alive(Cache) end),
+        ?assertEqual(6, rekindle:size(Reference)),
+        ok = rekindle:delete(Reference, <<1:256>>),
+        ?assertEqual(5, rekindle:size(Reference))
+    end).
+
+%% ---- in the test node ----
+
+server_opts(Config) ->
+    server_opts(ec, Config).
+
+server_opts(KeyType, Config) ->
+    #{server := #{KeyType := #{cert := Cert, key := Key}}} = ?config(certs, Config),
+    [{certfile, Cert}, {keyfile, Key}, {versions, ['tlsv1.2', 'dtlsv1.2']}].
+
+client_opts(Config) ->
+    #{ca := Ca} = ?config(certs, Config),
+    #{cafile => Ca}.
+
+certificate(#{cert := Cert, key := Key}) ->
+    #{certfile => Cert, keyfile => Key}.
+
+start_server(Node, Kind, Opts) ->
+    rekindle_node:call(Node, rekindle_servers, start, [Kind, for_transport(Kind, Opts)]).
+
+for_transport(Kind, Opts) ->
+    Version =
+        case Kind of
+            dtls -> 'dtlsv1.2';
+            _ -> 'tlsv1.2'
+        end,
+    lists:keystore(versions, 1, Opts, {versions, [Version]}).
+
+save(Proto, Port, Name, Config) ->
+    save(Proto, Port, Name, Config, #{}).
+
+save(Proto, Port, Name, Config, Opts) ->
+    Result = rekindle_clients:openssl_save(Proto, Port, session_file(Name, Config), maps:merge(client_opts(Config), Opts)),
+    ?assertEqual({1, 0}, counts(Result)).
+
+offer(Proto, Port, Name, Config) ->
+    offer(Proto, Port, Name, Config, #{}).
+
+offer(Proto, Port, Name, Config, Opts) ->
+    rekindle_clients:openssl_offer(Proto, Port, session_file(Name, Config), maps:merge(client_opts(Config), Opts)).
+
+offer_own_session(Proto, Port, Config) ->
+    rekindle_clients:openssl_two_processes(Proto, Port, (client_opts(Config))#{sess_file => session_file("two", Config)}).
+
+session_file(Name, Config) ->
+    filename:join(?config(priv_dir, Config), Name ++ ".session").
+
+counts(#{full := Full, resumed := Resumed}) ->
+    {Full, Resumed}.
+
+%% How many sessions the server saw, and in how many handshakes.
+await_handshakes(Node, Server, Number) ->
+    await(fun() -> length(rekindle_node:call(Node, rekindle_servers, handshakes, [Server])) >= Number end),
+    Ids = [Id || #{session_id := Id} <- rekindle_node:call(Node, rekindle_servers, handshakes, [Server])],
+    {length(lists:usort(Ids)), length(Ids)}.
+
+info(Node) ->
+    rekindle_node:call(Node, rekindle_admin, info, []).
+
+scope_of(Node, Port) ->
+    [Info] = [Info || #{scope := {listener, _, {_, P}}} = Info <- info(Node), P =:= Port],
+    Info.
+
+unused_ports(Number) ->
+    Sockets = [element(2, {ok, _} = gen_tcp:listen(0, [{ip, {127, 0, 0, 1}}])) || _ <- lists:seq(1, Number)],
+    Ports = [element(2, {ok, _} = inet:port(Socket)) || Socket <- Sockets],
+    [ok = gen_tcp:close(Socket) || Socket <- Sockets],
+    Ports.
+
+private_numbers(KeyFile) ->
+    {ok, Pem} = file:read_file(KeyFile),
+    [Entry] = public_key:pem_decode(Pem),
+    case public_key:pem_entry_decode(Entry) of
+        Key when element(1, Key) =:= 'RSAPrivateKey' ->
+            [binary:encode_unsigned(element(N, Key)) || N <- [5, 6, 7]] ++
+                [binary:encode_unsigned(element(N, Key), little) || N <- [5, 6, 7]];
+        Key when element(1, Key) =:= 'ECPrivateKey' ->
+            [element(3, Key)]
+    end.
+
+await(Condition) ->
+    await(Condition, 500).
+
+await(Condition, Tries) ->
+    case Condition() of
+        true -> ok;
+        false when Tries > 0 -> timer:sleep(20), await(Condition, Tries - 1);
+        false -> error({still_not_so_after_10_s, Condition})
+    end.
+
+%% ---- in the node with the cache ----
+
+%% Runs `Fun' with the cache process of a new listener and a session a real client made there. The
+%% process must be the same afterwards, with one session in its own order.
+with_cache_process(Env, Config, Fun) ->
+    with_cache_process(Env, [], Config, Fun).
+
+with_cache_process(Env, ListenOpts, Config, Fun) ->
+    in_node(Env, ListenOpts, Config, fun(Cache, Sample) ->
+        Fun(Cache, Sample),
+        ?assert(lists:member(Cache, cache_processes())),
+        ?assertEqual(1, order_size(Cache)),
+        ?assertMatch([], [Info || #{faults := Faults} = Info <- rekindle_admin:info(), Faults > 0])
+    end).
+
+in_node(Env, ListenOpts, Config, Fun) ->
+    Node = rekindle_node:start_ssl(Env),
+    {_, Port} = start_server(Node, tls, ListenOpts ++ server_opts(Config)),
+    _ = rekindle_clients:openssl_save(tls, Port, session_file("sample", Config), client_opts(Config)),
+    rekindle_node:run(Node, fun() ->
+        [Cache] = cache_processes(),
+        await(fun() -> held(Cache) =:= 1 end),
+        [{_, Sample}] = rekindle:foldl(fun(Held, Acc) -> [Held | Acc] end, [], reference(Cache)),
+        Fun(Cache, Sample)
+    end),
+    rekindle_node:stop(Node).
+
+cache_processes(Node) ->
+    rekindle_node:call(Node, ?MODULE, cache_processes, []).
+
+cache_processes() ->
+    [Pid || {_, Pid, _, _} <- supervisor:which_children(ssl_server_session_cache_sup), is_pid(Pid)].
+
+%% Fields of the process's state by content: it differs between releases.
+reference(Cache) ->
+    [Reference] = [Field || Field <- tuple_to_list(sys:get_state(Cache)), is_record(Field, server, 5)],
+    Reference.
+
+order_size(Cache) ->
+    [Size] = [Size || {Size, Tree} <- tuple_to_list(sys:get_state(Cache)), is_integer(Size), is_tuple(Tree)],
+    Size.
+
+as_cache_process(Cache, Fun) ->
+    Self = self(),
+    sys:replace_state(Cache, fun(State) -> Self ! {Cache, Fun()}, State end),
+    receive {Cache, Result} -> Result end.
+
+held(Cache) ->
+    rekindle:size(reference(Cache)).
+
+ids(Number) ->
+    [<<N:256>> || N <- lists:seq(1, Number)].
+
+register_all(Cache, Sample, Ids) ->
+    [ssl_server_session_cache:register_session(Cache, with_id(Sample, Id)) || Id <- Ids],
+    _ = sys:get_state(Cache),
+    ok.
+
+%% A session as a connection would register it: with a stamp of its own.
+with_id(Sample, Id) ->
+    {Stamp, _} = element(3, Sample),
+    Now = erlang:monotonic_time(),
+    Fields = [if Field =:= Stamp -> Now; true -> Field end || Field <- tuple_to_list(Sample)],
+    setelement(3, setelement(2, list_to_tuple(Fields), Id), {Now, 1}).
+
+reuse(Cache, Id) ->
+    ssl_server_session_cache:reuse_session(Cache, Id).
+
+resident_bytes() ->
+    {ok, Status} = file:read_file("/proc/self/status"),
+    {match, [Kilobytes]} = re:run(Status, "VmRSS:\\s+(\\d+) kB", [{capture, all_but_first, list}]),
+    1024 * list_to_integer(Kilobytes).
