@@ -27,8 +27,8 @@
 %% term will do as well.
 -type key() :: ssl:session_id() | {partial_key(), ssl:session_id()} | term().
 
-%% OTP's session record, or any other term.
--type session() :: term().
+%% OTP's session record. Any other term is stored as well.
+-type session() :: ssl_session_cache_api:session().
 
 %% These stay in the state of OTP's processes: a new version of this module has to take the old ones.
 -record(server, {

@@ -1,9 +1,8 @@
 //! Faults that a test asks for. In any other build nothing is left of them.
 
-use rustler::NifResult;
-
+/// Fails if a test has asked for it.
 #[cfg(not(feature = "faults"))]
-pub fn strike() -> NifResult<()> {
+pub fn strike() -> rustler::NifResult<()> {
     Ok(())
 }
 

@@ -1,0 +1,20 @@
+.PHONY: demo test lint
+
+# TLS and DTLS clients resuming their sessions out of Rekindle, in a table.
+demo:
+	@scripts/setup.sh
+	@scripts/demo.sh
+
+# All tests. The last line reads `N passed, N failed`.
+test:
+	@scripts/setup.sh
+	@scripts/test.sh
+
+# Formatting, lints, cross references, types.
+lint:
+	@scripts/setup.sh
+	cargo fmt --check
+	cargo clippy --quiet --workspace --all-targets --locked -- -D warnings
+	cargo clippy --quiet --workspace --all-targets --locked --features rekindle_nif/faults -- -D warnings
+	rebar3 xref
+	rebar3 dialyzer

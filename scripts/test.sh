@@ -1,0 +1,38 @@
+#!/bin/sh
+# Runs the tests of the native crates and the Common Test suites, and adds up.
+set -u
+cd "$(dirname "$0")/.."
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+passed=0
+failed=0
+
+# run COUNT COMMAND...: COUNT is an awk program that prints how many tests passed and failed. A command
+# that fails without a failed test, or that runs none, is one failure.
+run() {
+    count=$1
+    shift
+    "$@" >"$log" 2>&1
+    status=$?
+    # What a failed case prints can be long; Common Test keeps it all in _build/test/logs.
+    cut -c 1-2000 "$log"
+    set -- $(sed 's/\x1b\[[0-9;]*m//g' "$log" | awk "$count")
+    passed=$((passed + $1))
+    failed=$((failed + $2))
+    if [ "$2" -eq 0 ] && { [ "$status" -ne 0 ] || [ "$1" -eq 0 ]; }; then
+        failed=$((failed + 1))
+    fi
+}
+
+run '/^test result:/ { p += $4; f += $6 } END { print p + 0, f + 0 }' \
+    cargo test --locked --workspace
+
+run '/^All [0-9]+ tests passed/ { p += $2 }
+     /^Failed [0-9]+ tests/ { f += $2 }
+     /^Skipped [0-9]+/ { f += $2 }
+     /Passed [0-9]+ tests/ { sub(/.*Passed /, ""); p += $1 }
+     END { print p + 0, f + 0 }' \
+    rebar3 ct
+
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ]
