@@ -172,9 +172,7 @@ open_store(Open) ->
         Open()
     catch
         Class:Reason ->
-            ?LOG_ERROR("rekindle: no store could be opened, nothing will be cached: ~0tp", [{Class, Reason}], #{
-                domain => [rekindle]
-            }),
+            ?LOG_ERROR("rekindle: no store could be opened, nothing will be cached: ~0tp", [{Class, Reason}]),
             unavailable
     end.
 
@@ -225,7 +223,7 @@ log_fault(Count, Class, Reason) ->
         end,
     _ = spawn(fun() ->
         ?LOG_ERROR("rekindle: a call failed in the native library (~ts:~ts), ~b so far in this cache",
-            [Class, Shown, Count], #{domain => [rekindle]})
+            [Class, Shown, Count])
     end),
     ok.
 
@@ -247,7 +245,7 @@ require_native_library() ->
 
 -spec refuse(atom(), string()) -> no_return().
 refuse(What, Line) ->
-    ?LOG_ERROR("~ts", [Line], #{domain => [rekindle]}),
+    ?LOG_ERROR("~ts", [Line]),
     %% A `shutdown' reason spares the reader the crash report of OTP's process.
     exit({shutdown, {What, Line}}).
 
@@ -269,11 +267,9 @@ log_once(Topic, What, Log) ->
     end.
 
 log_foreign_options(Options) ->
-    ?LOG_NOTICE("rekindle: options left alone, they are not rekindle's: ~0tp", [Options], #{domain => [rekindle]}).
+    ?LOG_NOTICE("rekindle: options left alone, they are not rekindle's: ~0tp", [Options]).
 
 log_missing_keys(Keys) ->
     ?LOG_WARNING(
         "rekindle: ssl's ~0tp should be rekindle, too: which keys ssl reads depends on the OTP release",
-        [Keys],
-        #{domain => [rekindle]}
-    ).
+        [Keys]).

@@ -5,14 +5,16 @@
 
 -export_type([info/0]).
 
-%% One scope. `bytes' and `max_bytes' in bytes, `lifetime' in seconds; the rest are numbers of
-%% sessions or of calls since the scope was opened. A client scope has no bounds of its own: ssl's
+%% One scope. `bytes' and `max_bytes' in bytes, `lifetime' in seconds; `templates' is how many kinds of
+%% sessions are kept in common parts; the rest are numbers of sessions, or of calls since the scope was
+%% opened. A client scope has no bounds of its own: ssl's
 %% `session_cache_client_max' and `session_lifetime' bound it.
 -type info() :: #{
     scope := rekindle_scope:label(),
     role := server | client,
     sessions := non_neg_integer(),
     bytes := non_neg_integer(),
+    templates := non_neg_integer(),
     max_bytes := pos_integer() | infinity,
     max_sessions := pos_integer() | infinity,
     lifetime := non_neg_integer() | infinity,

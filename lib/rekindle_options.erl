@@ -38,7 +38,11 @@
 %% the list is not ours; or one readable line about the first option that is wrong.
 -spec parse(term()) -> {ok, options(), Foreign :: [term()]} | {error, error()}.
 parse(Args) ->
-    parse(Args, #{}, []).
+    try length(Args) of
+        _ -> parse(Args, #{}, [])
+    catch
+        error:badarg -> bad_option(session_cb_init_args, Args)
+    end.
 
 parse([{Option, Value} | Rest], Given, Foreign) when is_map_key(Option, ?DEFAULTS) ->
     case {is_valid(Option, Value), Given} of
@@ -51,9 +55,7 @@ parse([Option | _], _, _) when is_map_key(Option, ?DEFAULTS) ->
 parse([Other | Rest], Given, Foreign) ->
     parse(Rest, Given, [Other | Foreign]);
 parse([], Given, Foreign) ->
-    {ok, maps:merge(?DEFAULTS, Given), lists:reverse(Foreign)};
-parse(Other, _, _) ->
-    bad_option(session_cb_init_args, Other).
+    {ok, maps:merge(?DEFAULTS, Given), lists:reverse(Foreign)}.
 
 %% @doc The keys of ssl's that do not name this cache. Which of them ssl reads depends on the release:
 %% `session_cb' up to OTP 27, the other two from OTP 29 on.

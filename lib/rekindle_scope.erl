@@ -20,16 +20,16 @@
 
 %% @doc The scope of the cache process that calls: its label, the listen socket where there is one, and
 %% whether to join those that already use the label.
--spec of_server(rekindle_options:scope()) -> {label(), port() | undefined, Join :: boolean()}.
+-spec of_server(rekindle_options:scope()) -> {label(), Socket :: string() | undefined, Join :: boolean()}.
 of_server(Option) ->
     case listener() of
         {Socket, Transport, Address} ->
             case shared_name(Option, Address) of
                 {ok, Name} ->
-                    {{shared, Transport, Name}, Socket, true};
+                    {{shared, Transport, Name}, port_to_list(Socket), true};
                 none ->
                     Label = {listener, Transport, Address},
-                    {Label, Socket, is_in_use(Label)}
+                    {Label, port_to_list(Socket), is_in_use(Label)}
             end;
         none ->
             {listenerless(), undefined, false}
@@ -60,7 +60,11 @@ shared_name(_, _) ->
 %% opened again at once is another one, perhaps with another certificate authority, although the old
 %% one's process may still be about to end: so it counts whether a socket is open, not the process.
 is_in_use(Label) ->
-    lists:any(fun(Socket) -> erlang:port_info(Socket, id) =/= undefined end, rekindle_nif:sockets(Label)).
+    lists:any(fun is_open/1, rekindle_nif:sockets(Label)).
+
+%% By name, as the native side keeps encoded terms, and those of ports change with the node's name.
+is_open(Socket) ->
+    erlang:port_info(list_to_port(Socket), id) =/= undefined.
 
 %% OTP has one cache process for all sockets upgraded with ssl:handshake/2, whatever they came from.
 listenerless() ->

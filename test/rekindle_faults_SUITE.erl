@@ -148,7 +148,7 @@ faults_are_logged_less_and_less_and_without_secrets(Config) ->
     rekindle_node:stop(Node).
 
 %% A logger handler.
-log(#{msg := {Format, Args}, meta := #{domain := [rekindle]}}, #{config := Pid}) ->
+log(#{msg := {"rekindle: " ++ _ = Format, Args}}, #{config := Pid}) ->
     Pid ! {logged, lists:flatten(io_lib:format(Format, Args))};
 log(_, _) ->
     ok.

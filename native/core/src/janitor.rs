@@ -1,7 +1,7 @@
 //! The thread that drops sessions, so that no scheduler of the BEAM has to.
 
-use crate::{clock, registry, Scope};
-use once_cell::sync::Lazy;
+use crate::{clock, memory, Registry, Scope};
+use once_cell::sync::OnceCell;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::mpsc::{channel, Receiver, RecvTimeoutError, Sender};
 use std::sync::Arc;
@@ -11,48 +11,60 @@ use std::time::{Duration, Instant};
 /// How often expired sessions are looked for.
 const TICK: Duration = Duration::from_secs(1);
 
-/// `None` where the system gives no thread: what ends is then dropped where it ends, and what has
-/// expired when its place is needed.
-static JANITOR: Lazy<Option<Sender<Arc<Scope>>>> = Lazy::new(|| {
-    let (sender, receiver) = channel();
-    thread::Builder::new()
-        .name("rekindle-janitor".into())
-        .spawn(move || work(&receiver))
-        .ok()
-        .map(|_| sender)
-});
-
-/// Starts the thread if it is not running.
-pub(crate) fn start() {
-    Lazy::force(&JANITOR);
+/// The way to the thread. There is none where the system gives no thread: what ends is then dropped
+/// where it ends, and what has expired when its place is needed.
+pub(crate) struct Janitor<T> {
+    ended: OnceCell<Option<Sender<Arc<Scope<T>>>>>,
 }
 
-/// Hands over a scope that has no references left.
-pub(crate) fn dispose(scope: Arc<Scope>) {
-    if let Some(janitor) = &*JANITOR {
-        // An error hands the scope back, and it is dropped here.
-        let _ = janitor.send(scope);
+impl<T: Send + Sync + 'static> Janitor<T> {
+    pub fn new() -> Self {
+        Janitor {
+            ended: OnceCell::new(),
+        }
     }
-}
 
-fn work(ended: &Receiver<Arc<Scope>>) {
-    let mut next_tick = Instant::now() + TICK;
-    loop {
-        let wait = next_tick.saturating_duration_since(Instant::now());
-        match ended.recv_timeout(wait) {
-            Ok(scope) => surviving(|| scope.clear()),
-            Err(RecvTimeoutError::Timeout) => {
-                surviving(expire);
-                next_tick = Instant::now() + TICK;
-            }
-            Err(RecvTimeoutError::Disconnected) => return,
+    /// Starts the thread if it is not running.
+    pub fn start(&self, registry: &'static Registry<T>) {
+        self.ended.get_or_init(|| {
+            let (sender, receiver) = channel();
+            thread::Builder::new()
+                .name("rekindle-janitor".into())
+                .spawn(move || work(registry, &receiver))
+                .ok()
+                .map(|_| sender)
+        });
+    }
+
+    /// Hands over a scope that has no references left.
+    pub fn dispose(&self, scope: Arc<Scope<T>>) {
+        if let Some(Some(janitor)) = self.ended.get() {
+            // An error hands the scope back, and it is dropped here.
+            let _ = janitor.send(scope);
         }
     }
 }
 
-fn expire() {
-    for scope in registry::scopes() {
-        scope.expire(clock::now_ms());
+fn work<T: Send + Sync>(registry: &'static Registry<T>, ended: &Receiver<Arc<Scope<T>>>) {
+    let mut next_tick = Instant::now() + TICK;
+    loop {
+        let wait = next_tick.saturating_duration_since(Instant::now());
+        match ended.recv_timeout(wait) {
+            Ok(scope) => surviving(|| {
+                scope.clear();
+                drop(scope);
+                memory::give_back();
+            }),
+            Err(RecvTimeoutError::Timeout) => {
+                surviving(|| {
+                    for scope in registry.scopes() {
+                        scope.tidy(clock::now_ms());
+                    }
+                });
+                next_tick = Instant::now() + TICK;
+            }
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
     }
 }
 

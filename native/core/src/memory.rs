@@ -2,8 +2,8 @@
 
 /// Gives the pages of freed memory back to the system, where the allocator would keep them.
 ///
-/// An arena of the allocator is locked meanwhile, for about 0.1 ms for each MiB there is to give: so
-/// it is called often while much is dropped, and never from a thread of the BEAM.
+/// An arena of the allocator is locked meanwhile, for about 0.1 ms for each MiB there is to give. Sessions
+/// are not in there, only index tables and small things.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[allow(unsafe_code)]
 pub(crate) fn give_back() {

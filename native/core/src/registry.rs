@@ -1,24 +1,27 @@
 //! Which scopes there are, who holds them, and who may join one.
 
-use crate::{janitor, ClientStore, Limits, Scope, ServerStore, Store};
-use once_cell::sync::Lazy;
+use crate::janitor::Janitor;
+use crate::{ClientStore, Limits, Scope, ServerStore, Store};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 
-static REGISTRY: Lazy<Mutex<Registry>> = Lazy::new(Mutex::default);
+/// The open scopes. There is one for the life of the process, as references point to it.
+pub struct Registry<T: 'static> {
+    table: Mutex<Table<T>>,
+    janitor: Janitor<T>,
+}
 
-#[derive(Default)]
-struct Registry {
+struct Table<T> {
     next: u64,
-    open: HashMap<u64, Open>,
+    open: HashMap<u64, Open<T>>,
     /// The newest scope of each label: the one that may be joined.
     newest: HashMap<Box<[u8]>, u64>,
 }
 
-struct Open {
-    scope: Arc<Scope>,
+struct Open<T> {
+    scope: Arc<Scope<T>>,
     references: usize,
     sockets: Vec<Box<[u8]>>,
 }
@@ -34,93 +37,123 @@ pub enum Join {
 
 /// A hold on a scope. The scope ends when its last reference is dropped; the sessions are dropped by
 /// the janitor, not by the thread that drops the reference.
-pub struct Reference {
+pub struct Reference<T: Send + Sync + 'static> {
+    registry: &'static Registry<T>,
     number: u64,
-    scope: Arc<Scope>,
+    scope: Arc<Scope<T>>,
     socket: Option<Box<[u8]>>,
 }
 
 // The scope's locks do not poison and its state is only changed by operations that leave it whole.
-impl UnwindSafe for Reference {}
-impl RefUnwindSafe for Reference {}
+impl<T: Send + Sync> UnwindSafe for Reference<T> {}
+impl<T: Send + Sync> RefUnwindSafe for Reference<T> {}
 
-impl Reference {
+impl<T: Send + Sync> Reference<T> {
     /// The scope held.
-    pub fn scope(&self) -> &Scope {
+    pub fn scope(&self) -> &Scope<T> {
         &self.scope
     }
 }
 
-impl Drop for Reference {
+impl<T: Send + Sync> Drop for Reference<T> {
     fn drop(&mut self) {
-        if REGISTRY.lock().leave(self) {
-            janitor::dispose(Arc::clone(&self.scope));
+        if self.registry.table.lock().leave(self) {
+            self.registry.janitor.dispose(Arc::clone(&self.scope));
         }
     }
 }
 
-/// Opens a scope for server sessions under `label`, or joins the one open there. The `limits` of the
-/// last one to open count for all. `socket` is any name for the listening socket; see [`sockets`].
-pub fn open_server(label: &[u8], socket: Option<&[u8]>, join: Join, limits: Limits) -> Reference {
-    let mut registry = REGISTRY.lock();
-    if join == Join::IfOpen {
-        if let Some(number) = registry.newest.get(label).copied() {
-            if let Store::Server(store) = registry.open[&number].scope.store() {
-                store.set_limits(limits);
-                return registry.enter(number, socket);
-            }
+impl<T: Send + Sync> Registry<T> {
+    /// No scope is open.
+    #[allow(clippy::new_without_default)]
+    pub fn new() -> Self {
+        Registry {
+            table: Mutex::new(Table {
+                next: 0,
+                open: HashMap::new(),
+                newest: HashMap::new(),
+            }),
+            janitor: Janitor::new(),
         }
     }
-    let scope = Scope::new(label, Store::Server(ServerStore::new(limits)));
-    registry.open(scope, socket)
-}
 
-/// Opens a scope for client sessions. It is never joined.
-pub fn open_client(label: &[u8]) -> Reference {
-    let scope = Scope::new(label, Store::Client(ClientStore::new()));
-    REGISTRY.lock().open(scope, None)
-}
+    /// Opens a scope for server sessions under `label`, or joins the one open there. The `limits` of the
+    /// last one to open count for all. `socket` is any name for the listening socket; see
+    /// [`sockets`](Self::sockets).
+    pub fn open_server(
+        &'static self,
+        label: &[u8],
+        socket: Option<&[u8]>,
+        join: Join,
+        limits: Limits,
+    ) -> Reference<T> {
+        self.janitor.start(self);
+        let mut table = self.table.lock();
+        let number = match (join, table.newest.get(label)) {
+            (Join::IfOpen, Some(number)) => *number,
+            _ => table.open(label, Store::Server(ServerStore::new(limits))),
+        };
+        let reference = table.enter(self, number, socket);
+        if let Store::Server(store) = reference.scope.store() {
+            store.set_limits(limits);
+        }
+        reference
+    }
 
-/// The sockets of the references to the scope that may be joined under `label`.
-pub fn sockets(label: &[u8]) -> Vec<Box<[u8]>> {
-    let registry = REGISTRY.lock();
-    match registry.newest.get(label) {
-        Some(number) => registry.open[number].sockets.clone(),
-        None => Vec::new(),
+    /// Opens a scope for client sessions. It is never joined.
+    pub fn open_client(&'static self, label: &[u8]) -> Reference<T> {
+        self.janitor.start(self);
+        let mut table = self.table.lock();
+        let number = table.open(label, Store::Client(ClientStore::new()));
+        table.enter(self, number, None)
+    }
+
+    /// The sockets of the references to the scope that may be joined under `label`.
+    pub fn sockets(&self, label: &[u8]) -> Vec<Box<[u8]>> {
+        let table = self.table.lock();
+        match table.newest.get(label) {
+            Some(number) => table.open[number].sockets.clone(),
+            None => Vec::new(),
+        }
+    }
+
+    /// All open scopes, the first opened first.
+    pub fn scopes(&self) -> Vec<Arc<Scope<T>>> {
+        let table = self.table.lock();
+        let mut open: Vec<_> = table.open.iter().collect();
+        open.sort_by_key(|(number, _)| **number);
+        open.into_iter()
+            .map(|(_, open)| Arc::clone(&open.scope))
+            .collect()
     }
 }
 
-/// All open scopes, the first opened first.
-pub fn scopes() -> Vec<Arc<Scope>> {
-    let registry = REGISTRY.lock();
-    let mut open: Vec<_> = registry.open.iter().collect();
-    open.sort_by_key(|(number, _)| **number);
-    open.into_iter()
-        .map(|(_, open)| Arc::clone(&open.scope))
-        .collect()
-}
-
-impl Registry {
-    fn open(&mut self, scope: Scope, socket: Option<&[u8]>) -> Reference {
-        janitor::start();
+impl<T: Send + Sync> Table<T> {
+    fn open(&mut self, label: &[u8], store: Store<T>) -> u64 {
         let number = self.next;
         self.next += 1;
-        self.newest.insert(Box::from(scope.label()), number);
+        self.newest.insert(Box::from(label), number);
         let open = Open {
-            scope: Arc::new(scope),
+            scope: Arc::new(Scope::new(label, store)),
             references: 0,
             sockets: Vec::new(),
         };
         self.open.insert(number, open);
-        self.enter(number, socket)
+        number
     }
 
-    fn enter(&mut self, number: u64, socket: Option<&[u8]>) -> Reference {
+    fn enter(
+        &mut self,
+        registry: &'static Registry<T>,
+        number: u64,
+        socket: Option<&[u8]>,
+    ) -> Reference<T> {
         let open = self.open.get_mut(&number).expect("scope is open");
         let socket: Option<Box<[u8]>> = socket.map(Box::from);
         open.references += 1;
         open.sockets.extend(socket.clone());
         Reference {
+            registry,
             number,
             scope: Arc::clone(&open.scope),
             socket,
@@ -128,7 +161,7 @@ impl Registry {
     }
 
     /// Takes `reference` out; `true` if it was the last to its scope.
-    fn leave(&mut self, reference: &Reference) -> bool {
+    fn leave(&mut self, reference: &Reference<T>) -> bool {
         let Some(open) = self.open.get_mut(&reference.number) else {
             return false;
         };
@@ -152,7 +185,8 @@ impl Registry {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Secret, SessionKey};
+    use crate::SessionKey;
+    use once_cell::sync::Lazy;
     use std::time::{Duration, Instant};
 
     const LIMITS: Limits = Limits {
@@ -161,7 +195,34 @@ mod tests {
         lifetime_ms: 60_000,
     };
 
-    fn server(reference: &Reference) -> &ServerStore {
+    static REGISTRY: Lazy<Registry<()>> = Lazy::new(Registry::new);
+
+    fn open_server(
+        label: &[u8],
+        socket: Option<&[u8]>,
+        join: Join,
+        limits: Limits,
+    ) -> Reference<()> {
+        REGISTRY.open_server(label, socket, join, limits)
+    }
+
+    fn sockets(label: &[u8]) -> Vec<Box<[u8]>> {
+        REGISTRY.sockets(label)
+    }
+
+    fn insert(reference: &Reference<()>, n: u8) {
+        let key = [n; 32];
+        server(reference).insert(
+            SessionKey::Id(&key),
+            &[0; 48],
+            None,
+            b"",
+            false,
+            crate::now_ms(),
+        );
+    }
+
+    fn server(reference: &Reference<()>) -> &ServerStore<()> {
         match reference.scope().store() {
             Store::Server(store) => store,
             Store::Client(_) => panic!("a client scope"),
@@ -169,14 +230,14 @@ mod tests {
     }
 
     fn is_open(label: &[u8]) -> bool {
-        scopes().iter().any(|scope| scope.label() == label)
+        REGISTRY.scopes().iter().any(|scope| scope.label() == label)
     }
 
     #[test]
     fn joining_shares_and_a_new_scope_takes_the_label_over() {
         let first = open_server(b"share", Some(b"1"), Join::IfOpen, LIMITS);
         let second = open_server(b"share", Some(b"2"), Join::IfOpen, LIMITS);
-        server(&first).insert(SessionKey::Id([1; 32]), Secret::new(b"s"), 0);
+        insert(&first, 1);
         assert_eq!(server(&second).sessions(), 1);
         assert_eq!(sockets(b"share").len(), 2);
 
@@ -208,7 +269,7 @@ mod tests {
         let reference = open_server(b"ends", None, Join::Never, LIMITS);
         let scope = Arc::clone(&reference.scope);
         for n in 0..200 {
-            server(&reference).insert(SessionKey::Id([n; 32]), Secret::new(b"s"), 0);
+            insert(&reference, n);
         }
         drop(reference);
         let start = Instant::now();
@@ -216,6 +277,30 @@ mod tests {
             assert!(start.elapsed() < Duration::from_secs(10));
             std::thread::sleep(Duration::from_millis(5));
         }
-        assert_eq!(scope.bytes(), 0);
+    }
+
+    #[test]
+    fn the_janitor_drops_what_has_expired_and_what_is_too_much() {
+        let limits = Limits {
+            lifetime_ms: 1000,
+            ..LIMITS
+        };
+        let expiring = open_server(b"expiring", None, Join::Never, limits);
+        let shrinking = open_server(b"shrinking", None, Join::Never, LIMITS);
+        for n in 0..100 {
+            insert(&expiring, n);
+            insert(&shrinking, n);
+        }
+        server(&shrinking).set_limits(Limits {
+            max_sessions: 7,
+            ..LIMITS
+        });
+        let start = Instant::now();
+        while server(&expiring).sessions() > 0 || server(&shrinking).sessions() > 7 {
+            assert!(start.elapsed() < Duration::from_secs(10));
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(server(&expiring).counters().read().expired, 100);
+        assert_eq!(server(&shrinking).counters().read().evicted, 93);
     }
 }

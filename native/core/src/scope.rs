@@ -1,27 +1,24 @@
-use crate::{memory, ClientStore, Counters, ServerStore};
+use crate::{ClientStore, Counters, ServerStore};
 
 /// Most sessions dropped under one hold of a lock.
 const SLICE: usize = 256;
 
-/// Slices after which the memory of what was dropped is given back.
-const SLICES_A_GIVING: usize = 16;
-
 /// A partition that no session leaves, and what it is called.
-pub struct Scope {
+pub struct Scope<T> {
     label: Box<[u8]>,
-    store: Store,
+    store: Store<T>,
 }
 
 /// What a scope holds.
-pub enum Store {
+pub enum Store<T> {
     /// Sessions of one or more listeners.
-    Server(ServerStore),
+    Server(ServerStore<T>),
     /// Sessions of one client manager.
     Client(ClientStore),
 }
 
-impl Scope {
-    pub(crate) fn new(label: &[u8], store: Store) -> Self {
+impl<T> Scope<T> {
+    pub(crate) fn new(label: &[u8], store: Store<T>) -> Self {
         Scope {
             label: Box::from(label),
             store,
@@ -34,7 +31,7 @@ impl Scope {
     }
 
     /// The sessions.
-    pub fn store(&self) -> &Store {
+    pub fn store(&self) -> &Store<T> {
         &self.store
     }
 
@@ -62,29 +59,22 @@ impl Scope {
         }
     }
 
-    /// Drops what has had its time.
-    pub(crate) fn expire(&self, now_ms: u64) {
+    /// Drops what has had its time, and what exceeds a bound.
+    pub(crate) fn tidy(&self, now_ms: u64) {
         match &self.store {
-            Store::Server(store) => while store.expire(now_ms, SLICE) == SLICE {},
+            Store::Server(store) => {
+                while store.expire(now_ms, SLICE) == SLICE {}
+                while store.shrink(now_ms, SLICE) == SLICE {}
+            }
             Store::Client(store) => store.expire(now_ms),
         }
     }
 
-    /// Drops everything. Takes about a second for a million sessions: not for a scheduler's thread.
+    /// Drops everything. Takes half a second for a million sessions: not for a scheduler's thread.
     pub fn clear(&self) {
         match &self.store {
             Store::Client(store) => store.clear(),
-            Store::Server(store) => {
-                for slice in 1.. {
-                    let dropped = store.clear(SLICE);
-                    if slice % SLICES_A_GIVING == 0 || dropped < SLICE {
-                        memory::give_back();
-                    }
-                    if dropped < SLICE {
-                        break;
-                    }
-                }
-            }
+            Store::Server(store) => while store.clear(SLICE) == SLICE {},
         }
     }
 }

@@ -1,32 +1,57 @@
-use crate::{Counters, Secret};
-use dashmap::DashMap;
+//! The sessions of a server scope.
+//!
+//! # Who may touch a slot
+//!
+//! A slot is written by the thread that holds the `order` lock, and entered into the index after that.
+//! From then on its parts are safe in different hands:
+//!
+//! - id, secret, tail, template and birth are never changed. They are read under the read lock of the
+//!   slot's shard in the index, or under the `order` lock.
+//! - `visited` is atomic.
+//! - `newer` and `older` are read and written under the `order` lock only.
+//!
+//! A slot is freed under the `order` lock, after it was taken out of the index. Taking it out needs the
+//! write lock of its shard, so by then no reader is left, and none can come.
+
+#![allow(unsafe_code)]
+
+use crate::index::{Digest, Found, Index};
+use crate::sieve::{Links, Sieve};
+use crate::slab::{Directory, Slab, SlotRef};
+use crate::templates::{Pattern, Templates};
+use crate::Counters;
 use parking_lot::Mutex;
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::mem::size_of;
+use std::ptr::{addr_of, addr_of_mut, null};
+use std::slice;
+use std::sync::atomic::{AtomicU64, AtomicU8, Ordering::Relaxed};
 use std::sync::Arc;
+use zeroize::Zeroize;
 
 /// What a server session is found by.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum SessionKey {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SessionKey<'a> {
     /// A session id as OTP makes them: 32 random bytes.
-    Id([u8; 32]),
+    Id(&'a [u8; 32]),
     /// Anything else, in the caller's encoding.
-    Other(Box<[u8]>),
+    Other(&'a [u8]),
 }
 
-impl SessionKey {
-    fn heap_bytes(&self) -> usize {
-        match self {
-            SessionKey::Id(_) => 0,
-            SessionKey::Other(bytes) => bytes.len(),
-        }
-    }
+/// A session as it is stored and handed out.
+#[derive(Debug)]
+pub struct Session<'a, T> {
+    /// The master secret, or anything where there is no template.
+    pub secret: &'a [u8; 48],
+    /// What it has in common with other sessions.
+    pub template: Option<&'a T>,
+    /// What neither the template nor the secret holds.
+    pub tail: &'a [u8],
 }
 
 /// Bounds of one scope.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Most bytes to hold, keys and book-keeping included.
+    /// Most bytes to hold, index and templates included.
     pub max_bytes: u64,
     /// Most sessions to hold; `u64::MAX` means no bound.
     pub max_sessions: u64,
@@ -34,47 +59,98 @@ pub struct Limits {
     pub lifetime_ms: u64,
 }
 
-/// Bytes an entry costs beside its key's and session's own: its places in the index and in the
-/// order, and the allocations' headers.
-const ENTRY_OVERHEAD: usize = 192;
-
-/// The sessions of a server scope: bounded in bytes and in number, oldest out first, never handed
-/// out after their lifetime.
+/// The sessions of a server scope: bounded in bytes and in number, never handed out after their lifetime.
 ///
-/// Lookups take only a read lock on one shard of the index. Writers take the `order` lock first and
-/// a shard's lock under it, never the other way round.
-pub struct ServerStore {
-    index: DashMap<SessionKey, Entry>,
+/// Under pressure expired sessions go first; then, by SIEVE, those without a verified peer
+/// certificate; and only when none of these is left those with one, which nobody can make in numbers
+/// without the certificates.
+///
+/// `T` is what sessions have in common; see [`Pattern`].
+pub struct ServerStore<T> {
+    index: Index,
+    directory: Directory,
     order: Mutex<Order>,
+    templates: Templates<T>,
     sessions: AtomicU64,
-    bytes: AtomicU64,
+    slot_bytes: AtomicU64,
+    index_bytes: AtomicU64,
     max_bytes: AtomicU64,
     max_sessions: AtomicU64,
     lifetime_ms: AtomicU64,
     counters: Counters,
 }
 
-struct Entry {
-    session: Arc<Secret>,
-    age: u64,
-    expires_ms: u64,
-}
+// SAFETY: slots are shared between threads as the module's documentation says, and hold nothing that is
+// bound to a thread but templates, which are `Send` and `Sync` themselves.
+unsafe impl<T: Send + Sync> Send for ServerStore<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send + Sync> Sync for ServerStore<T> {}
 
-/// Keys in order of insertion. With one lifetime for the scope that is the order of expiry, too.
 #[derive(Default)]
 struct Order {
-    next: u64,
-    by_age: BTreeMap<u64, SessionKey>,
+    slab: Slab,
+    unverified: Sieve,
+    verified: Sieve,
+    /// When the number of sessions reaches this, the index has grown.
+    measure_index_at: u64,
 }
 
-impl ServerStore {
+/// What has to be free.
+#[derive(Default)]
+struct Room {
+    bytes: u64,
+    sessions: u64,
+}
+
+/// The beginning of a slot. The tail follows.
+#[repr(C)]
+struct Slot<T> {
+    /// From [`Arc::into_raw`], or null.
+    template: *const T,
+    id: [u8; 32],
+    secret: [u8; 48],
+    newer: SlotRef,
+    older: SlotRef,
+    born: u32,
+    tail_len: u16,
+    visited: AtomicU8,
+    flags: u8,
+}
+
+/// Has a verified peer certificate: which order it is in.
+const VERIFIED: u8 = 1;
+/// The key is not an id: the tail is its length, the key and the session's tail.
+const OTHER_KEY: u8 = 2;
+/// The tail is a [`Boxed`].
+const BOXED: u8 = 4;
+
+/// A tail that is too long for a slot: what `Box::into_raw` gave.
+type Boxed = *mut [u8];
+
+/// Most sessions one insertion evicts. It needs to evict more than one only where it is larger than what
+/// it evicts, where the index has grown, or where a bound was made narrower.
+const EVICTIONS_AN_INSERT: usize = 256;
+
+/// Longest tail in a slot.
+const MAX_TAIL: usize = 8 * 1024;
+
+/// Births are kept in tenths of a second since the library's clock began: enough for 13 years.
+const TICK_MS: u64 = 100;
+
+impl<T> ServerStore<T> {
     /// An empty store.
     pub fn new(limits: Limits) -> Self {
+        let expected = limits
+            .max_sessions
+            .min(limits.max_bytes / size_of::<Slot<T>>() as u64);
         ServerStore {
-            index: DashMap::new(),
+            index: Index::new(expected),
+            directory: Directory::new(),
             order: Mutex::default(),
+            templates: Templates::new(),
             sessions: AtomicU64::new(0),
-            bytes: AtomicU64::new(0),
+            slot_bytes: AtomicU64::new(0),
+            index_bytes: AtomicU64::new(0),
             max_bytes: AtomicU64::new(limits.max_bytes),
             max_sessions: AtomicU64::new(limits.max_sessions),
             lifetime_ms: AtomicU64::new(limits.lifetime_ms),
@@ -91,8 +167,7 @@ impl ServerStore {
         }
     }
 
-    /// Puts new bounds in force. They are kept from the next insertion on; a new lifetime is that of
-    /// the sessions inserted from now on.
+    /// Puts new bounds in force: the lifetime at once, the others from the next insertion on.
     pub fn set_limits(&self, limits: Limits) {
         self.max_bytes.store(limits.max_bytes, Relaxed);
         self.max_sessions.store(limits.max_sessions, Relaxed);
@@ -109,137 +184,453 @@ impl ServerStore {
         self.sessions.load(Relaxed)
     }
 
-    /// How many bytes are held.
+    /// How many bytes are held: by sessions, index and templates.
     pub fn bytes(&self) -> u64 {
-        self.bytes.load(Relaxed)
+        self.slot_bytes.load(Relaxed) + self.index_bytes.load(Relaxed) + self.templates.bytes()
     }
 
-    /// Stores `session`, in place of one that may be there, and evicts the oldest sessions while a
-    /// bound is exceeded. `false` if this session alone exceeds a bound or would be expired at once.
-    pub fn insert(&self, key: SessionKey, session: Secret, now_ms: u64) -> bool {
-        let limits = self.limits();
-        let cost = cost(&key, &session);
-        if cost > limits.max_bytes || limits.max_sessions == 0 || limits.lifetime_ms == 0 {
-            Counters::add(&self.counters.refused);
-            return false;
-        }
-        let mut order = self.order.lock();
-        let age = order.next;
-        order.next += 1;
-        let entry = Entry {
-            session: Arc::new(session),
-            age,
-            expires_ms: now_ms.saturating_add(limits.lifetime_ms),
+    /// How many templates are held.
+    pub fn templates(&self) -> usize {
+        self.templates.len()
+    }
+
+    /// The template that matches `pattern`, for a session to be inserted with. `None` if there are as
+    /// many as there may be, or there must be none like this.
+    pub fn template(&self, pattern: &impl Pattern<T>) -> Option<Arc<T>> {
+        self.templates.intern(pattern)
+    }
+
+    /// Stores a session, in place of one that may be there, and evicts others while a bound is exceeded.
+    /// `verified` says that it has a verified peer certificate. `false` if this session alone exceeds a
+    /// bound, would be expired at once, or the system has no memory for it.
+    pub fn insert(
+        &self,
+        key: SessionKey,
+        secret: &[u8; 48],
+        template: Option<Arc<T>>,
+        tail: &[u8],
+        verified: bool,
+        now_ms: u64,
+    ) -> bool {
+        let digest = self.index.digest(key);
+        let stored = match key {
+            SessionKey::Id(id) => {
+                self.insert_slot(digest, id, secret, &template, tail, flag(verified), now_ms)
+            }
+            SessionKey::Other(key) => {
+                let mut with_key = [&(key.len() as u64).to_ne_bytes(), key, tail].concat();
+                let flags = flag(verified) | OTHER_KEY;
+                let stored = self.insert_slot(
+                    digest, &[0; 32], secret, &template, &with_key, flags, now_ms,
+                );
+                with_key.zeroize();
+                stored
+            }
         };
-        self.sessions.fetch_add(1, Relaxed);
-        self.bytes.fetch_add(cost, Relaxed);
-        order.by_age.insert(age, key.clone());
-        if let Some(old) = self.index.insert(key.clone(), entry) {
-            order.by_age.remove(&old.age);
-            self.forget(&key, &old);
+        match (stored, template) {
+            // The slot has the hold on the template now.
+            (true, Some(template)) => _ = Arc::into_raw(template),
+            (false, Some(template)) => self.templates.release(template),
+            (_, None) => {}
         }
-        Counters::add(&self.counters.inserts);
-        while self.bytes() > limits.max_bytes || self.sessions() > limits.max_sessions {
-            self.drop_oldest(&mut order, now_ms);
-        }
-        true
+        Counters::add(match stored {
+            true => &self.counters.inserts,
+            false => &self.counters.refused,
+        });
+        stored
     }
 
-    /// The session under `key`, unless its lifetime has run out. Counted as a hit or a miss.
-    pub fn lookup(&self, key: &SessionKey, now_ms: u64) -> Option<Arc<Secret>> {
-        let found = self.peek(key, now_ms);
-        Counters::add(match found {
+    /// Calls `read` with the session under `key`, unless its lifetime has run out. Counted as a hit or a
+    /// miss. `read` must not call this store.
+    pub fn lookup<R>(
+        &self,
+        key: SessionKey,
+        now_ms: u64,
+        read: impl FnOnce(Session<T>) -> R,
+    ) -> Option<R> {
+        let answer = self.find(key, now_ms).map(|found| {
+            // SAFETY: the slot is in the index, and `found` keeps it there.
+            let slot = unsafe { self.slot(found.slot()) };
+            // SAFETY: as above; `visited` is atomic. Written only where it changes something, so that
+            // lookups of one session do not take the cache line from each other.
+            let visited = unsafe { &*addr_of!((*slot).visited) };
+            if visited.load(Relaxed) == 0 {
+                visited.store(1, Relaxed);
+            }
+            // SAFETY: as above.
+            read(unsafe { session(slot) })
+        });
+        Counters::add(match answer {
             Some(_) => &self.counters.hits,
             None => &self.counters.misses,
         });
-        found
+        answer
     }
 
-    /// As [`lookup`](Self::lookup), but not counted.
-    pub fn peek(&self, key: &SessionKey, now_ms: u64) -> Option<Arc<Secret>> {
-        let entry = self.index.get(key)?;
-        (now_ms < entry.expires_ms).then(|| Arc::clone(&entry.session))
+    /// As [`lookup`](Self::lookup), but neither counted nor remembered as use.
+    pub fn peek<R>(
+        &self,
+        key: SessionKey,
+        now_ms: u64,
+        read: impl FnOnce(Session<T>) -> R,
+    ) -> Option<R> {
+        let found = self.find(key, now_ms)?;
+        // SAFETY: the slot is in the index, and `found` keeps it there.
+        Some(read(unsafe { session(self.slot(found.slot())) }))
     }
 
     /// Drops the session under `key`.
-    pub fn delete(&self, key: &SessionKey) {
+    pub fn delete(&self, key: SessionKey) {
         let mut order = self.order.lock();
-        if let Some((key, entry)) = self.index.remove(key) {
-            order.by_age.remove(&entry.age);
-            self.forget(&key, &entry);
+        // Found and let go: under the order lock nobody else takes it out.
+        let slot = self.find(key, 0).map(|found| found.slot());
+        if let Some(slot) = slot {
+            self.take_out(&mut order, slot);
         }
     }
 
     /// Drops at most `slice` sessions whose lifetime has run out, and returns how many.
     pub fn expire(&self, now_ms: u64, slice: usize) -> usize {
         let mut order = self.order.lock();
-        let mut dropped = 0;
-        while dropped < slice && self.oldest_is_expired(&order, now_ms) {
-            self.drop_oldest(&mut order, now_ms);
-            dropped += 1;
-        }
-        dropped
+        (0..slice)
+            .take_while(|_| self.drop_expired(&mut order, now_ms))
+            .count()
     }
 
-    /// Drops at most `slice` sessions, oldest first, and returns how many.
+    /// Drops at most `slice` sessions to keep the bounds, and returns how many: for bounds that were made
+    /// narrower, as one insertion only makes room for itself.
+    pub fn shrink(&self, now_ms: u64, slice: usize) -> usize {
+        self.make_room(&mut self.order.lock(), Room::default(), now_ms, slice)
+    }
+
+    /// Drops at most `slice` sessions, and returns how many.
     pub fn clear(&self, slice: usize) -> usize {
         let mut order = self.order.lock();
         let mut dropped = 0;
         while dropped < slice {
-            let Some((_, key)) = order.by_age.pop_first() else {
-                break;
-            };
-            if let Some((key, entry)) = self.index.remove(&key) {
-                self.forget(&key, &entry);
-            }
+            let oldest = order
+                .unverified
+                .oldest()
+                .or_else(|| order.verified.oldest());
+            let Some(slot) = oldest else { break };
+            self.take_out(&mut order, slot);
             dropped += 1;
         }
         dropped
     }
 
-    /// All keys, oldest first.
-    pub fn keys(&self) -> Vec<SessionKey> {
-        self.order.lock().by_age.values().cloned().collect()
+    /// Calls `visit` with each key. A part of the index is locked meanwhile: `visit` must be quick and not
+    /// call this store.
+    pub fn for_each_key(&self, mut visit: impl FnMut(SessionKey)) {
+        self.index.for_each(|slot| {
+            // SAFETY: the slot is in the index, whose lock on this part is held.
+            let slot = unsafe { self.slot(slot) };
+            // SAFETY: as above.
+            visit(unsafe { key_of(slot) });
+        });
     }
 
-    fn oldest_is_expired(&self, order: &Order, now_ms: u64) -> bool {
-        order
-            .by_age
-            .first_key_value()
-            .and_then(|(_, key)| self.index.get(key))
-            .is_some_and(|entry| entry.expires_ms <= now_ms)
+    /// The slot of a session that may be handed out at `now_ms`.
+    fn find(&self, key: SessionKey, now_ms: u64) -> Option<Found<'_>> {
+        let found = self.index.find(self.index.digest(key))?;
+        // SAFETY: the slot is in the index, and `found` keeps it there.
+        let slot = unsafe { self.slot(found.slot()) };
+        // SAFETY: as above.
+        let is_it = unsafe { key_of(slot) == key && !self.is_expired(slot, now_ms) };
+        is_it.then_some(found)
     }
 
-    fn drop_oldest(&self, order: &mut Order, now_ms: u64) {
-        let Some((_, key)) = order.by_age.pop_first() else {
-            return;
-        };
-        if let Some((key, entry)) = self.index.remove(&key) {
-            self.forget(&key, &entry);
-            Counters::add(if entry.expires_ms <= now_ms {
-                &self.counters.expired
+    #[allow(clippy::too_many_arguments)]
+    fn insert_slot(
+        &self,
+        digest: Digest,
+        id: &[u8; 32],
+        secret: &[u8; 48],
+        template: &Option<Arc<T>>,
+        tail: &[u8],
+        flags: u8,
+        now_ms: u64,
+    ) -> bool {
+        let boxed = tail.len() > MAX_TAIL;
+        let slot_bytes = size_of::<Slot<T>>()
+            + if boxed {
+                size_of::<Boxed>()
             } else {
-                &self.counters.evicted
+                tail.len()
+            };
+        let cost = Slab::slot_size(slot_bytes) + if boxed { tail.len() } else { 0 };
+        let limits = self.limits();
+        if cost as u64 > limits.max_bytes || limits.max_sessions == 0 || limits.lifetime_ms == 0 {
+            return false;
+        }
+        let mut order = self.order.lock();
+        let in_its_place = u64::from(self.index.find(digest).is_some());
+        let room = Room {
+            bytes: cost as u64,
+            sessions: 1 - in_its_place,
+        };
+        self.make_room(&mut order, room, now_ms, EVICTIONS_AN_INSERT);
+        let Some(slot) = order.slab.allocate(&self.directory, slot_bytes) else {
+            return false;
+        };
+        // SAFETY: the slot was allocated for a header and this tail, and nobody else knows of it yet.
+        unsafe {
+            let slot = self.slot(slot);
+            slot.write(Slot {
+                template: template.as_ref().map_or(null(), Arc::as_ptr),
+                id: *id,
+                secret: *secret,
+                newer: SlotRef::NONE,
+                older: SlotRef::NONE,
+                born: ticks(now_ms),
+                tail_len: if boxed { 0 } else { tail.len() as u16 },
+                visited: AtomicU8::new(0),
+                flags: flags | if boxed { BOXED } else { 0 },
             });
+            let place = tail_place(slot);
+            if boxed {
+                let tail: Box<[u8]> = Box::from(tail);
+                place.cast::<Boxed>().write_unaligned(Box::into_raw(tail));
+            } else {
+                place.copy_from_nonoverlapping(tail.as_ptr(), tail.len());
+            }
+        }
+        order.sieve(flags).insert(&LinksOf(self), slot);
+        self.sessions.fetch_add(1, Relaxed);
+        self.slot_bytes.fetch_add(cost as u64, Relaxed);
+        if let Some(old) = self.index.insert(digest, slot) {
+            self.free(&mut order, old);
+        }
+        if self.sessions() >= order.measure_index_at {
+            self.index_bytes.store(self.index.bytes(), Relaxed);
+            order.measure_index_at = self.sessions() + self.sessions() / 64 + 16;
+        }
+        true
+    }
+
+    /// Drops at most `slice` sessions, expired ones first, until there is `room`.
+    fn make_room(&self, order: &mut Order, room: Room, now_ms: u64, slice: usize) -> usize {
+        let limits = self.limits();
+        let is_short = || {
+            self.bytes() + room.bytes > limits.max_bytes
+                || self.sessions() + room.sessions > limits.max_sessions
+        };
+        let mut dropped = 0;
+        while dropped < slice
+            && is_short()
+            && (self.drop_expired(order, now_ms) || self.evict(order))
+        {
+            dropped += 1;
+        }
+        dropped
+    }
+
+    /// Drops the oldest session of either order if it has expired.
+    fn drop_expired(&self, order: &mut Order, now_ms: u64) -> bool {
+        let oldest = [order.unverified.oldest(), order.verified.oldest()];
+        // SAFETY: what is in an order is allocated, and the order lock is held.
+        let is_expired = |slot: &SlotRef| unsafe { self.is_expired(self.slot(*slot), now_ms) };
+        let Some(slot) = oldest.into_iter().flatten().find(is_expired) else {
+            return false;
+        };
+        self.take_out(order, slot);
+        Counters::add(&self.counters.expired);
+        true
+    }
+
+    fn evict(&self, order: &mut Order) -> bool {
+        let links = LinksOf(self);
+        let victim = order
+            .unverified
+            .victim(&links)
+            .or_else(|| order.verified.victim(&links));
+        let Some(slot) = victim else { return false };
+        self.take_out(order, slot);
+        Counters::add(&self.counters.evicted);
+        true
+    }
+
+    /// Takes a session out of the index, and frees it.
+    fn take_out(&self, order: &mut Order, slot: SlotRef) {
+        // SAFETY: what is in an order is allocated, and the order lock is held.
+        let key = unsafe { key_of(self.slot(slot)) };
+        self.index.remove(self.index.digest(key));
+        self.free(order, slot);
+    }
+
+    /// Frees a session that was taken out of the index: out of the order, wiped, and its slot given back.
+    fn free(&self, order: &mut Order, slot: SlotRef) {
+        // SAFETY: the slot is in an order and so allocated; it is out of the index, and the order lock is
+        // held, so it is this function's alone.
+        unsafe {
+            let place = self.slot(slot);
+            order.sieve((*place).flags).remove(&LinksOf(self), slot);
+            let mut slot_bytes = size_of::<Slot<T>>() + usize::from((*place).tail_len);
+            let mut cost = 0;
+            if (*place).flags & BOXED != 0 {
+                let mut tail = Box::from_raw(tail_place(place).cast::<Boxed>().read_unaligned());
+                tail.zeroize();
+                slot_bytes += size_of::<Boxed>();
+                cost += tail.len();
+            }
+            cost += Slab::slot_size(slot_bytes);
+            let template = (*place).template;
+            slice::from_raw_parts_mut(place.cast::<u8>(), slot_bytes).zeroize();
+            if !template.is_null() {
+                self.templates.release(Arc::from_raw(template));
+            }
+            order.slab.free(&self.directory, slot, slot_bytes);
+            self.sessions.fetch_sub(1, Relaxed);
+            self.slot_bytes.fetch_sub(cost as u64, Relaxed);
         }
     }
 
-    fn forget(&self, key: &SessionKey, entry: &Entry) {
-        self.sessions.fetch_sub(1, Relaxed);
-        self.bytes.fetch_sub(cost(key, &entry.session), Relaxed);
+    /// # Safety
+    /// `slot` is allocated.
+    unsafe fn slot(&self, slot: SlotRef) -> *mut Slot<T> {
+        // SAFETY: by the caller.
+        unsafe { self.directory.find(slot).as_ptr().cast() }
+    }
+
+    /// # Safety
+    /// `slot` is in the index or in an order, and the lock on it is held.
+    unsafe fn is_expired(&self, slot: *const Slot<T>, now_ms: u64) -> bool {
+        // SAFETY: by the caller.
+        let born = u64::from(unsafe { (*slot).born });
+        (now_ms / TICK_MS).saturating_sub(born) * TICK_MS >= self.lifetime_ms.load(Relaxed)
     }
 }
 
-fn cost(key: &SessionKey, session: &Secret) -> u64 {
-    // The key stands in the index and in the order.
-    (ENTRY_OVERHEAD + 2 * key.heap_bytes() + session.len()) as u64
+impl<T> Drop for ServerStore<T> {
+    fn drop(&mut self) {
+        while self.clear(usize::MAX) > 0 {}
+    }
+}
+
+impl Order {
+    fn sieve(&mut self, flags: u8) -> &mut Sieve {
+        if flags & VERIFIED == 0 {
+            &mut self.unverified
+        } else {
+            &mut self.verified
+        }
+    }
+}
+
+/// The links of a store's slots. Used under its order lock only.
+struct LinksOf<'a, T>(&'a ServerStore<T>);
+
+// SAFETY of all: what is in an order is allocated, and the order lock is held.
+impl<T> Links for LinksOf<'_, T> {
+    fn newer(&self, slot: SlotRef) -> SlotRef {
+        unsafe { (*self.0.slot(slot)).newer }
+    }
+
+    fn older(&self, slot: SlotRef) -> SlotRef {
+        unsafe { (*self.0.slot(slot)).older }
+    }
+
+    fn set_newer(&self, slot: SlotRef, newer: SlotRef) {
+        unsafe { addr_of_mut!((*self.0.slot(slot)).newer).write(newer) }
+    }
+
+    fn set_older(&self, slot: SlotRef, older: SlotRef) {
+        unsafe { addr_of_mut!((*self.0.slot(slot)).older).write(older) }
+    }
+
+    fn take_visited(&self, slot: SlotRef) -> bool {
+        unsafe { (*addr_of!((*self.0.slot(slot)).visited)).swap(0, Relaxed) != 0 }
+    }
+}
+
+fn flag(verified: bool) -> u8 {
+    if verified {
+        VERIFIED
+    } else {
+        0
+    }
+}
+
+fn ticks(now_ms: u64) -> u32 {
+    (now_ms / TICK_MS) as u32
+}
+
+fn tail_place<T>(slot: *mut Slot<T>) -> *mut u8 {
+    // Behind the header, in the same slot.
+    slot.wrapping_add(1).cast()
+}
+
+/// # Safety
+/// `slot` is in the index or in an order, and the lock on it is held for `'a`.
+unsafe fn whole_tail<'a, T>(slot: *const Slot<T>) -> &'a [u8] {
+    let place = tail_place(slot.cast_mut());
+    // SAFETY: by the caller; the tail was written before the slot was entered anywhere.
+    unsafe {
+        if (*slot).flags & BOXED != 0 {
+            &*place.cast::<Boxed>().read_unaligned()
+        } else {
+            slice::from_raw_parts(place, usize::from((*slot).tail_len))
+        }
+    }
+}
+
+/// The key and the session's own tail.
+///
+/// # Safety
+/// As [`whole_tail`].
+unsafe fn parts<'a, T>(slot: *const Slot<T>) -> (SessionKey<'a>, &'a [u8]) {
+    // SAFETY: by the caller.
+    let (flags, tail) = unsafe { ((*slot).flags, whole_tail(slot)) };
+    if flags & OTHER_KEY == 0 {
+        // SAFETY: by the caller.
+        return (SessionKey::Id(unsafe { &*addr_of!((*slot).id) }), tail);
+    }
+    let (len, rest) = tail.split_at(size_of::<u64>());
+    let len = u64::from_ne_bytes(len.try_into().unwrap_or_default());
+    let (key, tail) = rest.split_at(len as usize);
+    (SessionKey::Other(key), tail)
+}
+
+/// # Safety
+/// As [`whole_tail`].
+unsafe fn key_of<'a, T>(slot: *const Slot<T>) -> SessionKey<'a> {
+    // SAFETY: by the caller.
+    unsafe { parts(slot).0 }
+}
+
+/// # Safety
+/// As [`whole_tail`].
+unsafe fn session<'a, T>(slot: *const Slot<T>) -> Session<'a, T> {
+    // SAFETY: by the caller; the slot holds its template.
+    unsafe {
+        Session {
+            secret: &*addr_of!((*slot).secret),
+            template: (*slot).template.as_ref(),
+            tail: parts(slot).1,
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn store(max_bytes: u64, max_sessions: u64, lifetime_ms: u64) -> ServerStore {
+    /// What test sessions have in common.
+    struct Common(u8);
+
+    impl Pattern<u8> for Common {
+        fn hash(&self) -> u64 {
+            u64::from(self.0)
+        }
+        fn matches(&self, template: &u8) -> bool {
+            *template == self.0
+        }
+        fn make(&self) -> Option<(u8, u64)> {
+            Some((self.0, 100))
+        }
+    }
+
+    fn store(max_bytes: u64, max_sessions: u64, lifetime_ms: u64) -> ServerStore<u8> {
         ServerStore::new(Limits {
             max_bytes,
             max_sessions,
@@ -247,90 +638,219 @@ mod tests {
         })
     }
 
-    fn id(n: u8) -> SessionKey {
-        SessionKey::Id([n; 32])
+    fn id(n: u32) -> [u8; 32] {
+        let mut id = [7; 32];
+        id[..4].copy_from_slice(&n.wrapping_mul(2_654_435_761).to_ne_bytes());
+        id
     }
 
-    fn session(n: u8) -> Secret {
-        Secret::new(&[n; 100])
+    fn insert(store: &ServerStore<u8>, n: u32, tail: &[u8], verified: bool, now_ms: u64) -> bool {
+        let template = store.template(&Common(1));
+        let secret = [n as u8; 48];
+        store.insert(
+            SessionKey::Id(&id(n)),
+            &secret,
+            template,
+            tail,
+            verified,
+            now_ms,
+        )
     }
 
-    fn held(store: &ServerStore, n: u8, now_ms: u64) -> Option<u8> {
-        store.peek(&id(n), now_ms).map(|found| found.expose()[0])
+    fn held(store: &ServerStore<u8>, n: u32, now_ms: u64) -> Option<(u8, Vec<u8>)> {
+        store.peek(SessionKey::Id(&id(n)), now_ms, |session| {
+            assert_eq!(session.template, Some(&1));
+            (session.secret[47], session.tail.to_vec())
+        })
+    }
+
+    fn survivors(store: &ServerStore<u8>, range: std::ops::Range<u32>) -> Vec<u32> {
+        range.filter(|n| held(store, *n, 0).is_some()).collect()
     }
 
     #[test]
     fn hands_out_what_was_inserted_and_counts() {
         let store = store(u64::MAX, u64::MAX, 1000);
-        assert!(store.insert(id(1), session(7), 0));
-        assert_eq!(store.lookup(&id(1), 0).unwrap().expose(), &[7; 100]);
-        assert!(store.lookup(&id(2), 0).is_none());
+        assert!(insert(&store, 1, b"certificate", true, 0));
+        let found = store.lookup(SessionKey::Id(&id(1)), 0, |s| {
+            (s.secret[0], s.tail.to_vec())
+        });
+        assert_eq!(found, Some((1, b"certificate".to_vec())));
+        assert!(store.lookup(SessionKey::Id(&id(2)), 0, |_| ()).is_none());
         let counts = store.counters().read();
         assert_eq!((counts.inserts, counts.hits, counts.misses), (1, 1, 1));
     }
 
     #[test]
-    fn the_oldest_goes_when_there_are_too_many() {
-        let store = store(u64::MAX, 2, 1000);
-        for n in 1..=3 {
-            store.insert(id(n), session(n), 0);
+    fn the_first_to_go_is_the_oldest_that_was_not_looked_up() {
+        let store = store(u64::MAX, 4, 1000);
+        for n in 0..4 {
+            insert(&store, n, b"", false, 0);
         }
-        assert_eq!(store.sessions(), 2);
-        assert_eq!(held(&store, 1, 0), None);
-        assert_eq!(held(&store, 3, 0), Some(3));
-        assert_eq!(store.counters().read().evicted, 1);
-    }
-
-    #[test]
-    fn the_oldest_goes_when_they_are_too_large() {
-        let one = cost(&id(1), &session(1));
-        let store = store(2 * one, u64::MAX, 1000);
-        for n in 1..=3 {
-            store.insert(id(n), session(n), 0);
+        store.lookup(SessionKey::Id(&id(0)), 0, |_| ());
+        for n in 4..6 {
+            insert(&store, n, b"", false, 0);
         }
-        assert_eq!((store.sessions(), store.bytes()), (2, 2 * one));
-        assert!(!store.insert(id(4), Secret::new(&vec![0; 1000]), 0));
-        assert_eq!((store.sessions(), store.counters().read().refused), (2, 1));
+        assert_eq!(survivors(&store, 0..6), [0, 3, 4, 5]);
+        assert_eq!((store.sessions(), store.counters().read().evicted), (4, 2));
     }
 
     #[test]
-    fn replacing_keeps_one_session_and_its_new_age() {
-        let store = store(u64::MAX, 2, 1000);
-        store.insert(id(1), session(1), 0);
-        store.insert(id(2), session(2), 0);
-        store.insert(id(1), session(9), 0);
-        assert_eq!((store.sessions(), store.keys()), (2, vec![id(2), id(1)]));
-        store.insert(id(3), session(3), 0);
-        assert_eq!(held(&store, 2, 0), None);
-        assert_eq!(held(&store, 1, 0), Some(9));
+    fn verified_sessions_outlive_the_others() {
+        let store = store(u64::MAX, 4, 1000);
+        for n in 0..4 {
+            insert(&store, n, b"", n < 2, 0);
+        }
+        for n in 4..100 {
+            insert(&store, n, b"", false, 0);
+        }
+        assert_eq!(survivors(&store, 0..100), [0, 1, 98, 99]);
+        for n in 100..104 {
+            insert(&store, n, b"", true, 0);
+        }
+        assert_eq!(survivors(&store, 0..104), [100, 101, 102, 103]);
     }
 
     #[test]
-    fn an_expired_session_is_never_handed_out() {
+    fn the_bound_in_bytes_is_kept_with_tails_of_all_sizes() {
+        let store = store(2_000_000, u64::MAX, 1000);
+        for n in 0..20_000 {
+            assert!(insert(
+                &store,
+                n,
+                &vec![3; (n * 37 % 3000) as usize],
+                false,
+                0
+            ));
+            assert!(store.bytes() <= 2_000_000);
+        }
+        assert!(store.bytes() > 1_900_000);
+        assert_eq!(held(&store, 19_999, 0).unwrap().1.len(), 19_999 * 37 % 3000);
+        assert!(!insert(&store, 1, &vec![0; 3_000_000], false, 0));
+        assert_eq!(store.counters().read().refused, 1);
+        while store.clear(100) > 0 {}
+        assert_eq!((store.sessions(), store.slot_bytes.load(Relaxed)), (0, 0));
+    }
+
+    #[test]
+    fn a_narrower_bound_is_kept_in_slices() {
         let store = store(u64::MAX, u64::MAX, 1000);
-        store.insert(id(1), session(1), 0);
-        assert_eq!(held(&store, 1, 999), Some(1));
-        assert_eq!(held(&store, 1, 1000), None);
-        assert_eq!((store.sessions(), store.expire(1000, 10)), (1, 1));
-        assert_eq!((store.sessions(), store.bytes()), (0, 0));
+        for n in 0..1000 {
+            insert(&store, n, b"", false, 0);
+        }
+        store.set_limits(Limits {
+            max_sessions: 10,
+            ..store.limits()
+        });
+        insert(&store, 1000, b"", false, 0);
+        assert_eq!(store.sessions(), 1001 - EVICTIONS_AN_INSERT as u64);
+        while store.shrink(0, 100) == 100 {}
+        assert_eq!(store.sessions(), 10);
+    }
+
+    #[test]
+    fn long_tails_are_held_as_well() {
+        let store = store(u64::MAX, u64::MAX, 1000);
+        let tail: Vec<u8> = (0..100_000).map(|n| n as u8).collect();
+        assert!(insert(&store, 1, &tail, false, 0));
+        assert_eq!(held(&store, 1, 0), Some((1, tail)));
+        assert!(store.bytes() > 100_000);
+        store.delete(SessionKey::Id(&id(1)));
+        assert_eq!((store.sessions(), store.slot_bytes.load(Relaxed)), (0, 0));
+    }
+
+    #[test]
+    fn any_key_will_do() {
+        let store = store(u64::MAX, u64::MAX, 1000);
+        let long = vec![1; 20_000];
+        let keys: [&[u8]; 4] = [b"", b"short", &id(5), &long];
+        for (n, key) in keys.iter().enumerate() {
+            let tail = [n as u8; 3];
+            store.insert(SessionKey::Other(key), &[0; 48], None, &tail, false, 0);
+        }
+        insert(&store, 5, b"by id", false, 0);
+        for (n, key) in keys.iter().enumerate() {
+            let tail = store.lookup(SessionKey::Other(key), 0, |s| s.tail.to_vec());
+            assert_eq!(tail, Some(vec![n as u8; 3]));
+        }
+        assert_eq!(held(&store, 5, 0).unwrap().1, b"by id");
+        let mut others = 0;
+        store.for_each_key(|key| others += u32::from(matches!(key, SessionKey::Other(_))));
+        assert_eq!((others, store.sessions()), (4, 5));
+        store.delete(SessionKey::Other(b"short"));
+        assert!(store.peek(SessionKey::Other(b"short"), 0, |_| ()).is_none());
+    }
+
+    #[test]
+    fn replacing_keeps_one_session() {
+        let store = store(u64::MAX, 2, 1000);
+        insert(&store, 1, b"old", false, 0);
+        insert(&store, 2, b"", false, 0);
+        insert(&store, 1, b"new", false, 0);
+        assert_eq!((store.sessions(), store.counters().read().evicted), (2, 0));
+        assert_eq!(held(&store, 1, 0).unwrap().1, b"new");
+        insert(&store, 3, b"", false, 0);
+        assert_eq!(survivors(&store, 0..4), [1, 3]);
+    }
+
+    #[test]
+    fn an_expired_session_is_never_handed_out_and_goes_first() {
+        let store = store(u64::MAX, 3, 1000);
+        insert(&store, 1, b"", true, 0);
+        insert(&store, 2, b"", false, 500);
+        insert(&store, 3, b"", false, 500);
+        assert!(held(&store, 1, 900).is_some());
+        assert!(held(&store, 1, 1000).is_none());
+        assert_eq!(store.sessions(), 3);
+        insert(&store, 4, b"", false, 1000);
         assert_eq!(store.counters().read().expired, 1);
+        assert_eq!((store.expire(1500, 1), store.expire(1500, 10)), (1, 1));
+        assert_eq!(store.sessions(), 1);
     }
 
     #[test]
     fn a_lifetime_of_nothing_keeps_nothing() {
         let store = store(u64::MAX, u64::MAX, 0);
-        assert!(!store.insert(id(1), session(1), 0));
-        assert_eq!(store.sessions(), 0);
+        assert!(!insert(&store, 1, b"", false, 0));
+        assert_eq!((store.sessions(), store.templates()), (0, 0));
     }
 
     #[test]
-    fn expiry_and_clearing_go_in_slices() {
+    fn templates_go_with_their_last_session() {
         let store = store(u64::MAX, u64::MAX, 1000);
-        for n in 0..10 {
-            store.insert(id(n), session(n), 0);
-        }
-        assert_eq!((store.expire(1000, 4), store.sessions()), (4, 6));
-        assert_eq!((store.clear(4), store.clear(4), store.clear(4)), (4, 2, 0));
-        assert_eq!((store.sessions(), store.bytes()), (0, 0));
+        insert(&store, 1, b"", false, 0);
+        insert(&store, 2, b"", false, 0);
+        assert_eq!(store.templates(), 1);
+        store.delete(SessionKey::Id(&id(1)));
+        assert_eq!(store.templates(), 1);
+        store.clear(10);
+        assert_eq!(store.templates(), 0);
+    }
+
+    #[test]
+    fn lookups_go_on_while_sessions_come_and_go() {
+        let store = store(400_000, u64::MAX, 1000);
+        std::thread::scope(|threads| {
+            for _ in 0..2 {
+                threads.spawn(|| {
+                    for n in (0..2_000).cycle().take(200_000) {
+                        let expected = (n as u8, vec![n as u8; (n % 500) as usize]);
+                        let found = store.lookup(SessionKey::Id(&id(n)), 0, |session| {
+                            (session.secret[0], session.tail.to_vec())
+                        });
+                        assert!(found.is_none_or(|found| found == expected));
+                    }
+                });
+            }
+            for round in 0..20 {
+                for n in 0..2_000 {
+                    insert(&store, n, &vec![n as u8; (n % 500) as usize], n % 3 == 0, 0);
+                    if n % 7 == round % 7 {
+                        store.delete(SessionKey::Id(&id(n)));
+                    }
+                }
+            }
+        });
+        assert!(store.counters().read().hits > 0);
     }
 }

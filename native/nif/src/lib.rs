@@ -6,12 +6,17 @@
 mod faults;
 mod panics;
 mod session;
+mod template;
 mod terms;
 
+use once_cell::sync::Lazy;
 use rekindle_core as core;
-use rekindle_core::{ClientStore, Counters, Join, Limits, ServerStore, SessionKey, Store};
-use rustler::{Atom, Binary, Encoder, Env, Error, NifResult, Resource, ResourceArc, Term};
+use rekindle_core::{
+    ClientStore, Counters, Join, Limits, Registry, ServerStore, SessionKey, Store,
+};
+use rustler::{Atom, Encoder, Env, Error, NifResult, Resource, ResourceArc, Term};
 use std::ops::Deref;
+use template::Template;
 
 mod atoms {
     rustler::atoms! {
@@ -28,6 +33,7 @@ mod atoms {
         role,
         sessions,
         bytes,
+        templates,
         max_bytes,
         max_sessions,
         lifetime,
@@ -53,22 +59,24 @@ fn load(_env: Env, _info: Term) -> bool {
     true
 }
 
+static REGISTRY: Lazy<Registry<Template>> = Lazy::new(Registry::new);
+
 /// What a cache reference is to Erlang. Collecting it gives up the hold on the scope.
-struct Reference(core::Reference);
+struct Reference(core::Reference<Template>);
 
 #[rustler::resource_impl]
 impl Resource for Reference {}
 
 impl Deref for Reference {
-    type Target = core::Scope;
+    type Target = core::Scope<Template>;
 
-    fn deref(&self) -> &core::Scope {
+    fn deref(&self) -> &Self::Target {
         self.0.scope()
     }
 }
 
 impl Reference {
-    fn server(&self) -> NifResult<&ServerStore> {
+    fn server(&self) -> NifResult<&ServerStore<Template>> {
         match self.store() {
             Store::Server(store) => Ok(store),
             Store::Client(_) => Err(Error::BadArg),
@@ -97,7 +105,7 @@ fn open_server(
         max_sessions,
         lifetime_ms,
     };
-    Ok(ResourceArc::new(Reference(core::open_server(
+    Ok(ResourceArc::new(Reference(REGISTRY.open_server(
         terms::encode(label).expose(),
         socket.as_ref().map(|socket| socket.expose()),
         if join { Join::IfOpen } else { Join::Never },
@@ -109,16 +117,17 @@ fn open_server(
 fn open_client(label: Term) -> NifResult<ResourceArc<Reference>> {
     faults::strike()?;
     let label = terms::encode(label);
-    Ok(ResourceArc::new(Reference(core::open_client(
-        label.expose(),
-    ))))
+    Ok(ResourceArc::new(Reference(
+        REGISTRY.open_client(label.expose()),
+    )))
 }
 
 /// The sockets given to `open_server` by those who hold the scope that `label` would join.
 #[rustler::nif]
 fn sockets<'a>(env: Env<'a>, label: Term<'a>) -> NifResult<Vec<Term<'a>>> {
     faults::strike()?;
-    core::sockets(terms::encode(label).expose())
+    REGISTRY
+        .sockets(terms::encode(label).expose())
         .iter()
         .map(|socket| terms::decode(env, socket))
         .collect()
@@ -136,13 +145,11 @@ fn insert<'a>(
             store.insert(terms::encode(key).expose(), terms::encode(session));
             true
         }
-        Store::Server(store) => match session::encode(key, session) {
-            Some(encoded) => store.insert(server_key(key), encoded, core::now_ms()),
-            None => {
+        Store::Server(store) => session::insert(store, key, session, core::now_ms())
+            .unwrap_or_else(|| {
                 Counters::add(&store.counters().refused);
                 false
-            }
-        },
+            }),
     };
     Ok(if stored {
         atoms::stored()
@@ -160,11 +167,13 @@ fn server_lookup<'a>(
     now: i64,
 ) -> NifResult<Term<'a>> {
     faults::strike()?;
-    let found = reference.server()?.lookup(&server_key(key), core::now_ms());
-    match found {
-        Some(encoded) => session::decode(env, &encoded, now),
-        None => Ok(atoms::undefined().to_term(env)),
-    }
+    let store = reference.server()?;
+    session::with_key(key, |id| {
+        store.lookup(id, core::now_ms(), |found| {
+            session::decode(env, key, found, now)
+        })
+    })
+    .unwrap_or_else(|| Ok(atoms::undefined().to_term(env)))
 }
 
 /// The session under `key`, or `undefined`. `or_lingering` finds one deleted a moment ago as well.
@@ -197,9 +206,11 @@ fn peek<'a>(
         Store::Client(store) => store
             .peek(terms::encode(key).expose())
             .map(|encoded| terms::decode(env, encoded.expose())),
-        Store::Server(store) => store
-            .peek(&server_key(key), core::now_ms())
-            .map(|encoded| session::decode(env, &encoded, now)),
+        Store::Server(store) => session::with_key(key, |id| {
+            store.peek(id, core::now_ms(), |found| {
+                session::decode(env, key, found, now)
+            })
+        }),
     };
     found.unwrap_or_else(|| Ok(atoms::undefined().to_term(env)))
 }
@@ -209,7 +220,7 @@ fn delete(reference: ResourceArc<Reference>, key: Term) -> NifResult<Atom> {
     faults::strike()?;
     match reference.store() {
         Store::Client(store) => store.delete(terms::encode(key).expose(), core::now_ms()),
-        Store::Server(store) => store.delete(&server_key(key)),
+        Store::Server(store) => session::with_key(key, |id| store.delete(id)),
     }
     Ok(atoms::ok())
 }
@@ -239,14 +250,16 @@ fn keys(env: Env, reference: ResourceArc<Reference>) -> NifResult<Vec<Term>> {
             .iter()
             .map(|key| terms::decode(env, key))
             .collect(),
-        Store::Server(store) => store
-            .keys()
-            .iter()
-            .map(|key| match key {
-                SessionKey::Id(id) => Ok(terms::binary(env, id)),
-                SessionKey::Other(encoded) => terms::decode(env, encoded),
-            })
-            .collect(),
+        Store::Server(store) => {
+            let mut keys = Vec::new();
+            store.for_each_key(|key| {
+                keys.push(match key {
+                    SessionKey::Id(id) => Ok(terms::binary(env, id)),
+                    SessionKey::Other(encoded) => terms::decode(env, encoded),
+                });
+            });
+            keys.into_iter().collect()
+        }
     }
 }
 
@@ -281,24 +294,26 @@ fn last_panic(env: Env) -> Term {
 /// A map for each scope; see `rekindle_admin:info/0`.
 #[rustler::nif(schedule = "DirtyCpu")]
 fn info(env: Env) -> NifResult<Vec<Term>> {
-    core::scopes()
+    REGISTRY
+        .scopes()
         .iter()
         .map(|scope| scope_info(env, scope))
         .collect()
 }
 
-fn scope_info<'a>(env: Env<'a>, scope: &core::Scope) -> NifResult<Term<'a>> {
+fn scope_info<'a>(env: Env<'a>, scope: &core::Scope<Template>) -> NifResult<Term<'a>> {
     let infinity = atoms::infinity().to_term(env);
     let bound = |value: u64| match value {
         u64::MAX => infinity,
         bounded => bounded.encode(env),
     };
-    let (role, max_bytes, max_sessions, lifetime) = match scope.store() {
-        Store::Client(_) => (atoms::client(), infinity, infinity, infinity),
+    let (role, templates, max_bytes, max_sessions, lifetime) = match scope.store() {
+        Store::Client(_) => (atoms::client(), 0, infinity, infinity, infinity),
         Store::Server(store) => {
             let limits = store.limits();
             (
                 atoms::server(),
+                store.templates(),
                 bound(limits.max_bytes),
                 bound(limits.max_sessions),
                 (limits.lifetime_ms / 1000).encode(env),
@@ -311,6 +326,7 @@ fn scope_info<'a>(env: Env<'a>, scope: &core::Scope) -> NifResult<Term<'a>> {
         (atoms::role(), role.to_term(env)),
         (atoms::sessions(), scope.sessions().encode(env)),
         (atoms::bytes(), scope.bytes().encode(env)),
+        (atoms::templates(), templates.encode(env)),
         (atoms::max_bytes(), max_bytes),
         (atoms::max_sessions(), max_sessions),
         (atoms::lifetime(), lifetime),
@@ -323,11 +339,4 @@ fn scope_info<'a>(env: Env<'a>, scope: &core::Scope) -> NifResult<Term<'a>> {
         (atoms::faults(), counts.faults.encode(env)),
     ];
     Term::map_from_pairs(env, &pairs)
-}
-
-fn server_key(key: Term) -> SessionKey {
-    match Binary::from_term(key).map(|binary| binary.as_slice().try_into()) {
-        Ok(Ok(id)) => SessionKey::Id(id),
-        _ => SessionKey::Other(Box::from(terms::encode(key).expose())),
-    }
 }

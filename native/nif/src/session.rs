@@ -1,63 +1,203 @@
-//! Server sessions as bytes and back.
+//! Server sessions into the store and out of it.
 //!
 //! OTP's session record is opaque and differs between releases, so its fields are found by content
-//! where the position is not the same in all of them (see docs/otp.md). The listener's private key is
-//! left out; the time stamps are put in new at each decoding.
+//! where the place is not the same in all of them (see docs/otp.md). What many sessions share goes into
+//! a [`Template`]; of each session only the id, the master secret and the peer's certificate are kept.
+//! The listener's private key is left out; the time stamps are put in new each time a session is handed
+//! out.
 
+use crate::template::{undefined, Holes, Shared, Template};
 use crate::{atoms, terms};
-use rekindle_core::Secret;
+use rekindle_core::{ServerStore, Session, SessionKey};
 use rustler::types::tuple::{get_tuple, make_tuple};
-use rustler::{Atom, Encoder, Env, Error, NifResult, Term, TermType};
+use rustler::{Atom, Binary, Encoder, Env, Error, NifResult, Term, TermType};
 use zeroize::Zeroize;
 
 const TAG: usize = 0;
 const SESSION_ID: usize = 1;
 const INTERNAL_ID: usize = 2;
+const PEER_CERTIFICATE: usize = 3;
 const PRIVATE_KEY: usize = 5;
 
 /// Deeper than any field of a session is nested.
 const MAX_DEPTH: u8 = 8;
 
-/// First byte of an encoding: where the time stamp goes, or that the rest is a term as it came.
+/// First byte of what is kept without a template: where the time stamp goes, or that the rest is a term
+/// as it came.
 const AS_IT_CAME: u8 = 0;
 
-/// `session` as bytes, without the private key. A term that is no session record is kept as it is.
-/// `None` for a session record of a shape that is not understood: it could hold a private key, and
-/// OTP could not be given it with the time stamp it needs.
-pub fn encode<'a>(key: Term<'a>, session: Term<'a>) -> Option<Secret> {
+/// Where there is no master secret of its own.
+const NO_SECRET: [u8; 48] = [0; 48];
+
+/// Stores `session`, without the private key. A term that is no session record is kept as it is.
+///
+/// `None` for a session record of a shape that is not understood: it could hold a private key, and OTP
+/// could not be given it with the time stamp it needs. `Some(false)` if the store did not take it.
+pub fn insert<'a>(
+    store: &ServerStore<Template>,
+    key: Term<'a>,
+    session: Term<'a>,
+    now_ms: u64,
+) -> Option<bool> {
     let Some(mut fields) = session_fields(session) else {
-        return Some(prefixed(AS_IT_CAME, &terms::encode(session)));
+        let plain = terms::encode(session);
+        return Some(insert_encoded(
+            store,
+            key,
+            AS_IT_CAME,
+            plain.expose(),
+            false,
+            now_ms,
+        ));
     };
     let env = session.get_env();
-    let undefined = atoms::undefined().to_term(env);
     let time_stamp = find_time_stamp(&fields, key)?;
-    fields[INTERNAL_ID] = undefined;
-    fields[PRIVATE_KEY] = undefined;
-    fields[time_stamp] = undefined;
-    if fields.iter().any(|field| may_hold_private_key(*field, 0)) {
+    let certificate = fields[PEER_CERTIFICATE];
+    let verified = certificate.is_binary();
+    fields[INTERNAL_ID] = undefined(env);
+    fields[PRIVATE_KEY] = undefined(env);
+    fields[time_stamp] = undefined(env);
+
+    if let Some(own) = own_parts(&fields, key, certificate) {
+        let mut shared = fields.clone();
+        for place in [SESSION_ID, PEER_CERTIFICATE, own.secret_at] {
+            shared[place] = undefined(env);
+        }
+        let template = store.template(&Shared {
+            fields: &shared,
+            holes: Holes {
+                master_secret: own.secret_at,
+                time_stamp,
+            },
+            may_be_kept: |fields| !may_hold_private_key(fields),
+        });
+        if template.is_some() {
+            let key = SessionKey::Id(own.id);
+            return Some(store.insert(key, own.secret, template, own.tail, verified, now_ms));
+        }
+    }
+    if may_hold_private_key(&fields) {
         return None;
     }
     let place = u8::try_from(time_stamp).ok()?;
-    Some(prefixed(place, &terms::encode(make_tuple(env, &fields))))
+    let encoded = terms::encode(make_tuple(env, &fields));
+    Some(insert_encoded(
+        store,
+        key,
+        place,
+        encoded.expose(),
+        verified,
+        now_ms,
+    ))
 }
 
-/// The session that was encoded, as if it had been made at `now`: the store alone decides on a
-/// session's age, and OTP's own check must always pass.
-pub fn decode<'a>(env: Env<'a>, encoded: &Secret, now: i64) -> NifResult<Term<'a>> {
-    let (place, term) = encoded.expose().split_first().ok_or(Error::BadArg)?;
-    let term = terms::decode(env, term)?;
-    if *place == AS_IT_CAME {
-        return Ok(term);
+/// The session under `key`, as if it had been made at `now`: the store alone decides on a session's age,
+/// and OTP's own check must always pass.
+pub fn decode<'a>(
+    env: Env<'a>,
+    key: Term<'a>,
+    session: Session<Template>,
+    now: i64,
+) -> NifResult<Term<'a>> {
+    let stamp = now.encode(env);
+    let internal_id = (now, 0).encode(env);
+    let Some(template) = session.template else {
+        let (place, encoded) = session.tail.split_first().ok_or(Error::BadArg)?;
+        let term = terms::decode(env, encoded)?;
+        if *place == AS_IT_CAME {
+            return Ok(term);
+        }
+        let mut fields = get_tuple(term)?;
+        fields[INTERNAL_ID] = internal_id;
+        fields[usize::from(*place)] = stamp;
+        return Ok(make_tuple(env, &fields));
+    };
+    let Holes {
+        master_secret,
+        time_stamp,
+    } = template.holes();
+    let certificate = match session.tail {
+        [] => undefined(env),
+        certificate => terms::binary(env, certificate),
+    };
+    let fillings = [
+        (SESSION_ID, key),
+        (INTERNAL_ID, internal_id),
+        (PEER_CERTIFICATE, certificate),
+        (master_secret, terms::binary(env, session.secret)),
+        (time_stamp, stamp),
+    ];
+    Ok(template.fill(env, &fillings))
+}
+
+/// Calls `with` with what a server session under `key` is found by.
+pub fn with_key<R>(key: Term, with: impl FnOnce(SessionKey) -> R) -> R {
+    match id(key) {
+        Some(id) => with(SessionKey::Id(id)),
+        None => with(SessionKey::Other(terms::encode(key).expose())),
     }
-    let mut fields = get_tuple(term)?;
-    fields[INTERNAL_ID] = (now, 0).encode(env);
-    fields[usize::from(*place)] = now.encode(env);
-    Ok(make_tuple(env, &fields))
+}
+
+fn insert_encoded(
+    store: &ServerStore<Template>,
+    key: Term,
+    place: u8,
+    encoded: &[u8],
+    verified: bool,
+    now_ms: u64,
+) -> bool {
+    let mut tail = [&[place], encoded].concat();
+    let stored = with_key(key, |key| {
+        store.insert(key, &NO_SECRET, None, &tail, verified, now_ms)
+    });
+    tail.zeroize();
+    stored
+}
+
+fn id(key: Term<'_>) -> Option<&[u8; 32]> {
+    Binary::from_term(key).ok()?.as_slice().try_into().ok()
 }
 
 fn session_fields(term: Term) -> Option<Vec<Term>> {
     let fields = get_tuple(term).ok()?;
     (fields.len() > 1 && atoms::session() == fields[TAG]).then_some(fields)
+}
+
+/// What is kept of a session that has a template.
+struct Own<'a> {
+    id: &'a [u8; 32],
+    secret_at: usize,
+    secret: &'a [u8; 48],
+    /// The peer's certificate, empty where there is none.
+    tail: &'a [u8],
+}
+
+/// `None` where one of the parts is not as it is in any known release.
+fn own_parts<'a>(fields: &[Term<'a>], key: Term<'a>, certificate: Term<'a>) -> Option<Own<'a>> {
+    let secret = |place: usize| -> Option<&'a [u8; 48]> {
+        Binary::from_term(fields[place])
+            .ok()?
+            .as_slice()
+            .try_into()
+            .ok()
+    };
+    let places = PRIVATE_KEY + 1..fields.len();
+    let mut secrets = places.filter_map(|place| Some((place, secret(place)?)));
+    let (secret_at, secret) = match (secrets.next(), secrets.next()) {
+        (Some(only), None) => only,
+        _ => return None,
+    };
+    let tail = match Binary::from_term(certificate) {
+        Ok(certificate) if !certificate.is_empty() => certificate.as_slice(),
+        Err(_) if atoms::undefined() == certificate => &[],
+        _ => return None,
+    };
+    Some(Own {
+        id: id(key)?,
+        secret_at,
+        secret,
+        tail,
+    })
 }
 
 /// Where the time stamp is: the one integer beyond the fields all releases share that equals the
@@ -75,18 +215,22 @@ fn find_time_stamp<'a>(fields: &[Term<'a>], key: Term<'a>) -> Option<usize> {
     }
 }
 
-/// Whether `term` is, or has within, what a private key is made of: a key record, or a map or a fun
-/// that stands for a key kept elsewhere. No other field of a session has any of these. What is nested
-/// deeper than any field of a session is not searched, and not trusted.
-fn may_hold_private_key(term: Term, depth: u8) -> bool {
+/// Whether one of `fields` is, or has within, what a private key is made of: a key record, or a map or a
+/// fun that stands for a key kept elsewhere. No field of a session but that of the key has any of these.
+fn may_hold_private_key(fields: &[Term]) -> bool {
+    fields.iter().any(|field| is_key_like(*field, 0))
+}
+
+/// What is nested deeper than any field of a session is not searched, and not trusted.
+fn is_key_like(term: Term, depth: u8) -> bool {
     match term.get_type() {
         TermType::Map | TermType::Fun => true,
         TermType::List | TermType::Tuple if depth == MAX_DEPTH => true,
-        TermType::List => list_cells(term).any(|cell| may_hold_private_key(cell, depth + 1)),
+        TermType::List => list_cells(term).any(|cell| is_key_like(cell, depth + 1)),
         TermType::Tuple => get_tuple(term).is_ok_and(|elements| {
             elements
                 .iter()
-                .any(|element| is_key_tag(*element) || may_hold_private_key(*element, depth + 1))
+                .any(|element| is_key_tag(*element) || is_key_like(*element, depth + 1))
         }),
         _ => false,
     }
@@ -117,13 +261,4 @@ fn is_key_tag(term: Term) -> bool {
         atoms::one_asymmetric_key(),
     ];
     tags.iter().any(|tag| *tag == term)
-}
-
-fn prefixed(first: u8, rest: &Secret) -> Secret {
-    let mut bytes = Vec::with_capacity(1 + rest.len());
-    bytes.push(first);
-    bytes.extend_from_slice(rest.expose());
-    let secret = Secret::new(&bytes);
-    bytes.zeroize();
-    secret
 }

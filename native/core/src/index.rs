@@ -1,0 +1,110 @@
+use crate::slab::SlotRef;
+use dashmap::mapref::one::Ref;
+use dashmap::DashMap;
+use foldhash::quality::RandomState;
+use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher};
+
+/// Entries a shard should have when the scope is full: a shard that grows is locked while it does, for
+/// about 0.1 µs an entry.
+const ENTRIES_A_SHARD: u64 = 4096;
+
+/// Bytes of a table's place: digest, slot and the table's own byte.
+const PLACE: usize = 6 + 4 + 1;
+
+/// Finds slots by six bytes of a hash of their keys.
+///
+/// That many tell a million sessions apart but for one chance in 500. When two are alike the newer one
+/// takes the older one's place, and the older one's client makes a full handshake.
+pub(crate) struct Index {
+    slots: DashMap<Digest, [u8; 4], BuildHasherDefault<Spread>>,
+    keys: RandomState,
+}
+
+/// A slot that stays where it is while this lives.
+pub(crate) struct Found<'a>(Ref<'a, Digest, [u8; 4]>);
+
+impl Found<'_> {
+    pub fn slot(&self) -> SlotRef {
+        SlotRef(u32::from_ne_bytes(*self.0.value()))
+    }
+}
+
+/// Six bytes of a hash.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Digest([u8; 6]);
+
+impl Hash for Digest {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        let [a, b, c, d, e, f] = self.0;
+        hasher.write_u64(u64::from_ne_bytes([a, b, c, d, e, f, 0, 0]));
+    }
+}
+
+/// Makes the 48 bits of a digest 64 again, as the table uses them from both ends.
+#[derive(Default)]
+pub(crate) struct Spread(u64);
+
+impl Hasher for Spread {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, _bytes: &[u8]) {
+        unreachable!("a digest is one number");
+    }
+
+    fn write_u64(&mut self, digest: u64) {
+        self.0 = digest.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32) ^ digest;
+    }
+}
+
+impl Index {
+    /// For about so many entries.
+    pub fn new(expected: u64) -> Self {
+        let shards = (expected / ENTRIES_A_SHARD).clamp(4, 4096) as usize;
+        Index {
+            slots: DashMap::with_capacity_and_hasher_and_shard_amount(
+                0,
+                BuildHasherDefault::default(),
+                shards.next_power_of_two(),
+            ),
+            keys: RandomState::default(),
+        }
+    }
+
+    /// The digest of a key.
+    pub fn digest(&self, key: impl Hash) -> Digest {
+        let [a, b, c, d, e, f, _, _] = self.keys.hash_one(key).to_ne_bytes();
+        Digest([a, b, c, d, e, f])
+    }
+
+    /// The slot under `digest`. Writers of that slot's shard wait while the answer is held.
+    pub fn find(&self, digest: Digest) -> Option<Found<'_>> {
+        self.slots.get(&digest).map(Found)
+    }
+
+    /// Enters a slot, and returns the one that was there.
+    pub fn insert(&self, digest: Digest, slot: SlotRef) -> Option<SlotRef> {
+        self.slots
+            .insert(digest, slot.0.to_ne_bytes())
+            .map(|old| SlotRef(u32::from_ne_bytes(old)))
+    }
+
+    /// Takes a slot out. From now on nobody finds it, and nobody holds it.
+    pub fn remove(&self, digest: Digest) {
+        self.slots.remove(&digest);
+    }
+
+    /// Calls `visit` with each slot. A shard at a time is locked.
+    pub fn for_each(&self, mut visit: impl FnMut(SlotRef)) {
+        for entry in &self.slots {
+            visit(SlotRef(u32::from_ne_bytes(*entry.value())));
+        }
+    }
+
+    /// What the tables take. Asks every shard: not for every call.
+    pub fn bytes(&self) -> u64 {
+        // A table is full when 7 of 8 places are taken.
+        (self.slots.capacity() * 8 / 7 * PLACE) as u64
+    }
+}

@@ -1,0 +1,133 @@
+//! What the sessions of one listener and cipher suite have in common, as terms that are ready to be
+//! handed out: the listener's certificates, the cipher suite, the curve, the flags.
+
+#![allow(unsafe_code)]
+
+use crate::atoms;
+use rekindle_core::Pattern;
+use rustler::env::OwnedEnv;
+use rustler::sys::{enif_is_identical, enif_make_copy, enif_make_tuple_from_array, ErlNifTerm};
+use rustler::types::tuple::make_tuple;
+use rustler::{Env, Term};
+
+/// More fields than any session record has.
+pub const MAX_FIELDS: usize = 32;
+
+/// What an environment of its own takes beside its terms, about.
+const ENVIRONMENT_BYTES: usize = 1024;
+
+/// The fields of a session record, with holes where sessions differ.
+pub struct Template {
+    fields: Vec<Field>,
+    holes: Holes,
+    /// Owns the terms in `fields`.
+    _env: OwnedEnv,
+}
+
+/// Where sessions of one template differ beside the fields at places that are the same in all releases.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Holes {
+    pub master_secret: usize,
+    pub time_stamp: usize,
+}
+
+enum Field {
+    /// A term that is its own value, in any environment.
+    Atom(ErlNifTerm),
+    /// A term in the template's environment.
+    Boxed(ErlNifTerm),
+}
+
+// SAFETY: the terms are never changed after the template is made. To read them, `enif_is_identical` and
+// `enif_make_copy` follow them without touching their environment; what they write to is the reference
+// counts of binaries, which are atomic.
+unsafe impl Sync for Template {}
+// SAFETY: an environment that belongs to no process may be freed by any thread.
+unsafe impl Send for Template {}
+
+impl Template {
+    pub fn holes(&self) -> Holes {
+        self.holes
+    }
+
+    /// A tuple of the template's fields in `env`, but of `fillings` where there are any.
+    pub fn fill<'a>(&self, env: Env<'a>, fillings: &[(usize, Term<'a>)]) -> Term<'a> {
+        let mut terms = [undefined(env).as_c_arg(); MAX_FIELDS];
+        let terms = &mut terms[..self.fields.len()];
+        for (term, field) in terms.iter_mut().zip(&self.fields) {
+            *term = match field {
+                Field::Atom(atom) => *atom,
+                // SAFETY: `env` is the calling process's, and the term lives as long as the template.
+                Field::Boxed(boxed) => unsafe { enif_make_copy(env.as_c_arg(), *boxed) },
+            };
+        }
+        for (place, filling) in fillings {
+            terms[*place] = filling.as_c_arg();
+        }
+        // SAFETY: all the terms are in `env`, or are atoms.
+        unsafe {
+            let tuple =
+                enif_make_tuple_from_array(env.as_c_arg(), terms.as_ptr(), terms.len() as u32);
+            Term::new(env, tuple)
+        }
+    }
+}
+
+/// The fields of one session, `undefined` in the holes.
+pub struct Shared<'a, 'b> {
+    pub fields: &'b [Term<'a>],
+    pub holes: Holes,
+    /// Whether the fields may be kept. Asked once for each template.
+    pub may_be_kept: fn(&[Term<'a>]) -> bool,
+}
+
+impl Pattern<Template> for Shared<'_, '_> {
+    fn hash(&self) -> u64 {
+        make_tuple(self.fields[0].get_env(), self.fields).hash_internal(0)
+    }
+
+    fn matches(&self, template: &Template) -> bool {
+        self.holes == template.holes
+            && self.fields.len() == template.fields.len()
+            && self
+                .fields
+                .iter()
+                .zip(&template.fields)
+                .all(|(field, other)| is_identical(*field, other))
+    }
+
+    fn make(&self) -> Option<(Template, u64)> {
+        if self.fields.len() > MAX_FIELDS || !(self.may_be_kept)(self.fields) {
+            return None;
+        }
+        let env = OwnedEnv::new();
+        let fields = env.run(|env| self.fields.iter().map(|field| keep(*field, env)).collect());
+        let tuple = make_tuple(self.fields[0].get_env(), self.fields);
+        let bytes = ENVIRONMENT_BYTES + tuple.to_binary().len();
+        let template = Template {
+            fields,
+            holes: self.holes,
+            _env: env,
+        };
+        Some((template, bytes as u64))
+    }
+}
+
+fn keep(field: Term, env: Env) -> Field {
+    if field.is_atom() {
+        Field::Atom(field.as_c_arg())
+    } else {
+        Field::Boxed(field.in_env(env).as_c_arg())
+    }
+}
+
+fn is_identical(field: Term, other: &Field) -> bool {
+    let (Field::Atom(other) | Field::Boxed(other)) = other;
+    // SAFETY: both terms are alive; they need not be in one environment.
+    unsafe { enif_is_identical(field.as_c_arg(), *other) != 0 }
+}
+
+/// What stands in a hole.
+pub fn undefined(env: Env) -> Term {
+    atoms::undefined().to_term(env)
+}

@@ -1,0 +1,501 @@
+%% @doc What the operator writes in ssl's environment: what is taken, what is refused, and who is told.
+-module(rekindle_options_SUITE).
+
+-include_lib("stdlib/include/assert.hrl").
+
+-export([all/0, groups/0, init_per_suite/1, end_per_suite/1, init_per_testcase/2, end_per_testcase/2]).
+
+-export([
+    good_values_are_taken/1,
+    what_is_left_out_has_a_default/1,
+    the_first_of_two_wins/1,
+    what_is_not_ours_is_handed_back/1,
+    a_bad_role_is_refused/1,
+    a_bad_max_bytes_is_refused/1,
+    a_bad_max_sessions_is_refused/1,
+    a_bad_lifetime_is_refused/1,
+    a_bad_scope_is_refused/1,
+    what_is_no_list_is_refused/1,
+    an_error_is_one_line_whatever_the_value/1
+]).
+-export([
+    a_bad_option_is_readable_when_ssl_is_started/1,
+    a_bad_option_is_readable_when_a_permanent_ssl_ends_the_node/1,
+    a_bad_option_is_readable_when_the_boot_script_starts_ssl/1,
+    a_bad_option_fails_listen_until_it_is_corrected/1,
+    a_bad_option_does_not_harm_other_listeners/1,
+    no_room_for_sessions_fails_listen/1,
+    one_session_is_room_enough/1,
+    negative_room_is_room_enough/1,
+    options_of_others_are_told_of_once/1,
+    a_missing_key_is_told_of_once/1,
+    all_keys_set_is_nothing_to_tell/1,
+    a_listener_has_the_bounds_that_were_set/1
+]).
+
+%% A logger handler of the node under test.
+-export([log/2]).
+
+-define(TOO_LARGE, 16#8000_0000_0000_0000).
+-define(BAD, [{max_bytes, 0}]).
+-define(BAD_LINE, "rekindle: option max_bytes is 0; allowed: a positive integer, in bytes").
+-define(NO_ROOM_LINE, "rekindle: ssl's session_cache_server_max is 0; allowed: any other integer").
+
+all() ->
+    [{group, parsing}, {group, running}].
+
+groups() ->
+    [
+        {parsing, [parallel], [
+            good_values_are_taken,
+            what_is_left_out_has_a_default,
+            the_first_of_two_wins,
+            what_is_not_ours_is_handed_back,
+            a_bad_role_is_refused,
+            a_bad_max_bytes_is_refused,
+            a_bad_max_sessions_is_refused,
+            a_bad_lifetime_is_refused,
+            a_bad_scope_is_refused,
+            what_is_no_list_is_refused,
+            an_error_is_one_line_whatever_the_value
+        ]},
+        {running, [], [
+            a_bad_option_is_readable_when_ssl_is_started,
+            a_bad_option_is_readable_when_a_permanent_ssl_ends_the_node,
+            a_bad_option_is_readable_when_the_boot_script_starts_ssl,
+            a_bad_option_fails_listen_until_it_is_corrected,
+            a_bad_option_does_not_harm_other_listeners,
+            no_room_for_sessions_fails_listen,
+            one_session_is_room_enough,
+            negative_room_is_room_enough,
+            options_of_others_are_told_of_once,
+            a_missing_key_is_told_of_once,
+            all_keys_set_is_nothing_to_tell,
+            a_listener_has_the_bounds_that_were_set
+        ]}
+    ].
+
+init_per_suite(Config) ->
+    {ok, _} = application:ensure_all_started(public_key),
+    [{certs, rekindle_certs:make(proplists:get_value(priv_dir, Config))} | Config].
+
+end_per_suite(_Config) ->
+    ok.
+
+init_per_testcase(Case, Config) ->
+    Dir = filename:join(proplists:get_value(priv_dir, Config), Case),
+    ok = file:make_dir(Dir),
+    [{dir, Dir} | Config].
+
+end_per_testcase(_Case, _Config) ->
+    ok.
+
+%% ---- parsing ----
+
+good_values_are_taken(_Config) ->
+    Ipv6 = {0, 0, 0, 0, 0, 0, 0, 1},
+    Good = [
+        {role, server},
+        {role, client},
+        {max_bytes, 1},
+        {max_bytes, ?TOO_LARGE - 1},
+        {max_sessions, 1},
+        {max_sessions, infinity},
+        {max_sessions, ?TOO_LARGE - 1},
+        {lifetime, 1},
+        {lifetime, 3_155_760_000},
+        {scope, listener},
+        {scope, #{}},
+        {scope, #{1 => web, 65535 => {any, "term"}}},
+        {scope, #{{{127, 0, 0, 1}, 443} => v4, {Ipv6, 8443} => v6, 443 => <<"both">>}}
+    ],
+    [?assertEqual({Option, Value}, {Option, parsed(Option, [{Option, Value}])}) || {Option, Value} <- Good].
+
+what_is_left_out_has_a_default(_Config) ->
+    Defaults = #{
+        role => client,
+        max_bytes => 67_108_864,
+        max_sessions => undefined,
+        lifetime => undefined,
+        scope => listener
+    },
+    ?assertEqual({ok, Defaults, []}, rekindle_options:parse([])),
+    ?assertEqual({ok, Defaults#{lifetime := 5}, []}, rekindle_options:parse([{lifetime, 5}])).
+
+the_first_of_two_wins(_Config) ->
+    ?assertEqual(5, parsed(max_bytes, [{max_bytes, 5}, {lifetime, 1}, {max_bytes, 7}])),
+    %% ssl puts the role in front, whatever the operator wrote.
+    ?assertEqual(server, parsed(role, [{role, server}, {role, client}])),
+    ?assertEqual(?BAD_LINE, refusal([{max_bytes, 5}, {max_bytes, 0}])).
+
+what_is_not_ours_is_handed_back(_Config) ->
+    Others = [{depth, 3}, compressed, {max_bytes, 1, 2}, {"max_bytes", 1}, 17, [], {max_byte, 0}],
+    {ok, Options, Foreign} = rekindle_options:parse([{max_bytes, 9} | Others] ++ [{lifetime, 8}]),
+    ?assertEqual(Others, Foreign),
+    ?assertMatch(#{max_bytes := 9, lifetime := 8}, Options).
+
+a_bad_role_is_refused(_Config) ->
+    refused(role, "server or client", [both, "server", 1, undefined]).
+
+a_bad_max_bytes_is_refused(_Config) ->
+    refused(max_bytes, "a positive integer, in bytes", [infinity | no_bounds()]).
+
+a_bad_max_sessions_is_refused(_Config) ->
+    refused(max_sessions, "a positive integer, or infinity", no_bounds()).
+
+a_bad_lifetime_is_refused(_Config) ->
+    Allowed = "a positive integer, in seconds, at most 3155760000",
+    refused(lifetime, Allowed, [infinity, 3_155_760_001 | no_bounds()]).
+
+a_bad_scope_is_refused(_Config) ->
+    Ports = [0, -1, 65536, 443.0, https, "443", <<"443">>, undefined],
+    Ips = [{1, 2, 3}, {256, 0, 0, 1}, {0, 0, 0, 0, 0, 0, 0, 65536}, "127.0.0.1", any, 1],
+    Keys =
+        Ports ++ [{{127, 0, 0, 1}, Port} || Port <- Ports] ++ [{Ip, 443} || Ip <- Ips] ++
+            [{443, {127, 0, 0, 1}}, {{127, 0, 0, 1}, 443, tls}],
+    Maps = [#{443 => good, Key => name} || Key <- Keys],
+    Allowed = "listener, or a map from Port or {IpAddress, Port} to a name",
+    refused(scope, Allowed, [listeners, undefined, 443, [{443, name}], "web", {443, name} | Maps]).
+
+what_is_no_list_is_refused(_Config) ->
+    [
+        ?assertEqual(
+            "rekindle: option session_cb_init_args is " ++ Shown ++ "; allowed: a proper list of options",
+            refusal(Args)
+        )
+     || {Args, Shown} <- [
+            {#{max_bytes => 1}, "#{max_bytes => 1}"},
+            {max_bytes, "max_bytes"},
+            {undefined, "undefined"},
+            {[{role, server} | #{}], "#{}"},
+            {[{role, server}, {max_bytes, 1} | lifetime], "lifetime"}
+        ]
+    ].
+
+an_error_is_one_line_whatever_the_value(_Config) ->
+    Values = [
+        "two\nlines",
+        <<"two\nlines">>,
+        [lists:seq(1, 200)],
+        #{key => lists:duplicate(100, {a, "long", <<"value">>})},
+        [8364, 10, 8364]
+    ],
+    [
+        begin
+            Line = refusal([{Option, Value}]),
+            ?assertEqual(nomatch, string:find(Line, "\n")),
+            ?assert(io_lib:char_list(Line))
+        end
+     || Option <- [max_bytes, max_sessions, lifetime, scope], Value <- Values
+    ].
+
+no_bounds() ->
+    [0, -1, 1.0, 1.0e12, none, undefined, "1", <<"1">>, {1, mb}, [], ?TOO_LARGE, 1 bsl 100].
+
+parsed(Option, Args) ->
+    {ok, #{Option := Value}, []} = rekindle_options:parse(Args),
+    Value.
+
+refusal(Args) ->
+    {error, {bad_option, Line}} = rekindle_options:parse(Args),
+    Line.
+
+%% The option alone, without a value, is the proplists way to say `true'.
+refused(Option, Allowed, Values) ->
+    Name = atom_to_list(Option),
+    Expected = fun(Value) -> lists:flatten(["rekindle: option ", Name, " is ", Value, "; allowed: ", Allowed]) end,
+    [
+        ?assertEqual({prefix, Expected(shown(Value))}, {prefix, prefix_of(refusal([Arg]), Expected(shown(Value)))})
+     || {Arg, Value} <- [{Option, true} | [{{Option, Value}, Value} || Value <- Values]]
+    ].
+
+shown(Value) ->
+    lists:flatten(io_lib:format("~0tp", [Value])).
+
+prefix_of(Line, Expected) ->
+    lists:sublist(Line, length(Expected)).
+
+%% ---- a bad option, seen by who starts the node ----
+
+a_bad_option_is_readable_when_ssl_is_started(Config) ->
+    Eval = "Result = application:ensure_all_started(ssl), " ++
+        "ok = logger_std_h:filesync(default), io:format(\"~nstart: ~0tp~n\", [Result]), init:stop().",
+    {Status, Output} = erl(Config, ["-eval", Eval]),
+    ?assertEqual(0, Status, Output),
+    ?assertEqual(1, error_reports(?BAD_LINE, Output), Output),
+    ?assertEqual(1, count("(?m)^start: \\{error,.*\\{bad_option,\"" ++ quoted(?BAD_LINE) ++ "\"\\}", Output), Output).
+
+a_bad_option_is_readable_when_a_permanent_ssl_ends_the_node(Config) ->
+    {Status, Output} = erl(Config, ["-eval", "application:ensure_all_started(ssl, permanent)."]),
+    ?assertEqual(1, Status, Output),
+    ?assertEqual(1, error_reports(?BAD_LINE, Output), Output).
+
+a_bad_option_is_readable_when_the_boot_script_starts_ssl(Config) ->
+    Boot = make_boot_script(proplists:get_value(dir, Config), [kernel, stdlib, crypto, asn1, public_key, ssl]),
+    {Status, Output} = erl(Config, ["-boot", Boot]),
+    ?assertEqual(1, Status, Output),
+    ?assertEqual(1, error_reports(?BAD_LINE, Output), Output).
+
+%% A process of the operating system with the bad option in its sys.config.
+erl(Config, Args) ->
+    File = filename:join(proplists:get_value(dir, Config), "sys.config"),
+    Keys = [{Key, rekindle} || Key <- [session_cb, server_session_cb, client_session_cb]],
+    Terms = [{ssl, [{session_cb_init_args, ?BAD} | Keys]}],
+    ok = file:write_file(File, io_lib:format("~tp.~n", [Terms])),
+    Erl = filename:join([code:root_dir(), "bin", "erl"]),
+    Ebin = filename:absname(filename:dirname(code:which(rekindle))),
+    Common = ["-noinput", "-env", "ERL_CRASH_DUMP_SECONDS", "0", "-config", File, "-pa", Ebin],
+    rekindle_clients:run(Erl, Common ++ Args, [], 30_000).
+
+make_boot_script(Dir, Apps) ->
+    Versions = [{App, app_version(App)} || App <- Apps],
+    Release = {release, {"with_ssl", "1"}, {erts, erlang:system_info(version)}, Versions},
+    Name = filename:join(Dir, "with_ssl"),
+    ok = file:write_file(Name ++ ".rel", io_lib:format("~tp.~n", [Release])),
+    Path = [filename:absname(code:lib_dir(App, ebin)) || App <- Apps],
+    {ok, _, _} = systools:make_script(Name, [silent, local, no_warn_sasl, {path, Path}, {outdir, Dir}]),
+    Name.
+
+app_version(App) ->
+    case application:load(App) of
+        ok -> ok;
+        {error, {already_loaded, App}} -> ok
+    end,
+    {ok, Version} = application:get_key(App, vsn),
+    Version.
+
+%% Whole lines only: the supervisors' reports hold the line as well, deep within.
+error_reports(Line, Output) ->
+    count("(?m)^=ERROR REPORT====.*\\R" ++ quoted(Line) ++ "$", Output).
+
+count(Regexp, Output) ->
+    case re:run(Output, Regexp, [global, unicode]) of
+        {match, Matches} -> length(Matches);
+        nomatch -> 0
+    end.
+
+quoted(Text) ->
+    "\\Q" ++ Text ++ "\\E".
+
+%% ---- a bad option, seen by who listens ----
+
+a_bad_option_fails_listen_until_it_is_corrected(Config) ->
+    Node = start_node([{server_session_cb_init_args, ?BAD}]),
+    Manager = whereis(Node, ssl_manager),
+    [
+        begin
+            ?assert(contains(?BAD_LINE, failure_to_listen(Node, Kind, Config))),
+            ?assertEqual([{error, ?BAD_LINE}], take_lines(Node))
+        end
+     || Kind <- [tls, dtls]
+    ],
+    set_env(Node, server_session_cb_init_args, [{max_bytes, 1_000_000}]),
+    [?assertEqual({1, 1}, full_and_resumed(Kind, serve(Node, Kind, Config))) || Kind <- [tls, dtls]],
+    ?assertEqual(Manager, whereis(Node, ssl_manager)),
+    rekindle_node:stop(Node).
+
+%% Where a cache process *ends* that often, OTP's supervisor gives up and takes all listeners along.
+a_bad_option_does_not_harm_other_listeners(Config) ->
+    Node = start_node([]),
+    Port = serve(Node, tls, Config),
+    Caches = caches(Node),
+    set_env(Node, server_session_cb_init_args, ?BAD),
+    [?assert(contains(?BAD_LINE, failure_to_listen(Node, tls, Config))) || _ <- lists:seq(1, 6)],
+    ?assertEqual({1, 1}, full_and_resumed(tls, Port)),
+    ?assertEqual(Caches, caches(Node)),
+    rekindle_node:stop(Node).
+
+no_room_for_sessions_fails_listen(Config) ->
+    Node = start_node([{session_cache_server_max, 0}]),
+    [
+        begin
+            ?assert(contains(?NO_ROOM_LINE, failure_to_listen(Node, Kind, Config))),
+            ?assertMatch([{error, ?NO_ROOM_LINE ++ _}], take_lines(Node))
+        end
+     || Kind <- [tls, dtls]
+    ],
+    set_env(Node, session_cache_server_max, 10),
+    ?assertEqual({1, 1}, full_and_resumed(tls, serve(Node, tls, Config))),
+    rekindle_node:stop(Node).
+
+one_session_is_room_enough(Config) ->
+    sessions_resume(Config, [{session_cache_server_max, 1}]).
+
+negative_room_is_room_enough(Config) ->
+    sessions_resume(Config, [{session_cache_server_max, -3}]).
+
+%% As many as would crash the cache process if its book-keeping went wrong.
+sessions_resume(Config, SslEnv) ->
+    Node = start_node(SslEnv),
+    Port = serve(Node, tls, Config),
+    Caches = caches(Node),
+    ?assertMatch([_], Caches),
+    [?assertEqual({1, 1}, full_and_resumed(tls, Port)) || _ <- lists:seq(1, 4)],
+    ?assertMatch(#{full := 1, resumed := 5}, rekindle_clients:openssl_reconnect(Port, #{})),
+    ?assertEqual(Caches, caches(Node)),
+    ?assertEqual([], take_lines(Node)),
+    rekindle_node:stop(Node).
+
+%% ---- what is told of the configuration ----
+
+options_of_others_are_told_of_once(Config) ->
+    Node = start_node([{session_cb_init_args, [{depth, 3}, {max_bytes, 1_000_000}, other]}]),
+    Ports = [serve(Node, Kind, Config) || Kind <- [tls, tls, dtls]],
+    ?assertEqual(
+        [{notice, "rekindle: options left alone, they are not rekindle's: [{depth,3},other]"}],
+        take_lines(Node)
+    ),
+    ?assertEqual({1, 1}, full_and_resumed(tls, hd(Ports))),
+    ?assertMatch([#{max_bytes := 1_000_000} | _], server_scopes(Node)),
+    rekindle_node:stop(Node).
+
+%% Not session_cb: without it, the releases up to OTP 27 call nothing of ours that could tell. Sessions
+%% resume in any case, on later releases from OTP's own cache.
+a_missing_key_is_told_of_once(Config) ->
+    [
+        begin
+            Node = start_node([{Key, unset} || Key <- Missing]),
+            Ports = [serve(Node, tls, Config) || _ <- [1, 2]],
+            [{Level, Line}] = take_lines(Node),
+            ?assertEqual(warning, Level),
+            ?assertEqual(Missing, [Key || Key <- [server_session_cb, client_session_cb], names(Line, Key)]),
+            ?assertNot(names(Line, session_cb)),
+            ?assertEqual({1, 1}, full_and_resumed(tls, hd(Ports))),
+            rekindle_node:stop(Node)
+        end
+     || Missing <- [[server_session_cb], [client_session_cb], [server_session_cb, client_session_cb]]
+    ].
+
+all_keys_set_is_nothing_to_tell(Config) ->
+    Node = start_node([]),
+    _ = [serve(Node, Kind, Config) || Kind <- [tls, dtls]],
+    ?assertEqual([], take_lines(Node)),
+    rekindle_node:stop(Node).
+
+%% As a word: `session_cb' is within the names of the other keys, too.
+names(Line, Key) ->
+    match =:= re:run(Line, "\\b" ++ atom_to_list(Key) ++ "\\b", [{capture, none}]).
+
+%% ---- the bounds of a listener ----
+
+a_listener_has_the_bounds_that_were_set(Config) ->
+    Node = start_node([]),
+    [
+        begin
+            [set_env(Node, Key, Value) || {Key, Value} <- SslEnv],
+            Port = serve(Node, tls, Config),
+            ?assertEqual({SslEnv, Bounds}, {SslEnv, bounds(Node, Port)}),
+            [ok = rekindle_node:call(Node, application, unset_env, [ssl, Key]) || {Key, _} <- SslEnv]
+        end
+     || {SslEnv, Bounds} <- environments()
+    ],
+    rekindle_node:stop(Node).
+
+%% ssl's environment, and {max_bytes, max_sessions, lifetime} that follow from it.
+environments() ->
+    Args = fun(Options) -> {session_cb_init_args, Options} end,
+    [
+        {[], {67_108_864, infinity, 86_400}},
+        {[Args([{max_bytes, 4096}])], {4096, infinity, 86_400}},
+        {[{session_cache_server_max, 5}], {67_108_864, 5, 86_400}},
+        {[{session_cache_server_max, 5}, Args([{max_sessions, 7}])], {67_108_864, 7, 86_400}},
+        {[{session_cache_server_max, 5}, Args([{max_sessions, infinity}])], {67_108_864, infinity, 86_400}},
+        {[{session_cache_server_max, -5}], {67_108_864, infinity, 86_400}},
+        {[Args([{max_sessions, 7}])], {67_108_864, 7, 86_400}},
+        {[{session_lifetime, 100}], {67_108_864, infinity, 100}},
+        {[{session_lifetime, 100}, Args([{lifetime, 50}])], {67_108_864, infinity, 50}},
+        {[{session_lifetime, 100}, Args([{lifetime, 200}])], {67_108_864, infinity, 200}},
+        {[{session_lifetime, 0}, Args([{lifetime, 50}])], {67_108_864, infinity, 0}},
+        {[Args([{max_bytes, 4096}]), {server_session_cb_init_args, [{max_bytes, 8192}]}], {8192, infinity, 86_400}}
+    ].
+
+bounds(Node, Port) ->
+    [Bounds] = [
+        {MaxBytes, MaxSessions, Lifetime}
+     || #{
+            scope := {listener, tls, {{127, 0, 0, 1}, ListenerPort}},
+            max_bytes := MaxBytes,
+            max_sessions := MaxSessions,
+            lifetime := Lifetime
+        } <- server_scopes(Node),
+        ListenerPort =:= Port
+    ],
+    Bounds.
+
+server_scopes(Node) ->
+    [Scope || #{role := server} = Scope <- rekindle_node:call(Node, rekindle_admin, info, [])].
+
+%% ---- nodes, servers, clients ----
+
+%% With the log watched from before ssl's start on.
+start_node(SslEnv) ->
+    Node = rekindle_node:start(SslEnv),
+    rekindle_node:run(Node, fun watch_log/0),
+    {ok, _} = rekindle_node:call(Node, application, ensure_all_started, [ssl]),
+    Node.
+
+serve(Node, Kind, Config) ->
+    {_, Port} = rekindle_node:call(Node, rekindle_servers, start, [Kind, server_options(Kind, Config)]),
+    Port.
+
+failure_to_listen(Node, Kind, Config) ->
+    try rekindle_node:call(Node, rekindle_servers, start, [Kind, server_options(Kind, Config)]) of
+        {_, Port} -> {listens, Port}
+    catch
+        _:Reason -> Reason
+    end.
+
+server_options(Kind, Config) ->
+    #{server := #{ec := #{cert := Cert, key := Key}}} = proplists:get_value(certs, Config),
+    Version =
+        case Kind of
+            tls -> 'tlsv1.2';
+            dtls -> 'dtlsv1.2'
+        end,
+    [{versions, [Version]}, {certfile, Cert}, {keyfile, Key}].
+
+full_and_resumed(Proto, Port) ->
+    #{full := Full, resumed := Resumed} = rekindle_clients:openssl_two_processes(Proto, Port, #{}),
+    {Full, Resumed}.
+
+caches(Node) ->
+    rekindle_node:run(Node, fun() ->
+        [
+            Pid
+         || Pid <- processes(), proc_lib:translate_initial_call(Pid) =:= {ssl_server_session_cache, init, 1}
+        ]
+    end).
+
+whereis(Node, Name) ->
+    Pid = rekindle_node:call(Node, erlang, whereis, [Name]),
+    true = is_pid(Pid),
+    Pid.
+
+set_env(Node, Key, Value) ->
+    ok = rekindle_node:call(Node, application, set_env, [ssl, Key, Value]).
+
+contains(Line, Reason) ->
+    nomatch =/= string:find(lists:flatten(io_lib:format("~0tp", [Reason])), Line).
+
+%% ---- the log of a node ----
+
+%% Sees what someone sees who has left the default handler as it comes, whose filters drop a lot.
+watch_log() ->
+    Keeper = spawn(fun() -> timer:sleep(infinity) end),
+    ?MODULE = ets:new(?MODULE, [named_table, public, ordered_set]),
+    true = ets:give_away(?MODULE, Keeper, []),
+    {ok, #{filters := Filters, filter_default := Default}} = logger:get_handler_config(default),
+    ok = logger:add_handler(?MODULE, ?MODULE, #{level => all, filters => Filters, filter_default => Default}).
+
+%% @private
+log(#{level := Level} = Event, _Config) ->
+    Line = logger_formatter:format(Event, #{template => [msg], single_line => false}),
+    ets:insert(?MODULE, {erlang:unique_integer([monotonic]), Level, unicode:characters_to_list(Line)}).
+
+%% What we logged since this was asked last.
+take_lines(Node) ->
+    rekindle_node:run(Node, fun() ->
+        Events = ets:tab2list(?MODULE),
+        true = ets:delete_all_objects(?MODULE),
+        [{Level, Line} || {_, Level, "rekindle: " ++ _ = Line} <- Events]
+    end).

@@ -1,0 +1,623 @@
+%% What becomes of a term in the cache: any key and any session come back as they were, but for OTP's own
+%% server sessions, which lose their private key and get new time stamps.
+-module(rekindle_terms_SUITE).
+
+-include_lib("stdlib/include/assert.hrl").
+-include_lib("public_key/include/public_key.hrl").
+
+-export([suite/0, all/0, groups/0, init_per_suite/1, end_per_suite/1, init_per_group/2, end_per_group/2]).
+-export([
+    any_term_is_a_session/1,
+    any_term_is_a_key/1,
+    keys_of_equal_bytes_are_one_key/1,
+    similar_keys_are_different_keys/1,
+    a_session_is_overwritten/1,
+    a_session_is_deleted/1,
+    huge_and_deep_terms_do_no_harm/1,
+    server_sessions_of_all_releases_lose_their_key_and_are_stamped_anew/1,
+    no_kind_of_private_key_comes_back/1,
+    no_private_key_is_in_the_memory_of_the_node/1,
+    sessions_of_unknown_shape_are_refused/1,
+    a_deep_term_within_a_server_session_does_no_harm/1,
+    what_only_looks_like_a_session_is_kept_as_it_is/1,
+    client_sessions_come_back_exactly/1
+]).
+
+-record(point, {x, y = undefined}).
+
+-define(SSL_KEYS, [session_cb, server_session_cb, client_session_cb]).
+
+%% The elements of a server session that change.
+-define(INTERNAL_ID, 3).
+-define(PRIVATE_KEY, 6).
+
+%% Enough of them to tell what is stored from what is left over on Erlang's heaps.
+-define(COPIES, 1000).
+
+suite() ->
+    [{timetrap, {seconds, 60}}].
+
+all() ->
+    [
+        {group, server},
+        {group, client},
+        server_sessions_of_all_releases_lose_their_key_and_are_stamped_anew,
+        no_kind_of_private_key_comes_back,
+        no_private_key_is_in_the_memory_of_the_node,
+        sessions_of_unknown_shape_are_refused,
+        a_deep_term_within_a_server_session_does_no_harm,
+        what_only_looks_like_a_session_is_kept_as_it_is,
+        client_sessions_come_back_exactly
+    ].
+
+groups() ->
+    Cases = [
+        any_term_is_a_session,
+        any_term_is_a_key,
+        keys_of_equal_bytes_are_one_key,
+        similar_keys_are_different_keys,
+        a_session_is_overwritten,
+        a_session_is_deleted,
+        huge_and_deep_terms_do_no_harm
+    ],
+    [{server, Cases}, {client, Cases}].
+
+init_per_suite(Config) ->
+    _ = application:load(ssl),
+    [application:set_env(ssl, Key, rekindle) || Key <- ?SSL_KEYS],
+    Config.
+
+end_per_suite(_Config) ->
+    [application:unset_env(ssl, Key) || Key <- ?SSL_KEYS].
+
+init_per_group(Role, Config) ->
+    [{role, Role} | Config].
+
+end_per_group(_Role, _Config) ->
+    ok.
+
+%% ---- any term, in both roles ----
+
+any_term_is_a_session(Config) ->
+    Cache = open(Config),
+    Pairs = [{{{"host", 443}, <<N:256>>}, Term} || {N, Term} <- numbered(terms())],
+    [rekindle:update(Cache, Key, Term) || {Key, Term} <- Pairs],
+    [assert_same(Term, lookup(Cache, Key)) || {Key, Term} <- Pairs],
+    assert_same(sorted(Pairs), sorted(fold(Cache))),
+    assert_selected(Config, Cache, {"host", 443}, [Term || {_, Term} <- Pairs]),
+    ?assertMatch(#{refused := 0, faults := 0}, info(Cache)).
+
+any_term_is_a_key(Config) ->
+    Cache = open(Config),
+    Pairs = numbered([undefined | terms()]),
+    [rekindle:update(Cache, Key, {session_of, N}) || {N, Key} <- Pairs],
+    [?assertEqual({session_of, N}, lookup(Cache, Key)) || {N, Key} <- Pairs],
+    ?assertEqual(length(Pairs), size_of(Cache)),
+    assert_same(sorted([Key || {_, Key} <- Pairs]), sorted([Key || {Key, _} <- fold(Cache)])),
+    %% As a client's half of a key, too.
+    [rekindle:update(Cache, {Key, id}, {selected, N}) || {N, Key} <- Pairs],
+    [assert_selected(Config, Cache, Key, [{selected, N}]) || {N, Key} <- Pairs],
+    ?assertMatch(#{refused := 0, faults := 0}, info(Cache)).
+
+keys_of_equal_bytes_are_one_key(Config) ->
+    Cache = open(Config),
+    [
+        begin
+            Within = <<1, 2, 3, Key/binary, 4, 5, 6>>,
+            <<_:3/binary, Part:(byte_size(Key))/binary, _/binary>> = Within,
+            <<_:4, Shifted:(byte_size(Key))/binary, _:4>> = <<0:4, Key/binary, 0:4>>,
+            rekindle:update(Cache, Key, whole),
+            ?assertEqual(whole, lookup(Cache, Part)),
+            rekindle:update(Cache, Part, part),
+            ?assertEqual(part, lookup(Cache, Shifted)),
+            rekindle:update(Cache, Shifted, shifted),
+            ?assertEqual(shifted, lookup(Cache, binary:copy(Key)))
+        end
+     || Key <- [crypto:strong_rand_bytes(Size) || Size <- [1, 31, 32, 33, 64, 65, 1000]]
+    ],
+    ?assertEqual(7, size_of(Cache)).
+
+similar_keys_are_different_keys(Config) ->
+    Cache = open(Config),
+    Id = crypto:strong_rand_bytes(32),
+    <<Short:31/binary, Last>> = Id,
+    <<Bits:255/bitstring, _:1>> = Id,
+    Keys = [
+        Id, Short, <<Id/binary, 0>>, Bits, binary_to_list(Id), {Id}, [Id], {Id, Id}, {{Id, Id}, Id},
+        term_to_binary(Id), [Short | Last], <<>>, [], {}, '', 1, 1.0, <<1>>, [1], {1}, #{1 => 1}, true, "true",
+        <<"true">>
+    ],
+    [rekindle:update(Cache, Key, N) || {N, Key} <- numbered(Keys)],
+    [?assertEqual(N, lookup(Cache, Key)) || {N, Key} <- numbered(Keys)],
+    ?assertEqual(length(Keys), size_of(Cache)).
+
+a_session_is_overwritten(Config) ->
+    Cache = open(Config),
+    Keys = [crypto:strong_rand_bytes(32) | terms()],
+    [rekindle:update(Cache, Key, first) || Key <- Keys],
+    [rekindle:update(Cache, Key, {second, Key}) || Key <- Keys],
+    [assert_same({second, Key}, lookup(Cache, Key)) || Key <- Keys],
+    ?assertEqual(length(Keys), size_of(Cache)).
+
+a_session_is_deleted(Config) ->
+    Cache = open(Config),
+    {Dropped, Kept} = lists:split(10, [crypto:strong_rand_bytes(32) | terms()]),
+    [rekindle:update(Cache, Key, here) || Key <- Dropped ++ Kept],
+    elsewhere(fun() -> [rekindle:delete(Cache, Key) || Key <- Dropped ++ [never_stored]] end),
+    [?assertEqual(undefined, rekindle:lookup(Cache, Key)) || Key <- Dropped],
+    [?assertEqual(here, rekindle:lookup(Cache, Key)) || Key <- Kept],
+    ?assertEqual(length(Kept), size_of(Cache)),
+    assert_same(sorted(Kept), sorted([Key || {Key, _} <- fold(Cache)])).
+
+%% In a node of its own: a stack that overflows takes the whole node along.
+huge_and_deep_terms_do_no_harm(Config) ->
+    Role = proplists:get_value(role, Config),
+    in_other_node(fun() ->
+        Cache = rekindle:init([{role, Role}, {max_bytes, 1_000_000_000}]),
+        [
+            begin
+                rekindle:update(Cache, key, Term),
+                ?assert(lookup(Cache, key) =:= Term),
+                rekindle:update(Cache, Term, value),
+                ?assertEqual(value, lookup(Cache, Term)),
+                ?assertEqual(2, size_of(Cache)),
+                ?assert([Term] =:= [Key || {Key, value} <- fold(Cache)]),
+                elsewhere(fun() -> rekindle:delete(Cache, Term) end)
+            end
+         || Term <- [
+                nested(100_000, fun(Inner) -> [Inner] end),
+                nested(100_000, fun(Inner) -> {Inner} end),
+                nested(100_000, fun(Inner) -> [1 | Inner] end),
+                nested(100_000, fun(Inner) -> #{inner => Inner} end),
+                binary:copy(<<"0123456789">>, 1_048_576),
+                lists:seq(1, 300_000),
+                maps:from_list([{N, N} || N <- lists:seq(1, 100_000)])
+            ]
+        ],
+        ?assertMatch(#{refused := 0, faults := 0}, info(Cache))
+    end).
+
+%% ---- OTP's server sessions ----
+
+server_sessions_of_all_releases_lose_their_key_and_are_stamped_anew(_Config) ->
+    Cache = open_server(),
+    [
+        begin
+            {Id, Session} = server_session(Layout, Key),
+            rekindle:update(Cache, Id, Session),
+            assert_stamped_anew(Session, fun() -> lookup(Cache, Id) end),
+            assert_stamped_anew(Session, fun() -> proplists:get_value(Id, fold(Cache)) end)
+        end
+     || Layout <- layouts(), Key <- [undefined, #{}, rsa_key(secret())]
+    ],
+    ?assertMatch(#{refused := 0, faults := 0}, info(Cache)).
+
+%% As a session that is kept for hours: its stamps are not those that it was stored with.
+assert_stamped_anew(Session, Ask) ->
+    Before = erlang:monotonic_time(),
+    Answer = Ask(),
+    After = erlang:monotonic_time(),
+    {Stamp, Unique} = element(?INTERNAL_ID, Answer),
+    ?assert(is_integer(Stamp) andalso Before =< Stamp andalso Stamp =< After),
+    ?assert(is_integer(Unique)),
+    Expected = setelement(?PRIVATE_KEY, setelement(?INTERNAL_ID, Session, {Stamp, Unique}), undefined),
+    assert_same(setelement(time_stamp_place(Session), Expected, Stamp), Answer).
+
+no_kind_of_private_key_comes_back(_Config) ->
+    Cache = open_server(),
+    Secret = secret(),
+    [
+        begin
+            {Id, Session} = server_session(Layout, Key),
+            ?assert(is_within(Secret, Session)),
+            rekindle:update(Cache, Id, Session),
+            Answer = lookup(Cache, Id),
+            ?assertEqual(undefined, element(?PRIVATE_KEY, Answer)),
+            ?assertNot(is_within(Secret, Answer))
+        end
+     || Layout <- layouts(), Key <- private_keys(Secret)
+    ],
+    ?assertNot(is_within(Secret, fold(Cache))),
+    ?assertMatch(#{refused := 0, faults := 0}, info(Cache)).
+
+%% A key that the store kept would be there once for each session. What Erlang's heaps keep of it are a few
+%% copies, whatever the number of sessions. That the search finds keys shows on the client's side.
+no_private_key_is_in_the_memory_of_the_node(_Config) ->
+    case filelib:is_file("/proc/self/mem") of
+        true ->
+            {Sessions, Found} = keys_in_memory(server),
+            ?assertEqual({?COPIES, few}, {Sessions, few_or_many(Found)}),
+            {ClientSessions, ClientFound} = keys_in_memory(client),
+            ?assertEqual({?COPIES, many}, {ClientSessions, few_or_many(ClientFound)}),
+            {comment, lists:concat([Found, " copies in the server's node, ", ClientFound, " in the client's"])};
+        false ->
+            {skip, "no /proc/self/mem to search"}
+    end.
+
+few_or_many(Found) when Found < ?COPIES div 5 -> few;
+few_or_many(Found) when Found >= ?COPIES -> many;
+few_or_many(Found) -> Found.
+
+sessions_of_unknown_shape_are_refused(_Config) ->
+    Cache = open_server(),
+    [
+        begin
+            Id = crypto:strong_rand_bytes(32),
+            Session = Shape(Id),
+            #{refused := Refused} = info(Cache),
+            ?assertEqual(ok, rekindle:update(Cache, Id, Session)),
+            ?assertMatch({Name, #{refused := N}} when N =:= Refused + 1, {Name, info(Cache)}),
+            ?assertEqual({Name, undefined}, {Name, lookup(Cache, Id)})
+        end
+     || {Name, Shape} <- unknown_shapes()
+    ],
+    ?assertMatch(#{faults := 0, sessions := 0, bytes := 0}, info(Cache)),
+    ?assertEqual([], fold(Cache)),
+    {Id, Good} = server_session(otp_27, rsa_key(secret())),
+    rekindle:update(Cache, Id, Good),
+    ?assertMatch(#{sessions := 1}, info(Cache)).
+
+a_deep_term_within_a_server_session_does_no_harm(_Config) ->
+    in_other_node(fun() ->
+        Cache = open_server(),
+        Deep = [nested(200_000, Wrap) || Wrap <- [fun(In) -> {In} end, fun(In) -> [In] end, fun(In) -> [1 | In] end]],
+        [
+            begin
+                {Id, Session} = server_session(Layout, undefined),
+                rekindle:update(Cache, Id, setelement(Place, Session, Term)),
+                _ = lookup(Cache, Id),
+                {KeyId, WithDeepKey} = server_session(Layout, Term),
+                rekindle:update(Cache, KeyId, WithDeepKey),
+                ?assertEqual(undefined, element(?PRIVATE_KEY, lookup(Cache, KeyId)))
+            end
+         || Layout <- layouts(), Term <- Deep, Place <- [2, 3, 4, 5, 8, 10]
+        ],
+        ?assertMatch(#{faults := 0}, info(Cache))
+    end).
+
+what_only_looks_like_a_session_is_kept_as_it_is(_Config) ->
+    Cache = open_server(),
+    {Id, Session} = server_session(otp_25, rsa_key(secret())),
+    [
+        begin
+            rekindle:update(Cache, Id, Term),
+            assert_same(Term, lookup(Cache, Id))
+        end
+     || Term <- [session, {session}, {"session", Id}, [Session], {a, Session}, tuple_to_list(Session), #{s => Session}]
+    ],
+    ?assertMatch(#{refused := 0, faults := 0}, info(Cache)).
+
+client_sessions_come_back_exactly(_Config) ->
+    Cache = rekindle:init([{role, client}]),
+    Known = [server_session(Layout, Key) || Layout <- layouts(), Key <- private_keys(secret())],
+    Unknown = [{Id, Shape(Id)} || {_, Shape} <- unknown_shapes(), Id <- [crypto:strong_rand_bytes(32)]],
+    Pairs = [{{{"host", 443}, Id}, Session} || {Id, Session} <- Known ++ Unknown],
+    [rekindle:update(Cache, Key, Session) || {Key, Session} <- Pairs],
+    [assert_same(Session, lookup(Cache, Key)) || {Key, Session} <- Pairs],
+    Selected = rekindle:select_session(Cache, {"host", 443}),
+    assert_same(sorted([Session || {_, Session} <- Pairs]), sorted(Selected)),
+    assert_same(sorted(Pairs), sorted(fold(Cache))).
+
+%% ---- terms ----
+
+terms() ->
+    Large = binary:copy(<<"large">>, 1000),
+    <<_:7/binary, SubBinary:100/binary, _/binary>> = Large,
+    [
+        an_atom,
+        'grüße, мир 🌍',
+        '',
+        true,
+        0,
+        -1,
+        255,
+        1 bsl 31,
+        1 bsl 63,
+        -(1 bsl 64),
+        1 bsl 5000,
+        -(1 bsl 5000),
+        1.5,
+        -0.0,
+        1.0e300,
+        <<>>,
+        <<"small">>,
+        <<1:1>>,
+        <<16#ABCDEF:23>>,
+        Large,
+        SubBinary,
+        crypto:strong_rand_bytes(31),
+        crypto:strong_rand_bytes(33),
+        {},
+        {one},
+        list_to_tuple(lists:seq(1, 300)),
+        [],
+        "a string",
+        "строка",
+        [[[]]],
+        [a, b | c],
+        [1, 2 | 3],
+        [[] | <<>>],
+        lists:seq(1, 70_000),
+        lists:duplicate(70_000, $a),
+        #{},
+        #{a => 1, "b" => #{c => 2}, {d} => [3]},
+        maps:from_list([{{key, N}, <<N:64>>} || N <- lists:seq(1, 1000)]),
+        fun lists:map/2,
+        fun erlang:'+'/2,
+        fun ?MODULE:all/0,
+        fun_of_no_module(),
+        fun(X) -> {X, Large} end,
+        fun numbered/1,
+        self(),
+        spawn(fun() -> ok end),
+        hd(erlang:ports()),
+        make_ref(),
+        atomics:new(1, []),
+        crypto:hash_init(sha256),
+        ets:new(a_table, []),
+        #point{x = 1},
+        #'ECPrivateKey'{version = 1, privateKey = <<"not a session">>},
+        {not_found, undefined, #{}}
+    ].
+
+%% Of a name that nobody has heard of: a careful decoder refuses it.
+fun_of_no_module() ->
+    Name = list_to_atom("module" ++ integer_to_list(erlang:unique_integer([positive]))),
+    erlang:make_fun(Name, function, 1).
+
+numbered(List) ->
+    lists:zip(lists:seq(1, length(List)), List).
+
+nested(Depth, Wrap) ->
+    lists:foldl(fun(_, Inner) -> Wrap(Inner) end, [], lists:seq(1, Depth)).
+
+%% Releases before OTP 27 take -0.0 for 0.0, so the bytes are compared as well.
+assert_same(Expected, Actual) ->
+    ?assert(Expected =:= Actual),
+    ?assert(term_to_binary(Expected) =:= term_to_binary(Actual)).
+
+%% Some terms that are not the same are equal in Erlang's order.
+sorted(Terms) ->
+    [Term || {_, Term} <- lists:sort([{term_to_binary(Term), Term} || Term <- Terms])].
+
+%% ---- private keys ----
+
+%% 64 bytes that can be found again, wherever they are and whichever end comes first. The highest and the
+%% lowest bit are set, so that the number is as long as the bytes.
+secret() ->
+    <<_:1, Bits:510, _:1>> = crypto:strong_rand_bytes(64),
+    <<1:1, Bits:510, 1:1>>.
+
+is_within(Secret, Term) ->
+    Bytes = term_to_binary(Term),
+    lists:any(fun(Needle) -> binary:match(Bytes, Needle) =/= nomatch end, [Secret, reversed(Secret)]).
+
+reversed(Bytes) ->
+    binary:encode_unsigned(binary:decode_unsigned(Bytes, little), big).
+
+private_keys(Secret) ->
+    Number = binary:decode_unsigned(Secret),
+    Rsa = rsa_key(Secret),
+    Ec = #'ECPrivateKey'{version = 1, privateKey = Secret, parameters = {namedCurve, ?secp521r1}, publicKey = <<4>>},
+    Pss = #'RSASSA-PSS-params'{saltLength = 32},
+    [
+        Rsa,
+        {Rsa, Pss},
+        Ec,
+        Ec#'ECPrivateKey'{parameters = {namedCurve, ?'id-Ed25519'}},
+        #'DSAPrivateKey'{version = 0, p = 23, q = 11, g = 4, y = 8, x = Number},
+        #'PrivateKeyInfo'{version = v1, privateKey = Secret},
+        {'OneAsymmetricKey', v2, undefined, Secret, asn1_NOVALUE, asn1_NOVALUE},
+        {'RSAPrivateKey', Secret},
+        #{algorithm => rsa, engine => make_ref(), key_id => <<"id">>, password => Secret},
+        #{algorithm => ecdsa, sign_fun => fun(_, _, _) -> Secret end},
+        {another, [kind, #{made_of => Secret}]},
+        Secret
+    ].
+
+rsa_key(Secret) ->
+    Number = binary:decode_unsigned(Secret),
+    #'RSAPrivateKey'{
+        version = 'two-prime',
+        modulus = 3233,
+        publicExponent = 65537,
+        privateExponent = Number,
+        prime1 = Number,
+        prime2 = 53,
+        exponent1 = 53,
+        exponent2 = 49,
+        coefficient = 38,
+        otherPrimeInfos = asn1_NOVALUE
+    }.
+
+%% ---- session records ----
+
+%% OTP 29.1.1's record has as many elements as OTP 25's, but not the same.
+layouts() ->
+    [otp_25, otp_27, otp_29_1_1, otp_29_1_2].
+
+%% As OTP stores it: its stamps are some days old, so that new ones can be told from them.
+server_session(Layout, PrivateKey) ->
+    Id = crypto:strong_rand_bytes(32),
+    Stamp = erlang:monotonic_time() - erlang:convert_time_unit(300_000, second, native),
+    Chain = [crypto:strong_rand_bytes(900), crypto:strong_rand_bytes(700)],
+    Head = [session, Id, {Stamp, -576460752303423000}, crypto:strong_rand_bytes(800), Chain, PrivateKey],
+    Cipher = <<192, 48>>,
+    Secret = crypto:strong_rand_bytes(48),
+    Tail = [undefined, true, Stamp, {namedCurve, {1, 3, 132, 0, 34}}, undefined, undefined],
+    {Id, list_to_tuple(Head ++ rest(Layout, Cipher, Secret, Tail))}.
+
+rest(otp_25, Cipher, Secret, Tail) -> [0, Cipher, Secret | Tail];
+rest(otp_27, Cipher, Secret, Tail) -> [Cipher, Secret | Tail];
+rest(otp_29_1_1, Cipher, Secret, Tail) -> [Cipher, Secret | Tail] ++ [{max_frag_enum, 1}];
+rest(otp_29_1_2, Cipher, Secret, Tail) -> [Cipher, Secret | Tail] ++ [undefined, "localhost"].
+
+time_stamp_place(Session) ->
+    {Stamp, _} = element(?INTERNAL_ID, Session),
+    [Place] = [Place || Place <- lists:seq(7, tuple_size(Session)), element(Place, Session) =:= Stamp],
+    Place.
+
+unknown_shapes() ->
+    Key = rsa_key(secret()),
+    Last = fun(Session) -> tuple_size(Session) end,
+    Put = fun(Place, Term) -> fun(Session) -> setelement(Place, Session, Term) end end,
+    PutLast = fun(Term) -> fun(Session) -> setelement(Last(Session), Session, Term) end end,
+    Changes = [
+        {key_for_peer_certificate, Put(4, Key)},
+        {key_for_own_certificates, Put(5, Key)},
+        {key_at_the_end, PutLast(Key)},
+        {key_added, fun(Session) -> erlang:append_element(Session, Key) end},
+        {key_in_a_list, Put(5, [<<"cert">>, Key])},
+        {key_in_a_tail, Put(5, [<<"cert">> | Key])},
+        {key_in_a_list_in_a_tuple, PutLast({a, [b, {c, Key}]})},
+        {key_in_a_pair, PutLast({Key, #'RSASSA-PSS-params'{}})},
+        {ec_key, PutLast(#'ECPrivateKey'{privateKey = <<1>>})},
+        {dsa_key, PutLast(#'DSAPrivateKey'{x = 1})},
+        {key_info, PutLast(#'PrivateKeyInfo'{privateKey = <<1>>})},
+        {one_asymmetric_key, PutLast({'OneAsymmetricKey', v2, undefined, <<1>>, asn1_NOVALUE, asn1_NOVALUE})},
+        {encoded_key, PutLast({'ECPrivateKey', <<1>>})},
+        {engine, PutLast(#{algorithm => rsa, engine => make_ref(), key_id => <<1>>})},
+        {small_map_in_a_list, PutLast([#{}])},
+        {sign_fun, PutLast(fun(_) -> Key end)},
+        {external_fun_in_a_tuple, PutLast({a, fun lists:map/2})},
+        {key_far_down, PutLast(nested_around(7, Key))},
+        {anything_further_down, PutLast(nested_around(20, harmless))},
+        {two_stamps, fun(Session) -> setelement(Last(Session), Session, element(1, element(3, Session))) end},
+        {another_stamp, fun(Session) -> setelement(time_stamp_place(Session), Session, 1) end},
+        {no_stamp, fun(Session) -> setelement(time_stamp_place(Session), Session, undefined) end},
+        {stamps_no_numbers, fun(Session) ->
+            setelement(time_stamp_place(Session), setelement(3, Session, {undefined, 1}), undefined)
+        end},
+        {no_internal_id, Put(3, undefined)},
+        {internal_id_of_three, fun(Session) -> setelement(3, Session, {element(1, element(3, Session)), 1, 2}) end},
+        {internal_id_a_number, fun(Session) -> setelement(3, Session, element(1, element(3, Session))) end},
+        {another_id, Put(2, <<0:256>>)},
+        {no_id, Put(2, undefined)},
+        {ends_before_the_stamp, fun(Session) -> first(9, Session) end},
+        {ends_with_the_key, fun(Session) -> first(6, Session) end},
+        {ends_before_the_key, fun(Session) -> first(5, Session) end},
+        {id_only, fun(Session) -> first(2, Session) end}
+    ],
+    [{{Layout, Name}, unknown(Layout, Change)} || Layout <- layouts(), {Name, Change} <- Changes].
+
+unknown(Layout, Change) ->
+    fun(Id) ->
+        {_, Session} = server_session(Layout, undefined),
+        Change(setelement(2, Session, Id))
+    end.
+
+first(Count, Tuple) ->
+    list_to_tuple(lists:sublist(tuple_to_list(Tuple), Count)).
+
+nested_around(Depth, Term) ->
+    lists:foldl(fun(_, Inner) -> [Inner] end, Term, lists:seq(1, Depth)).
+
+%% ---- the memory of a node ----
+
+%% How many sessions a node holds that were made with one private key, and how often that key is in its memory.
+keys_in_memory(Role) ->
+    Secret = secret(),
+    Node = rekindle_node:start([]),
+    try
+        Sessions = rekindle_node:run(Node, fun() -> fill(Role, Secret) end),
+        {Sessions, occurrences([Secret, reversed(Secret)], rekindle_node:call(Node, os, getpid, []))}
+    after
+        rekindle_node:stop(Node)
+    end.
+
+fill(Role, Secret) ->
+    Self = self(),
+    Keeper = spawn(fun() ->
+        Cache = rekindle:init([{role, Role}]),
+        Key = rsa_key(Secret),
+        [
+            begin
+                {Id, Session} = server_session(otp_25, Key),
+                rekindle:update(Cache, Id, Session)
+            end
+         || _ <- lists:seq(1, ?COPIES)
+        ],
+        Self ! {self(), size_of(Cache)},
+        %% The sessions go with the last reference to the cache.
+        receive
+            stop -> exit(Cache)
+        end
+    end),
+    receive
+        {Keeper, Sessions} -> Sessions
+    end.
+
+occurrences(Needles, OsPid) ->
+    {ok, Maps} = file:read_file(["/proc/", OsPid, "/maps"]),
+    {ok, Memory} = file:open(["/proc/", OsPid, "/mem"], [read, raw, binary]),
+    try
+        lists:sum([count(Needles, Memory, Range) || Range <- writable(binary:split(Maps, <<"\n">>, [global]))])
+    after
+        file:close(Memory)
+    end.
+
+writable(Lines) ->
+    [
+        {binary_to_integer(From, 16), binary_to_integer(To, 16)}
+     || Line <- Lines,
+        {match, [From, To]} <- [re:run(Line, "^([0-9a-f]+)-([0-9a-f]+) rw", [{capture, all_but_first, binary}])]
+    ].
+
+count(_Needles, _Memory, {From, To}) when From >= To ->
+    0;
+count(Needles, Memory, {From, To}) ->
+    Size = min(To - From, 16#100000),
+    Here =
+        case file:pread(Memory, From, Size) of
+            {ok, Bytes} -> length(binary:matches(Bytes, Needles));
+            _ -> 0
+        end,
+    Here + count(Needles, Memory, {From + Size, To}).
+
+%% ---- the cache ----
+
+open(Config) ->
+    rekindle:init([{role, proplists:get_value(role, Config)}]).
+
+open_server() ->
+    rekindle:init([{role, server}]).
+
+%% Of the cache opened last, which `Cache' has to be.
+info(Cache) ->
+    Info = lists:last(rekindle_admin:info()),
+    %% A use of it after: nobody else refers to it, and it would be gone otherwise.
+    _ = size_of(Cache),
+    Info.
+
+lookup(Cache, Key) ->
+    rekindle:lookup(Cache, Key).
+
+%% The process that opened a server's cache is taken for OTP's, and is told another number.
+size_of(Cache) ->
+    elsewhere(fun() -> rekindle:size(Cache) end).
+
+fold(Cache) ->
+    rekindle:foldl(fun(Pair, Acc) -> [Pair | Acc] end, [], Cache).
+
+assert_selected(Config, Cache, PartialKey, Sessions) ->
+    Expected =
+        case proplists:get_value(role, Config) of
+            server -> [];
+            client -> Sessions
+        end,
+    assert_same(sorted(Expected), sorted(rekindle:select_session(Cache, PartialKey))).
+
+elsewhere(Fun) ->
+    {Pid, Monitor} = spawn_monitor(fun() -> exit({result, Fun()}) end),
+    receive
+        {'DOWN', Monitor, process, Pid, {result, Result}} -> Result;
+        {'DOWN', Monitor, process, Pid, Reason} -> error(Reason)
+    end.
+
+in_other_node(Fun) ->
+    Node = rekindle_node:start([]),
+    try
+        rekindle_node:run(Node, Fun)
+    after
+        rekindle_node:stop(Node)
+    end.
