@@ -51,6 +51,18 @@
 -define(FAULTS, 1).
 -define(REGISTERED, 2).
 
+%% The value of `Expression', or `Otherwise' where it fails. A macro, as a fun would cost as much as the rest
+%% of a lookup.
+-define(ATTEMPT(Cache, Otherwise, Expression),
+    try
+        Expression
+    catch
+        Class:Reason ->
+            fault(Cache, Class, Reason),
+            Otherwise
+    end
+).
+
 -define(NO_BOUND, 16#FFFF_FFFF_FFFF_FFFF).
 
 %% @doc Opens the cache of a listener or of the client manager. Called by OTP's processes with the
@@ -74,24 +86,24 @@ init(Args) ->
 %% @doc Drops all sessions of the cache.
 -spec terminate(cache()) -> ok.
 terminate(Cache) ->
-    attempt(Cache, ok, fun(Store) -> rekindle_nif:clear(Store) end).
+    ?ATTEMPT(Cache, ok, rekindle_nif:clear(store(Cache))).
 
 %% @doc The session under the key, or `undefined'. A server's session comes without private key and
 %% stamped with the present: the store alone decides on its age. A client's comes as it was stored.
 -spec lookup(cache(), key()) -> session() | undefined.
-lookup(#server{} = Cache, Key) ->
-    attempt(Cache, undefined, fun(Store) -> rekindle_nif:server_lookup(Store, Key, erlang:monotonic_time()) end);
-lookup(#client{owner = Owner} = Cache, Key) ->
+lookup(#server{store = Store} = Cache, Key) ->
+    ?ATTEMPT(Cache, undefined, rekindle_nif:server_lookup(Store, Key, erlang:monotonic_time()));
+lookup(#client{store = Store, owner = Owner} = Cache, Key) ->
     %% A connection still has to find the session it has offered to its server, even if it was deleted
     %% in the meantime; the manager must not, or it would delete it from its books twice.
     OrLingering = self() =/= Owner,
-    attempt(Cache, undefined, fun(Store) -> rekindle_nif:client_lookup(Store, Key, OrLingering) end).
+    ?ATTEMPT(Cache, undefined, rekindle_nif:client_lookup(Store, Key, OrLingering)).
 
 %% @doc Stores the session under the key, in place of one that may be there.
 -spec update(cache(), key(), session()) -> ok.
 update(Cache, Key, Session) ->
     note_registration(Cache),
-    _ = attempt(Cache, refused, fun(Store) -> rekindle_nif:insert(Store, Key, Session) end),
+    _ = ?ATTEMPT(Cache, refused, rekindle_nif:insert(store(Cache), Key, Session)),
     ok.
 
 %% @doc Drops the session under the key. On the server it is not obeyed when OTP's process asks: what
@@ -100,25 +112,25 @@ update(Cache, Key, Session) ->
 delete(#server{owner = Owner}, _Key) when Owner =:= self() ->
     ok;
 delete(Cache, Key) ->
-    attempt(Cache, ok, fun(Store) -> rekindle_nif:delete(Store, Key) end).
+    ?ATTEMPT(Cache, ok, rekindle_nif:delete(store(Cache), Key)).
 
 %% @doc Folds over `{Key, Session}' of all sessions. Those stored or dropped meanwhile may be met or not.
 -spec foldl(fun(({key(), session()}, Acc) -> Acc), Acc, cache()) -> Acc.
 foldl(Fun, Acc0, Cache) ->
     Visit = fun(Key, Acc) ->
-        case attempt(Cache, undefined, fun(Store) -> rekindle_nif:peek(Store, Key, erlang:monotonic_time()) end) of
+        case ?ATTEMPT(Cache, undefined, rekindle_nif:peek(store(Cache), Key, erlang:monotonic_time())) of
             undefined -> Acc;
             Session -> Fun({Key, Session}, Acc)
         end
     end,
-    lists:foldl(Visit, Acc0, attempt(Cache, [], fun(Store) -> rekindle_nif:keys(Store) end)).
+    lists:foldl(Visit, Acc0, ?ATTEMPT(Cache, [], rekindle_nif:keys(store(Cache)))).
 
 %% @doc The sessions a client has with a server, newest first. Servers have none.
 -spec select_session(cache(), partial_key()) -> [session()].
 select_session(#server{}, _PartialKey) ->
     [];
-select_session(#client{} = Cache, PartialKey) ->
-    attempt(Cache, [], fun(Store) -> rekindle_nif:select(Store, PartialKey) end).
+select_session(#client{store = Store} = Cache, PartialKey) ->
+    ?ATTEMPT(Cache, [], rekindle_nif:select(Store, PartialKey)).
 
 %% @doc How many sessions there are, except when OTP's server process asks: it means «do I have to make
 %% room?», and is told that it has none to make at first, and has just one to make ever after. Then its
@@ -130,7 +142,7 @@ size(#server{owner = Owner, max = Max, notes = Notes}) when Owner =:= self() ->
         1 -> Max
     end;
 size(Cache) ->
-    attempt(Cache, 0, fun(Store) -> rekindle_nif:size(Store) end).
+    ?ATTEMPT(Cache, 0, rekindle_nif:size(store(Cache))).
 
 open(client, _Options) ->
     #client{
@@ -176,31 +188,21 @@ open_store(Open) ->
             unavailable
     end.
 
-%% In the process dictionary of no one, and set before anything can fail: OTP's process has the session
-%% in its order from now on, whatever becomes of it here.
+%% Before anything can fail: OTP's process has the session in its order from now on, whatever becomes of it
+%% here.
 note_registration(#server{owner = Owner, notes = Notes}) when Owner =:= self() ->
     atomics:put(Notes, ?REGISTERED, 1);
 note_registration(_) ->
     ok.
 
-attempt(Cache, Otherwise, Fun) ->
-    Store = store(Cache),
-    try
-        Fun(Store)
-    catch
-        Class:Reason ->
-            fault(Cache, Store, Class, Reason),
-            Otherwise
-    end.
-
 store(#server{store = Store}) -> Store;
 store(#client{store = Store}) -> Store.
 
-fault(Cache, Store, Class, Reason) ->
+fault(Cache, Class, Reason) ->
     Count = atomics:add_get(notes(Cache), ?FAULTS, 1),
     _ =
         try
-            rekindle_nif:count_fault(Store)
+            rekindle_nif:count_fault(store(Cache))
         catch
             _:_ -> uncounted
         end,

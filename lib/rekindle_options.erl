@@ -41,8 +41,12 @@ parse(Args) ->
     try length(Args) of
         _ -> parse(Args, #{}, [])
     catch
-        error:badarg -> bad_option(session_cb_init_args, Args)
+        error:badarg -> bad_option(session_cb_init_args, without_role(Args))
     end.
+
+%% As the operator wrote it: ssl puts the role in front.
+without_role([{role, _} | Args]) -> Args;
+without_role(Args) -> Args.
 
 parse([{Option, Value} | Rest], Given, Foreign) when is_map_key(Option, ?DEFAULTS) ->
     case {is_valid(Option, Value), Given} of

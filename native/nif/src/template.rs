@@ -6,7 +6,9 @@
 use crate::atoms;
 use rekindle_core::Pattern;
 use rustler::env::OwnedEnv;
-use rustler::sys::{enif_is_identical, enif_make_copy, enif_make_tuple_from_array, ErlNifTerm};
+use rustler::sys::{
+    enif_get_tuple, enif_is_identical, enif_make_copy, enif_make_tuple_from_array, ErlNifTerm,
+};
 use rustler::types::tuple::make_tuple;
 use rustler::{Env, Term};
 
@@ -19,8 +21,10 @@ const ENVIRONMENT_BYTES: usize = 1024;
 /// The fields of a session record, with holes where sessions differ.
 pub struct Template {
     fields: Vec<Field>,
+    /// A tuple of the fields that are no atoms: one copy instead of many.
+    boxed: ErlNifTerm,
     holes: Holes,
-    /// Owns the terms in `fields`.
+    /// Owns `boxed`.
     _env: OwnedEnv,
 }
 
@@ -34,8 +38,8 @@ pub struct Holes {
 enum Field {
     /// A term that is its own value, in any environment.
     Atom(ErlNifTerm),
-    /// A term in the template's environment.
-    Boxed(ErlNifTerm),
+    /// A place in the tuple of boxed fields.
+    Boxed(usize),
 }
 
 // SAFETY: the terms are never changed after the template is made. To read them, `enif_is_identical` and
@@ -54,11 +58,12 @@ impl Template {
     pub fn fill<'a>(&self, env: Env<'a>, fillings: &[(usize, Term<'a>)]) -> Term<'a> {
         let mut terms = [undefined(env).as_c_arg(); MAX_FIELDS];
         let terms = &mut terms[..self.fields.len()];
+        // SAFETY: `env` is the calling process's, and the tuple lives as long as the template.
+        let boxed = unsafe { elements(enif_make_copy(env.as_c_arg(), self.boxed), env) };
         for (term, field) in terms.iter_mut().zip(&self.fields) {
             *term = match field {
                 Field::Atom(atom) => *atom,
-                // SAFETY: `env` is the calling process's, and the term lives as long as the template.
-                Field::Boxed(boxed) => unsafe { enif_make_copy(env.as_c_arg(), *boxed) },
+                Field::Boxed(place) => boxed[*place],
             };
         }
         for (place, filling) in fillings {
@@ -87,25 +92,41 @@ impl Pattern<Template> for Shared<'_, '_> {
     }
 
     fn matches(&self, template: &Template) -> bool {
+        // SAFETY: the tuple lives as long as the template.
+        let boxed = unsafe { elements(template.boxed, self.fields[0].get_env()) };
+        let is_identical = |(field, other): (&Term, &Field)| {
+            let other = match other {
+                Field::Atom(atom) => *atom,
+                Field::Boxed(place) => boxed[*place],
+            };
+            // SAFETY: both terms are alive; they need not be in one environment.
+            unsafe { enif_is_identical(field.as_c_arg(), other) != 0 }
+        };
         self.holes == template.holes
             && self.fields.len() == template.fields.len()
-            && self
-                .fields
-                .iter()
-                .zip(&template.fields)
-                .all(|(field, other)| is_identical(*field, other))
+            && self.fields.iter().zip(&template.fields).all(is_identical)
     }
 
     fn make(&self) -> Option<(Template, u64)> {
         if self.fields.len() > MAX_FIELDS || !(self.may_be_kept)(self.fields) {
             return None;
         }
+        let mut boxed = Vec::new();
+        let fields = self.fields.iter().map(|field| {
+            if field.is_atom() {
+                Field::Atom(field.as_c_arg())
+            } else {
+                boxed.push(*field);
+                Field::Boxed(boxed.len() - 1)
+            }
+        });
+        let fields = fields.collect();
+        let boxed = make_tuple(self.fields[0].get_env(), &boxed);
+        let bytes = ENVIRONMENT_BYTES + boxed.to_binary().len();
         let env = OwnedEnv::new();
-        let fields = env.run(|env| self.fields.iter().map(|field| keep(*field, env)).collect());
-        let tuple = make_tuple(self.fields[0].get_env(), self.fields);
-        let bytes = ENVIRONMENT_BYTES + tuple.to_binary().len();
         let template = Template {
             fields,
+            boxed: env.run(|env| boxed.in_env(env).as_c_arg()),
             holes: self.holes,
             _env: env,
         };
@@ -113,18 +134,20 @@ impl Pattern<Template> for Shared<'_, '_> {
     }
 }
 
-fn keep(field: Term, env: Env) -> Field {
-    if field.is_atom() {
-        Field::Atom(field.as_c_arg())
-    } else {
-        Field::Boxed(field.in_env(env).as_c_arg())
+/// The elements of a tuple.
+///
+/// # Safety
+/// `tuple` is a tuple, alive for `'a`. It need not be in `env`, which is not used but asked for.
+unsafe fn elements<'a>(tuple: ErlNifTerm, env: Env<'a>) -> &'a [ErlNifTerm] {
+    let mut arity = 0;
+    let mut elements = std::ptr::null();
+    // SAFETY: by the caller.
+    unsafe {
+        if enif_get_tuple(env.as_c_arg(), tuple, &mut arity, &mut elements) == 0 {
+            return &[];
+        }
+        std::slice::from_raw_parts(elements, arity as usize)
     }
-}
-
-fn is_identical(field: Term, other: &Field) -> bool {
-    let (Field::Atom(other) | Field::Boxed(other)) = other;
-    // SAFETY: both terms are alive; they need not be in one environment.
-    unsafe { enif_is_identical(field.as_c_arg(), *other) != 0 }
 }
 
 /// What stands in a hole.
