@@ -168,7 +168,7 @@ what_is_no_list_is_refused(_Config) ->
             {max_bytes, "max_bytes"},
             {undefined, "undefined"},
             {[{role, server} | #{}], "#{}"},
-            {[{role, server}, {max_bytes, 1} | lifetime], "lifetime"}
+            {[{role, server}, {max_bytes, 1} | lifetime], "[{max_bytes,1}|lifetime]"}
         ]
     ].
 

@@ -5,17 +5,17 @@
 
 mod faults;
 mod panics;
+mod reference;
+mod server_lookup;
 mod session;
 mod template;
 mod terms;
 
 use once_cell::sync::Lazy;
+use reference::Reference;
 use rekindle_core as core;
-use rekindle_core::{
-    ClientStore, Counters, Join, Limits, Registry, ServerStore, SessionKey, Store,
-};
-use rustler::{Atom, Encoder, Env, Error, NifResult, Resource, ResourceArc, Term};
-use std::ops::Deref;
+use rekindle_core::{Counters, Join, Limits, Registry, SessionKey, Store};
+use rustler::{Atom, Encoder, Env, NifResult, Term};
 use template::Template;
 
 mod atoms {
@@ -54,50 +54,21 @@ mod atoms {
 
 rustler::init!("rekindle_nif", load = load);
 
-fn load(_env: Env, _info: Term) -> bool {
+fn load(env: Env, _info: Term) -> bool {
     panics::note_quietly();
-    true
+    reference::register(env)
 }
 
 static REGISTRY: Lazy<Registry<Template>> = Lazy::new(Registry::new);
 
-/// What a cache reference is to Erlang. Collecting it gives up the hold on the scope.
-struct Reference(core::Reference<Template>);
-
-#[rustler::resource_impl]
-impl Resource for Reference {}
-
-impl Deref for Reference {
-    type Target = core::Scope<Template>;
-
-    fn deref(&self) -> &Self::Target {
-        self.0.scope()
-    }
-}
-
-impl Reference {
-    fn server(&self) -> NifResult<&ServerStore<Template>> {
-        match self.store() {
-            Store::Server(store) => Ok(store),
-            Store::Client(_) => Err(Error::BadArg),
-        }
-    }
-
-    fn client(&self) -> NifResult<&ClientStore> {
-        match self.store() {
-            Store::Client(store) => Ok(store),
-            Store::Server(_) => Err(Error::BadArg),
-        }
-    }
-}
-
 #[rustler::nif]
-fn open_server(
-    label: Term,
-    socket: Term,
+fn open_server<'a>(
+    env: Env<'a>,
+    label: Term<'a>,
+    socket: Term<'a>,
     join: bool,
     (max_bytes, max_sessions, lifetime_ms): (u64, u64, u64),
-) -> NifResult<ResourceArc<Reference>> {
+) -> NifResult<Term<'a>> {
     faults::strike()?;
     let socket = (atoms::undefined() != socket).then(|| terms::encode(socket));
     let limits = Limits {
@@ -105,21 +76,20 @@ fn open_server(
         max_sessions,
         lifetime_ms,
     };
-    Ok(ResourceArc::new(Reference(REGISTRY.open_server(
+    let held = REGISTRY.open_server(
         terms::encode(label).expose(),
         socket.as_ref().map(|socket| socket.expose()),
         if join { Join::IfOpen } else { Join::Never },
         limits,
-    ))))
+    );
+    Ok(reference::make(env, held))
 }
 
 #[rustler::nif]
-fn open_client(label: Term) -> NifResult<ResourceArc<Reference>> {
+fn open_client<'a>(env: Env<'a>, label: Term<'a>) -> NifResult<Term<'a>> {
     faults::strike()?;
-    let label = terms::encode(label);
-    Ok(ResourceArc::new(Reference(
-        REGISTRY.open_client(label.expose()),
-    )))
+    let held = REGISTRY.open_client(terms::encode(label).expose());
+    Ok(reference::make(env, held))
 }
 
 /// The sockets given to `open_server` by those who hold the scope that `label` would join.
@@ -134,11 +104,7 @@ fn sockets<'a>(env: Env<'a>, label: Term<'a>) -> NifResult<Vec<Term<'a>>> {
 }
 
 #[rustler::nif]
-fn insert<'a>(
-    reference: ResourceArc<Reference>,
-    key: Term<'a>,
-    session: Term<'a>,
-) -> NifResult<Atom> {
+fn insert<'a>(reference: Reference, key: Term<'a>, session: Term<'a>) -> NifResult<Atom> {
     faults::strike()?;
     let stored = match reference.store() {
         Store::Client(store) => {
@@ -158,29 +124,11 @@ fn insert<'a>(
     })
 }
 
-/// The session under `key`, stamped with `now` (native monotonic time), or `undefined`.
-#[rustler::nif]
-fn server_lookup<'a>(
-    env: Env<'a>,
-    reference: ResourceArc<Reference>,
-    key: Term<'a>,
-    now: i64,
-) -> NifResult<Term<'a>> {
-    faults::strike()?;
-    let store = reference.server()?;
-    session::with_key(key, |id| {
-        store.lookup(id, core::now_ms(), |found| {
-            session::decode(env, key, found, now)
-        })
-    })
-    .unwrap_or_else(|| Ok(atoms::undefined().to_term(env)))
-}
-
 /// The session under `key`, or `undefined`. `or_lingering` finds one deleted a moment ago as well.
 #[rustler::nif]
 fn client_lookup<'a>(
     env: Env<'a>,
-    reference: ResourceArc<Reference>,
+    reference: Reference,
     key: Term<'a>,
     or_lingering: bool,
 ) -> NifResult<Term<'a>> {
@@ -197,9 +145,9 @@ fn client_lookup<'a>(
 #[rustler::nif]
 fn peek<'a>(
     env: Env<'a>,
-    reference: ResourceArc<Reference>,
+    reference: Reference,
     key: Term<'a>,
-    now: i64,
+    now: Term<'a>,
 ) -> NifResult<Term<'a>> {
     faults::strike()?;
     let found = match reference.store() {
@@ -216,7 +164,7 @@ fn peek<'a>(
 }
 
 #[rustler::nif]
-fn delete(reference: ResourceArc<Reference>, key: Term) -> NifResult<Atom> {
+fn delete(reference: Reference, key: Term) -> NifResult<Atom> {
     faults::strike()?;
     match reference.store() {
         Store::Client(store) => store.delete(terms::encode(key).expose(), core::now_ms()),
@@ -229,7 +177,7 @@ fn delete(reference: ResourceArc<Reference>, key: Term) -> NifResult<Atom> {
 #[rustler::nif]
 fn select<'a>(
     env: Env<'a>,
-    reference: ResourceArc<Reference>,
+    reference: Reference,
     partial_key: Term<'a>,
 ) -> NifResult<Vec<Term<'a>>> {
     faults::strike()?;
@@ -242,7 +190,7 @@ fn select<'a>(
 }
 
 #[rustler::nif(schedule = "DirtyCpu")]
-fn keys(env: Env, reference: ResourceArc<Reference>) -> NifResult<Vec<Term>> {
+fn keys<'a>(env: Env<'a>, reference: Reference) -> NifResult<Vec<Term<'a>>> {
     faults::strike()?;
     match reference.store() {
         Store::Client(store) => store
@@ -264,13 +212,13 @@ fn keys(env: Env, reference: ResourceArc<Reference>) -> NifResult<Vec<Term>> {
 }
 
 #[rustler::nif]
-fn size(reference: ResourceArc<Reference>) -> NifResult<u64> {
+fn size(reference: Reference) -> NifResult<u64> {
     faults::strike()?;
     Ok(reference.sessions())
 }
 
 #[rustler::nif(schedule = "DirtyCpu")]
-fn clear(reference: ResourceArc<Reference>) -> NifResult<Atom> {
+fn clear(reference: Reference) -> NifResult<Atom> {
     faults::strike()?;
     reference.clear();
     Ok(atoms::ok())
@@ -278,7 +226,7 @@ fn clear(reference: ResourceArc<Reference>) -> NifResult<Atom> {
 
 /// Counts a call that failed and was answered without the store.
 #[rustler::nif]
-fn count_fault(reference: ResourceArc<Reference>) -> u64 {
+fn count_fault(reference: Reference) -> u64 {
     Counters::add(&reference.counters().faults)
 }
 

@@ -59,12 +59,11 @@ pub fn insert<'a>(
     fields[time_stamp] = undefined(env);
 
     if let Some(own) = own_parts(&fields, key, certificate) {
-        let mut shared = fields.clone();
-        for place in [SESSION_ID, PEER_CERTIFICATE, own.secret_at] {
-            shared[place] = undefined(env);
-        }
+        let own_places = [SESSION_ID, PEER_CERTIFICATE, own.secret_at];
+        let own_terms =
+            own_places.map(|place| std::mem::replace(&mut fields[place], undefined(env)));
         let template = store.template(&Shared {
-            fields: &shared,
+            fields: &fields,
             holes: Holes {
                 master_secret: own.secret_at,
                 time_stamp,
@@ -74,6 +73,9 @@ pub fn insert<'a>(
         if template.is_some() {
             let key = SessionKey::Id(own.id);
             return Some(store.insert(key, own.secret, template, own.tail, verified, now_ms));
+        }
+        for (place, term) in own_places.into_iter().zip(own_terms) {
+            fields[place] = term;
         }
     }
     if may_hold_private_key(&fields) {
@@ -97,10 +99,9 @@ pub fn decode<'a>(
     env: Env<'a>,
     key: Term<'a>,
     session: Session<Template>,
-    now: i64,
+    now: Term<'a>,
 ) -> NifResult<Term<'a>> {
-    let stamp = now.encode(env);
-    let internal_id = (now, 0).encode(env);
+    let internal_id = make_tuple(env, &[now, 0.encode(env)]);
     let Some(template) = session.template else {
         let (place, encoded) = session.tail.split_first().ok_or(Error::BadArg)?;
         let term = terms::decode(env, encoded)?;
@@ -109,7 +110,7 @@ pub fn decode<'a>(
         }
         let mut fields = get_tuple(term)?;
         fields[INTERNAL_ID] = internal_id;
-        fields[usize::from(*place)] = stamp;
+        fields[usize::from(*place)] = now;
         return Ok(make_tuple(env, &fields));
     };
     let Holes {
@@ -125,7 +126,7 @@ pub fn decode<'a>(
         (INTERNAL_ID, internal_id),
         (PEER_CERTIFICATE, certificate),
         (master_secret, terms::binary(env, session.secret)),
-        (time_stamp, stamp),
+        (time_stamp, now),
     ];
     Ok(template.fill(env, &fillings))
 }
@@ -207,8 +208,10 @@ fn find_time_stamp<'a>(fields: &[Term<'a>], key: Term<'a>) -> Option<usize> {
         return None;
     }
     let (stamp, _): (Term, Term) = fields[INTERNAL_ID].decode().ok()?;
-    let mut places = (PRIVATE_KEY + 1..fields.len())
-        .filter(|place| stamp.is_integer() && fields[*place] == stamp);
+    if !stamp.is_integer() {
+        return None;
+    }
+    let mut places = (PRIVATE_KEY + 1..fields.len()).filter(|place| fields[*place] == stamp);
     match (places.next(), places.next()) {
         (place, None) => place,
         _ => None,
