@@ -213,25 +213,23 @@ impl<T> ServerStore<T> {
         now_ms: u64,
     ) -> bool {
         let digest = self.index.digest(key);
-        let stored = match key {
+        let flags = if verified { VERIFIED } else { 0 };
+        let inserted = match key {
             SessionKey::Id(id) => {
-                self.insert_slot(digest, id, secret, &template, tail, flag(verified), now_ms)
+                self.insert_slot(digest, id, secret, template, tail, flags, now_ms)
             }
             SessionKey::Other(key) => {
-                let mut with_key = [&(key.len() as u64).to_ne_bytes(), key, tail].concat();
-                let flags = flag(verified) | OTHER_KEY;
-                let stored = self.insert_slot(
-                    digest, &[0; 32], secret, &template, &with_key, flags, now_ms,
-                );
-                with_key.zeroize();
-                stored
+                let mut tail = [&(key.len() as u64).to_ne_bytes(), key, tail].concat();
+                let flags = flags | OTHER_KEY;
+                let inserted =
+                    self.insert_slot(digest, &[0; 32], secret, template, &tail, flags, now_ms);
+                tail.zeroize();
+                inserted
             }
         };
-        match (stored, template) {
-            // The slot has the hold on the template now.
-            (true, Some(template)) => _ = Arc::into_raw(template),
-            (false, Some(template)) => self.templates.release(template),
-            (_, None) => {}
+        let stored = inserted.is_ok();
+        if let Err(Some(template)) = inserted {
+            self.templates.release(template);
         }
         Counters::add(match stored {
             true => &self.counters.inserts,
@@ -248,7 +246,7 @@ impl<T> ServerStore<T> {
         now_ms: u64,
         read: impl FnOnce(Session<T>) -> R,
     ) -> Option<R> {
-        let answer = self.find(key, now_ms).map(|found| {
+        let answer = self.find_fresh(key, now_ms).map(|found| {
             // SAFETY: the slot is in the index, and `found` keeps it there.
             let slot = unsafe { self.slot(found.slot()) };
             // SAFETY: as above; `visited` is atomic. Written only where it changes something, so that
@@ -274,7 +272,7 @@ impl<T> ServerStore<T> {
         now_ms: u64,
         read: impl FnOnce(Session<T>) -> R,
     ) -> Option<R> {
-        let found = self.find(key, now_ms)?;
+        let found = self.find_fresh(key, now_ms)?;
         // SAFETY: the slot is in the index, and `found` keeps it there.
         Some(read(unsafe { session(self.slot(found.slot())) }))
     }
@@ -283,7 +281,7 @@ impl<T> ServerStore<T> {
     pub fn delete(&self, key: SessionKey) {
         let mut order = self.order.lock();
         // Found and let go: under the order lock nobody else takes it out.
-        let slot = self.find(key, 0).map(|found| found.slot());
+        let slot = self.find(key).map(|found| found.slot());
         if let Some(slot) = slot {
             self.take_out(&mut order, slot);
         }
@@ -331,26 +329,35 @@ impl<T> ServerStore<T> {
     }
 
     /// The slot of a session that may be handed out at `now_ms`.
-    fn find(&self, key: SessionKey, now_ms: u64) -> Option<Found<'_>> {
+    fn find_fresh(&self, key: SessionKey, now_ms: u64) -> Option<Found<'_>> {
+        let found = self.find(key)?;
+        // SAFETY: the slot is in the index, and `found` keeps it there.
+        let is_expired = unsafe { self.is_expired(self.slot(found.slot()), now_ms) };
+        (!is_expired).then_some(found)
+    }
+
+    /// The slot of a session.
+    fn find(&self, key: SessionKey) -> Option<Found<'_>> {
         let found = self.index.find(self.index.digest(key))?;
         // SAFETY: the slot is in the index, and `found` keeps it there.
         let slot = unsafe { self.slot(found.slot()) };
         // SAFETY: as above.
-        let is_it = unsafe { key_of(slot) == key && !self.is_expired(slot, now_ms) };
+        let is_it = unsafe { key_of(slot) == key };
         is_it.then_some(found)
     }
 
+    /// Stores a session, or gives the template back.
     #[allow(clippy::too_many_arguments)]
     fn insert_slot(
         &self,
         digest: Digest,
         id: &[u8; 32],
         secret: &[u8; 48],
-        template: &Option<Arc<T>>,
+        template: Option<Arc<T>>,
         tail: &[u8],
         flags: u8,
         now_ms: u64,
-    ) -> bool {
+    ) -> Result<(), Option<Arc<T>>> {
         let boxed = tail.len() > MAX_TAIL;
         let slot_bytes = size_of::<Slot<T>>()
             + if boxed {
@@ -361,7 +368,7 @@ impl<T> ServerStore<T> {
         let cost = Slab::slot_size(slot_bytes) + if boxed { tail.len() } else { 0 };
         let limits = self.limits();
         if cost as u64 > limits.max_bytes || limits.max_sessions == 0 || limits.lifetime_ms == 0 {
-            return false;
+            return Err(template);
         }
         let mut order = self.order.lock();
         let in_its_place = u64::from(self.index.find(digest).is_some());
@@ -371,13 +378,13 @@ impl<T> ServerStore<T> {
         };
         self.make_room(&mut order, room, now_ms, EVICTIONS_AN_INSERT);
         let Some(slot) = order.slab.allocate(&self.directory, slot_bytes) else {
-            return false;
+            return Err(template);
         };
         // SAFETY: the slot was allocated for a header and this tail, and nobody else knows of it yet.
         unsafe {
             let slot = self.slot(slot);
             slot.write(Slot {
-                template: template.as_ref().map_or(null(), Arc::as_ptr),
+                template: template.map_or(null(), Arc::into_raw),
                 id: *id,
                 secret: *secret,
                 newer: SlotRef::NONE,
@@ -405,7 +412,7 @@ impl<T> ServerStore<T> {
             self.index_bytes.store(self.index.bytes(), Relaxed);
             order.measure_index_at = self.sessions() + self.sessions() / 64 + 16;
         }
-        true
+        Ok(())
     }
 
     /// Drops at most `slice` sessions, expired ones first, until there is `room`.
@@ -540,14 +547,6 @@ impl<T> Links for LinksOf<'_, T> {
 
     fn take_visited(&self, slot: SlotRef) -> bool {
         unsafe { (*addr_of!((*self.0.slot(slot)).visited)).swap(0, Relaxed) != 0 }
-    }
-}
-
-fn flag(verified: bool) -> u8 {
-    if verified {
-        VERIFIED
-    } else {
-        0
     }
 }
 
