@@ -89,10 +89,11 @@ terminate(Cache) ->
     ?ATTEMPT(Cache, ok, rekindle_nif:clear(store(Cache))).
 
 %% @doc The session under the key, or `undefined'. A server's session comes without private key and
-%% stamped with the present: the store alone decides on its age. A client's comes as it was stored.
+%% stamped with the present, or some
+%% milliseconds before: the store alone decides on its age. A client's comes as it was stored.
 -spec lookup(cache(), key()) -> session() | undefined.
 lookup(#server{store = Store} = Cache, Key) ->
-    ?ATTEMPT(Cache, undefined, rekindle_nif:server_lookup(Store, Key, erlang:monotonic_time()));
+    ?ATTEMPT(Cache, undefined, rekindle_nif:server_lookup(Store, Key));
 lookup(#client{store = Store, owner = Owner} = Cache, Key) ->
     %% A connection still has to find the session it has offered to its server, even if it was deleted
     %% in the meantime; the manager must not, or it would delete it from its books twice.
@@ -118,7 +119,7 @@ delete(Cache, Key) ->
 -spec foldl(fun(({key(), session()}, Acc) -> Acc), Acc, cache()) -> Acc.
 foldl(Fun, Acc0, Cache) ->
     Visit = fun(Key, Acc) ->
-        case ?ATTEMPT(Cache, undefined, rekindle_nif:peek(store(Cache), Key, erlang:monotonic_time())) of
+        case ?ATTEMPT(Cache, undefined, rekindle_nif:peek(store(Cache), Key)) of
             undefined -> Acc;
             Session -> Fun({Key, Session}, Acc)
         end

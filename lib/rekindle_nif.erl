@@ -6,7 +6,7 @@
 
 -export([loaded/0]).
 -export([open_server/4, open_client/1, sockets/1]).
--export([insert/3, server_lookup/3, client_lookup/3, peek/3, delete/2, select/2, keys/1, size/1, clear/1]).
+-export([insert/3, server_lookup/2, client_lookup/3, peek/2, delete/2, select/2, keys/1, size/1, clear/1]).
 -export([count_fault/1, last_panic/0, info/0]).
 
 -ifdef(REKINDLE_FAULTS).
@@ -35,7 +35,7 @@ loaded() ->
 %% an `undef'. But a second load that fails must fail: the code that is running goes on with its library.
 load() ->
     File = filename:join(priv_dir(), ?MODULE_STRING),
-    case erlang:load_nif(File, 0) of
+    case erlang:load_nif(File, erlang:convert_time_unit(1, millisecond, native)) of
         ok ->
             persistent_term:put(?MODULE, ok);
         {error, {_, Text}} = Error ->
@@ -70,16 +70,16 @@ sockets(_Label) ->
 insert(_Store, _Key, _Session) ->
     ?NOT_LOADED.
 
--spec server_lookup(store(), term(), integer()) -> term() | undefined.
-server_lookup(_Store, _Key, _Now) ->
+-spec server_lookup(store(), term()) -> term() | undefined.
+server_lookup(_Store, _Key) ->
     ?NOT_LOADED.
 
 -spec client_lookup(store(), term(), boolean()) -> term() | undefined.
 client_lookup(_Store, _Key, _OrLingering) ->
     ?NOT_LOADED.
 
--spec peek(store(), term(), integer()) -> term() | undefined.
-peek(_Store, _Key, _Now) ->
+-spec peek(store(), term()) -> term() | undefined.
+peek(_Store, _Key) ->
     ?NOT_LOADED.
 
 -spec delete(store(), term()) -> ok.

@@ -8,6 +8,7 @@ mod panics;
 mod reference;
 mod server_lookup;
 mod session;
+mod stamp;
 mod template;
 mod terms;
 
@@ -54,8 +55,13 @@ mod atoms {
 
 rustler::init!("rekindle_nif", load = load);
 
-fn load(env: Env, _info: Term) -> bool {
+/// `native_per_ms` is OTP's native time units in a millisecond.
+fn load(env: Env, native_per_ms: Term) -> bool {
     panics::note_quietly();
+    match native_per_ms.decode() {
+        Ok(unit) => stamp::set_unit(unit),
+        Err(_) => return false,
+    }
     reference::register(env)
 }
 
@@ -143,22 +149,18 @@ fn client_lookup<'a>(
 
 /// As the lookups, for whoever walks through a scope: not counted.
 #[rustler::nif]
-fn peek<'a>(
-    env: Env<'a>,
-    reference: Reference,
-    key: Term<'a>,
-    now: Term<'a>,
-) -> NifResult<Term<'a>> {
+fn peek<'a>(env: Env<'a>, reference: Reference<'a>, key: Term<'a>) -> NifResult<Term<'a>> {
     faults::strike()?;
     let found = match reference.store() {
         Store::Client(store) => store
             .peek(terms::encode(key).expose())
             .map(|encoded| terms::decode(env, encoded.expose())),
-        Store::Server(store) => session::with_key(key, |id| {
-            store.peek(id, core::now_ms(), |found| {
-                session::decode(env, key, found, now)
+        Store::Server(store) => {
+            let now_ms = core::now_ms();
+            session::with_key(key, |id| {
+                store.peek(id, now_ms, |found| session::decode(env, key, found, now_ms))
             })
-        }),
+        }
     };
     found.unwrap_or_else(|| Ok(atoms::undefined().to_term(env)))
 }

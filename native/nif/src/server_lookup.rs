@@ -14,24 +14,18 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 
 inventory::submit!(Nif {
     name: c"server_lookup".as_ptr(),
-    arity: 3,
+    arity: 2,
     flags: 0,
     raw_func: server_lookup,
 });
 
-/// The session under a key, stamped with `now` (native monotonic time), or `undefined`.
-fn lookup<'a>(
-    env: Env<'a>,
-    reference: Term<'a>,
-    key: Term<'a>,
-    now: Term<'a>,
-) -> NifResult<Term<'a>> {
+/// The session under a key, stamped with the present, or `undefined`.
+fn lookup<'a>(env: Env<'a>, reference: Term<'a>, key: Term<'a>) -> NifResult<Term<'a>> {
     faults::strike()?;
     let store = reference.decode::<Reference>()?.server()?;
+    let now_ms = core::now_ms();
     let found = session::with_key(key, |id| {
-        store.lookup(id, core::now_ms(), |found| {
-            session::decode(env, key, found, now)
-        })
+        store.lookup(id, now_ms, |found| session::decode(env, key, found, now_ms))
     });
     found.unwrap_or_else(|| Ok(atoms::undefined().to_term(env)))
 }
@@ -44,12 +38,12 @@ unsafe extern "C" fn server_lookup(
     let call = ();
     // SAFETY: the BEAM calls with an environment for the length of the call, and as many terms in it as
     // the arity says.
-    let (env, [reference, key, now]) = unsafe {
+    let (env, reference, key) = unsafe {
         let env = Env::new(&call, nif_env);
-        (env, [0, 1, 2].map(|n| Term::new(env, *argv.add(n))))
+        (env, Term::new(env, *argv), Term::new(env, *argv.add(1)))
     };
     // A panic must not unwind into the BEAM. What was locked is let go, and no term was handed out.
-    let answer = catch_unwind(AssertUnwindSafe(|| lookup(env, reference, key, now)));
+    let answer = catch_unwind(AssertUnwindSafe(|| lookup(env, reference, key)));
     // SAFETY: the environment is that of this call, and an exception is its answer.
     unsafe {
         match answer {

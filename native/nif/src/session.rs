@@ -7,7 +7,7 @@
 //! out.
 
 use crate::template::{undefined, Holes, Shared, Template};
-use crate::{atoms, terms};
+use crate::{atoms, stamp, terms};
 use rekindle_core::{ServerStore, Session, SessionKey};
 use rustler::types::tuple::{get_tuple, make_tuple};
 use rustler::{Atom, Binary, Encoder, Env, Error, NifResult, Term, TermType};
@@ -93,15 +93,16 @@ pub fn insert<'a>(
     ))
 }
 
-/// The session under `key`, as if it had been made at `now`: the store alone decides on a session's age,
+/// The session under `key`, as if it had been made now: the store alone decides on a session's age,
 /// and OTP's own check must always pass.
 pub fn decode<'a>(
     env: Env<'a>,
     key: Term<'a>,
     session: Session<Template>,
-    now: Term<'a>,
+    now_ms: u64,
 ) -> NifResult<Term<'a>> {
-    let internal_id = make_tuple(env, &[now, 0.encode(env)]);
+    let stamp = stamp::present(env, now_ms);
+    let internal_id = (stamp, 0).encode(env);
     let Some(template) = session.template else {
         let (place, encoded) = session.tail.split_first().ok_or(Error::BadArg)?;
         let term = terms::decode(env, encoded)?;
@@ -110,7 +111,7 @@ pub fn decode<'a>(
         }
         let mut fields = get_tuple(term)?;
         fields[INTERNAL_ID] = internal_id;
-        fields[usize::from(*place)] = now;
+        fields[usize::from(*place)] = stamp;
         return Ok(make_tuple(env, &fields));
     };
     let Holes {
@@ -126,7 +127,7 @@ pub fn decode<'a>(
         (INTERNAL_ID, internal_id),
         (PEER_CERTIFICATE, certificate),
         (master_secret, terms::binary(env, session.secret)),
-        (time_stamp, now),
+        (time_stamp, stamp),
     ];
     Ok(template.fill(env, &fillings))
 }
