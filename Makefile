@@ -1,4 +1,4 @@
-.PHONY: demo test lint
+.PHONY: demo test lint bench bench-quick
 
 # TLS and DTLS clients resuming their sessions out of Rekindle, in a table.
 demo:
@@ -18,3 +18,13 @@ lint:
 	cargo clippy --quiet --workspace --all-targets --locked --features rekindle_nif/faults -- -D warnings
 	rebar3 xref
 	rebar3 dialyzer
+
+# Rekindle beside OTP's own caches. About 25 minutes; the tables go to bench/results.
+bench:
+	@scripts/setup.sh
+	@bench/run.sh full
+
+# The same with fewer and smaller runs: under two minutes. The tables go to _build/bench/quick.
+bench-quick:
+	@scripts/setup.sh
+	@bench/run.sh quick _build/bench/quick

@@ -1,0 +1,153 @@
+%% @doc Real handshakes with a listener whose cache already holds many sessions.
+%%
+%% The server is a node of its own. The client is OpenSSL's (handshakes.py), because it needs far less time than the
+%% server, and makes one connection at a time: so the latencies are those of the server and not of a queue, and what
+%% its process spends is the CPU time of that one handshake. The default cache and Rekindle take turns.
+-module(bench_handshakes).
+
+-export([run/4]).
+-export([accept/1]).
+
+-type settings() :: #{python := string(), rounds := pos_integer(), full := pos_integer(), resumed := pos_integer()}.
+
+-define(ACCEPTORS, 4).
+
+%% @doc A row for each number of sessions in the cache, kind of handshake and cache. `Sizes' ascend.
+-spec run(file:filename(), bench_sessions:workload(), Sizes :: [pos_integer()], settings()) -> [map()].
+run(Dir, Workload, Sizes, #{python := Python} = Settings) ->
+    Servers = [server(Name, Dir, Workload, lists:last(Sizes)) || Name <- [default, rekindle]],
+    Client = open_port({spawn_executable, Python}, [
+        {args, [filename:join(bench_folder(), "handshakes.py"), filename:join(Dir, "client.pem")]},
+        {line, 1 bsl 24},
+        exit_status
+    ]),
+    {_, Rows} = lists:foldl(
+        fun(Size, {From, Rows}) ->
+            fill(Servers, From, Size - 1),
+            {Size, Rows ++ [Row#{size => Size, workload => Workload} || Row <- measure(Servers, Client, Settings)]}
+        end,
+        {0, []},
+        Sizes
+    ),
+    port_close(Client),
+    [bench_node:stop(Node) || #{node := Node} <- Servers],
+    Rows.
+
+bench_folder() ->
+    os:getenv("REKINDLE_BENCH", "bench").
+
+%% ---- the servers ----
+
+server(Name, Dir, Workload, Size) ->
+    %% Room for the sessions of the handshakes measured.
+    Env =
+        case Name of
+            default -> [{session_cache_server_max, 2 * Size + 100_000}];
+            rekindle -> [{session_cb_init_args, [{max_bytes, bench_store:max_bytes(Size)}]}]
+        end,
+    Node = bench_node:start({Name, Env}),
+    Started = bench_node:call(Node, fun() -> listen(Dir, Workload) end),
+    Started#{node => Node, name => Name, os_pid => bench_node:os_pid(Node)}.
+
+listen(Dir, Workload) ->
+    Template = bench_sessions:template(Dir, Workload),
+    Self = self(),
+    %% The caller ends with the call, and would take the listener with it.
+    Keeper = spawn(fun() ->
+        {ok, Listener} = ssl:listen(0, options(Dir, Workload)),
+        [spawn_link(?MODULE, accept, [Listener]) || _ <- lists:seq(1, ?ACCEPTORS)],
+        {ok, {_, Port}} = ssl:sockname(Listener),
+        Self ! {self(), Port, bench_process:cache_of(Listener)},
+        keep(Template, bench_process:cache_of(Listener))
+    end),
+    receive
+        {Keeper, Port, Cache} -> #{port => Port, cache => Cache, keeper => Keeper}
+    end.
+
+options(Dir, Workload) ->
+    [
+        {ip, {127, 0, 0, 1}}, {versions, ['tlsv1.2']}, {reuse_sessions, true}, {active, false}, {nodelay, true},
+        {reuseaddr, true}, {backlog, 1024}, {log_level, none}
+    ] ++ bench_certs:server_opts(Dir, Workload).
+
+keep(Template, Cache) ->
+    receive
+        {From, {fill, First, Last}} ->
+            bench_process:register_all(Template, Cache, First, Last),
+            From ! {self(), filled},
+            keep(Template, Cache)
+    end.
+
+%% @private
+accept(Listener) ->
+    {ok, Transport} = ssl:transport_accept(Listener),
+    case ssl:handshake(Transport, 10_000) of
+        {ok, Socket} ->
+            _ = ssl:send(Socket, "x"),
+            _ = ssl:recv(Socket, 0),
+            ssl:close(Socket);
+        {error, _} ->
+            ok
+    end,
+    accept(Listener).
+
+fill(Servers, From, To) ->
+    Self = self(),
+    Filling = [
+        spawn_link(fun() ->
+            ok = bench_node:call(Node, fun() -> fill_here(Keeper, From, To) end),
+            Self ! {filled, self()}
+        end)
+     || #{node := Node, keeper := Keeper} <- Servers
+    ],
+    [
+        receive
+            {filled, Pid} -> ok
+        end
+     || Pid <- Filling
+    ].
+
+fill_here(Keeper, From, To) ->
+    Keeper ! {self(), {fill, From, To}},
+    receive
+        {Keeper, filled} -> bench_clock:settle()
+    end.
+
+%% ---- the rounds ----
+
+measure(Servers, Client, #{rounds := Rounds} = Settings) ->
+    lists:append([
+        begin
+            Count = maps:get(Kind, Settings),
+            _ = [handshakes(Server, Client, Kind, max(20, Count div 10)) || Server <- Servers],
+            All = [[{Name, handshakes(Server, Client, Kind, Count)} || #{name := Name} = Server <- Servers] || _ <- lists:seq(1, Rounds)],
+            [row(Name, Kind, [proplists:get_value(Name, Round) || Round <- All]) || #{name := Name} <- Servers]
+        end
+     || Kind <- [full, resumed]
+    ]).
+
+row(Name, Kind, Rounds) ->
+    Latencies = lists:append([Of || {_, Of} <- Rounds]),
+    Percentile = fun(Part) -> bench_clock:percentile(Latencies, Part) end,
+    #{
+        store => Name,
+        handshake => Kind,
+        count => length(Latencies),
+        per_second => bench_clock:median([length(Of) * 1.0e9 / lists:sum(Of) || {_, Of} <- Rounds]),
+        server_cpu_ns => bench_clock:median([Cpu / length(Of) || {Cpu, Of} <- Rounds]),
+        p50_ns => Percentile(0.5),
+        p99_ns => Percentile(0.99),
+        p999_ns => Percentile(0.999),
+        max_ns => lists:max(Latencies)
+    }.
+
+handshakes(#{port := Port, os_pid := OsPid}, Client, Kind, Count) ->
+    Before = bench_clock:cpu(OsPid),
+    port_command(Client, io_lib:format("~b ~s ~b~n", [Port, Kind, Count])),
+    receive
+        {Client, {data, {eol, Line}}} ->
+            Cpu = bench_clock:cpu(OsPid) - Before,
+            {Cpu, [list_to_integer(Word) || Word <- string:lexemes(Line, " ")]};
+        {Client, {exit_status, Status}} ->
+            error({client_ended, Status})
+    end.

@@ -1,0 +1,51 @@
+%% @doc A fresh process of the operating system for each measurement, so that nothing is left in it of another.
+-module(bench_node).
+
+-export([run/2, start/1, call/2, stop/1, os_pid/1]).
+-export([apply_fun/1]).
+
+-define(KEYS, [session_cb, server_session_cb, client_session_cb]).
+
+%% @doc Runs `Fun' in a node of its own whose ssl uses Rekindle or its default caches.
+-spec run({rekindle | default, SslEnv :: [{atom(), term()}]}, fun(() -> Result)) -> Result.
+run(Config, Fun) ->
+    Node = start(Config),
+    try
+        call(Node, Fun)
+    after
+        stop(Node)
+    end.
+
+-spec start({rekindle | default, SslEnv :: [{atom(), term()}]}) -> pid().
+start({Cache, SslEnv}) ->
+    {ok, Node, _} = peer:start(#{connection => standard_io, args => arguments(), wait_boot => 60_000}),
+    Env = [{Key, rekindle} || Cache =:= rekindle, Key <- ?KEYS] ++ SslEnv,
+    ok = call(Node, fun() -> prepare(Env) end),
+    Node.
+
+-spec call(pid(), fun(() -> Result)) -> Result.
+call(Node, Fun) ->
+    peer:call(Node, ?MODULE, apply_fun, [Fun], infinity).
+
+-spec stop(pid()) -> ok.
+stop(Node) ->
+    peer:stop(Node).
+
+-spec os_pid(pid()) -> string().
+os_pid(Node) ->
+    call(Node, fun() -> os:getpid() end).
+
+%% @private
+apply_fun(Fun) ->
+    Fun().
+
+prepare(Env) ->
+    _ = application:load(ssl),
+    [ok = application:set_env(ssl, Key, Value) || {Key, Value} <- Env],
+    {ok, _} = application:ensure_all_started(ssl),
+    logger:set_primary_config(level, error).
+
+%% Schedulers that wait for work without using the processor: their waiting would count as CPU time.
+arguments() ->
+    Folders = [filename:absname(filename:dirname(code:which(Module))) || Module <- [?MODULE, rekindle]],
+    ["+sbwt", "none", "+sbwtdcpu", "none", "+sbwtdio", "none"] ++ lists:append([["-pa", Folder] || Folder <- Folders]).

@@ -1,0 +1,99 @@
+%% @doc Sessions as OTP's processes hand them to a cache: one is made by a real handshake and taken out of the
+%% default cache's process, the others are that one with an id, secret, stamps and peer certificate of their own.
+%%
+%% The listener's certificate is one binary that all share, as in reality; so is the way a peer certificate
+%% holds on to the larger buffer it was received in.
+-module(bench_sessions).
+
+-export([template/2, make/2, id/1, chunk/3]).
+
+-export_type([template/0, workload/0]).
+
+-type workload() :: {bench_certs:key(), ClientCert :: boolean()}.
+
+-opaque template() :: #{
+    session := tuple(),
+    secret := pos_integer(),
+    time_stamp := pos_integer(),
+    buffer := none | {Before :: binary(), Cert :: binary()}
+}.
+
+-define(SESSION_ID, 2).
+-define(INTERNAL_ID, 3).
+-define(PEER_CERTIFICATE, 4).
+-define(FIRST_OTHER, 7).
+-define(SIGNATURE, 64).
+
+%% @doc The session of one handshake with a listener of this node. Its ssl uses the default cache for it.
+-spec template(Dir :: file:filename(), workload()) -> template().
+template(Dir, Workload) ->
+    Env = [{Key, application:get_env(ssl, Key)} || Key <- [session_cb, server_session_cb]],
+    [application:unset_env(ssl, Key) || {Key, _} <- Env],
+    Session = handshake(Dir, Workload),
+    [application:set_env(ssl, Key, Value) || {Key, {ok, Value}} <- Env],
+    Stamp = element(1, element(?INTERNAL_ID, Session)),
+    #{
+        session => Session,
+        secret => find(fun(Field) -> is_binary(Field) andalso byte_size(Field) =:= 48 end, Session),
+        time_stamp => find(fun(Field) -> Field =:= Stamp end, Session),
+        buffer => buffer(element(?PEER_CERTIFICATE, Session))
+    }.
+
+%% @doc The `N'th session, with its id. Always with the same id and secret.
+-spec make(template(), non_neg_integer()) -> {ssl:session_id(), Session :: tuple()}.
+make(#{session := Session, secret := Secret, time_stamp := TimeStamp, buffer := Buffer}, N) ->
+    Id = id(N),
+    Now = erlang:monotonic_time(),
+    Fields = [
+        {?SESSION_ID, Id},
+        {?INTERNAL_ID, {Now, erlang:unique_integer([monotonic])}},
+        {?PEER_CERTIFICATE, peer_certificate(Buffer, N)},
+        {Secret, crypto:hash(sha384, <<N:64>>)},
+        {TimeStamp, Now}
+    ],
+    {Id, lists:foldl(fun({Place, Value}, Acc) -> setelement(Place, Acc, Value) end, Session, Fields)}.
+
+-spec id(non_neg_integer()) -> ssl:session_id().
+id(N) ->
+    crypto:hash(sha256, <<N:64>>).
+
+%% @doc The sessions `From' to `To'.
+-spec chunk(template(), non_neg_integer(), non_neg_integer()) -> [{ssl:session_id(), Session :: tuple()}].
+chunk(Template, From, To) ->
+    [make(Template, N) || N <- lists:seq(From, To)].
+
+handshake(Dir, Workload) ->
+    {Server, Port} = rekindle_servers:start(tls, [{versions, ['tlsv1.2']} | bench_certs:server_opts(Dir, Workload)]),
+    Client = filename:join(Dir, "client.pem"),
+    {ok, Socket} = ssl:connect({127, 0, 0, 1}, Port, [
+        {versions, ['tlsv1.2']}, {verify, verify_none}, {active, false}, {certfile, Client}, {keyfile, Client}
+    ]),
+    %% Answered after the server has registered the session.
+    ok = ssl:send(Socket, "hello\n"),
+    {ok, _} = ssl:recv(Socket, 6),
+    Cache = bench_process:cache_of(rekindle_servers:listen_socket(Server)),
+    [Session] = [Value || Tree <- tuple_to_list(sys:get_state(Cache)), Value <- sessions(Tree)],
+    ssl:close(Socket),
+    rekindle_servers:stop(Server),
+    Session.
+
+sessions({Size, _} = Tree) when is_integer(Size) ->
+    [Value || Value <- gb_trees:values(Tree), is_tuple(Value), element(1, Value) =:= session];
+sessions(_) ->
+    [].
+
+find(Wanted, Session) ->
+    [Place] = [Place || Place <- lists:seq(?FIRST_OTHER, tuple_size(Session)), Wanted(element(Place, Session))],
+    Place.
+
+buffer(undefined) ->
+    none;
+buffer(Cert) ->
+    Before = binary:copy(<<0>>, binary:referenced_byte_size(Cert) - byte_size(Cert)),
+    {Before, binary:part(Cert, 0, byte_size(Cert) - ?SIGNATURE)}.
+
+peer_certificate(none, _) ->
+    undefined;
+peer_certificate({Before, Cert}, N) ->
+    Whole = iolist_to_binary([Before, Cert, crypto:hash(sha512, <<N:64>>)]),
+    binary:part(Whole, byte_size(Before), byte_size(Cert) + ?SIGNATURE).
