@@ -18,6 +18,7 @@ const PLACE: usize = 6 + 4 + 1;
 pub(crate) struct Index {
     slots: DashMap<Digest, [u8; 4], BuildHasherDefault<Spread>>,
     keys: RandomState,
+    shards: u64,
 }
 
 /// A slot that stays where it is while this lives.
@@ -61,14 +62,17 @@ impl Hasher for Spread {
 impl Index {
     /// For about so many entries.
     pub fn new(expected: u64) -> Self {
-        let shards = (expected / ENTRIES_A_SHARD).clamp(4, 4096) as usize;
+        let shards = (expected / ENTRIES_A_SHARD)
+            .clamp(4, 4096)
+            .next_power_of_two();
         Index {
             slots: DashMap::with_capacity_and_hasher_and_shard_amount(
                 0,
                 BuildHasherDefault::default(),
-                shards.next_power_of_two(),
+                shards as usize,
             ),
             keys: RandomState::default(),
+            shards,
         }
     }
 
@@ -102,7 +106,13 @@ impl Index {
         }
     }
 
-    /// What the tables take. Asks every shard: not for every call.
+    /// At how many entries, from `entries` on, to ask for [`bytes`](Self::bytes) again: as asking takes the
+    /// lock of every shard, after so many that it costs little beside entering them.
+    pub fn measure_again_at(&self, entries: u64) -> u64 {
+        entries + entries / 64 + self.shards / 4
+    }
+
+    /// What the tables take. Asks every shard.
     pub fn bytes(&self) -> u64 {
         // A table is full when 7 of 8 places are taken.
         (self.slots.capacity() * 8 / 7 * PLACE) as u64

@@ -410,7 +410,7 @@ impl<T> ServerStore<T> {
         }
         if self.sessions() >= order.measure_index_at {
             self.index_bytes.store(self.index.bytes(), Relaxed);
-            order.measure_index_at = self.sessions() + self.sessions() / 64 + 16;
+            order.measure_index_at = self.index.measure_again_at(self.sessions());
         }
         Ok(())
     }
