@@ -51,8 +51,7 @@
 -define(FAULTS, 1).
 -define(REGISTERED, 2).
 
-%% The value of `Expression', or `Otherwise' where it fails. A macro, as a fun would cost as much as the rest
-%% of a lookup.
+%% The value of `Expression', or `Otherwise' where it fails. A macro, so that a lookup makes no fun.
 -define(ATTEMPT(Cache, Otherwise, Expression),
     try
         Expression
@@ -161,7 +160,7 @@ open(server, #{scope := ScopeOption} = Options) ->
     #server{store = open_store(Open), owner = self(), max = Max, notes = atomics:new(2, [])}.
 
 limits(#{max_bytes := MaxBytes} = Options, SslLifetime) ->
-    {MaxBytes, max_sessions(Options), 1000 * lifetime(Options, SslLifetime)}.
+    {MaxBytes, min(max_sessions(Options), ?NO_BOUND), min(1000 * lifetime(Options, SslLifetime), ?NO_BOUND)}.
 
 max_sessions(#{max_sessions := undefined}) ->
     case application:get_env(ssl, session_cache_server_max) of
@@ -199,43 +198,31 @@ note_registration(_) ->
 store(#server{store = Store}) -> Store;
 store(#client{store = Store}) -> Store.
 
+%% Logged from a process of its own, because a log handler may block.
 fault(Cache, Class, Reason) ->
     Count = atomics:add_get(notes(Cache), ?FAULTS, 1),
-    _ =
-        try
-            rekindle_nif:count_fault(store(Cache))
-        catch
-            _:_ -> uncounted
-        end,
-    case Count band (Count - 1) of
-        0 -> log_fault(Count, Class, Reason);
-        _ -> ok
+    try
+        Count band (Count - 1) =:= 0 andalso spawn(fun() -> log_fault(Count, Class, Reason) end),
+        _ = rekindle_nif:count_fault(store(Cache)),
+        ok
+    catch
+        %% The library is gone, or no process can be started: the fault is not counted, or not logged.
+        _:_ -> ok
     end.
 
 notes(#server{notes = Notes}) -> Notes;
 notes(#client{notes = Notes}) -> Notes.
 
-%% From a process of its own, because a log handler may block. Of the reason only what cannot hold any
-%% part of a session.
 log_fault(Count, Class, Reason) ->
-    Shown =
-        case Reason of
-            nif_panicked -> "nif_panicked, last at " ++ last_panic();
-            _ when is_atom(Reason) -> atom_to_list(Reason);
-            _ -> "..."
-        end,
-    _ = spawn(fun() ->
-        ?LOG_ERROR("rekindle: a call failed in the native library (~ts:~ts), ~b so far in this cache",
-            [Class, Shown, Count])
-    end),
-    ok.
+    ?LOG_ERROR(
+        "rekindle: a call failed in the native library (~ts:~ts), ~b so far in this cache",
+        [Class, shown(Reason), Count]
+    ).
 
-last_panic() ->
-    try
-        binary_to_list(rekindle_nif:last_panic())
-    catch
-        _:_ -> "an unknown place"
-    end.
+%% Of a reason only what cannot hold any part of a session.
+shown(nif_panicked) -> ["nif_panicked, last at ", rekindle_nif:last_panic()];
+shown(Reason) when is_atom(Reason) -> atom_to_list(Reason);
+shown(_) -> "...".
 
 require_native_library() ->
     case rekindle_nif:loaded() of

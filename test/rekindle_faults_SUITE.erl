@@ -177,7 +177,8 @@ root() ->
     filename:dirname(filename:dirname(proplists:get_value(source, ?MODULE:module_info(compile)))).
 
 run(Program, Args) ->
-    Port = open_port({spawn_executable, os:find_executable(Program)}, [{args, Args}, exit_status, stderr_to_stdout, binary]),
+    Opts = [{args, Args}, exit_status, stderr_to_stdout, binary],
+    Port = open_port({spawn_executable, os:find_executable(Program)}, Opts),
     await_exit(Port, []).
 
 await_exit(Port, Output) ->

@@ -411,7 +411,8 @@ save(Proto, Port, Name, Config) ->
     save(Proto, Port, Name, Config, #{}).
 
 save(Proto, Port, Name, Config, Opts) ->
-    Result = rekindle_clients:openssl_save(Proto, Port, session_file(Name, Config), maps:merge(client_opts(Config), Opts)),
+    File = session_file(Name, Config),
+    Result = rekindle_clients:openssl_save(Proto, Port, File, maps:merge(client_opts(Config), Opts)),
     ?assertEqual({1, 0}, counts(Result)).
 
 offer(Proto, Port, Name, Config) ->
@@ -421,7 +422,8 @@ offer(Proto, Port, Name, Config, Opts) ->
     rekindle_clients:openssl_offer(Proto, Port, session_file(Name, Config), maps:merge(client_opts(Config), Opts)).
 
 offer_own_session(Proto, Port, Config) ->
-    rekindle_clients:openssl_two_processes(Proto, Port, (client_opts(Config))#{sess_file => session_file("two", Config)}).
+    Opts = client_opts(Config),
+    rekindle_clients:openssl_two_processes(Proto, Port, Opts#{sess_file => session_file("two", Config)}).
 
 session_file(Name, Config) ->
     filename:join(?config(priv_dir, Config), Name ++ ".session").
