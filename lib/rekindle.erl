@@ -75,7 +75,7 @@ init(Args) ->
     require_native_library(),
     case rekindle_options:parse(Args) of
         {ok, #{role := Role} = Options, Foreign} ->
-            log_once(foreign_options, Foreign, fun log_foreign_options/1),
+            log_once(foreign_options, names(Foreign), fun log_foreign_options/1),
             log_once(missing_keys, rekindle_options:missing_keys(), fun log_missing_keys/1),
             open(Role, Options);
         {error, {bad_option, Line}} ->
@@ -256,8 +256,16 @@ log_once(Topic, What, Log) ->
             Log(What)
     end.
 
-log_foreign_options(Options) ->
-    ?LOG_NOTICE("rekindle: options left alone, they are not rekindle's: ~0tp", [Options]).
+%% Not their values, of which we know nothing: one may be a password.
+names(Options) ->
+    [name(Option) || Option <- Options].
+
+name(Option) when is_tuple(Option), tuple_size(Option) > 0, is_atom(element(1, Option)) -> element(1, Option);
+name(Option) when is_atom(Option) -> Option;
+name(_) -> '...'.
+
+log_foreign_options(Names) ->
+    ?LOG_NOTICE("rekindle: options left alone, they are not rekindle's: ~0tp", [Names]).
 
 log_missing_keys(Keys) ->
     ?LOG_WARNING(

@@ -10,9 +10,11 @@
 
 -type transport() :: tls | dtls.
 
+-type address() :: {inet:ip_address(), inet:port_number()} | inet:returned_non_ip_address().
+
 %% What a scope is called in `rekindle_admin:info/0'.
 -type label() ::
-    {listener, transport(), {inet:ip_address(), inet:port_number()} | inet:returned_non_ip_address()}
+    {listener, transport(), address() | {address(), [{netns | bind_to_device, term()}]}}
     | {shared, transport(), Name :: term()}
     | upgraded
     | unnamed
@@ -28,7 +30,7 @@ of_server(Option) ->
                 {ok, Name} ->
                     {{shared, Transport, Name}, port_to_list(Socket), true};
                 none ->
-                    Label = {listener, Transport, Address},
+                    Label = {listener, Transport, whereabouts(Socket, Address)},
                     {Label, port_to_list(Socket), is_in_use(Label)}
             end;
         none ->
@@ -55,6 +57,18 @@ shared_name(Names, {Ip, Port}) when is_map(Names) ->
     end;
 shared_name(_, _) ->
     none.
+
+%% One address is another one in another network namespace, and on another device.
+whereabouts(Socket, Address) ->
+    case inet:getopts(Socket, [netns, bind_to_device]) of
+        {ok, Options} ->
+            case [Option || {_, Value} = Option <- Options, Value =/= <<>>, Value =/= ""] of
+                [] -> Address;
+                Elsewhere -> {Address, Elsewhere}
+            end;
+        {error, _} ->
+            Address
+    end.
 
 %% Several sockets on one address (SO_REUSEPORT) are one listener. But a listener that was closed and
 %% opened again at once is another one, perhaps with another certificate authority, although the old

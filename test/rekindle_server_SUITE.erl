@@ -36,6 +36,7 @@ groups() ->
             listeners_of_one_name_share_sessions,
             tls_and_dtls_of_one_name_do_not_share_sessions,
             a_listener_opened_again_does_not_have_the_old_sessions,
+            an_address_on_another_device_is_another_one,
             a_client_certificate_check_is_not_bypassed
         ]},
         {secrets, [], [
@@ -239,6 +240,13 @@ a_listener_opened_again_does_not_have_the_old_sessions(Config) ->
     {_, Port} = start_server(Node, tls, [{port, Port} | server_opts(Config)]),
     ?assert(rekindle_node:call(Node, erlang, is_process_alive, [Cache])),
     ?assertEqual({1, 0}, counts(offer(tls, Port, "again", Config))),
+    rekindle_node:stop(Node).
+
+an_address_on_another_device_is_another_one(Config) ->
+    Node = rekindle_node:start_ssl([]),
+    {_, Port} = start_server(Node, tls, [{bind_to_device, <<"lo">>} | server_opts(Config)]),
+    [#{scope := Scope}] = [Info || #{role := server} = Info <- info(Node)],
+    ?assertEqual({listener, tls, {{{127, 0, 0, 1}, Port}, [{bind_to_device, <<"lo">>}]}}, Scope),
     rekindle_node:stop(Node).
 
 %% The second listener trusts another authority. It refuses the client in a full handshake, and must

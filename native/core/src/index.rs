@@ -112,6 +112,13 @@ impl Index {
         entries + entries / 64 + self.shards / 4
     }
 
+    /// Makes the tables smaller if they are much too large for so many entries.
+    pub fn shrink(&self, entries: u64) {
+        if self.slots.capacity() as u64 > 8 * entries + 16 * self.shards {
+            self.slots.shrink_to_fit();
+        }
+    }
+
     /// What the tables take. Asks every shard.
     pub fn bytes(&self) -> u64 {
         // A table is full when 7 of 8 places are taken.

@@ -3,7 +3,7 @@
 /// Gives the pages of freed memory back to the system, where the allocator would keep them.
 ///
 /// An arena of the allocator is locked meanwhile, for about 0.1 ms for each MiB there is to give. Sessions
-/// are not in there, only index tables and small things.
+/// of servers are not in there but for very long ones; index tables, templates and sessions of clients are.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[allow(unsafe_code)]
 pub(crate) fn give_back() {

@@ -1,7 +1,12 @@
 use crate::{ClientStore, Counters, ServerStore};
+use std::thread;
+use std::time::Duration;
 
 /// Most sessions dropped under one hold of a lock.
 const SLICE: usize = 256;
+
+/// What insertions have between two slices.
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// A partition that no session leaves, and what it is called.
 pub struct Scope<T> {
@@ -63,8 +68,9 @@ impl<T> Scope<T> {
     pub(crate) fn tidy(&self, now_ms: u64) {
         match &self.store {
             Store::Server(store) => {
-                while store.expire(now_ms, SLICE) == SLICE {}
-                while store.shrink(now_ms, SLICE) == SLICE {}
+                in_slices(|| store.expire(now_ms, SLICE));
+                in_slices(|| store.shrink(now_ms, SLICE));
+                store.trim();
             }
             Store::Client(store) => store.expire(now_ms),
         }
@@ -76,5 +82,13 @@ impl<T> Scope<T> {
             Store::Client(store) => store.clear(),
             Store::Server(store) => while store.clear(SLICE) == SLICE {},
         }
+    }
+}
+
+/// Works until less than a whole slice was left to do. Without pauses, those who wait for the lock would
+/// hardly get it between two slices.
+fn in_slices(slice: impl Fn() -> usize) {
+    while slice() == SLICE {
+        thread::sleep(PAUSE);
     }
 }

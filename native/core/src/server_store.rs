@@ -16,11 +16,11 @@
 #![allow(unsafe_code)]
 
 use crate::index::{Digest, Found, Index};
-use crate::sieve::{Links, Sieve};
+use crate::sieve::{Links, Sieve, PATIENCE};
 use crate::slab::{Directory, Slab, SlotRef};
 use crate::templates::{Pattern, Templates};
 use crate::Counters;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use std::mem::size_of;
 use std::ptr::{addr_of, addr_of_mut, null};
 use std::slice;
@@ -167,7 +167,8 @@ impl<T> ServerStore<T> {
         }
     }
 
-    /// Puts new bounds in force: the lifetime at once, the others from the next insertion on.
+    /// Puts new bounds in force. The lifetime holds at once; what is too much goes with the next insertions
+    /// and calls of [`shrink`](Self::shrink).
     pub fn set_limits(&self, limits: Limits) {
         self.max_bytes.store(limits.max_bytes, Relaxed);
         self.max_sessions.store(limits.max_sessions, Relaxed);
@@ -290,15 +291,30 @@ impl<T> ServerStore<T> {
     /// Drops at most `slice` sessions whose lifetime has run out, and returns how many.
     pub fn expire(&self, now_ms: u64, slice: usize) -> usize {
         let mut order = self.order.lock();
-        (0..slice)
+        let dropped = (0..slice)
             .take_while(|_| self.drop_expired(&mut order, now_ms))
-            .count()
+            .count();
+        // To whoever waits, not to the caller's next slice.
+        MutexGuard::unlock_fair(order);
+        dropped
     }
 
     /// Drops at most `slice` sessions to keep the bounds, and returns how many: for bounds that were made
     /// narrower, as one insertion only makes room for itself.
     pub fn shrink(&self, now_ms: u64, slice: usize) -> usize {
-        self.make_room(&mut self.order.lock(), Room::default(), now_ms, slice)
+        let mut order = self.order.lock();
+        let dropped = self.make_room(&mut order, Room::default(), now_ms, slice);
+        MutexGuard::unlock_fair(order);
+        dropped
+    }
+
+    /// Gives back what the store has no use for now: empty pages, and an index that is much too large.
+    /// Each part of the index is locked for a moment.
+    pub fn trim(&self) {
+        let empty = self.order.lock().slab.take_empty(&self.directory);
+        drop(empty);
+        self.index.shrink(self.sessions());
+        self.index_bytes.store(self.index.bytes(), Relaxed);
     }
 
     /// Drops at most `slice` sessions, and returns how many.
@@ -423,9 +439,10 @@ impl<T> ServerStore<T> {
                 || self.sessions() + room.sessions > limits.max_sessions
         };
         let mut dropped = 0;
+        let mut patience = PATIENCE;
         while dropped < slice
             && is_short()
-            && (self.drop_expired(order, now_ms) || self.evict(order))
+            && (self.drop_expired(order, now_ms) || self.evict(order, &mut patience))
         {
             dropped += 1;
         }
@@ -445,12 +462,12 @@ impl<T> ServerStore<T> {
         true
     }
 
-    fn evict(&self, order: &mut Order) -> bool {
+    fn evict(&self, order: &mut Order, patience: &mut usize) -> bool {
         let links = LinksOf(self);
         let victim = order
             .unverified
-            .victim(&links)
-            .or_else(|| order.verified.victim(&links));
+            .victim(&links, patience)
+            .or_else(|| order.verified.victim(&links, patience));
         let Some(slot) = victim else { return false };
         self.take_out(order, slot);
         Counters::add(&self.counters.evicted);

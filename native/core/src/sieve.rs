@@ -7,9 +7,9 @@
 
 use crate::slab::SlotRef;
 
-/// The most marks taken in one eviction. The whole order may be marked, and the caller is waiting: then
+/// The most marks to take for one caller. The whole order may be marked, and the caller is waiting: then
 /// the one the hand has come to goes, marked or not.
-const PATIENCE: usize = 256;
+pub(crate) const PATIENCE: usize = 256;
 
 /// What the order needs of where the sessions are.
 pub(crate) trait Links {
@@ -73,13 +73,11 @@ impl Sieve {
         }
     }
 
-    /// The session to evict. It is still in the order.
-    pub fn victim(&mut self, links: &impl Links) -> Option<SlotRef> {
+    /// The session to evict. It is still in the order. Each mark that is taken uses up `patience`.
+    pub fn victim(&mut self, links: &impl Links, patience: &mut usize) -> Option<SlotRef> {
         let mut slot = self.or_oldest(self.hand)?;
-        for _ in 0..PATIENCE {
-            if !links.take_visited(slot) {
-                break;
-            }
+        while *patience > 0 && links.take_visited(slot) {
+            *patience -= 1;
             slot = self.or_oldest(links.newer(slot))?;
         }
         self.hand = slot;
@@ -137,7 +135,7 @@ mod tests {
     }
 
     fn evict(table: &Table, sieve: &mut Sieve) -> Option<u32> {
-        let victim = sieve.victim(table)?;
+        let victim = sieve.victim(table, &mut PATIENCE.clone())?;
         sieve.remove(table, victim);
         Some(victim.0)
     }
@@ -174,7 +172,7 @@ mod tests {
     #[test]
     fn removing_the_one_under_the_hand_moves_it_on() {
         let (table, mut sieve) = filled(4, &[0]);
-        assert_eq!(sieve.victim(&table), Some(SlotRef(1)));
+        assert_eq!(sieve.victim(&table, &mut 10), Some(SlotRef(1)));
         sieve.remove(&table, SlotRef(1));
         sieve.remove(&table, SlotRef(2));
         assert_eq!(evict(&table, &mut sieve), Some(3));

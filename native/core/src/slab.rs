@@ -16,11 +16,14 @@ use std::sync::OnceLock;
 /// Bytes of pages taken from the system at a time.
 const SEGMENT: usize = 256 * 1024;
 
-/// Slots begin at multiples of this, and their sizes are multiples of [`STEP`].
+/// Slots begin at multiples of this.
 const GRANULE: usize = 8;
 
-/// Slot sizes differ by this much.
+/// Small slots differ in size by this much.
 const STEP: usize = 16;
+
+/// Up to this size slots are small.
+const SMALL: usize = 256;
 
 const OFFSET_BITS: u32 = (SEGMENT / GRANULE).trailing_zeros();
 
@@ -109,6 +112,9 @@ struct Segment {
     roomy_at: Option<usize>,
 }
 
+/// Pages that are no longer used.
+pub(crate) struct Pages(#[allow(dead_code)] Segment);
+
 impl Segment {
     fn has_room(&self) -> bool {
         self.free != SlotRef::NONE || self.fresh + self.size <= SEGMENT
@@ -116,10 +122,15 @@ impl Segment {
 }
 
 impl Slab {
-    /// What a slot for `bytes` bytes takes.
+    /// What a slot for `bytes` bytes takes. Of sizes there are few, as each has segments of its own: from
+    /// the small ones on, eight to each doubling.
     pub fn slot_size(bytes: usize) -> usize {
-        // Headers are an odd multiple of the granule: steps are counted from there.
-        GRANULE + (bytes - GRANULE).div_ceil(STEP) * STEP
+        if bytes <= SMALL {
+            // Headers are an odd multiple of the granule: steps are counted from there.
+            GRANULE + (bytes - GRANULE).div_ceil(STEP) * STEP
+        } else {
+            bytes.next_multiple_of(bytes.next_power_of_two() / 16)
+        }
     }
 
     /// Room for `bytes` bytes, at most a quarter of a segment, with anything in them. `None` where the
@@ -172,11 +183,28 @@ impl Slab {
             self.roomy[class].push(at);
         } else if segment.used == 0 && self.roomy[class].len() > 1 {
             // One roomy segment stays, so that a session coming and going does not map and unmap pages.
-            self.leave_roomy(class, at);
-            directory.enter(at, null_mut());
-            self.segments[at] = None;
-            self.vacant.push(at);
+            drop(self.remove_segment(directory, at));
         }
+    }
+
+    /// The pages in which no slot is in use, for the caller to drop. They may be taken at any time.
+    pub fn take_empty(&mut self, directory: &Directory) -> Vec<Pages> {
+        let is_empty = |segment: &Option<Segment>| segment.as_ref().is_some_and(|s| s.used == 0);
+        let empty: Vec<usize> = (0..self.segments.len())
+            .filter(|at| is_empty(&self.segments[*at]))
+            .collect();
+        empty
+            .into_iter()
+            .filter_map(|at| self.remove_segment(directory, at))
+            .collect()
+    }
+
+    fn remove_segment(&mut self, directory: &Directory, at: usize) -> Option<Pages> {
+        let class = self.segments[at].as_ref()?.size / STEP;
+        self.leave_roomy(class, at);
+        directory.enter(at, null_mut());
+        self.vacant.push(at);
+        Some(Pages(self.segments[at].take()?))
     }
 
     fn add_segment(&mut self, directory: &Directory, size: usize) -> Option<usize> {
@@ -278,6 +306,8 @@ mod tests {
             unsafe { slab.free(&directory, slot, 104) };
         }
         assert_eq!(mapped(&slab), 1);
+        drop(slab.take_empty(&directory));
+        assert_eq!(mapped(&slab), 0);
         assert!(slab.allocate(&directory, 104).is_some());
     }
 }

@@ -96,6 +96,9 @@ impl<T> Templates<T> {
                 self.bytes.fetch_sub(removed.bytes, Relaxed);
             }
         }
+        // Under the lock, or two who give up the last two holds would both see another.
+        drop(template);
+        drop(kept);
     }
 }
 
