@@ -7,7 +7,7 @@ demo:
 
 # All tests. The last line reads `N passed, N failed`.
 test:
-	@scripts/setup.sh
+	@scripts/setup.sh git elixir
 	@scripts/test.sh
 
 # Formatting, lints, cross references, types.
