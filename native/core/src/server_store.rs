@@ -37,8 +37,7 @@ pub enum SessionKey<'a> {
     Other(&'a [u8]),
 }
 
-/// A session as it is stored and handed out.
-#[derive(Debug)]
+/// A session as it is stored and handed out. Not `Debug`: it would show the secret.
 pub struct Session<'a, T> {
     /// The master secret, or anything where there is no template.
     pub secret: &'a [u8; 48],
