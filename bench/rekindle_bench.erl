@@ -29,7 +29,7 @@ settings(quick, Python) ->
         handshakes => {[?PLAIN, {rsa, true}], #{python => Python, rounds => 3, full => 40, resumed => 200}}
     };
 settings(full, Python) ->
-    Rounds = #{processes => [1, 2], rounds => 7, lookups => 100_000, churn_chunks => 250},
+    Rounds = #{processes => [1, 2], rounds => 5, lookups => 100_000, churn_chunks => 250},
     #{
         sizes => [1_000, 10_000, 100_000, 1_000_000],
         micro => [{?PLAIN, Rounds}, {?WITH_CERT, Rounds#{processes => [1]}}],
@@ -37,7 +37,7 @@ settings(full, Python) ->
         bounds => [64 bsl 20, 512 bsl 20],
         handshakes => {
             [{Key, ClientCert} || Key <- [ecdsa, rsa], ClientCert <- [false, true]],
-            #{python => Python, rounds => 7, full => 200, resumed => 800}
+            #{python => Python, rounds => 5, full => 200, resumed => 800}
         }
     }.
 
