@@ -21,8 +21,7 @@ suite() ->
     [{timetrap, {minutes, 3}}].
 
 init_per_suite(Config) ->
-    PrivDir = ?config(priv_dir, Config),
-    [{certs, rekindle_certs:make(PrivDir)}, {faulty, faulty_build(PrivDir)} | Config].
+    [{certs, rekindle_certs:make(?config(priv_dir, Config))}, {faulty, faulty_build(Config)} | Config].
 
 end_per_suite(_Config) ->
     ok.
@@ -160,33 +159,17 @@ logged() ->
     end.
 
 %% An application folder like the real one, but with faults to order.
-faulty_build(Dir) ->
-    Root = root(),
-    run("cargo", ["build", "--quiet", "--locked", "--package", "rekindle_nif", "--features", "faults",
-        "--manifest-path", filename:join(Root, "Cargo.toml"), "--target-dir", filename:join(Root, "target")]),
-    [Ebin, Priv] = [filename:join([Dir, "rekindle", Name]) || Name <- ["ebin", "priv"]],
+faulty_build(Config) ->
+    Root = rekindle_checkout:root(Config),
+    Cargo = ["cargo", "build", "--quiet", "--locked", "--package", "rekindle_nif", "--features", "faults"],
+    {0, _} = rekindle_checkout:run_in(Root, Cargo ++ ["--target-dir", "target"], 180_000),
+    [Ebin, Priv] = [filename:join([?config(priv_dir, Config), "rekindle", Name]) || Name <- ["ebin", "priv"]],
     [ok = filelib:ensure_dir(filename:join(Folder, "x")) || Folder <- [Ebin, Priv]],
     Library = filename:join([Root, "target", "debug", "librekindle_nif.so"]),
     {ok, _} = file:copy(Library, filename:join(Priv, "rekindle_nif.so")),
     Source = filename:join([Root, "lib", "rekindle_nif.erl"]),
     {ok, rekindle_nif} = compile:file(Source, [{outdir, Ebin}, {d, 'REKINDLE_FAULTS'}]),
     Ebin.
-
-%% The folder of the checkout, from where the sources were when this was compiled.
-root() ->
-    filename:dirname(filename:dirname(proplists:get_value(source, ?MODULE:module_info(compile)))).
-
-run(Program, Args) ->
-    Opts = [{args, Args}, exit_status, stderr_to_stdout, binary],
-    Port = open_port({spawn_executable, os:find_executable(Program)}, Opts),
-    await_exit(Port, []).
-
-await_exit(Port, Output) ->
-    receive
-        {Port, {data, Data}} -> await_exit(Port, [Output, Data]);
-        {Port, {exit_status, 0}} -> ok;
-        {Port, {exit_status, Status}} -> error({Status, iolist_to_binary(Output)})
-    end.
 
 start(Config) ->
     Node = rekindle_node:start([], [?config(faulty, Config)]),

@@ -528,7 +528,7 @@ resumes_from(App, Config) ->
 %% Times are kept: cargo goes by them.
 copy_of_checkout(Config) ->
     Copy = filename:join(proplists:get_value(dir, Config), "checkout"),
-    Root = root(filename:absname(proplists:get_value(data_dir, Config))),
+    Root = rekindle_checkout:root(Config),
     ok = file:make_dir(Copy),
     {ok, Names} = file:list_dir(Root),
     Sources = [filename:join(Root, Name) || Name <- Names, not lists:member(Name, not_copied())],
@@ -538,22 +538,8 @@ copy_of_checkout(Config) ->
 not_copied() ->
     [".git", "_build", "priv", "test"].
 
-root(Dir) ->
-    case filelib:is_regular(filename:join(Dir, "native/build.sh")) of
-        true -> Dir;
-        false -> root(parent(Dir))
-    end.
-
-parent(Dir) ->
-    Parent = filename:dirname(Dir),
-    true = Parent =/= Dir,
-    Parent.
-
 run_in(Dir, Command) ->
-    Args = ["-c", "cd \"$0\" && exec \"$@\"", Dir | Command],
-    {_, Output} = Result = rekindle_clients:run("sh", Args, [], 3 * ?MINUTE),
-    ct:log("~0tp~n~ts", [Command, Output]),
-    Result.
+    rekindle_checkout:run_in(Dir, Command, 3 * ?MINUTE).
 
 %% ---- servers and clients ----
 

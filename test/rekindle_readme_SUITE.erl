@@ -32,7 +32,7 @@ all() ->
 
 init_per_suite(Config) ->
     {ok, _} = application:ensure_all_started(public_key),
-    Root = root(filename:absname(proplists:get_value(data_dir, Config))),
+    Root = rekindle_checkout:root(Config),
     {ok, Readme} = file:read_file(filename:join(Root, "README.md")),
     Certs = rekindle_certs:make(proplists:get_value(priv_dir, Config)),
     [{root, Root}, {readme, Readme}, {certs, Certs} | Config].
@@ -204,10 +204,7 @@ with_target(Dependency, Config) ->
     {0, _} = run_in(Target, ["cp", "-Rp", in_root("target/release", Config), "."]).
 
 run_in(Dir, Command) ->
-    Args = ["-c", "cd \"$0\" && exec \"$@\"", Dir | Command],
-    {_, Output} = Result = rekindle_clients:run("sh", Args, [], ?MINUTE),
-    ct:log("~0tp~n~ts", [Command, Output]),
-    Result.
+    rekindle_checkout:run_in(Dir, Command, ?MINUTE).
 
 %% ---- options ----
 
@@ -277,14 +274,3 @@ captured(Regexp, Text) ->
 
 in_root(Name, Config) ->
     filename:join(proplists:get_value(root, Config), Name).
-
-root(Dir) ->
-    case filelib:is_regular(filename:join(Dir, "native/build.sh")) of
-        true -> Dir;
-        false -> root(parent(Dir))
-    end.
-
-parent(Dir) ->
-    Parent = filename:dirname(Dir),
-    true = Parent =/= Dir,
-    Parent.

@@ -68,9 +68,16 @@ impl<T> Scope<T> {
     pub(crate) fn tidy(&self, now_ms: u64) {
         match &self.store {
             Store::Server(store) => {
-                in_slices(|| store.expire(now_ms, SLICE));
-                in_slices(|| store.shrink(now_ms, SLICE));
+                in_slices(|| store.expire(now_ms, SLICE) == SLICE);
                 store.trim();
+                // What the index no longer needs is given back on the way, or sessions would go for it.
+                in_slices(|| {
+                    let is_more = store.shrink(now_ms, SLICE) > 0;
+                    if is_more {
+                        store.trim();
+                    }
+                    is_more
+                });
             }
             Store::Client(store) => store.expire(now_ms),
         }
@@ -85,10 +92,10 @@ impl<T> Scope<T> {
     }
 }
 
-/// Works until less than a whole slice was left to do. Without pauses, those who wait for the lock would
+/// Works while a slice leaves more to do. Without pauses, those who wait for the lock would
 /// hardly get it between two slices.
-fn in_slices(slice: impl Fn() -> usize) {
-    while slice() == SLICE {
+fn in_slices(slice: impl Fn() -> bool) {
+    while slice() {
         thread::sleep(PAUSE);
     }
 }

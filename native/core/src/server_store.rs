@@ -90,8 +90,8 @@ struct Order {
     slab: Slab,
     unverified: Sieve,
     verified: Sieve,
-    /// When the number of sessions reaches this, the index has grown.
-    measure_index_at: u64,
+    /// In so many insertions the index may have grown.
+    measure_index_in: u64,
 }
 
 /// What has to be free.
@@ -299,7 +299,7 @@ impl<T> ServerStore<T> {
     }
 
     /// Drops at most `slice` sessions to keep the bounds, and returns how many: for bounds that were made
-    /// narrower, as one insertion only makes room for itself.
+    /// narrower, as one insertion only makes room for itself. 0 when the bounds are kept.
     pub fn shrink(&self, now_ms: u64, slice: usize) -> usize {
         let mut order = self.order.lock();
         let dropped = self.make_room(&mut order, Room::default(), now_ms, slice);
@@ -329,6 +329,7 @@ impl<T> ServerStore<T> {
             self.take_out(&mut order, slot);
             dropped += 1;
         }
+        MutexGuard::unlock_fair(order);
         dropped
     }
 
@@ -386,6 +387,7 @@ impl<T> ServerStore<T> {
             return Err(template);
         }
         let mut order = self.order.lock();
+        self.measure_index(&mut order);
         let in_its_place = u64::from(self.index.find(digest).is_some());
         let room = Room {
             bytes: cost as u64,
@@ -423,14 +425,20 @@ impl<T> ServerStore<T> {
         if let Some(old) = self.index.insert(digest, slot) {
             self.free(&mut order, old);
         }
-        if self.sessions() >= order.measure_index_at {
-            self.index_bytes.store(self.index.bytes(), Relaxed);
-            order.measure_index_at = self.index.measure_again_at(self.sessions());
-        }
         Ok(())
     }
 
-    /// Drops at most `slice` sessions, expired ones first, until there is `room`.
+    /// Before room is made, so that an index that has grown is made room for as well.
+    fn measure_index(&self, order: &mut Order) {
+        if order.measure_index_in == 0 {
+            self.index_bytes.store(self.index.bytes(), Relaxed);
+            order.measure_index_in = self.index.measure_again_in(self.sessions());
+        }
+        order.measure_index_in = order.measure_index_in.saturating_sub(1);
+    }
+
+    /// Drops at most `slice` sessions, expired ones first, until there is `room`. Where none is asked
+    /// for, fewer when patience ends: the caller comes again, and what was read is not dropped for haste.
     fn make_room(&self, order: &mut Order, room: Room, now_ms: u64, slice: usize) -> usize {
         let limits = self.limits();
         let is_short = || {
@@ -440,6 +448,7 @@ impl<T> ServerStore<T> {
         let mut dropped = 0;
         let mut patience = PATIENCE;
         while dropped < slice
+            && (patience > 0 || room.bytes > 0)
             && is_short()
             && (self.drop_expired(order, now_ms) || self.evict(order, &mut patience))
         {
@@ -761,6 +770,45 @@ mod tests {
         assert_eq!(store.sessions(), 1001 - EVICTIONS_AN_INSERT as u64);
         while store.shrink(0, 100) == 100 {}
         assert_eq!(store.sessions(), 10);
+    }
+
+    #[test]
+    fn sessions_that_were_read_end_a_slice_early() {
+        let store = store(u64::MAX, u64::MAX, 1000);
+        for n in 0..10_000 {
+            insert(&store, n, b"", false, 0);
+            if n % 100 > 0 {
+                store.lookup(SessionKey::Id(&id(n)), 0, |_| ());
+            }
+        }
+        store.set_limits(Limits {
+            max_sessions: 9_950,
+            ..store.limits()
+        });
+        while store.shrink(0, 256) > 0 {}
+        let cold = (0..100)
+            .filter(|n| held(&store, n * 100, 0).is_some())
+            .count();
+        // Where patience ends, one goes that was read.
+        assert_eq!(store.sessions(), 9_950);
+        assert!(cold <= 75, "{cold}");
+    }
+
+    #[test]
+    fn an_index_larger_than_a_narrower_bound_does_not_cost_all_sessions() {
+        let store = store(100_000_000, u64::MAX, 1000);
+        for n in 0..200_000 {
+            insert(&store, n, b"", false, 0);
+        }
+        store.set_limits(Limits {
+            max_bytes: 2_000_000,
+            ..store.limits()
+        });
+        while store.shrink(0, 256) > 0 {
+            store.trim();
+        }
+        assert!(store.bytes() <= 2_000_000);
+        assert!(store.sessions() > 10_000, "{}", store.sessions());
     }
 
     #[test]

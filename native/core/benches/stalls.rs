@@ -1,0 +1,335 @@
+//! The longest single calls, as each of them may be waited for by a scheduler of the BEAM.
+//!
+//! `cargo bench --bench stalls -- [--quick] [FOLDER]`
+//!
+//! The machine takes the thread off its core now and then, which is not the store's doing. So of what one
+//! thread does alone the processor time counts, the system's work for it included, or the real time where
+//! that is shorter, as a virtual machine may count what its host took; and of what waits for another
+//! thread the real time. Each case runs a few times, the slowest calls of each run are ranked, and of each
+//! rank the quickest run counts.
+
+mod support;
+
+use rekindle_core::{ServerStore, SessionKey};
+use rustix::time::{clock_gettime, ClockId};
+use serde_json::json;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
+use std::time::Duration;
+use support::{
+    at_most, filled, id, insert, lookup, rounded, scatter, Arguments, Table, LONG_TAIL, OPEN,
+};
+
+/// How many sessions the janitor drops under one hold of the lock.
+const SLICE: usize = 256;
+
+/// Of what a thread does alone.
+const ALONE: &[ClockId] = &[ClockId::Monotonic, ClockId::ThreadCPUTime];
+
+/// Of what waits for other threads.
+const BESIDE: &[ClockId] = &[ClockId::Monotonic];
+
+/// The slowest calls of one run, or the quickest of such of several runs.
+struct Slowest {
+    calls: u64,
+    total_ns: u64,
+    /// The slowest first.
+    ranked: Vec<u64>,
+}
+
+impl Slowest {
+    /// Calls `call` with numbers while there are some. Of the clocks the one that ran less counts.
+    fn of(
+        clocks: &[ClockId],
+        numbers: impl Iterator<Item = u64>,
+        mut call: impl FnMut(u64),
+    ) -> Self {
+        // All room at once: growing would take longer than the calls.
+        let most = numbers.size_hint().1.unwrap_or(1 << 23);
+        let mut times: Vec<u32> = Vec::with_capacity(most);
+        let mut before = read(clocks);
+        for n in numbers {
+            call(n);
+            let now = read(clocks);
+            let time = (0..clocks.len()).map(|clock| (now[clock] - before[clock]).as_nanos());
+            times.push(time.min().map_or(0, |time| time as u32));
+            before = now;
+        }
+        let calls = times.len() as u64;
+        let total_ns = times.iter().map(|time| u64::from(*time)).sum();
+        times.sort_unstable_by_key(|time| std::cmp::Reverse(*time));
+        times.truncate(times.len() / 10_000 + 1);
+        Slowest {
+            calls,
+            total_ns,
+            ranked: times.into_iter().map(u64::from).collect(),
+        }
+    }
+
+    /// The quicker of two runs, rank for rank.
+    fn or(self, other: Self) -> Self {
+        Slowest {
+            calls: self.calls.min(other.calls),
+            total_ns: self.total_ns.min(other.total_ns),
+            ranked: self
+                .ranked
+                .into_iter()
+                .zip(other.ranked)
+                .map(|(one, two)| one.min(two))
+                .collect(),
+        }
+    }
+
+    fn row(&self, case: &str, tail: usize) -> Vec<serde_json::Value> {
+        let micros = |ns: u64| rounded(ns as f64 / 1000.0, 1);
+        vec![
+            json!(case),
+            json!(tail),
+            json!(self.calls),
+            rounded(self.total_ns as f64 / self.calls as f64 / 1000.0, 2),
+            micros(*self.ranked.last().expect("there are calls")),
+            micros(self.ranked[0]),
+        ]
+    }
+}
+
+fn read(clocks: &[ClockId]) -> [Duration; 2] {
+    let mut times = [Duration::ZERO; 2];
+    for (time, clock) in times.iter_mut().zip(clocks) {
+        *time = clock_gettime(*clock).try_into().expect("is not negative");
+    }
+    times
+}
+
+/// A case: what is measured, and how.
+struct Case {
+    name: &'static str,
+    sessions: u64,
+    tail: usize,
+    run: Run,
+}
+
+/// With so many sessions, of this tail.
+type Run = fn(u64, &[u8]) -> Slowest;
+
+fn cases(quick: bool) -> Vec<Case> {
+    let million = if quick { 100_000 } else { 1_000_000 };
+    let mut cases = vec![
+        case("insert, growing to the bound", million, growing_to_bound),
+        case("insert, growing without a bound", million, growing),
+        case("insert at the bound", million, evicting),
+        case("insert, bound narrowed", million, narrowed),
+        case(
+            "insert, bound narrowed, all read",
+            million,
+            narrowed_all_read,
+        ),
+        case(
+            "insert while others are expired",
+            million,
+            insert_while_expiring,
+        ),
+        case(
+            "insert while the scope is cleared",
+            million,
+            insert_while_clearing,
+        ),
+        case(
+            "lookup while others are expired",
+            million,
+            lookup_while_expiring,
+        ),
+        case(
+            "lookup while others are stored",
+            million,
+            lookup_while_growing,
+        ),
+        case("slice of 256 expired", million, expiring),
+        case("slice of 256 cleared", million, clearing),
+        case(
+            "slice of 256 evicted, all read",
+            million,
+            shrinking_all_read,
+        ),
+    ];
+    if !quick {
+        let most = 10_000_000;
+        cases.push(case("insert, growing to the bound", most, growing_to_bound));
+    }
+    let long: [(_, Run); 3] = [
+        ("insert, growing to the bound", growing_to_bound),
+        ("insert at the bound", evicting),
+        ("slice of 256 cleared", clearing),
+    ];
+    for (name, run) in long {
+        cases.push(Case {
+            tail: LONG_TAIL,
+            ..case(name, million, run)
+        });
+    }
+    cases
+}
+
+fn case(name: &'static str, sessions: u64, run: Run) -> Case {
+    Case {
+        name,
+        sessions,
+        tail: 0,
+        run,
+    }
+}
+
+fn growing_to_bound(sessions: u64, tail: &[u8]) -> Slowest {
+    let store = ServerStore::new(at_most(sessions));
+    Slowest::of(ALONE, 0..sessions, |n| _ = insert(&store, n, tail))
+}
+
+fn growing(sessions: u64, tail: &[u8]) -> Slowest {
+    let store = ServerStore::new(OPEN);
+    Slowest::of(ALONE, 0..sessions, |n| _ = insert(&store, n, tail))
+}
+
+fn evicting(sessions: u64, tail: &[u8]) -> Slowest {
+    let store = filled(at_most(sessions), sessions, tail);
+    Slowest::of(ALONE, sessions..2 * sessions, |n| {
+        _ = insert(&store, n, tail)
+    })
+}
+
+fn narrowed(sessions: u64, tail: &[u8]) -> Slowest {
+    let store = filled(at_most(sessions), sessions, tail);
+    insert_into_narrowed(&store, sessions, tail)
+}
+
+fn narrowed_all_read(sessions: u64, tail: &[u8]) -> Slowest {
+    let store = filled(at_most(sessions), sessions, tail);
+    read_all(&store, sessions);
+    insert_into_narrowed(&store, sessions, tail)
+}
+
+fn insert_into_narrowed(store: &ServerStore<()>, sessions: u64, tail: &[u8]) -> Slowest {
+    store.set_limits(at_most(sessions / 100));
+    let inserts = sessions..sessions + sessions / SLICE as u64;
+    Slowest::of(ALONE, inserts, |n| _ = insert(store, n, tail))
+}
+
+fn read_all(store: &ServerStore<()>, sessions: u64) {
+    for n in 0..sessions {
+        lookup(store, n);
+    }
+}
+
+fn expiring(sessions: u64, tail: &[u8]) -> Slowest {
+    let store = filled(OPEN, sessions, tail);
+    Slowest::of(ALONE, 0..sessions / SLICE as u64, |_| _ = expire(&store))
+}
+
+fn expire(store: &ServerStore<()>) -> usize {
+    store.expire(OPEN.lifetime_ms, SLICE)
+}
+
+fn clearing(sessions: u64, tail: &[u8]) -> Slowest {
+    let store = filled(OPEN, sessions, tail);
+    Slowest::of(ALONE, 0..sessions / SLICE as u64, |_| {
+        _ = store.clear(SLICE)
+    })
+}
+
+fn shrinking_all_read(sessions: u64, tail: &[u8]) -> Slowest {
+    let store = filled(OPEN, sessions, tail);
+    read_all(&store, sessions);
+    store.set_limits(at_most(0));
+    Slowest::of(ALONE, 0..sessions / SLICE as u64, |_| {
+        _ = store.shrink(0, SLICE)
+    })
+}
+
+fn insert_while_expiring(sessions: u64, tail: &[u8]) -> Slowest {
+    let store = filled(OPEN, sessions, tail);
+    let fresh = |n| insert_at(&store, n, tail, OPEN.lifetime_ms);
+    meanwhile(
+        || while expire(&store) > 0 {},
+        |running| Slowest::of(BESIDE, while_it_runs(running, sessions), fresh),
+    )
+}
+
+fn insert_at(store: &ServerStore<()>, n: u64, tail: &[u8], now_ms: u64) {
+    store.insert(SessionKey::Id(&id(n)), &[5; 48], None, tail, false, now_ms);
+}
+
+fn insert_while_clearing(sessions: u64, tail: &[u8]) -> Slowest {
+    let store = filled(OPEN, sessions, tail);
+    meanwhile(
+        || (0..sessions / SLICE as u64).for_each(|_| _ = store.clear(SLICE)),
+        |running| {
+            Slowest::of(BESIDE, while_it_runs(running, sessions), |n| {
+                _ = insert(&store, n, tail)
+            })
+        },
+    )
+}
+
+fn lookup_while_expiring(sessions: u64, tail: &[u8]) -> Slowest {
+    let store = filled(OPEN, sessions, tail);
+    meanwhile(
+        || while expire(&store) > 0 {},
+        |running| {
+            Slowest::of(BESIDE, while_it_runs(running, 0), |n| {
+                _ = lookup(&store, scatter(n) % sessions)
+            })
+        },
+    )
+}
+
+fn lookup_while_growing(sessions: u64, tail: &[u8]) -> Slowest {
+    let store = ServerStore::new(at_most(sessions));
+    meanwhile(
+        || (0..sessions).for_each(|n| _ = insert(&store, n, tail)),
+        |running| {
+            Slowest::of(BESIDE, while_it_runs(running, 0), |n| {
+                _ = lookup(&store, scatter(n) % sessions)
+            })
+        },
+    )
+}
+
+/// Runs `work` on another thread beside `measured`, which is told by a flag how long.
+fn meanwhile(work: impl FnOnce() + Send, measured: impl FnOnce(&AtomicBool) -> Slowest) -> Slowest {
+    let running = AtomicBool::new(true);
+    thread::scope(|threads| {
+        threads.spawn(|| {
+            work();
+            running.store(false, Relaxed);
+        });
+        measured(&running)
+    })
+}
+
+fn while_it_runs(running: &AtomicBool, from: u64) -> impl Iterator<Item = u64> + '_ {
+    (from..).take_while(|_| running.load(Relaxed))
+}
+
+fn main() {
+    let arguments = Arguments::read();
+    let columns = &[
+        "case",
+        "sessions",
+        "tail",
+        "calls",
+        "mean µs",
+        "p99.99 µs",
+        "max µs",
+    ];
+    let mut table = Table::new("stalls", "Longest calls", columns);
+    let runs = if arguments.quick { 3 } else { 5 };
+    for case in cases(arguments.quick) {
+        let tail = vec![3; case.tail];
+        let runs = if case.sessions > 1_000_000 { 3 } else { runs };
+        let run = |_| (case.run)(case.sessions, &tail);
+        let slowest = (0..runs).map(run).reduce(Slowest::or);
+        let mut row = slowest.expect("there are runs").row(case.name, case.tail);
+        row.insert(1, json!(case.sessions));
+        table.row(row);
+    }
+    table.publish(&arguments.folder);
+}
