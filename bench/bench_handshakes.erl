@@ -3,14 +3,30 @@
 %% The server is a node of its own. The client is OpenSSL's (handshakes.py), because it needs far less time than the
 %% server, and makes one connection at a time: so the latencies are those of the server and not of a queue, and what
 %% its process spends is the CPU time of that one handshake. The default cache and Rekindle take turns.
+%%
+%% Or, for `busy', connections come at a steady rate whether the server is ready or not, while sessions are registered,
+%% as other listeners' cores would do it: so each connection that a pause of OTP's cache process delays is counted.
 -module(bench_handshakes).
 
 -export([run/4]).
 -export([accept/1]).
 
--type settings() :: #{python := string(), rounds := pos_integer(), full := pos_integer(), resumed := pos_integer()}.
+%% Numbers of connections. `busy' is for the last of the sizes only, and may be left out.
+-type settings() :: #{
+    python := string(),
+    rounds := pos_integer(),
+    full := pos_integer(),
+    resumed := pos_integer(),
+    busy => pos_integer()
+}.
 
--define(ACCEPTORS, 4).
+-define(ACCEPTORS, 8).
+%% A second.
+-define(ARRIVALS, 200).
+-define(REGISTRATIONS, 2_000).
+-define(REGISTRATIONS_AT_ONCE, 10).
+%% Numbers no session in the cache has.
+-define(NEW, 1 bsl 42).
 
 %% @doc A row for each number of sessions in the cache, kind of handshake and cache. `Sizes' ascend.
 -spec run(file:filename(), bench_sessions:workload(), Sizes :: [pos_integer()], settings()) -> [map()].
@@ -24,7 +40,8 @@ run(Dir, Workload, Sizes, #{python := Python} = Settings) ->
     {_, Rows} = lists:foldl(
         fun(Size, {From, Rows}) ->
             fill(Servers, From, Size - 1),
-            {Size, Rows ++ [Row#{size => Size, workload => Workload} || Row <- measure(Servers, Client, Settings)]}
+            Kinds = [Kind || Kind <- [full, resumed, busy], is_map_key(Kind, Settings), Kind =/= busy orelse Size =:= lists:last(Sizes)],
+            {Size, Rows ++ [Row#{size => Size, workload => Workload} || Row <- measure(Servers, Client, Kinds, Settings)]}
         end,
         {0, []},
         Sizes
@@ -75,7 +92,21 @@ keep(Template, Cache) ->
         {From, {fill, First, Last}} ->
             bench_process:register_all(Template, Cache, First, Last),
             From ! {self(), filled},
+            keep(Template, Cache);
+        {From, register} ->
+            From ! {self(), registering},
+            Interval = erlang:convert_time_unit(1, second, native) * ?REGISTRATIONS_AT_ONCE div ?REGISTRATIONS,
+            register_on(Template, Cache, ?NEW + erlang:unique_integer([positive]) bsl 24, erlang:monotonic_time(), Interval),
             keep(Template, Cache)
+    end.
+
+%% Until told to stop. What is due is made up for.
+register_on(Template, Cache, First, Due, Interval) ->
+    receive
+        {From, stop} -> From ! {self(), stopped}
+    after max(0, erlang:convert_time_unit(Due - erlang:monotonic_time(), native, millisecond)) ->
+        bench_process:register_all(Template, Cache, First, First + ?REGISTRATIONS_AT_ONCE - 1),
+        register_on(Template, Cache, First + ?REGISTRATIONS_AT_ONCE, Due + Interval, Interval)
     end.
 
 %% @private
@@ -108,22 +139,26 @@ fill(Servers, From, To) ->
     ].
 
 fill_here(Keeper, From, To) ->
-    Keeper ! {self(), {fill, From, To}},
+    filled = ask(Keeper, {fill, From, To}),
+    bench_clock:settle().
+
+ask(Keeper, Task) ->
+    Keeper ! {self(), Task},
     receive
-        {Keeper, filled} -> bench_clock:settle()
+        {Keeper, Reply} -> Reply
     end.
 
 %% ---- the rounds ----
 
-measure(Servers, Client, #{rounds := Rounds} = Settings) ->
+measure(Servers, Client, Kinds, #{rounds := Rounds} = Settings) ->
     lists:append([
         begin
             Count = maps:get(Kind, Settings),
-            _ = [handshakes(Server, Client, Kind, max(20, Count div 10)) || Server <- Servers],
+            _ = [handshakes(Server, Client, Kind, max(20, Count div 20)) || Server <- Servers],
             All = [[{Name, handshakes(Server, Client, Kind, Count)} || #{name := Name} = Server <- Servers] || _ <- lists:seq(1, Rounds)],
             [row(Name, Kind, [proplists:get_value(Name, Round) || Round <- All]) || #{name := Name} <- Servers]
         end
-     || Kind <- [full, resumed]
+     || Kind <- Kinds
     ]).
 
 row(Name, Kind, Rounds) ->
@@ -141,9 +176,17 @@ row(Name, Kind, Rounds) ->
         max_ns => lists:max(Latencies)
     }.
 
-handshakes(#{port := Port, os_pid := OsPid}, Client, Kind, Count) ->
+handshakes(#{node := Node, keeper := Keeper} = Server, Client, busy, Count) ->
+    registering = bench_node:call(Node, fun() -> ask(Keeper, register) end),
+    Done = connect(Server, Client, "resumed ~b ~b", [Count, ?ARRIVALS]),
+    stopped = bench_node:call(Node, fun() -> ask(Keeper, stop) end),
+    Done;
+handshakes(Server, Client, Kind, Count) ->
+    connect(Server, Client, "~s ~b", [Kind, Count]).
+
+connect(#{port := Port, os_pid := OsPid}, Client, Format, Args) ->
     Before = bench_clock:cpu(OsPid),
-    port_command(Client, io_lib:format("~b ~s ~b~n", [Port, Kind, Count])),
+    port_command(Client, io_lib:format("~b " ++ Format ++ "~n", [Port | Args])),
     receive
         {Client, {data, {eol, Line}}} ->
             Cpu = bench_clock:cpu(OsPid) - Before,

@@ -104,12 +104,14 @@ def process(rows, folder):
 
 
 def handshakes(rows, folder):
-    """Latencies of resumed and full handshakes with the most sessions in the cache."""
+    """Latencies of handshakes with the most sessions in the cache."""
     rows = pick(rows, size=max(distinct(rows, "size")))
     marks = [("p50_ns", "p50"), ("p99_ns", "p99"), ("p999_ns", "p99.9"), ("max_ns", "max")]
-    figure, panels = plt.subplots(1, 2, figsize=(14, 4.6))
-    for axes, kind in zip(panels, ["resumed", "full"]):
-        groups = distinct(rows, "workload")
+    kinds = {"resumed": "resumed", "full": "full", "busy": "resumed while sessions are registered"}
+    widths = [len(distinct(pick(rows, handshake=kind), "workload")) for kind in kinds]
+    figure, panels = plt.subplots(1, 3, figsize=(18, 4.6), gridspec_kw={"width_ratios": widths})
+    for axes, (kind, title) in zip(panels, kinds.items()):
+        groups = distinct(pick(rows, handshake=kind), "workload")
         for place, store in enumerate(["default", "rekindle"]):
             label, colour = STORES[store]
             for index, workload in enumerate(groups):
@@ -122,7 +124,7 @@ def handshakes(rows, folder):
         axes.set_yscale("log")
         axes.yaxis.set_minor_formatter(ticker.FormatStrFormatter("%g"))
         axes.tick_params(axis="y", which="minor", labelsize=7)
-        finish(axes, kind, " | ".join(groups), "ms")
+        finish(axes, title, " | ".join(groups), "ms")
         axes.xaxis.label.set_size(7)
         axes.legend(fontsize=8)
     figure.suptitle(f"Handshakes with {rows[0]['size']:,} sessions in the cache")
