@@ -43,8 +43,8 @@ def finish(axes, title, x, y):
     axes.grid(True, which="major", alpha=0.3)
 
 
-def scaling(rows, folder):
-    """The cost of each operation against the number of sessions."""
+def scaling(rows, core, folder):
+    """The cost of each operation against the number of sessions. `core` is of the store without Erlang."""
     for workload in distinct(rows, "workload"):
         figure, panels = plt.subplots(1, 4, figsize=(16, 4.2), sharey=True)
         for axes, operation in zip(panels, OPERATIONS):
@@ -52,6 +52,10 @@ def scaling(rows, folder):
                 label, colour = STORES[store]
                 points = pick(rows, workload=workload, operation=operation, processes=1, store=store)
                 axes.plot([p["size"] for p in points], [p["cpu_ns"] for p in points], "o-", color=colour, label=label)
+            tail = 900 if "client" in workload else 0
+            points = pick(core, tail=tail, operation=operation, threads=1)
+            label = "Rekindle's store, without Erlang"
+            axes.plot([p["sessions"] for p in points], [p["ns"] for p in points], "o:", color=STORES["rekindle"][1], label=label)
             axes.set_xscale("log")
             axes.set_yscale("log")
             finish(axes, operation, "sessions in the cache", "CPU time, ns" if operation == "hit" else "")
@@ -131,13 +135,35 @@ def handshakes(rows, folder):
     save(figure, folder, "handshakes")
 
 
+def eviction(rows, folder):
+    """Reconnects that resume, by what is dropped under pressure."""
+    caches = {"rekindle": STORES["rekindle"][1], "lru": "#9a9a9a", "fifo": "#3b6ea5"}
+    figure, axes = plt.subplots(figsize=(10, 5))
+    for place, (cache, colour) in enumerate(caches.items()):
+        bars = axes.barh([n + 0.27 * place for n in range(len(rows))], [row[cache] for row in rows], 0.25, color=colour, label=cache)
+        axes.bar_label(bars, fmt="%.0f", fontsize=7, padding=2)
+    axes.set_yticks([n + 0.27 for n in range(len(rows))], [row["scenario"] for row in rows], fontsize=8)
+    axes.invert_yaxis()
+    axes.legend(["Rekindle", "LRU", "FIFO (what OTP's cache does)"], fontsize=8, loc="lower right")
+    finish(axes, "Reconnects that resume", "%", "")
+    save(figure, folder, "eviction")
+
+
+def core_rows(folder, name):
+    """Of a bench of the core crate, if it ran."""
+    file = folder / f"{name}.json"
+    return json.loads(file.read_text())["rows"] if file.exists() else []
+
+
 def main():
     folder = pathlib.Path(sys.argv[1])
     results = json.loads((folder / "results.json").read_text())
-    scaling(results["micro"], folder)
+    scaling(results["micro"], core_rows(folder, "operations"), folder)
     memory(results["memory"], folder)
     process(results["process"], folder)
     handshakes(results["handshakes"], folder)
+    if simulation := core_rows(folder, "eviction"):
+        eviction(simulation, folder)
 
 
 main()

@@ -30,8 +30,28 @@ for candidate in "$python" /usr/bin/python3; do
     fi
 done
 
+# First, while nothing else has run: the core crate alone. Its tables come after the others.
+core=
+if [ "$mode" = full ]; then
+    core="eviction memory stalls"
+    folder=$(cd "$results" && pwd)
+    for bench in $core; do
+        cargo bench --locked -p rekindle_core --bench "$bench" -- "$folder"
+    done
+    export CRITERION_HOME="$(pwd)/_build/bench/criterion"
+    rm -rf "$CRITERION_HOME"
+    cargo bench --locked -p rekindle_core --bench operations
+    "$python" bench/criterion.py "$CRITERION_HOME" "$folder"
+    core="operations $core"
+fi
+
 REKINDLE_BENCH=$(pwd)/bench erl -noinput -pa _build/default/lib/rekindle/ebin "$build" \
     -run rekindle_bench start "$mode" "$results" "$python"
+
+for table in $core; do
+    { echo; cat "$results/$table.md"; } >>"$results/RESULTS.md"
+    rm "$results/$table.md"
+done
 
 if "$python" -c 'import matplotlib' 2>/dev/null; then
     "$python" bench/plot.py "$results"
