@@ -62,8 +62,6 @@
     end
 ).
 
--define(NO_BOUND, 16#FFFF_FFFF_FFFF_FFFF).
-
 %% @doc Opens the cache of a listener or of the client manager. Called by OTP's processes with the
 %% options of `session_cb_init_args' and, usually, `{role, server | client}' in front.
 %%
@@ -155,20 +153,18 @@ open(server, #{scope := ScopeOption} = Options) ->
     Max =/= 0 orelse refuse(bad_option, no_room()),
     Open = fun() ->
         {Label, Socket, Join} = rekindle_scope:of_server(ScopeOption),
-        rekindle_nif:open_server(Label, Socket, Join, limits(Options, SslLifetime))
+        rekindle_nif:open_server(Label, Socket, Join, rekindle_options:to_native(limits(Options, SslLifetime)))
     end,
     #server{store = open_store(Open), owner = self(), max = Max, notes = atomics:new(2, [])}.
 
-limits(#{max_bytes := MaxBytes} = Options, SslLifetime) ->
-    {MaxBytes, min(max_sessions(Options), ?NO_BOUND), min(1000 * lifetime(Options, SslLifetime), ?NO_BOUND)}.
+limits(Options, SslLifetime) ->
+    Options#{max_sessions := max_sessions(Options), lifetime := lifetime(Options, SslLifetime)}.
 
 max_sessions(#{max_sessions := undefined}) ->
     case application:get_env(ssl, session_cache_server_max) of
         {ok, Max} when is_integer(Max), Max > 0 -> Max;
-        _ -> ?NO_BOUND
+        _ -> infinity
     end;
-max_sessions(#{max_sessions := infinity}) ->
-    ?NO_BOUND;
 max_sessions(#{max_sessions := Max}) ->
     Max.
 

@@ -1,34 +1,296 @@
-%% @doc What an operator asks of the cache, from a remote shell or a program.
+%% @doc What an operator asks of the cache and does to it, from a remote shell or a program.
+%%
+%% All of it works on the sessions of servers. Those of clients are shown in {@link info/0} and left alone
+%% otherwise: OTP's own book-keeping has them, and fails where it does not find them again.
+%%
+%% Nothing here shows a master secret. Fails with `{not_loaded, rekindle_nif}' where the native library is
+%% missing.
 -module(rekindle_admin).
 
--export([info/0]).
+-export([info/0, info/1, print/0, top/0, top/1]).
+-export([sessions/0, sessions/1, sessions/2]).
+-export([flush/0, flush/1, forget/1, revoke/1]).
+-export([set/2]).
+-export([doctor/0]).
 
--export_type([info/0]).
+-export_type([info/0, which/0, session/0, page/0, next/0, limit/0, no_such_scope/0]).
 
-%% One scope. `bytes' and `max_bytes' in bytes, `lifetime' in seconds; `templates' is how many kinds of
-%% sessions are kept in common parts; the rest are numbers of sessions, or of calls since the scope was
-%% opened. A client scope has no bounds of its own: ssl's
-%% `session_cache_client_max' and `session_lifetime' bound it.
+%% One scope. `bytes' and `max_bytes' in bytes, `lifetime' and `oldest' (the age of the oldest session) in
+%% seconds; `templates' is how many kinds of sessions are kept in common parts; `hit_rate' is the part of
+%% lookups that found a session, from 0 to 1; the rest are numbers of sessions, or of calls since the scope
+%% was opened. `number' tells a scope from others, also of the same name. A client scope has no bounds of its
+%% own: ssl's `session_cache_client_max' and `session_lifetime' bound it.
 -type info() :: #{
+    number := non_neg_integer(),
     scope := rekindle_scope:label(),
     role := server | client,
     sessions := non_neg_integer(),
     bytes := non_neg_integer(),
     templates := non_neg_integer(),
+    oldest := non_neg_integer() | undefined,
     max_bytes := pos_integer() | infinity,
     max_sessions := pos_integer() | infinity,
     lifetime := non_neg_integer() | infinity,
     inserts := non_neg_integer(),
     hits := non_neg_integer(),
     misses := non_neg_integer(),
+    hit_rate := float() | undefined,
     expired := non_neg_integer(),
     evicted := non_neg_integer(),
     refused := non_neg_integer(),
     faults := non_neg_integer()
 }.
 
+%% Which scopes are meant: all, those of a port or address, those the operator gave this name, the one of
+%% this label, or one that {@link info/0} has shown.
+-type which() ::
+    all
+    | inet:port_number()
+    | {inet:ip_address(), inet:port_number()}
+    | {name, Name :: term()}
+    | rekindle_scope:label()
+    | info().
+
+-type no_such_scope() :: {no_such_scope, which(), Open :: [rekindle_scope:label()]}.
+
+%% What may be shown of a session. `id' in hexadecimal; `age' and `time_left' in seconds; `resumed' is how
+%% often, of which no more than 127 are counted. `peer' is the client's certificate, its fingerprint
+%% SHA-256 as openssl writes it.
+-type session() :: #{
+    scope := rekindle_scope:label(),
+    id := binary() | (Other :: term()),
+    age := non_neg_integer(),
+    time_left := non_neg_integer(),
+    resumed := 0..127,
+    cipher := unicode:chardata() | undefined,
+    peer := rekindle_certificate:summary() | undefined
+}.
+
+-opaque next() :: {rekindle_nif:scope_number(), rekindle_nif:position()}.
+
+-type page() :: #{sessions := [session()], next := next() | done}.
+
+-type limit() :: {max_bytes, pos_integer()} | {max_sessions, pos_integer() | infinity} | {lifetime, Seconds :: pos_integer()}.
+
+%% Sessions that a walk over all of them looks at in one go.
+-define(SLICE, 500).
+
 %% @doc All scopes of this node, the first opened first. The list is empty where no listener and no
-%% client uses the cache. Fails with `{not_loaded, rekindle_nif}' where the native library is missing.
+%% client uses the cache.
 -spec info() -> [info()].
 info() ->
-    rekindle_nif:info().
+    [with_hit_rate(Info) || Info <- rekindle_nif:info()].
+
+%% @doc The scopes meant.
+-spec info(which()) -> [info()].
+info(Which) ->
+    [Info || Info <- info(), is_meant(Which, Info)].
+
+%% @doc Prints all scopes as a table.
+-spec print() -> ok.
+print() ->
+    io:put_chars(rekindle_table:of_scopes(info())).
+
+%% @doc As `top(2)'.
+-spec top() -> ok.
+top() ->
+    top(2).
+
+%% @doc Prints all scopes every so many seconds, until Enter is pressed.
+-spec top(Seconds :: pos_integer()) -> ok.
+top(Seconds) when is_integer(Seconds), Seconds > 0 ->
+    Printer = spawn_link(fun() -> print_every(1000 * Seconds) end),
+    _ = io:get_line(""),
+    unlink(Printer),
+    exit(Printer, kill),
+    ok.
+
+print_every(Milliseconds) ->
+    io:put_chars(["\e[H\e[2J", rekindle_table:of_scopes(info()), "Enter to end\n"]),
+    timer:sleep(Milliseconds),
+    print_every(Milliseconds).
+
+%% @doc As `sessions(all)'.
+-spec sessions() -> page() | {error, no_such_scope()}.
+sessions() ->
+    sessions(all).
+
+%% @doc As `sessions(Which, #{})'.
+-spec sessions(which()) -> page() | {error, no_such_scope()}.
+sessions(Which) ->
+    sessions(Which, #{}).
+
+%% @doc A page of sessions, in no order that means anything. `limit' is how many at most, 50 if it is left
+%% out; `from' is what the page before gave as `next'. A session that stays is on one page, whatever comes
+%% and goes in between.
+-spec sessions(which(), #{limit => pos_integer(), from => next() | done}) -> page() | {error, no_such_scope()}.
+sessions(Which, Options) ->
+    Limit = maps:get(limit, Options, 50),
+    case servers(Which) of
+        [] when Which =/= all -> {error, no_such_scope(Which)};
+        Scopes -> page(Scopes, maps:get(from, Options, first(Scopes)), Limit, [])
+    end.
+
+page(_, done, _, Sessions) ->
+    #{sessions => lists:append(lists:reverse(Sessions)), next => done};
+page(_, Next, Limit, Sessions) when Limit =< 0 ->
+    #{sessions => lists:append(lists:reverse(Sessions)), next => Next};
+page(Scopes, {Number, Position}, Limit, Sessions) ->
+    case [Scope || #{number := N} = Scope <- Scopes, N >= Number] of
+        [#{number := Number} = Scope | Later] ->
+            case rekindle_nif:page(Number, Position, Limit) of
+                {Rows, done} -> page(Scopes, first(Later), Limit - length(Rows), [shown(Scope, Rows) | Sessions]);
+                {Rows, Next} -> page(Scopes, {Number, Next}, Limit - length(Rows), [shown(Scope, Rows) | Sessions]);
+                undefined -> page(Scopes, first(Later), Limit, Sessions)
+            end;
+        %% The scope has ended since the page before.
+        Later ->
+            page(Scopes, first(Later), Limit, Sessions)
+    end.
+
+first([]) -> done;
+first([#{number := Number} | _]) -> {Number, 0}.
+
+shown(#{scope := Label, lifetime := Lifetime}, Rows) ->
+    [
+        #{
+            scope => Label,
+            id => shown_id(Key),
+            age => AgeMs div 1000,
+            time_left => max(0, Lifetime - AgeMs div 1000),
+            resumed => Uses,
+            cipher => cipher(Suite),
+            peer => rekindle_certificate:summary(Certificate)
+        }
+     || {Key, AgeMs, Uses, Certificate, Suite} <- Rows
+    ].
+
+shown_id(Key) when is_binary(Key) -> binary:encode_hex(Key);
+shown_id(Key) -> Key.
+
+cipher(undefined) ->
+    undefined;
+cipher(Suite) ->
+    try
+        ssl:suite_to_str(ssl_cipher_format:suite_bin_to_map(Suite))
+    catch
+        _:_ -> ["0x", binary:encode_hex(Suite)]
+    end.
+
+%% @doc As `flush(all)'.
+-spec flush() -> {ok, Dropped :: non_neg_integer()} | {error, no_such_scope()}.
+flush() ->
+    flush(all).
+
+%% @doc Drops all sessions of the scopes meant, and says how many. Their clients make a full handshake next
+%% time.
+-spec flush(which()) -> {ok, Dropped :: non_neg_integer()} | {error, no_such_scope()}.
+flush(Which) ->
+    in_scopes(Which, fun(#{number := Number}) -> rekindle_nif:flush(Number) end).
+
+%% @doc Drops the session of this id, as OTP has it or in hexadecimal, from all scopes, and says how many
+%% there were.
+-spec forget(ssl:session_id() | Hexadecimal :: string() | binary()) ->
+    {ok, Dropped :: non_neg_integer()} | {error, {bad_session_id, Line :: string()}}.
+forget(Id) ->
+    case session_id(Id) of
+        {ok, Key} ->
+            {ok, length([true || #{number := Number} <- servers(all), rekindle_nif:forget(Number, Key)])};
+        error ->
+            {error, {bad_session_id, "allowed: the 32 bytes of a session id as a binary, or their 64 hexadecimal digits"}}
+    end.
+
+session_id(Id) when byte_size(Id) =:= 32 ->
+    {ok, Id};
+session_id(Id) ->
+    case rekindle_certificate:from_hex(Id) of
+        {ok, Bytes} when byte_size(Bytes) =:= 32 -> {ok, Bytes};
+        _ -> error
+    end.
+
+%% @doc Drops all sessions that were made with a client certificate, and says how many. Its holder has to make
+%% a full handshake next time, in which the listener's revocation list or verify fun decides: so make that
+%% know of the revocation first.
+%%
+%% The certificate is given as DER or PEM, as a record of public_key's, or by its fingerprint (SHA-256 or
+%% SHA-1; as bytes, or in hexadecimal with or without colons). Or as `{issuer, Issuer, Serial}' or, for all
+%% certificates of an authority, `{issuer, Issuer}', where `Issuer' is the authority's certificate or its name.
+%%
+%% Looks at every session, in slices: about a second for a million, some fifty where an issuer is given.
+-spec revoke(rekindle_certificate:wanted()) ->
+    {ok, Dropped :: non_neg_integer()} | {error, {bad_certificate, Line :: string()}}.
+revoke(Wanted) ->
+    case rekindle_certificate:matcher(Wanted) of
+        {ok, IsWanted} ->
+            {ok, lists:sum([revoke(Number, 0, IsWanted, 0) || #{number := Number} <- servers(all)])};
+        {error, _} = Error ->
+            Error
+    end.
+
+revoke(_, done, _, Dropped) ->
+    Dropped;
+revoke(Number, From, IsWanted, Dropped) ->
+    case rekindle_nif:page(Number, From, ?SLICE) of
+        undefined ->
+            Dropped;
+        {Rows, Next} ->
+            Gone = [
+                Key
+             || {Key, _, _, Certificate, _} <- Rows,
+                Certificate =/= undefined,
+                IsWanted(Certificate),
+                rekindle_nif:forget(Number, Key)
+            ],
+            revoke(Number, Next, IsWanted, Dropped + length(Gone))
+    end.
+
+%% @doc Changes bounds or the lifetime of the scopes meant, at once, and says of how many. What is too much
+%% then goes within seconds. The options in ssl's environment stay as they are: the next listener, and one
+%% that joins a shared scope, brings those.
+-spec set(which(), [limit()]) ->
+    {ok, Scopes :: non_neg_integer()} | {error, no_such_scope() | rekindle_options:error()}.
+set(Which, Limits) ->
+    case rekindle_options:parse_limits(Limits) of
+        {ok, New} ->
+            in_scopes(Which, fun(#{number := Number} = Info) ->
+                case rekindle_nif:set_limits(Number, rekindle_options:to_native(maps:merge(Info, New))) of
+                    ok -> 1;
+                    undefined -> 0
+                end
+            end);
+        {error, _} = Error ->
+            Error
+    end.
+
+%% @doc Checks this node, prints what is wrong and what to write, and answers the same as a list. See
+%% {@link rekindle_doctor:findings/0}.
+-spec doctor() -> [rekindle_doctor:finding()].
+doctor() ->
+    Findings = rekindle_doctor:findings(),
+    io:put_chars(rekindle_doctor:format(Findings)),
+    Findings.
+
+with_hit_rate(#{hits := 0, misses := 0} = Info) -> Info#{hit_rate => undefined};
+with_hit_rate(#{hits := Hits, misses := Misses} = Info) -> Info#{hit_rate => Hits / (Hits + Misses)}.
+
+servers(Which) ->
+    [Info || #{role := server} = Info <- info(Which)].
+
+in_scopes(Which, Do) ->
+    case servers(Which) of
+        [] when Which =/= all -> {error, no_such_scope(Which)};
+        Scopes -> {ok, lists:sum([Do(Scope) || Scope <- Scopes])}
+    end.
+
+no_such_scope(Which) ->
+    {no_such_scope, Which, [Label || #{scope := Label} <- servers(all)]}.
+
+is_meant(all, _) -> true;
+is_meant(#{number := Number}, #{number := Other}) -> Number =:= Other;
+is_meant(Label, #{scope := Label}) -> true;
+is_meant({name, Name}, #{scope := {shared, _, Other}}) -> Name =:= Other;
+is_meant(Address, #{scope := {listener, Transport, {Other, Elsewhere}}}) when is_tuple(Other), is_list(Elsewhere) ->
+    is_meant(Address, #{scope => {listener, Transport, Other}});
+is_meant({_, _} = Address, #{scope := {listener, _, Other}}) -> Address =:= Other;
+is_meant(Port, #{scope := {listener, _, {_, Other}}}) -> Port =:= Other;
+is_meant(_, _) -> false.

@@ -7,13 +7,14 @@
 -export([loaded/0]).
 -export([open_server/4, open_client/1, sockets/1]).
 -export([insert/3, server_lookup/2, client_lookup/3, peek/2, delete/2, select/2, keys/1, size/1, clear/1]).
--export([count_fault/1, last_panic/0, info/0]).
+-export([count_fault/1, last_panic/0]).
+-export([info/0, page/3, forget/2, flush/1, set_limits/2]).
 
 -ifdef(REKINDLE_FAULTS).
 -export([inject_fault/1]).
 -endif.
 
--export_type([store/0, limits/0]).
+-export_type([store/0, limits/0, scope_number/0, position/0, row/0]).
 
 -on_load(load/0).
 
@@ -22,6 +23,16 @@
     MaxBytes :: non_neg_integer(),
     MaxSessions :: non_neg_integer(),
     LifetimeMs :: non_neg_integer()
+}.
+
+-type scope_number() :: non_neg_integer().
+-type position() :: non_neg_integer().
+-type row() :: {
+    Key :: term(),
+    AgeMs :: non_neg_integer(),
+    Uses :: 0..127,
+    PeerCertificate :: public_key:der_encoded() | undefined,
+    CipherSuite :: <<_:16>> | undefined
 }.
 
 -define(NOT_LOADED, erlang:nif_error({not_loaded, ?MODULE})).
@@ -112,6 +123,22 @@ last_panic() ->
 
 -spec info() -> [map()].
 info() ->
+    ?NOT_LOADED.
+
+-spec page(scope_number(), position(), Limit :: pos_integer()) -> {[row()], position() | done} | undefined.
+page(_Number, _From, _Limit) ->
+    ?NOT_LOADED.
+
+-spec forget(scope_number(), Key :: term()) -> boolean().
+forget(_Number, _Key) ->
+    ?NOT_LOADED.
+
+-spec flush(scope_number()) -> non_neg_integer().
+flush(_Number) ->
+    ?NOT_LOADED.
+
+-spec set_limits(scope_number(), limits()) -> ok | undefined.
+set_limits(_Number, _Limits) ->
     ?NOT_LOADED.
 
 -ifdef(REKINDLE_FAULTS).

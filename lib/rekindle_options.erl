@@ -1,7 +1,7 @@
 %% @private What the operator wrote in `session_cb_init_args', checked.
 -module(rekindle_options).
 
--export([parse/1, missing_keys/0]).
+-export([parse/1, parse_limits/1, to_native/1, missing_keys/0]).
 
 -export_type([options/0, scope/0, error/0]).
 
@@ -32,6 +32,9 @@
 %% Where the native side counts on 64 bits.
 -define(MAX_BOUND, 16#7FFF_FFFF_FFFF_FFFF).
 
+%% An atom is more than any number.
+-define(NO_BOUND, 16#FFFF_FFFF_FFFF_FFFF).
+
 -define(SSL_KEYS, [session_cb, server_session_cb, client_session_cb]).
 
 %% @doc Checks the argument of `rekindle:init/1'. Answers the options, defaults filled in, and what in
@@ -60,6 +63,24 @@ parse([Other | Rest], Given, Foreign) ->
     parse(Rest, Given, [Other | Foreign]);
 parse([], Given, Foreign) ->
     {ok, maps:merge(?DEFAULTS, Given), lists:reverse(Foreign)}.
+
+%% @doc Checks what of a scope is to be changed: some of its bounds and lifetime.
+-spec parse_limits(term()) -> {ok, #{max_bytes | max_sessions | lifetime => term()}} | {error, error()}.
+parse_limits(Limits) ->
+    case parse(Limits) of
+        {ok, _, [Foreign | _]} -> bad_option(limit, Foreign);
+        {ok, Options, []} -> only_limits(maps:with([Option || {Option, _} <- Limits], Options));
+        {error, _} = Error -> Error
+    end.
+
+only_limits(#{role := Role}) -> bad_option(limit, {role, Role});
+only_limits(#{scope := Scope}) -> bad_option(limit, {scope, Scope});
+only_limits(Limits) -> {ok, Limits}.
+
+%% @doc Bounds and lifetime as the native side takes them.
+-spec to_native(#{max_bytes := term(), max_sessions := term(), lifetime := term(), _ => _}) -> rekindle_nif:limits().
+to_native(#{max_bytes := MaxBytes, max_sessions := MaxSessions, lifetime := Lifetime}) ->
+    {min(MaxBytes, ?NO_BOUND), min(MaxSessions, ?NO_BOUND), min(1000 * Lifetime, ?NO_BOUND)}.
 
 %% @doc The keys of ssl's that do not name this cache. Which of them ssl reads depends on the release:
 %% `session_cb' up to OTP 27, the other two from OTP 29 on.
@@ -98,4 +119,5 @@ allowed(max_bytes) -> "a positive integer, in bytes";
 allowed(max_sessions) -> "a positive integer, or infinity";
 allowed(lifetime) -> "a positive integer, in seconds, at most 3155760000 (a century)";
 allowed(scope) -> "listener, or a map from Port or {IpAddress, Port} to a name";
+allowed(limit) -> "max_bytes, max_sessions and lifetime, each with a value";
 allowed(session_cb_init_args) -> "a proper list of options".

@@ -147,12 +147,13 @@ impl ClientStore {
             .retain(|_, lingering| now_ms < lingering.until_ms);
     }
 
-    /// Drops everything.
-    pub fn clear(&self) {
+    /// Drops everything, and tells how many sessions that were.
+    pub fn clear(&self) -> u64 {
         let dropped = std::mem::take(&mut *self.sessions.write());
         for (key, live) in &dropped.live {
             self.forget(key, &live.session);
         }
+        dropped.live.len() as u64
     }
 
     /// All keys, in order.

@@ -1,3 +1,5 @@
+#![allow(unsafe_code)]
+
 use crate::slab::SlotRef;
 use dashmap::mapref::one::Ref;
 use dashmap::DashMap;
@@ -35,10 +37,16 @@ impl Found<'_> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Digest([u8; 6]);
 
+impl Digest {
+    fn number(self) -> u64 {
+        let [a, b, c, d, e, f] = self.0;
+        u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
+    }
+}
+
 impl Hash for Digest {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
-        let [a, b, c, d, e, f] = self.0;
-        hasher.write_u64(u64::from_ne_bytes([a, b, c, d, e, f, 0, 0]));
+        hasher.write_u64(self.number());
     }
 }
 
@@ -105,6 +113,43 @@ impl Index {
         for entry in &self.slots {
             visit(SlotRef(u32::from_ne_bytes(*entry.value())));
         }
+    }
+
+    /// Calls `visit` with the first `limit` slots from a position on, and returns the position of the next.
+    /// Positions are those of a shard, and in it of the digests, which do not change when tables grow.
+    /// A shard at a time is locked, and not for longer than it takes to go through it.
+    pub fn page(&self, from: u64, limit: usize, mut visit: impl FnMut(SlotRef)) -> Option<u64> {
+        let shards = self.slots.shards();
+        let mut left = limit.max(1);
+        for shard in (from >> 48) as usize..shards.len() {
+            let first = ((shard as u64) << 48).max(from);
+            let table = shards[shard].read();
+            let mut places: Vec<(u64, [u8; 4])> = Vec::new();
+            // SAFETY: the iterator does not outlive the lock on its table, and the entries neither.
+            unsafe {
+                for entry in table.iter() {
+                    let (digest, slot) = entry.as_ref();
+                    let position = (shard as u64) << 48 | digest.number();
+                    if position >= first {
+                        places.push((position, *slot.get()));
+                    }
+                }
+            }
+            let next = (places.len() > left).then(|| places.select_nth_unstable(left).1 .0);
+            places.truncate(left);
+            left -= places.len();
+            for (_, slot) in places {
+                visit(SlotRef(u32::from_ne_bytes(slot)));
+            }
+            if next.is_some() {
+                return next;
+            }
+            if left == 0 {
+                let following = (shard as u64 + 1) << 48;
+                return (shard + 1 < shards.len()).then_some(following);
+            }
+        }
+        None
     }
 
     /// In how many insertions to ask for [`bytes`](Self::bytes) again: as asking takes the lock of every

@@ -32,5 +32,5 @@ pub use counters::{Counters, Counts};
 pub use registry::{Join, Reference, Registry};
 pub use scope::{Scope, Store};
 pub use secret::Secret;
-pub use server_store::{Limits, ServerStore, Session, SessionKey};
+pub use server_store::{Limits, Listed, ServerStore, Session, SessionKey, MOST_USES};
 pub use templates::Pattern;

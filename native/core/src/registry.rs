@@ -39,7 +39,6 @@ pub enum Join {
 /// the janitor, not by the thread that drops the reference.
 pub struct Reference<T: Send + Sync + 'static> {
     registry: &'static Registry<T>,
-    number: u64,
     scope: Arc<Scope<T>>,
     socket: Option<Box<[u8]>>,
 }
@@ -117,6 +116,12 @@ impl<T: Send + Sync> Registry<T> {
         }
     }
 
+    /// The open scope of that number.
+    pub fn scope(&self, number: u64) -> Option<Arc<Scope<T>>> {
+        let table = self.table.lock();
+        Some(Arc::clone(&table.open.get(&number)?.scope))
+    }
+
     /// All open scopes, the first opened first.
     pub fn scopes(&self) -> Vec<Arc<Scope<T>>> {
         let table = self.table.lock();
@@ -134,7 +139,7 @@ impl<T: Send + Sync> Table<T> {
         self.next += 1;
         self.newest.insert(Box::from(label), number);
         let open = Open {
-            scope: Arc::new(Scope::new(label, store)),
+            scope: Arc::new(Scope::new(number, label, store)),
             references: 0,
             sockets: Vec::new(),
         };
@@ -154,7 +159,6 @@ impl<T: Send + Sync> Table<T> {
         open.sockets.extend(socket.clone());
         Reference {
             registry,
-            number,
             scope: Arc::clone(&open.scope),
             socket,
         }
@@ -162,7 +166,7 @@ impl<T: Send + Sync> Table<T> {
 
     /// Takes `reference` out; `true` if it was the last to its scope.
     fn leave(&mut self, reference: &Reference<T>) -> bool {
-        let Some(open) = self.open.get_mut(&reference.number) else {
+        let Some(open) = self.open.get_mut(&reference.scope.number()) else {
             return false;
         };
         open.references -= 1;
@@ -174,8 +178,8 @@ impl<T: Send + Sync> Table<T> {
             }
             return false;
         }
-        self.open.remove(&reference.number);
-        if self.newest.get(reference.scope.label()) == Some(&reference.number) {
+        self.open.remove(&reference.scope.number());
+        if self.newest.get(reference.scope.label()) == Some(&reference.scope.number()) {
             self.newest.remove(reference.scope.label());
         }
         true

@@ -7,7 +7,7 @@
 //!
 //! - id, secret, tail, template and birth are never changed. They are read under the read lock of the
 //!   slot's shard in the index, or under the `order` lock.
-//! - `visited` is atomic.
+//! - `uses` is atomic.
 //! - `newer` and `older` are read and written under the `order` lock only.
 //!
 //! A slot is freed under the `order` lock, after it was taken out of the index. Taking it out needs the
@@ -46,6 +46,24 @@ pub struct Session<'a, T> {
     /// What neither the template nor the secret holds.
     pub tail: &'a [u8],
 }
+
+/// A session as it is shown to an operator: nothing of it is secret but `session.secret`. Not `Debug`.
+pub struct Listed<'a, T> {
+    /// What it is found by.
+    pub key: SessionKey<'a>,
+    /// The session itself.
+    pub session: Session<'a, T>,
+    /// How long ago it was stored, in milliseconds, to a tenth of a second.
+    pub age_ms: u64,
+    /// How often it was looked up, at least: lookups at the same moment may count as one, and from
+    /// [`MOST_USES`] on no more are counted.
+    pub uses: u8,
+    /// Whether it has a verified peer certificate.
+    pub verified: bool,
+}
+
+/// The most uses of a session that are counted.
+pub const MOST_USES: u8 = !VISITED;
 
 /// Bounds of one scope.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,9 +130,13 @@ struct Slot<T> {
     older: SlotRef,
     born: u32,
     tail_len: u16,
-    visited: AtomicU8,
+    /// How often it was looked up, up to [`MOST_USES`], and [`VISITED`].
+    uses: AtomicU8,
     flags: u8,
 }
+
+/// Looked up since the hand came by.
+const VISITED: u8 = 0x80;
 
 /// Has a verified peer certificate: which order it is in.
 const VERIFIED: u8 = 1;
@@ -249,11 +271,14 @@ impl<T> ServerStore<T> {
         let answer = self.find_fresh(key, now_ms).map(|found| {
             // SAFETY: the slot is in the index, and `found` keeps it there.
             let slot = unsafe { self.slot(found.slot()) };
-            // SAFETY: as above; `visited` is atomic. Written only where it changes something, so that
-            // lookups of one session do not take the cache line from each other.
-            let visited = unsafe { &*addr_of!((*slot).visited) };
-            if visited.load(Relaxed) == 0 {
-                visited.store(1, Relaxed);
+            // SAFETY: as above; `uses` is atomic. Not counted in one step, which would cost more than the
+            // count is worth, and written only where it changes something, so that lookups of one session
+            // do not take the cache line from each other for ever.
+            let uses = unsafe { &*addr_of!((*slot).uses) };
+            let before = uses.load(Relaxed);
+            let after = VISITED | (before & MOST_USES).saturating_add(1).min(MOST_USES);
+            if before != after {
+                uses.store(after, Relaxed);
             }
             // SAFETY: as above.
             read(unsafe { session(slot) })
@@ -277,14 +302,51 @@ impl<T> ServerStore<T> {
         Some(read(unsafe { session(self.slot(found.slot())) }))
     }
 
-    /// Drops the session under `key`.
-    pub fn delete(&self, key: SessionKey) {
+    /// Drops the session under `key`, and tells if there was one.
+    pub fn delete(&self, key: SessionKey) -> bool {
         let mut order = self.order.lock();
         // Found and let go: under the order lock nobody else takes it out.
         let slot = self.find(key).map(|found| found.slot());
         if let Some(slot) = slot {
             self.take_out(&mut order, slot);
         }
+        slot.is_some()
+    }
+
+    /// How long ago the oldest session was stored, in milliseconds.
+    pub fn oldest_ms(&self, now_ms: u64) -> Option<u64> {
+        let order = self.order.lock();
+        let oldest = [order.unverified.oldest(), order.verified.oldest()];
+        // SAFETY: what is in an order is allocated, and the order lock is held.
+        let age_ms = |slot| unsafe { age_ms(self.slot(slot), now_ms) };
+        oldest.into_iter().flatten().map(age_ms).max()
+    }
+
+    /// Calls `visit` with about `limit` sessions from the position `from` on, which is 0 at first, and
+    /// returns the position of the next, or `None` after the last. A session that stays is met once,
+    /// whatever comes and goes in between. `visit` must be quick and not call this store.
+    pub fn page(
+        &self,
+        from: u64,
+        limit: usize,
+        now_ms: u64,
+        mut visit: impl FnMut(Listed<T>),
+    ) -> Option<u64> {
+        self.index.page(from, limit, |slot| {
+            // SAFETY: the slot is in the index, whose lock on this part is held.
+            unsafe {
+                let slot = self.slot(slot);
+                if !self.is_expired(slot, now_ms) {
+                    visit(Listed {
+                        key: key_of(slot),
+                        session: session(slot),
+                        age_ms: age_ms(slot, now_ms),
+                        uses: (*addr_of!((*slot).uses)).load(Relaxed) & MOST_USES,
+                        verified: (*slot).flags & VERIFIED != 0,
+                    });
+                }
+            }
+        })
     }
 
     /// Drops at most `slice` sessions whose lifetime has run out, and returns how many.
@@ -408,7 +470,7 @@ impl<T> ServerStore<T> {
                 older: SlotRef::NONE,
                 born: ticks(now_ms),
                 tail_len: if boxed { 0 } else { tail.len() as u16 },
-                visited: AtomicU8::new(0),
+                uses: AtomicU8::new(0),
                 flags: flags | if boxed { BOXED } else { 0 },
             });
             let place = tail_place(slot);
@@ -528,8 +590,7 @@ impl<T> ServerStore<T> {
     /// `slot` is in the index or in an order, and the lock on it is held.
     unsafe fn is_expired(&self, slot: *const Slot<T>, now_ms: u64) -> bool {
         // SAFETY: by the caller.
-        let born = u64::from(unsafe { (*slot).born });
-        (now_ms / TICK_MS).saturating_sub(born) * TICK_MS >= self.lifetime_ms.load(Relaxed)
+        unsafe { age_ms(slot, now_ms) >= self.lifetime_ms.load(Relaxed) }
     }
 }
 
@@ -571,8 +632,18 @@ impl<T> Links for LinksOf<'_, T> {
     }
 
     fn take_visited(&self, slot: SlotRef) -> bool {
-        unsafe { (*addr_of!((*self.0.slot(slot)).visited)).swap(0, Relaxed) != 0 }
+        unsafe {
+            (*addr_of!((*self.0.slot(slot)).uses)).fetch_and(!VISITED, Relaxed) & VISITED != 0
+        }
     }
+}
+
+/// # Safety
+/// `slot` is in the index or in an order, and the lock on it is held.
+unsafe fn age_ms<T>(slot: *const Slot<T>, now_ms: u64) -> u64 {
+    // SAFETY: by the caller.
+    let born = u64::from(unsafe { (*slot).born });
+    (now_ms / TICK_MS).saturating_sub(born) * TICK_MS
 }
 
 fn ticks(now_ms: u64) -> u32 {
@@ -876,6 +947,91 @@ mod tests {
         let store = store(u64::MAX, u64::MAX, 0);
         assert!(!insert(&store, 1, b"", false, 0));
         assert_eq!((store.sessions(), store.templates()), (0, 0));
+    }
+
+    #[test]
+    fn pages_hold_each_session_once_whatever_comes_and_goes() {
+        let store = store(u64::MAX, u64::MAX, 1000);
+        for n in 0..5_000 {
+            insert(&store, n, b"tail", n % 2 == 0, u64::from(n / 50));
+        }
+        let (mut met, mut from, mut pages) = (vec![0; 20_000], Some(0), 0);
+        while let Some(position) = from {
+            let mut on_page = 0;
+            from = store.page(position, 100, 200, |listed| {
+                let SessionKey::Id(id) = listed.key else {
+                    panic!("no id")
+                };
+                let n = (0..20_000).find(|n| super::tests::id(*n) == *id).unwrap();
+                met[n as usize] += 1;
+                on_page += 1;
+                if n < 5_000 {
+                    assert_eq!(listed.verified, n % 2 == 0);
+                    assert_eq!(listed.age_ms, 200 - u64::from(n / 50) / 100 * 100);
+                    assert_eq!(
+                        (listed.session.tail, listed.session.secret[0]),
+                        (&b"tail"[..], n as u8)
+                    );
+                }
+            });
+            assert!(on_page <= 100);
+            pages += 1;
+            if pages % 5 == 0 {
+                // The table grows meanwhile, and even ones go.
+                (5_000..)
+                    .skip(pages * 20)
+                    .take(100)
+                    .for_each(|n| _ = insert(&store, n, b"", false, 0));
+                store.delete(SessionKey::Id(&id(pages as u32 * 2)));
+            }
+        }
+        assert!(pages >= 50);
+        assert!((1..5_000).step_by(2).all(|n| met[n] == 1));
+        assert!(met.iter().all(|times| *times <= 1));
+    }
+
+    #[test]
+    fn uses_are_counted_up_to_a_bound_and_not_taken_with_the_mark() {
+        let uses = |store: &ServerStore<u8>, n: u32| {
+            let mut found = None;
+            store.page(0, 100, 0, |listed| {
+                if listed.key == SessionKey::Id(&id(n)) {
+                    found = Some(listed.uses);
+                }
+            });
+            found
+        };
+        let store = store(u64::MAX, 3, 1000);
+        for n in 0..3 {
+            insert(&store, n, b"", false, 0);
+        }
+        for _ in 0..3 {
+            store.lookup(SessionKey::Id(&id(0)), 0, |_| ());
+        }
+        (0..1000).for_each(|_| _ = store.lookup(SessionKey::Id(&id(2)), 0, |_| ()));
+        assert_eq!(
+            (uses(&store, 0), uses(&store, 1), uses(&store, 2)),
+            (Some(3), Some(0), Some(MOST_USES))
+        );
+        // The hand takes the first one's mark, and evicts the second.
+        insert(&store, 3, b"", false, 0);
+        assert_eq!((uses(&store, 0), uses(&store, 1)), (Some(3), None));
+        // Without its mark it goes when the hand comes again, however often it was used.
+        insert(&store, 4, b"", false, 0);
+        insert(&store, 5, b"", false, 0);
+        assert_eq!(uses(&store, 0), None);
+    }
+
+    #[test]
+    fn the_oldest_is_that_of_both_orders() {
+        let store = store(u64::MAX, u64::MAX, 10_000);
+        assert_eq!(store.oldest_ms(0), None);
+        insert(&store, 1, b"", true, 1_000);
+        insert(&store, 2, b"", false, 3_000);
+        assert_eq!(store.oldest_ms(5_000), Some(4_000));
+        assert!(store.delete(SessionKey::Id(&id(1))));
+        assert!(!store.delete(SessionKey::Id(&id(1))));
+        assert_eq!(store.oldest_ms(5_000), Some(2_000));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! A panic in any of these functions is caught by Rustler and raised as `nif_panicked`; the Erlang
 //! side turns that into an empty answer and a counted fault.
 
+mod admin;
 mod faults;
 mod panics;
 mod reference;
@@ -15,8 +16,8 @@ mod terms;
 use once_cell::sync::Lazy;
 use reference::Reference;
 use rekindle_core as core;
-use rekindle_core::{Counters, Join, Limits, Registry, SessionKey, Store};
-use rustler::{Atom, Encoder, Env, NifResult, Term};
+use rekindle_core::{Counters, Join, Registry, Store};
+use rustler::{Atom, Env, NifResult, Term};
 use template::Template;
 
 mod atoms {
@@ -29,9 +30,12 @@ mod atoms {
         refused,
         server,
         client,
+        done,
         // keys of info/0
+        number,
         scope,
         role,
+        oldest,
         sessions,
         bytes,
         templates,
@@ -73,20 +77,15 @@ fn open_server<'a>(
     label: Term<'a>,
     socket: Term<'a>,
     join: bool,
-    (max_bytes, max_sessions, lifetime_ms): (u64, u64, u64),
+    limits: (u64, u64, u64),
 ) -> NifResult<Term<'a>> {
     faults::strike()?;
     let socket = (atoms::undefined() != socket).then(|| terms::encode(socket));
-    let limits = Limits {
-        max_bytes,
-        max_sessions,
-        lifetime_ms,
-    };
     let held = REGISTRY.open_server(
         terms::encode(label).expose(),
         socket.as_ref().map(|socket| socket.expose()),
         if join { Join::IfOpen } else { Join::Never },
-        limits,
+        admin::limits(limits),
     );
     Ok(reference::make(env, held))
 }
@@ -170,7 +169,9 @@ fn delete(reference: Reference, key: Term) -> NifResult<Atom> {
     faults::strike()?;
     match reference.store() {
         Store::Client(store) => store.delete(terms::encode(key).expose(), core::now_ms()),
-        Store::Server(store) => session::with_key(key, |id| store.delete(id)),
+        Store::Server(store) => {
+            session::with_key(key, |id| store.delete(id));
+        }
     }
     Ok(atoms::ok())
 }
@@ -202,12 +203,7 @@ fn keys<'a>(env: Env<'a>, reference: Reference) -> NifResult<Vec<Term<'a>>> {
             .collect(),
         Store::Server(store) => {
             let mut keys = Vec::new();
-            store.for_each_key(|key| {
-                keys.push(match key {
-                    SessionKey::Id(id) => Ok(terms::binary(env, id)),
-                    SessionKey::Other(encoded) => terms::decode(env, encoded),
-                });
-            });
+            store.for_each_key(|key| keys.push(session::key(env, key)));
             keys.into_iter().collect()
         }
     }
@@ -239,54 +235,4 @@ fn last_panic(env: Env) -> Term {
         Some(place) => terms::binary(env, place.as_bytes()),
         None => atoms::undefined().to_term(env),
     }
-}
-
-/// A map for each scope; see `rekindle_admin:info/0`.
-#[rustler::nif(schedule = "DirtyCpu")]
-fn info(env: Env) -> NifResult<Vec<Term>> {
-    REGISTRY
-        .scopes()
-        .iter()
-        .map(|scope| scope_info(env, scope))
-        .collect()
-}
-
-fn scope_info<'a>(env: Env<'a>, scope: &core::Scope<Template>) -> NifResult<Term<'a>> {
-    let infinity = atoms::infinity().to_term(env);
-    let bound = |value: u64| match value {
-        u64::MAX => infinity,
-        bounded => bounded.encode(env),
-    };
-    let (role, templates, max_bytes, max_sessions, lifetime) = match scope.store() {
-        Store::Client(_) => (atoms::client(), 0, infinity, infinity, infinity),
-        Store::Server(store) => {
-            let limits = store.limits();
-            (
-                atoms::server(),
-                store.templates(),
-                bound(limits.max_bytes),
-                bound(limits.max_sessions),
-                (limits.lifetime_ms / 1000).encode(env),
-            )
-        }
-    };
-    let counts = scope.counters().read();
-    let pairs = [
-        (atoms::scope(), terms::decode(env, scope.label())?),
-        (atoms::role(), role.to_term(env)),
-        (atoms::sessions(), scope.sessions().encode(env)),
-        (atoms::bytes(), scope.bytes().encode(env)),
-        (atoms::templates(), templates.encode(env)),
-        (atoms::max_bytes(), max_bytes),
-        (atoms::max_sessions(), max_sessions),
-        (atoms::lifetime(), lifetime),
-        (atoms::inserts(), counts.inserts.encode(env)),
-        (atoms::hits(), counts.hits.encode(env)),
-        (atoms::misses(), counts.misses.encode(env)),
-        (atoms::expired(), counts.expired.encode(env)),
-        (atoms::evicted(), counts.evicted.encode(env)),
-        (atoms::refused(), counts.refused.encode(env)),
-        (atoms::faults(), counts.faults.encode(env)),
-    ];
-    Term::map_from_pairs(env, &pairs)
 }

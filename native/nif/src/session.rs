@@ -8,7 +8,7 @@
 
 use crate::template::{undefined, Holes, Shared, Template};
 use crate::{atoms, stamp, terms};
-use rekindle_core::{ServerStore, Session, SessionKey};
+use rekindle_core::{Listed, ServerStore, Session, SessionKey};
 use rustler::types::tuple::{get_tuple, make_tuple};
 use rustler::{Atom, Binary, Encoder, Env, Error, NifResult, Term, TermType};
 use zeroize::Zeroize;
@@ -118,18 +118,59 @@ pub fn decode<'a>(
         master_secret,
         time_stamp,
     } = template.holes();
-    let certificate = match session.tail {
-        [] => undefined(env),
-        certificate => terms::binary(env, certificate),
-    };
     let fillings = [
         (SESSION_ID, key),
         (INTERNAL_ID, internal_id),
-        (PEER_CERTIFICATE, certificate),
+        (PEER_CERTIFICATE, certificate(env, session.tail)),
         (master_secret, terms::binary(env, session.secret)),
         (time_stamp, stamp),
     ];
     Ok(template.fill(env, &fillings))
+}
+
+/// What an operator may see of a session: its key, age in milliseconds, uses, peer certificate and cipher
+/// suite, the latter two `undefined` where there are none.
+pub fn describe<'a>(env: Env<'a>, listed: Listed<Template>) -> NifResult<Term<'a>> {
+    let (certificate, cipher_suite) = match listed.session.template {
+        Some(template) => (
+            certificate(env, listed.session.tail),
+            template.cipher_suite(env),
+        ),
+        None => {
+            let (place, encoded) = listed.session.tail.split_first().ok_or(Error::BadArg)?;
+            match *place {
+                AS_IT_CAME => (undefined(env), None),
+                _ => {
+                    let fields = get_tuple(terms::decode(env, encoded)?)?;
+                    (fields[PEER_CERTIFICATE], find_cipher_suite(&fields))
+                }
+            }
+        }
+    };
+    let key = self::key(env, listed.key)?;
+    let cipher_suite = cipher_suite.unwrap_or(undefined(env));
+    Ok((key, listed.age_ms, listed.uses, certificate, cipher_suite).encode(env))
+}
+
+/// What a server session is found by, as Erlang knows it.
+pub fn key<'a>(env: Env<'a>, key: SessionKey) -> NifResult<Term<'a>> {
+    match key {
+        SessionKey::Id(id) => Ok(terms::binary(env, id)),
+        SessionKey::Other(encoded) => terms::decode(env, encoded),
+    }
+}
+
+/// The cipher suite among the fields of a session record: the one binary of two bytes.
+pub fn find_cipher_suite<'a>(fields: &[Term<'a>]) -> Option<Term<'a>> {
+    let is_it = |field: &&Term| Binary::from_term(**field).is_ok_and(|binary| binary.len() == 2);
+    fields.iter().find(is_it).copied()
+}
+
+fn certificate<'a>(env: Env<'a>, tail: &[u8]) -> Term<'a> {
+    match tail {
+        [] => undefined(env),
+        certificate => terms::binary(env, certificate),
+    }
 }
 
 /// Calls `with` with what a server session under `key` is found by.

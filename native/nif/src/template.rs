@@ -3,7 +3,7 @@
 
 #![allow(unsafe_code)]
 
-use crate::atoms;
+use crate::{atoms, session};
 use rekindle_core::Pattern;
 use rustler::env::OwnedEnv;
 use rustler::sys::{
@@ -52,6 +52,18 @@ unsafe impl Send for Template {}
 impl Template {
     pub fn holes(&self) -> Holes {
         self.holes
+    }
+
+    /// The cipher suite of the template's sessions, in `env`.
+    pub fn cipher_suite<'a>(&self, env: Env<'a>) -> Option<Term<'a>> {
+        // SAFETY: `env` is the calling process's, and the tuple lives as long as the template.
+        let boxed = unsafe { elements(enif_make_copy(env.as_c_arg(), self.boxed), env) };
+        // SAFETY: the terms were just copied into `env`.
+        let boxed: Vec<Term> = boxed
+            .iter()
+            .map(|term| unsafe { Term::new(env, *term) })
+            .collect();
+        session::find_cipher_suite(&boxed)
     }
 
     /// A tuple of the template's fields in `env`, but of `fillings` where there are any.

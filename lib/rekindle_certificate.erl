@@ -1,0 +1,179 @@
+%% @private Client certificates: which one an operator means, and what to show of one.
+-module(rekindle_certificate).
+
+-include_lib("public_key/include/public_key.hrl").
+
+-export([matcher/1, summary/1, from_hex/1]).
+
+-export_type([wanted/0, summary/0]).
+
+-type certificate() :: public_key:der_encoded() | Pem :: binary() | string() | Record :: tuple().
+
+-type wanted() ::
+    certificate()
+    | Fingerprint :: binary()
+    | string()
+    | {issuer, Issuer :: certificate() | public_key:issuer_name()}
+    | {issuer, Issuer :: certificate() | public_key:issuer_name(), Serial :: integer()}.
+
+%% Names as openssl writes them, such as `<<"CN=device-17,O=Example">>'.
+-type summary() :: #{subject := binary(), issuer := binary(), serial := integer(), fingerprint := binary()}.
+
+%% X.520 and RFC 4519 attribute types.
+-define(NAMES, #{
+    {2, 5, 4, 3} => "CN",
+    {2, 5, 4, 5} => "serialNumber",
+    {2, 5, 4, 6} => "C",
+    {2, 5, 4, 7} => "L",
+    {2, 5, 4, 8} => "ST",
+    {2, 5, 4, 10} => "O",
+    {2, 5, 4, 11} => "OU",
+    {0, 9, 2342, 19200300, 100, 1, 1} => "UID",
+    {0, 9, 2342, 19200300, 100, 1, 25} => "DC",
+    {1, 2, 840, 113549, 1, 9, 1} => "emailAddress"
+}).
+
+%% @doc Tells of certificates, as DER, whether they are what is wanted.
+-spec matcher(wanted()) ->
+    {ok, fun((public_key:der_encoded()) -> boolean())} | {error, {bad_certificate, Line :: string()}}.
+matcher({issuer, Issuer}) ->
+    of_issuer(Issuer, fun({_, Name}, Wanted) -> Name =:= Wanted end);
+matcher({issuer, Issuer, Serial}) when is_integer(Serial) ->
+    of_issuer(Issuer, fun({Number, Name}, Wanted) -> Number =:= Serial andalso Name =:= Wanted end);
+matcher(Wanted) ->
+    case fingerprint(Wanted) of
+        {ok, Hash, Fingerprint} ->
+            {ok, fun(Der) -> crypto:hash(Hash, Der) =:= Fingerprint end};
+        error ->
+            case ders(Wanted) of
+                [] -> bad();
+                Ders -> {ok, fun(Der) -> lists:member(Der, Ders) end}
+            end
+    end.
+
+of_issuer(Issuer, IsWanted) ->
+    case issuer_name(Issuer) of
+        {ok, Name} ->
+            {ok, fun(Der) ->
+                Id = issuer_id(Der),
+                Id =/= none andalso IsWanted(Id, Name)
+            end};
+        error ->
+            bad()
+    end.
+
+bad() ->
+    {error,
+        {bad_certificate,
+            "allowed: a certificate as DER, PEM or record, a SHA-256 or SHA-1 fingerprint, {issuer, Issuer} or "
+            "{issuer, Issuer, Serial} with the issuer's certificate or name"}}.
+
+%% @doc What to show of a certificate.
+-spec summary(public_key:der_encoded() | undefined) -> summary() | undefined.
+summary(undefined) ->
+    undefined;
+summary(Der) ->
+    #'OTPCertificate'{tbsCertificate = Certificate} = public_key:pkix_decode_cert(Der, otp),
+    #'OTPTBSCertificate'{subject = Subject, issuer = Issuer, serialNumber = Serial} = Certificate,
+    Fingerprint = lists:join($:, [binary:encode_hex(<<Byte>>) || <<Byte>> <= crypto:hash(sha256, Der)]),
+    #{
+        subject => shown(Subject),
+        issuer => shown(Issuer),
+        serial => Serial,
+        fingerprint => iolist_to_binary(Fingerprint)
+    }.
+
+%% @doc The bytes that hexadecimal digits stand for; colons between them are passed over.
+-spec from_hex(term()) -> {ok, binary()} | error.
+from_hex(Digits) ->
+    try
+        {ok, binary:decode_hex(binary:replace(iolist_to_binary(Digits), <<":">>, <<>>, [global]))}
+    catch
+        error:_ -> error
+    end.
+
+fingerprint(Bytes) when byte_size(Bytes) =:= 32 -> {ok, sha256, Bytes};
+fingerprint(Bytes) when byte_size(Bytes) =:= 20 -> {ok, sha, Bytes};
+fingerprint(Digits) ->
+    case from_hex(Digits) of
+        {ok, Bytes} when byte_size(Bytes) =:= 32; byte_size(Bytes) =:= 20 -> fingerprint(Bytes);
+        _ -> error
+    end.
+
+%% The certificates that DER, PEM or a record stands for, as DER. None if it is none of these.
+ders(Record) when is_tuple(Record) ->
+    try
+        case element(1, Record) of
+            'OTPCertificate' -> certificates([public_key:pkix_encode('OTPCertificate', Record, otp)]);
+            'Certificate' -> certificates([public_key:der_encode('Certificate', Record)])
+        end
+    catch
+        error:_ -> []
+    end;
+ders(Text) when is_list(Text) ->
+    try
+        ders(iolist_to_binary(Text))
+    catch
+        error:badarg -> []
+    end;
+ders(<<"-----BEGIN", _/binary>> = Pem) ->
+    try
+        certificates([Der || {'Certificate', Der, not_encrypted} <- public_key:pem_decode(Pem)])
+    catch
+        error:_ -> []
+    end;
+ders(Der) when is_binary(Der) ->
+    certificates([Der]);
+ders(_) ->
+    [].
+
+%% None if one of them is no certificate.
+certificates(Ders) ->
+    try
+        _ = [public_key:pkix_decode_cert(Der, otp) || Der <- Ders],
+        Ders
+    catch
+        error:_ -> []
+    end.
+
+%% An authority is called in the certificates it issues what it is called in its own.
+issuer_name({rdnSequence, _} = Name) ->
+    try
+        {ok, public_key:pkix_normalize_name(Name)}
+    catch
+        error:_ -> error
+    end;
+issuer_name(Issuer) ->
+    case ders(Issuer) of
+        [Der] ->
+            #'OTPCertificate'{tbsCertificate = Certificate} = public_key:pkix_decode_cert(Der, otp),
+            issuer_name(Certificate#'OTPTBSCertificate'.subject);
+        _ ->
+            error
+    end.
+
+%% A listener's verify fun may have let through what public_key does not understand.
+issuer_id(Der) ->
+    try public_key:pkix_issuer_id(Der, self) of
+        {ok, Id} -> Id;
+        {error, _} -> none
+    catch
+        error:_ -> none
+    end.
+
+%% The last of the names first, as RFC 4514 has it, would be hard to compare with what openssl prints.
+shown({rdnSequence, Names}) ->
+    unicode:characters_to_binary(lists:join(",", [shown_attribute(Attribute) || Name <- Names, Attribute <- Name])).
+
+shown_attribute({_, Type, Value}) ->
+    [maps:get(Type, ?NAMES, shown_oid(Type)), "=", shown_value(Value)].
+
+shown_oid(Type) ->
+    lists:join(".", [integer_to_list(Number) || Number <- tuple_to_list(Type)]).
+
+shown_value({_, Value}) -> shown_value(Value);
+shown_value(Value) ->
+    case unicode:characters_to_binary(Value) of
+        Text when is_binary(Text) -> Text;
+        _ -> io_lib:format("~0tp", [Value])
+    end.

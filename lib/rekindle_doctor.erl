@@ -1,0 +1,214 @@
+%% @doc What is wrong with Rekindle's place in this node, in plain words.
+%%
+%% OTP's processes are asked nothing that would keep them from their work: of caches it is only looked which
+%% socket they watch, and of listeners the options they were opened with.
+-module(rekindle_doctor).
+
+-export([findings/0, format/1, log/1]).
+
+-export_type([finding/0]).
+
+-include_lib("kernel/include/logger.hrl").
+
+%% An `error' keeps sessions from being resumed, a `warning' keeps some, a `note' explains what may surprise.
+-type finding() :: {error | warning | note, Line :: unicode:chardata()}.
+
+%% How long a listener's process may take to answer, in milliseconds.
+-define(PATIENCE, 1000).
+
+-define(TLS_1_3, {3, 4}).
+
+%% OTP's supervisors of cache processes.
+-define(CACHES, [ssl_server_session_cache_sup, dtls_server_session_cache_sup]).
+
+%% @doc What was found, the worst first. Empty where all is well.
+-spec findings() -> [finding()].
+findings() ->
+    case rekindle_nif:loaded() of
+        ok -> sort(keys() ++ late_start() ++ listeners() ++ lists:append([scope(Info) || Info <- rekindle_admin:info()]));
+        {error, {File, Reason}} -> sort([{error, library(File, Reason)} | keys()])
+    end.
+
+%% @doc The findings as lines.
+-spec format([finding()]) -> unicode:chardata().
+format([]) ->
+    "Nothing wrong found.\n";
+format(Findings) ->
+    [io_lib:format("~s: ~ts~n", [Level, Line]) || {Level, Line} <- Findings].
+
+%% @doc Logs the errors and warnings among the findings, one line each.
+-spec log([finding()]) -> ok.
+log(Findings) ->
+    lists:foreach(
+        fun(Line) -> ?LOG_WARNING("rekindle: ~ts", [Line]) end,
+        [Line || {Level, Line} <- Findings, Level =/= note]
+    ).
+
+sort(Findings) ->
+    [Finding || Level <- [error, warning, note], {L, _} = Finding <- Findings, L =:= Level].
+
+library(File, Reason) ->
+    io_lib:format(
+        "the native library ~ts cannot be loaded: ~ts. Build it on this system and with this OTP release "
+        "(rebar3 compile), or install a package made for them.",
+        [File, Reason]
+    ).
+
+%% ---- ssl's environment ----
+
+keys() ->
+    case rekindle_options:missing_keys() of
+        [] ->
+            wrong_options();
+        Missing ->
+            Level = case lists:member(key_in_force(), Missing) of true -> error; false -> warning end,
+            Keys = lists:join(", ", [io_lib:format("{~s, rekindle}", [Key]) || Key <- Missing]),
+            [{Level, io_lib:format("in sys.config, write {ssl, [~ts]}. Which of the keys ssl reads depends on the OTP release.", [Keys])} |
+                wrong_options()]
+    end.
+
+%% What ssl reads for servers: it has the key's new name in its code from its releases with OTP 29 on.
+key_in_force() ->
+    Reads = try beam_lib:chunks(code:which(ssl_config), [atoms]) of
+        {ok, {_, [{atoms, Atoms}]}} -> [Atom || {_, Atom} <- Atoms];
+        _ -> []
+    catch
+        _:_ -> []
+    end,
+    case lists:member(server_session_cb, Reads) of
+        true -> server_session_cb;
+        false -> session_cb
+    end.
+
+wrong_options() ->
+    case rekindle_options:parse(application:get_env(ssl, session_cb_init_args, [])) of
+        {ok, _, _} -> [];
+        {error, {bad_option, Line}} -> [{error, Line}]
+    end.
+
+%% ssl opens the client's cache when it starts. Without one, it started before it knew of Rekindle.
+late_start() ->
+    Clients = [Info || #{role := client} = Info <- rekindle_admin:info()],
+    case {whereis(ssl_manager), rekindle_options:missing_keys(), Clients} of
+        {Pid, [], []} when is_pid(Pid) ->
+            [{warning,
+                "ssl had started before its keys were set: this node's client sessions are in OTP's own cache, and "
+                "so are those of listeners opened by then. Set the keys before ssl starts: in sys.config or on the "
+                "command line (-ssl session_cb rekindle), not in a file that is read later, such as RabbitMQ's "
+                "advanced.config."}];
+        _ ->
+            []
+    end.
+
+%% ---- listeners ----
+
+listeners() ->
+    Ours = lists:append([rekindle_nif:sockets(Label) || #{role := server, scope := Label} <- rekindle_admin:info()]),
+    Strangers = [
+        {error,
+            io_lib:format(
+                "the listener ~ts does not use Rekindle: it was opened while ssl had another session_cb. Open it again, "
+                "with the keys set.",
+                [address(Socket)]
+            )}
+     || Sup <- ?CACHES, Cache <- children(Sup), Socket <- watched(Cache), not lists:member(port_to_list(Socket), Ours)
+    ],
+    Strangers ++ lists:append([options(Socket, Options) || Tracker <- children(ssl_listen_tracker_sup), Socket <- watched(Tracker), Options <- ssl_options(Tracker)]).
+
+children(Sup) ->
+    try
+        [Pid || {_, Pid, _, _} <- supervisor:which_children(Sup), is_pid(Pid)]
+    catch
+        exit:_ -> []
+    end.
+
+watched(Pid) ->
+    case process_info(Pid, monitors) of
+        {monitors, Monitors} -> [Port || {port, Port} <- Monitors];
+        undefined -> []
+    end.
+
+%% Found by content, as the state is OTP's affair. No more than one.
+ssl_options(Tracker) ->
+    try sys:get_state(Tracker, ?PATIENCE) of
+        State when is_tuple(State) ->
+            lists:sublist([Field || #{versions := _} = Field <- tuple_to_list(State)], 1);
+        _ ->
+            []
+    catch
+        _:_ -> []
+    end.
+
+options(Socket, #{versions := Versions} = Options) ->
+    case [Version || Version <- Versions, Version =/= ?TLS_1_3, Version =/= 'tlsv1.3'] of
+        [] ->
+            [{note,
+                io_lib:format(
+                    "the listener ~ts speaks TLS 1.3 only, which resumes by tickets and needs no cache: see ssl's option "
+                    "session_tickets.",
+                    [address(Socket)]
+                )}];
+        _ ->
+            case Options of
+                #{reuse_sessions := false} ->
+                    [{warning,
+                        io_lib:format(
+                            "the listener ~ts has {reuse_sessions, false} and resumes nothing before TLS 1.3: write "
+                            "{reuse_sessions, true} in its options. (From OTP 29 on false is the default where it has "
+                            "{verify, verify_peer}.)",
+                            [address(Socket)]
+                        )}];
+                #{} ->
+                    []
+            end
+    end.
+
+address(Socket) ->
+    case inet:sockname(Socket) of
+        {ok, {Ip, Port}} when tuple_size(Ip) =:= 8 -> io_lib:format("[~s]:~b", [inet:ntoa(Ip), Port]);
+        {ok, {Ip, Port}} when is_tuple(Ip) -> io_lib:format("~s:~b", [inet:ntoa(Ip), Port]);
+        {ok, Other} -> io_lib:format("~0tp", [Other]);
+        {error, _} -> port_to_list(Socket)
+    end.
+
+%% ---- scopes ----
+
+scope(#{role := client}) ->
+    [];
+scope(#{scope := Label} = Info) ->
+    [{Level, io_lib:format("~0tp: ~ts", [Label, Line])} || {Level, Line} <- faults(Info) ++ churn(Info) ++ unused(Info)].
+
+faults(#{faults := 0}) ->
+    [];
+faults(#{faults := Faults}) ->
+    [{error, io_lib:format("~b calls failed in the native library; the log has the reason.", [Faults])}].
+
+%% Fewer than these tell nothing.
+-define(MANY, 1000).
+
+churn(#{evicted := Evicted, inserts := Inserts, bytes := Bytes, sessions := Sessions} = Info) when
+    Inserts >= ?MANY, 20 * Evicted >= Inserts, Sessions > 0
+->
+    #{max_bytes := MaxBytes, max_sessions := MaxSessions} = Info,
+    Bound =
+        case MaxSessions =/= infinity andalso Sessions >= MaxSessions - MaxSessions div 50 of
+            true ->
+                io_lib:format("max_sessions, which is ~b", [MaxSessions]);
+            false ->
+                io_lib:format("max_bytes, which is ~ts; a session takes ~b bytes", [rekindle_table:bytes(MaxBytes), Bytes div Sessions])
+        end,
+    [{warning,
+        io_lib:format(
+            "~b % of the sessions stored were dropped to make room, and their clients have to make a full handshake: "
+            "raise ~ts.",
+            [100 * Evicted div Inserts, Bound]
+        )}];
+churn(_) ->
+    [].
+
+unused(#{inserts := Inserts, hits := Hits}) when Inserts >= ?MANY, 100 * Hits < Inserts ->
+    [{note,
+        "hardly any session is resumed. Either the clients do not offer theirs, or they come back to other listeners "
+        "or nodes: sessions stay in their scope and on their node."}];
+unused(_) ->
+    [].

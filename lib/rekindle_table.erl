@@ -1,0 +1,69 @@
+%% @private The scopes as a table for people.
+-module(rekindle_table).
+
+-export([of_scopes/1, bytes/1, duration/1]).
+
+-define(HEAD, ["scope", "sessions", "memory", "bound", "oldest", "lifetime", "hits", "misses", "hit rate", "inserts", "expired", "evicted", "refused", "faults"]).
+
+-spec of_scopes([rekindle_admin:info()]) -> unicode:chardata().
+of_scopes([]) ->
+    "No listener and no client of this node uses Rekindle. rekindle_admin:doctor() tells why.\n";
+of_scopes(Infos) ->
+    Rows = [?HEAD | [[unicode:characters_to_list(Cell) || Cell <- row(Info)] || Info <- Infos]],
+    Widths = [lists:max([string:length(lists:nth(Column, Row)) || Row <- Rows]) || Column <- lists:seq(1, length(?HEAD))],
+    [[line(Row, Widths), $\n] || Row <- Rows].
+
+%% The first column to the left, numbers to the right.
+line([First | Others], [Width | Widths]) ->
+    [string:pad(First, Width) | [["  ", string:pad(Cell, W, leading)] || {Cell, W} <- lists:zip(Others, Widths)]].
+
+row(#{role := Role} = Info) ->
+    Count = fun(Key) -> count(maps:get(Key, Info)) end,
+    #{scope := Scope, bytes := Bytes, max_bytes := MaxBytes, oldest := Oldest, lifetime := Lifetime, hit_rate := HitRate} = Info,
+    [
+        scope(Role, Scope), Count(sessions), bytes(Bytes), bound(MaxBytes, Info), duration(Oldest), duration(Lifetime),
+        Count(hits), Count(misses), percent(HitRate), Count(inserts), Count(expired), Count(evicted), Count(refused), Count(faults)
+    ].
+
+scope(client, _) -> "client";
+scope(server, {listener, Transport, {Ip, Port}}) when is_tuple(Ip), is_integer(Port) ->
+    io_lib:format("~s ~ts", [Transport, address(Ip, Port)]);
+scope(server, {listener, Transport, {{Ip, Port}, Elsewhere}}) when is_list(Elsewhere) ->
+    io_lib:format("~s ~ts ~0tp", [Transport, address(Ip, Port), Elsewhere]);
+scope(server, {shared, Transport, Name}) -> io_lib:format("~s, shared: ~0tp", [Transport, Name]);
+scope(server, Other) -> io_lib:format("~0tp", [Other]).
+
+address(Ip, Port) when tuple_size(Ip) =:= 8 -> io_lib:format("[~s]:~b", [inet:ntoa(Ip), Port]);
+address(Ip, Port) -> io_lib:format("~s:~b", [inet:ntoa(Ip), Port]).
+
+%% Both bounds, where there is one in sessions.
+bound(infinity, _) -> "-";
+bound(MaxBytes, #{max_sessions := infinity}) -> bytes(MaxBytes);
+bound(MaxBytes, #{max_sessions := MaxSessions}) -> [bytes(MaxBytes), ", ", count(MaxSessions)].
+
+%% @doc Bytes, with a unit.
+-spec bytes(non_neg_integer()) -> iolist().
+bytes(Bytes) when Bytes < 1024 -> [integer_to_list(Bytes), " B"];
+bytes(Bytes) when Bytes < 1 bsl 20 -> io_lib:format("~.1f KiB", [Bytes / 1024]);
+bytes(Bytes) when Bytes < 1 bsl 30 -> io_lib:format("~.1f MiB", [Bytes / (1 bsl 20)]);
+bytes(Bytes) -> io_lib:format("~.1f GiB", [Bytes / (1 bsl 30)]).
+
+%% @doc Seconds, in the two largest units.
+-spec duration(non_neg_integer() | infinity | undefined) -> iolist().
+duration(Seconds) when not is_integer(Seconds) -> "-";
+duration(Seconds) when Seconds < 60 -> [integer_to_list(Seconds), " s"];
+duration(Seconds) when Seconds < 3600 -> two(Seconds, 60, "min", 1, "s");
+duration(Seconds) when Seconds < 86400 -> two(Seconds, 3600, "h", 60, "min");
+duration(Seconds) -> two(Seconds, 86400, "d", 3600, "h").
+
+two(Seconds, Large, LargeName, Small, SmallName) ->
+    case Seconds rem Large div Small of
+        0 -> io_lib:format("~b ~s", [Seconds div Large, LargeName]);
+        Rest -> io_lib:format("~b ~s ~b ~s", [Seconds div Large, LargeName, Rest, SmallName])
+    end.
+
+percent(undefined) -> "-";
+percent(Part) -> io_lib:format("~.1f %", [100 * Part]).
+
+count(Number) when Number < 1000 -> integer_to_list(Number);
+count(Number) -> [count(Number div 1000), io_lib:format(",~3..0b", [Number rem 1000])].

@@ -1,0 +1,122 @@
+//! What an operator asks, of scopes by their number. None of it is called in a handshake.
+
+use crate::template::Template;
+use crate::{atoms, session, terms, REGISTRY};
+use rekindle_core as core;
+use rekindle_core::{Limits, Scope, Store};
+use rustler::{Atom, Encoder, Env, NifResult, Term};
+
+/// Limits as Erlang writes them.
+pub fn limits((max_bytes, max_sessions, lifetime_ms): (u64, u64, u64)) -> Limits {
+    Limits {
+        max_bytes,
+        max_sessions,
+        lifetime_ms,
+    }
+}
+
+/// A map for each scope; see `rekindle_admin:info/0`.
+#[rustler::nif(schedule = "DirtyCpu")]
+fn info(env: Env) -> NifResult<Vec<Term>> {
+    REGISTRY
+        .scopes()
+        .iter()
+        .map(|scope| scope_info(env, scope))
+        .collect()
+}
+
+/// About `limit` sessions of a server scope from a position on, and the position of the next or `done`.
+/// `undefined` where the scope has ended, or is a client's.
+#[rustler::nif(schedule = "DirtyCpu")]
+fn page(env: Env, number: u64, from: u64, limit: usize) -> NifResult<Term> {
+    let Some(scope) = REGISTRY.scope(number) else {
+        return Ok(atoms::undefined().to_term(env));
+    };
+    let Store::Server(store) = scope.store() else {
+        return Ok(atoms::undefined().to_term(env));
+    };
+    let mut rows = Vec::new();
+    let next = store.page(from, limit, core::now_ms(), |listed| {
+        rows.push(session::describe(env, listed));
+    });
+    let rows = rows.into_iter().collect::<NifResult<Vec<_>>>()?;
+    let next = next.map_or(atoms::done().to_term(env), |position| position.encode(env));
+    Ok((rows, next).encode(env))
+}
+
+/// Drops a session of a server scope, and tells if there was one.
+#[rustler::nif]
+fn forget(number: u64, key: Term) -> bool {
+    REGISTRY.scope(number).is_some_and(|scope| {
+        let Store::Server(store) = scope.store() else {
+            return false;
+        };
+        session::with_key(key, |id| store.delete(id))
+    })
+}
+
+/// Drops all sessions of a server scope, and tells how many there were.
+#[rustler::nif(schedule = "DirtyCpu")]
+fn flush(number: u64) -> u64 {
+    match REGISTRY.scope(number) {
+        Some(scope) if matches!(scope.store(), Store::Server(_)) => scope.clear(),
+        _ => 0,
+    }
+}
+
+/// Puts new limits of a server scope in force. `undefined` where the scope has ended, or is a client's.
+#[rustler::nif]
+fn set_limits(number: u64, new: (u64, u64, u64)) -> Atom {
+    match REGISTRY.scope(number).as_deref().map(Scope::store) {
+        Some(Store::Server(store)) => {
+            store.set_limits(limits(new));
+            atoms::ok()
+        }
+        _ => atoms::undefined(),
+    }
+}
+
+fn scope_info<'a>(env: Env<'a>, scope: &Scope<Template>) -> NifResult<Term<'a>> {
+    let infinity = atoms::infinity().to_term(env);
+    let bound = |value: u64| match value {
+        u64::MAX => infinity,
+        bounded => bounded.encode(env),
+    };
+    let undefined = atoms::undefined().to_term(env);
+    let (role, templates, max_bytes, max_sessions, lifetime, oldest) = match scope.store() {
+        Store::Client(_) => (atoms::client(), 0, infinity, infinity, infinity, undefined),
+        Store::Server(store) => {
+            let limits = store.limits();
+            let oldest_ms = store.oldest_ms(core::now_ms());
+            (
+                atoms::server(),
+                store.templates(),
+                bound(limits.max_bytes),
+                bound(limits.max_sessions),
+                (limits.lifetime_ms / 1000).encode(env),
+                oldest_ms.map_or(undefined, |age| (age / 1000).encode(env)),
+            )
+        }
+    };
+    let counts = scope.counters().read();
+    let pairs = [
+        (atoms::number(), scope.number().encode(env)),
+        (atoms::scope(), terms::decode(env, scope.label())?),
+        (atoms::role(), role.to_term(env)),
+        (atoms::sessions(), scope.sessions().encode(env)),
+        (atoms::bytes(), scope.bytes().encode(env)),
+        (atoms::templates(), templates.encode(env)),
+        (atoms::oldest(), oldest),
+        (atoms::max_bytes(), max_bytes),
+        (atoms::max_sessions(), max_sessions),
+        (atoms::lifetime(), lifetime),
+        (atoms::inserts(), counts.inserts.encode(env)),
+        (atoms::hits(), counts.hits.encode(env)),
+        (atoms::misses(), counts.misses.encode(env)),
+        (atoms::expired(), counts.expired.encode(env)),
+        (atoms::evicted(), counts.evicted.encode(env)),
+        (atoms::refused(), counts.refused.encode(env)),
+        (atoms::faults(), counts.faults.encode(env)),
+    ];
+    Term::map_from_pairs(env, &pairs)
+}
