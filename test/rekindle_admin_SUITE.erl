@@ -24,6 +24,7 @@ groups() ->
             a_forgotten_session_is_not_resumed,
             revoked_clients_do_not_resume_and_others_do,
             sessions_without_a_template_are_revoked_too,
+            all_of_many_sessions_are_revoked,
             what_is_no_certificate_is_refused,
             limits_are_changed_at_once,
             wrong_limits_change_nothing
@@ -225,6 +226,24 @@ sessions_without_a_template_are_revoked_too(Config) ->
             [#{peer := Peer, cipher := Cipher}, #{peer := Peer, cipher := Cipher}] = Sessions,
             ?assertEqual({ok, 2}, rekindle_admin:revoke(maps:get(fingerprint, Peer))),
             ?assertEqual(undefined, rekindle:lookup(Reference, Key))
+        end)
+    end).
+
+all_of_many_sessions_are_revoked(Config) ->
+    with_servers(1, [], Config, fun(Node, [Port]) ->
+        {1, 0} = save(Port, "ec", Config),
+        rekindle_node:run(Node, fun() ->
+            #{Port := Reference} = references(),
+            [{_, Session}] = rekindle:foldl(fun(Held, Acc) -> [Held | Acc] end, [], Reference),
+            Certificate = element(4, Session),
+            [
+                ok = rekindle:update(Reference, <<N:256>>, setelement(4, setelement(2, Session, <<N:256>>), Of))
+             || N <- lists:seq(1, 3000), Of <- [case N rem 3 of 0 -> undefined; _ -> Certificate end]
+            ],
+            ?assertMatch([#{sessions := 3001, templates := 1}], rekindle_admin:info(Port)),
+            ?assertEqual({ok, 2001}, rekindle_admin:revoke(Certificate)),
+            Left = [Key || Key <- rekindle:foldl(fun({Key, _}, Acc) -> [Key | Acc] end, [], Reference)],
+            ?assertEqual([<<N:256>> || N <- lists:seq(3, 3000, 3)], lists:sort(Left))
         end)
     end).
 
