@@ -1,4 +1,4 @@
-.PHONY: demo test lint bench bench-quick
+.PHONY: demo test matrix lint bench bench-quick
 
 # TLS and DTLS clients resuming their sessions out of Rekindle, in a table.
 demo:
@@ -9,6 +9,12 @@ demo:
 test:
 	@scripts/setup.sh git elixir
 	@scripts/test.sh
+
+# The Common Test suites on other OTP releases as well, each downloaded into a folder of its own; Debian only.
+# `make matrix RELEASES="27 29"` chooses.
+matrix:
+	@scripts/setup.sh git elixir
+	@scripts/matrix.sh $(RELEASES)
 
 # Formatting, lints, cross references, types.
 lint:

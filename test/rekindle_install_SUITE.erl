@@ -129,7 +129,7 @@ copy_of_application(Config) ->
     ok = file:make_dir(App),
     ok = file:make_dir(Ebin),
     ok = file:make_dir(filename:join(App, "priv")),
-    Files = filelib:wildcard(filename:join(code:lib_dir(rekindle, ebin), "*")),
+    Files = filelib:wildcard(filename:join([code:lib_dir(rekindle), "ebin", "*"])),
     [{ok, _} = file:copy(File, filename:join(Ebin, filename:basename(File))) || File <- Files],
     App.
 

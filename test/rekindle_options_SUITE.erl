@@ -252,7 +252,7 @@ make_boot_script(Dir, Apps) ->
     Release = {release, {"with_ssl", "1"}, {erts, erlang:system_info(version)}, Versions},
     Name = filename:join(Dir, "with_ssl"),
     ok = file:write_file(Name ++ ".rel", io_lib:format("~tp.~n", [Release])),
-    Path = [filename:absname(code:lib_dir(App, ebin)) || App <- Apps],
+    Path = [filename:absname(filename:join(code:lib_dir(App), "ebin")) || App <- Apps],
     {ok, _, _} = systools:make_script(Name, [silent, local, no_warn_sasl, {path, Path}, {outdir, Dir}]),
     Name.
 
