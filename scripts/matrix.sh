@@ -20,7 +20,7 @@ debian_suite() {
 }
 
 # What the tests use beside Erlang.
-packages="base-files bash coreutils curl dash elixir findutils git libc-bin openssl procps python3 rebar3 sed tar"
+packages="base-files bash coreutils curl dash elixir findutils git grep libc-bin openssl procps python3 rebar3 sed tar"
 
 # ---- a root folder with a release ----
 

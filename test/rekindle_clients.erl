@@ -106,8 +106,11 @@ openssl_offer(Proto, Port, File, Opts) ->
 -spec openssl_renegotiate(inet:port_number(), file:filename(), opts()) -> result().
 openssl_renegotiate(Port, File, Opts) ->
     Initiator = maps:get(initiator, Opts, client),
+    %% A server that answers has no more questions about its connection: OTP 27 aborts a renegotiation in which
+    %% its certificate is asked for.
+    Settled = [{expect, summary()}, <<"hello\n">>, {expect, "(?m)^hello"}],
     Echo = [<<"still here\n">>, {expect, "(?m)^still here"}, <<"Q\n">>],
-    Steps = [{expect, summary()} | renegotiate(Initiator)] ++ Echo,
+    Steps = Settled ++ renegotiate(Initiator) ++ Echo,
     Args = openssl_args(tls, Port, ["-msg", "-sess_in", File], Opts),
     {_, Output} = run("openssl", Args, Steps, timeout(Opts)),
     Hellos = count("(?m)^<<< .*, ServerHello$", Output),

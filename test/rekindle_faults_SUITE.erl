@@ -69,8 +69,11 @@ every_server_callback_answers(Config) ->
             end
          || Mode <- [panic, refusal]
         ],
+        Infos = rekindle_admin:info(),
+        %% A use of it after: nobody else refers to it, and it would be gone otherwise.
+        ?assertEqual(a_term, rekindle:lookup(Cache, Id)),
         %% lookup, update, size and delete from elsewhere, foldl, terminate; twice.
-        ?assertMatch([_, #{faults := 12, sessions := 1}], rekindle_admin:info())
+        ?assertMatch([_, #{faults := 12, sessions := 1}], Infos)
     end),
     rekindle_node:stop(Node).
 

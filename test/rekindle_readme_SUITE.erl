@@ -122,7 +122,8 @@ a_mix_project_resumes_sessions(Config) ->
 mix_resumes_sessions(Project, Config) ->
     #{server := #{ec := #{cert := Cert, key := Key}}} = proplists:get_value(certs, Config),
     Result = filename:join(Project, "result"),
-    {0, _} = mix(Project, ["run", "serve.exs", Cert, Key, Result]),
+    Helpers = filename:absname(filename:dirname(code:which(rekindle_servers))),
+    {0, _} = mix(Project, ["run", "serve.exs", Cert, Key, Result, Helpers]),
     {ok, [{Client, Info, Library, Env}]} = file:consult(Result),
     ok = file:delete(Result),
     ?assertMatch(#{full := 1, resumed := 5}, Client),
@@ -147,7 +148,9 @@ mix_exs(Dependency) ->
     ].
 
 serve_exs() ->
-    "[cert, key, result] = System.argv()\n"
+    %% Mix from 1.15 on drops what else was added to the path.
+    "[cert, key, result, helpers] = System.argv()\n"
+    "Code.prepend_path(helpers)\n"
     "options = [versions: [:\"tlsv1.2\"], certfile: cert, keyfile: key]\n"
     "{_, port} = :rekindle_servers.start(:tls, options)\n"
     "client = :rekindle_clients.openssl_reconnect(port, %{})\n"
@@ -158,8 +161,7 @@ serve_exs() ->
 %% Nothing of Hex: it is not needed, and to be fetched first.
 mix(Project, Args) ->
     Env = ["MIX_HOME=" ++ filename:join(Project, "mix"), "MIX_REBAR3=" ++ os:find_executable("rebar3")],
-    Helpers = filename:absname(filename:dirname(code:which(rekindle_servers))),
-    run_in(Project, ["env"] ++ Env ++ ["elixir", "-pa", Helpers, "-S", "mix"] ++ Args).
+    run_in(Project, ["env"] ++ Env ++ ["mix"] ++ Args).
 
 %% The line as it is in the README, but for the place to fetch from.
 with_origin(Text, Config) ->
