@@ -18,6 +18,7 @@
     no_kind_of_private_key_comes_back/1,
     no_private_key_is_in_the_memory_of_the_node/1,
     sessions_of_unknown_shape_are_refused/1,
+    sessions_of_a_future_shape_come_back_whole_or_are_refused/1,
     a_deep_term_within_a_server_session_does_no_harm/1,
     what_only_looks_like_a_session_is_kept_as_it_is/1,
     client_sessions_come_back_exactly/1
@@ -45,6 +46,7 @@ all() ->
         no_kind_of_private_key_comes_back,
         no_private_key_is_in_the_memory_of_the_node,
         sessions_of_unknown_shape_are_refused,
+        sessions_of_a_future_shape_come_back_whole_or_are_refused,
         a_deep_term_within_a_server_session_does_no_harm,
         what_only_looks_like_a_session_is_kept_as_it_is,
         client_sessions_come_back_exactly
@@ -258,6 +260,92 @@ sessions_of_unknown_shape_are_refused(_Config) ->
     rekindle:update(Cache, Id, Good),
     ?assertMatch(#{sessions := 1}, info(Cache)).
 
+%% Nobody knows them, so what is the key and what are the stamps is told by content only, and all the rest must be
+%% as it was: OTP would resume something else.
+sessions_of_a_future_shape_come_back_whole_or_are_refused(_Config) ->
+    Cache = open_server(),
+    Outcomes = [
+        {{Layout, Name}, outcome(Cache, Layout, Change)}
+     || Layout <- layouts(), {Name, Change} <- future_changes(tuple_size(element(2, server_session(Layout, undefined))))
+    ],
+    ?assertEqual([], [Outcome || {_, What} = Outcome <- Outcomes, What =/= kept, What =/= refused]),
+    %% What the store need not understand is no reason to refuse.
+    ?assertEqual([], [Shape || {{_, {must_be_kept, _}} = Shape, refused} <- Outcomes]),
+    Refused = length([refused || {_, refused} <- Outcomes]),
+    ?assert(Refused > 0),
+    ?assertMatch(#{refused := Refused, faults := 0}, info(Cache)).
+
+outcome(Cache, Layout, Change) ->
+    Key = rsa_key(secret()),
+    {Id, Known} = server_session(Layout, Key),
+    Session = list_to_tuple(Change(tuple_to_list(Known))),
+    #{refused := Refused} = info(Cache),
+    ok = rekindle:update(Cache, Id, Session),
+    case {lookup(Cache, Id), info(Cache)} of
+        {undefined, #{refused := N}} when N =:= Refused + 1 ->
+            refused;
+        {Answer, #{refused := Refused}} when tuple_size(Answer) =:= tuple_size(Session) ->
+            {OldStamp, _} = OldInternalId = element(?INTERNAL_ID, Session),
+            {Stamp, _} = InternalId = element(?INTERNAL_ID, Answer),
+            New = #{OldInternalId => InternalId, OldStamp => Stamp, Key => undefined},
+            Expected = [maps:get(Field, New, Field) || Field <- tuple_to_list(Session)],
+            case list_to_tuple(Expected) of
+                Answer when Stamp > OldStamp -> kept;
+                _ -> {differs, Session, Answer}
+            end;
+        Other ->
+            {unexpected, Other}
+    end.
+
+%% Of the fields of a session, `session' first.
+future_changes(Size) ->
+    Kept = [
+        {fields_added, fun(Fields) -> Fields ++ [undefined, true, {a, 1}, <<"binary">>, 17, 1.5] end},
+        {more_than_a_template_has, fun(Fields) -> Fields ++ lists:seq(1, 40) end},
+        {more_than_a_byte_can_count, fun(Fields) -> Fields ++ lists:seq(1, 300) end},
+        {no_cipher_suite, replaced(fun is_cipher_suite/1, undefined)},
+        {no_secret, replaced(fun is_master_secret/1, undefined)},
+        {another_secret, fun(Fields) -> Fields ++ [crypto:strong_rand_bytes(48)] end},
+        {peer_certificate_decoded, fun(Fields) -> setnth(4, Fields, {cert, <<"der">>, {otp, "decoded"}}) end},
+        {peer_certificate_empty, fun(Fields) -> setnth(4, Fields, <<>>) end},
+        {two_names, fun(Fields) -> Fields ++ ["one.example", "two.example"] end},
+        {a_name_longer_than_any, fun(Fields) -> Fields ++ [lists:duplicate(70_000, $a)] end},
+        {a_name_that_is_none, fun(Fields) -> Fields ++ [[$a, 256], [$a, -1], [$a, b], [$a | $b], [$a | <<"b">>]] end}
+    ] ++ [
+        {{a_secret_of_bytes, Bytes}, replaced(fun is_master_secret/1, crypto:strong_rand_bytes(Bytes))}
+     || Bytes <- [0, 1, 32, 47, 49, 64, 10_000]
+    ],
+    Places = lists:seq(2, Size),
+    [{{must_be_kept, Name}, Change} || {Name, Change} <- Kept] ++
+        [{{without, Place}, fun(Fields) -> without(Place, Fields) end} || Place <- Places] ++
+        [{{added_before, Place, New}, fun(Fields) -> added(Place, New, Fields) end}
+         || Place <- Places, New <- [undefined, <<1, 2>>, "name", [<<"der">>], {a, b}]] ++
+        [{{swapped, One, Other}, fun(Fields) -> swapped(One, Other, Fields) end}
+         || One <- Places, Other <- Places, One < Other] ++
+        [{{ends_after, Place}, fun(Fields) -> lists:sublist(Fields, Place) end} || Place <- Places].
+
+replaced(Is, New) ->
+    fun(Fields) ->
+        [case Is(Field) of true -> New; false -> Field end || Field <- Fields]
+    end.
+
+is_cipher_suite(Field) -> is_binary(Field) andalso byte_size(Field) =:= 2.
+is_master_secret(Field) -> is_binary(Field) andalso byte_size(Field) =:= 48.
+
+without(Place, Fields) ->
+    {Before, [_ | After]} = lists:split(Place - 1, Fields),
+    Before ++ After.
+
+added(Place, New, Fields) ->
+    {Before, After} = lists:split(Place - 1, Fields),
+    Before ++ [New | After].
+
+swapped(One, Other, Fields) ->
+    setnth(One, setnth(Other, Fields, lists:nth(One, Fields)), lists:nth(Other, Fields)).
+
+setnth(Place, Fields, New) ->
+    tuple_to_list(setelement(Place, list_to_tuple(Fields), New)).
+
 a_deep_term_within_a_server_session_does_no_harm(_Config) ->
     in_other_node(fun() ->
         Cache = open_server(),
@@ -269,7 +357,11 @@ a_deep_term_within_a_server_session_does_no_harm(_Config) ->
                 _ = lookup(Cache, Id),
                 {KeyId, WithDeepKey} = server_session(Layout, Term),
                 rekindle:update(Cache, KeyId, WithDeepKey),
-                ?assertEqual(undefined, element(?PRIVATE_KEY, lookup(Cache, KeyId)))
+                %% The list is no key, and the session is refused.
+                case lookup(Cache, KeyId) of
+                    undefined -> ?assert(is_list(Term));
+                    Answer -> ?assertEqual(undefined, element(?PRIVATE_KEY, Answer))
+                end
             end
          || Layout <- layouts(), Term <- Deep, Place <- [2, 3, 4, 5, 8, 10]
         ],
@@ -412,8 +504,7 @@ private_keys(Secret) ->
         {'RSAPrivateKey', Secret},
         #{algorithm => rsa, engine => make_ref(), key_id => <<"id">>, password => Secret},
         #{algorithm => ecdsa, sign_fun => fun(_, _, _) -> Secret end},
-        {another, [kind, #{made_of => Secret}]},
-        Secret
+        {another, [kind, #{made_of => Secret}]}
     ].
 
 rsa_key(Secret) ->
@@ -464,6 +555,8 @@ unknown_shapes() ->
     Put = fun(Place, Term) -> fun(Session) -> setelement(Place, Session, Term) end end,
     PutLast = fun(Term) -> fun(Session) -> setelement(Last(Session), Session, Term) end end,
     Changes = [
+        {cipher_suite_for_key, Put(6, <<192, 48>>)},
+        {secret_for_key, Put(6, secret())},
         {key_for_peer_certificate, Put(4, Key)},
         {key_for_own_certificates, Put(5, Key)},
         {key_at_the_end, PutLast(Key)},

@@ -52,6 +52,10 @@ pub fn insert<'a>(
     };
     let env = session.get_env();
     let time_stamp = find_time_stamp(&fields, key)?;
+    // Another field in this place would be missing when the session is handed out.
+    if atoms::undefined() != fields[PRIVATE_KEY] && !is_key_like(fields[PRIVATE_KEY], 0) {
+        return None;
+    }
     let certificate = fields[PEER_CERTIFICATE];
     let verified = certificate.is_binary();
     fields[INTERNAL_ID] = undefined(env);
