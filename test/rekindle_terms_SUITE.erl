@@ -19,6 +19,8 @@
     no_private_key_is_in_the_memory_of_the_node/1,
     sessions_of_unknown_shape_are_refused/1,
     sessions_of_a_future_shape_come_back_whole_or_are_refused/1,
+    a_server_name_is_the_sessions_own/1,
+    a_session_without_server_name_is_no_larger/1,
     a_deep_term_within_a_server_session_does_no_harm/1,
     what_only_looks_like_a_session_is_kept_as_it_is/1,
     client_sessions_come_back_exactly/1
@@ -47,6 +49,8 @@ all() ->
         no_private_key_is_in_the_memory_of_the_node,
         sessions_of_unknown_shape_are_refused,
         sessions_of_a_future_shape_come_back_whole_or_are_refused,
+        a_server_name_is_the_sessions_own,
+        a_session_without_server_name_is_no_larger,
         a_deep_term_within_a_server_session_does_no_harm,
         what_only_looks_like_a_session_is_kept_as_it_is,
         client_sessions_come_back_exactly
@@ -345,6 +349,34 @@ swapped(One, Other, Fields) ->
 
 setnth(Place, Fields, New) ->
     tuple_to_list(setelement(Place, list_to_tuple(Fields), New)).
+
+%% A client chooses it, and could otherwise have a template made by each of its connections.
+a_server_name_is_the_sessions_own(_Config) ->
+    Cache = open_server(),
+    {_, Session} = server_session(otp_29_1_2, rsa_key(secret())),
+    Names = [undefined, "", "a", "localhost", [0, 255], lists:duplicate(255, $b), lists:duplicate(65_535, $c)],
+    Many = ["host" ++ integer_to_list(N) || N <- lists:seq(1, 2000)],
+    Sessions = [
+        {crypto:strong_rand_bytes(32), setelement(tuple_size(Session), setelement(4, Session, Certificate), Name)}
+     || Name <- Names ++ Many, Certificate <- [undefined, element(4, Session)]
+    ],
+    [rekindle:update(Cache, Id, setelement(2, S, Id)) || {Id, S} <- Sessions],
+    [assert_stamped_anew(setelement(2, S, Id), fun() -> lookup(Cache, Id) end) || {Id, S} <- Sessions],
+    %% For no name, for the empty one, and for all others.
+    ?assertMatch(#{templates := 3, refused := 0, faults := 0}, info(Cache)).
+
+a_session_without_server_name_is_no_larger(_Config) ->
+    Bytes = fun(Name) ->
+        Cache = open_server(),
+        {_, Session} = server_session(otp_29_1_2, undefined),
+        Unverified = setelement(tuple_size(Session), setelement(4, Session, undefined), Name),
+        [rekindle:update(Cache, Id, setelement(2, Unverified, Id)) || Id <- [<<N:256>> || N <- lists:seq(1, 2000)]],
+        #{sessions := 2000, bytes := Held} = info(Cache),
+        Held div 2000
+    end,
+    %% A slot of 104 bytes, and its place in the index.
+    ?assert(Bytes(undefined) < 140, Bytes(undefined)),
+    ?assert(Bytes("localhost") > Bytes(undefined)).
 
 a_deep_term_within_a_server_session_does_no_harm(_Config) ->
     in_other_node(fun() ->

@@ -2,7 +2,8 @@
 //!
 //! OTP's session record is opaque and differs between releases, so its fields are found by content
 //! where the place is not the same in all of them (see docs/otp.md). What many sessions share goes into
-//! a [`Template`]; of each session only the id, the master secret and the peer's certificate are kept.
+//! a [`Template`]; of each session only the id, the master secret, the peer's certificate and the server name that
+//! it asked for are kept.
 //! The listener's private key is left out; the time stamps are put in new each time a session is handed
 //! out.
 
@@ -11,6 +12,7 @@ use crate::{atoms, stamp, terms};
 use rekindle_core::{Listed, ServerStore, Session, SessionKey};
 use rustler::types::tuple::{get_tuple, make_tuple};
 use rustler::{Atom, Binary, Encoder, Env, Error, NifResult, Term, TermType};
+use std::borrow::Cow;
 use zeroize::Zeroize;
 
 const TAG: usize = 0;
@@ -63,23 +65,25 @@ pub fn insert<'a>(
     fields[time_stamp] = undefined(env);
 
     if let Some(own) = own_parts(&fields, key, certificate) {
-        let own_places = [SESSION_ID, PEER_CERTIFICATE, own.secret_at];
-        let own_terms =
-            own_places.map(|place| std::mem::replace(&mut fields[place], undefined(env)));
+        let mut shared = fields.clone();
+        for place in [SESSION_ID, PEER_CERTIFICATE, own.secret_at] {
+            shared[place] = undefined(env);
+        }
+        if let Some(place) = own.server_name_at {
+            shared[place] = undefined(env);
+        }
         let template = store.template(&Shared {
-            fields: &fields,
+            fields: &shared,
             holes: Holes {
                 master_secret: own.secret_at,
                 time_stamp,
+                server_name: own.server_name_at,
             },
             may_be_kept: |fields| !may_hold_private_key(fields),
         });
         if template.is_some() {
             let key = SessionKey::Id(own.id);
-            return Some(store.insert(key, own.secret, template, own.tail, verified, now_ms));
-        }
-        for (place, term) in own_places.into_iter().zip(own_terms) {
-            fields[place] = term;
+            return Some(store.insert(key, own.secret, template, &own.tail, verified, now_ms));
         }
     }
     if may_hold_private_key(&fields) {
@@ -121,25 +125,28 @@ pub fn decode<'a>(
     let Holes {
         master_secret,
         time_stamp,
+        server_name,
     } = template.holes();
+    let (name, tail) = parts_of_tail(template.holes(), session.tail)?;
     let fillings = [
         (SESSION_ID, key),
         (INTERNAL_ID, internal_id),
-        (PEER_CERTIFICATE, certificate(env, session.tail)),
+        (PEER_CERTIFICATE, certificate(env, tail)),
         (master_secret, terms::binary(env, session.secret)),
         (time_stamp, stamp),
     ];
-    Ok(template.fill(env, &fillings))
+    let server_name = server_name.map(|place| (place, name.encode(env)));
+    Ok(template.fill(env, fillings.into_iter().chain(server_name)))
 }
 
 /// What an operator may see of a session: its key, age in milliseconds, uses, peer certificate and cipher
 /// suite, the latter two `undefined` where there are none.
 pub fn describe<'a>(env: Env<'a>, listed: Listed<Template>) -> NifResult<Term<'a>> {
     let (certificate, cipher_suite) = match listed.session.template {
-        Some(template) => (
-            certificate(env, listed.session.tail),
-            template.cipher_suite(env),
-        ),
+        Some(template) => {
+            let (_, tail) = parts_of_tail(template.holes(), listed.session.tail)?;
+            (certificate(env, tail), template.cipher_suite(env))
+        }
         None => {
             let (place, encoded) = listed.session.tail.split_first().ok_or(Error::BadArg)?;
             match *place {
@@ -215,8 +222,9 @@ struct Own<'a> {
     id: &'a [u8; 32],
     secret_at: usize,
     secret: &'a [u8; 48],
-    /// The peer's certificate, empty where there is none.
-    tail: &'a [u8],
+    server_name_at: Option<usize>,
+    /// The peer's certificate, empty where there is none; after the server name, where there is one.
+    tail: Cow<'a, [u8]>,
 }
 
 /// `None` where one of the parts is not as it is in any known release.
@@ -229,22 +237,59 @@ fn own_parts<'a>(fields: &[Term<'a>], key: Term<'a>, certificate: Term<'a>) -> O
             .ok()
     };
     let places = PRIVATE_KEY + 1..fields.len();
-    let mut secrets = places.filter_map(|place| Some((place, secret(place)?)));
+    let mut secrets = places
+        .clone()
+        .filter_map(|place| Some((place, secret(place)?)));
     let (secret_at, secret) = match (secrets.next(), secrets.next()) {
         (Some(only), None) => only,
         _ => return None,
     };
-    let tail = match Binary::from_term(certificate) {
+    let certificate: &[u8] = match Binary::from_term(certificate) {
         Ok(certificate) if !certificate.is_empty() => certificate.as_slice(),
         Err(_) if atoms::undefined() == certificate => &[],
+        _ => return None,
+    };
+    let mut strings = places.filter_map(|place| Some((place, string(fields[place])?)));
+    let (server_name_at, tail) = match (strings.next(), strings.next()) {
+        (None, _) => (None, Cow::Borrowed(certificate)),
+        (Some((place, name)), None) => (Some(place), Cow::Owned(join_tail(&name, certificate)?)),
         _ => return None,
     };
     Some(Own {
         id: id(key)?,
         secret_at,
         secret,
+        server_name_at,
         tail,
     })
+}
+
+/// The bytes of a string of Erlang's that is not empty. The client chooses the server name: if that were in the
+/// template, it could have as many templates made as there may be.
+fn string(term: Term) -> Option<Vec<u8>> {
+    // An improper list has no length.
+    if term.is_empty_list() || term.list_length().is_err() {
+        return None;
+    }
+    // As bytes, larger numbers would be cut off.
+    let byte = |cell: Term| u8::try_from(cell.decode::<i64>().ok()?).ok();
+    list_cells(term).map(byte).collect()
+}
+
+/// `None` for a name longer than TLS can send.
+fn join_tail(name: &[u8], certificate: &[u8]) -> Option<Vec<u8>> {
+    let length = u16::try_from(name.len()).ok()?;
+    Some([&length.to_ne_bytes(), name, certificate].concat())
+}
+
+/// The name, where sessions of the template have one, and the certificate.
+fn parts_of_tail(holes: Holes, tail: &[u8]) -> NifResult<(&[u8], &[u8])> {
+    if holes.server_name.is_none() {
+        return Ok((&[], tail));
+    }
+    let (length, rest) = tail.split_first_chunk().ok_or(Error::BadArg)?;
+    rest.split_at_checked(u16::from_ne_bytes(*length).into())
+        .ok_or(Error::BadArg)
 }
 
 /// Where the time stamp is: the one integer beyond the fields all releases share that equals the

@@ -33,6 +33,7 @@ pub struct Template {
 pub struct Holes {
     pub master_secret: usize,
     pub time_stamp: usize,
+    pub server_name: Option<usize>,
 }
 
 enum Field {
@@ -67,7 +68,11 @@ impl Template {
     }
 
     /// A tuple of the template's fields in `env`, but of `fillings` where there are any.
-    pub fn fill<'a>(&self, env: Env<'a>, fillings: &[(usize, Term<'a>)]) -> Term<'a> {
+    pub fn fill<'a>(
+        &self,
+        env: Env<'a>,
+        fillings: impl IntoIterator<Item = (usize, Term<'a>)>,
+    ) -> Term<'a> {
         let mut terms = [undefined(env).as_c_arg(); MAX_FIELDS];
         let terms = &mut terms[..self.fields.len()];
         // SAFETY: `env` is the calling process's, and the tuple lives as long as the template.
@@ -79,7 +84,7 @@ impl Template {
             };
         }
         for (place, filling) in fillings {
-            terms[*place] = filling.as_c_arg();
+            terms[place] = filling.as_c_arg();
         }
         // SAFETY: all the terms are in `env`, or are atoms.
         unsafe {
