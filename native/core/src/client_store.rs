@@ -179,6 +179,8 @@ fn cost(key: &[u8], session: &Secret) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
 
     fn exposed(found: Option<Arc<Secret>>) -> Option<Vec<u8>> {
         found.map(|session| session.expose().to_vec())
@@ -237,5 +239,96 @@ mod tests {
             [b"a3", b"a1", b"a2"].map(|key| Some(key.to_vec()))
         );
         assert!(store.select(b"c").is_empty());
+    }
+
+    #[derive(Debug, Clone)]
+    enum Call {
+        Insert(Vec<u8>, Vec<u8>),
+        Lookup(Vec<u8>, bool),
+        Select(Vec<u8>),
+        Delete(Vec<u8>),
+        Expire,
+        Clear,
+        Pass(u64),
+    }
+
+    fn call() -> impl Strategy<Value = Call> {
+        // Few enough that keys come again and are the beginnings of others.
+        let key = || vec(0..3u8, 0..4);
+        prop_oneof![
+            8 => (key(), vec(any::<u8>(), 0..5)).prop_map(|(key, session)| Call::Insert(key, session)),
+            8 => (key(), any::<bool>()).prop_map(|(key, or_lingering)| Call::Lookup(key, or_lingering)),
+            3 => key().prop_map(Call::Select),
+            5 => key().prop_map(Call::Delete),
+            1 => Just(Call::Expire),
+            1 => Just(Call::Clear),
+            3 => (0..LINGER_MS).prop_map(Call::Pass),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig {
+            cases: if cfg!(miri) { 4 } else { 256 },
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        })]
+
+        /// Beside a list of live sessions, oldest first, and one of deleted ones.
+        #[test]
+        fn agrees_with_two_lists(calls in vec(call(), 1..200)) {
+            let store = ClientStore::new();
+            let mut live: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+            let mut lingering: Vec<(Vec<u8>, Vec<u8>, u64)> = Vec::new();
+            let mut now_ms = 0;
+            for call in calls {
+                match call {
+                    Call::Insert(key, session) => {
+                        store.insert(&key, Secret::new(&session));
+                        live.retain(|(other, _)| *other != key);
+                        lingering.retain(|(other, _, _)| *other != key);
+                        live.push((key, session));
+                    }
+                    Call::Lookup(key, or_lingering) => {
+                        let is_live = live.iter().find(|(other, _)| *other == key);
+                        let lingers = |(other, _, until): &&(Vec<u8>, Vec<u8>, u64)| {
+                            or_lingering && *other == key && now_ms < *until
+                        };
+                        let expected = is_live
+                            .map(|(_, session)| session)
+                            .or_else(|| lingering.iter().find(lingers).map(|(_, session, _)| session));
+                        prop_assert_eq!(exposed(store.lookup(&key, or_lingering, now_ms)), expected.cloned());
+                        prop_assert_eq!(exposed(store.peek(&key)), is_live.map(|(_, s)| s.clone()));
+                    }
+                    Call::Select(prefix) => {
+                        let newest_first = live.iter().rev().filter(|(key, _)| key.starts_with(&prefix));
+                        let expected: Vec<_> = newest_first.map(|(_, session)| session.clone()).collect();
+                        let selected = store.select(&prefix);
+                        let selected: Vec<_> = selected.iter().map(|s| s.expose().to_vec()).collect();
+                        prop_assert_eq!(selected, expected);
+                    }
+                    Call::Delete(key) => {
+                        store.delete(&key, now_ms);
+                        if let Some(place) = live.iter().position(|(other, _)| *other == key) {
+                            let (key, session) = live.remove(place);
+                            lingering.push((key, session, now_ms + LINGER_MS));
+                        }
+                    }
+                    Call::Expire => store.expire(now_ms),
+                    Call::Clear => {
+                        store.clear();
+                        live.clear();
+                        lingering.clear();
+                    }
+                    Call::Pass(ms) => now_ms += ms,
+                }
+                let bytes: usize = live.iter().map(|(key, session)| key.len() + session.len()).sum();
+                prop_assert_eq!((store.sessions(), store.bytes()), (live.len() as u64, bytes as u64));
+                let mut keys: Vec<_> = live.iter().map(|(key, _)| key.clone().into_boxed_slice()).collect();
+                keys.sort();
+                prop_assert_eq!(store.keys(), keys);
+            }
+            store.expire(now_ms + LINGER_MS);
+            prop_assert!(store.sessions.read().lingering.is_empty());
+        }
     }
 }

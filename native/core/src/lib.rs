@@ -32,5 +32,7 @@ pub use counters::{Counters, Counts};
 pub use registry::{Join, Reference, Registry};
 pub use scope::{Scope, Store};
 pub use secret::Secret;
+#[cfg(fuzzing)]
+pub use server_store::model;
 pub use server_store::{Limits, Listed, ServerStore, Session, SessionKey, MOST_USES};
 pub use templates::Pattern;

@@ -706,6 +706,9 @@ unsafe fn session<'a, T>(slot: *const Slot<T>) -> Session<'a, T> {
     }
 }
 
+#[cfg(any(test, fuzzing))]
+pub mod model;
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -199,6 +199,12 @@ impl Slab {
             .collect()
     }
 
+    /// How many segments are taken from the system.
+    #[cfg(any(test, fuzzing))]
+    pub fn mapped(&self) -> usize {
+        self.segments.iter().flatten().count()
+    }
+
     fn remove_segment(&mut self, directory: &Directory, at: usize) -> Option<Pages> {
         let class = self.segments[at].as_ref()?.size / STEP;
         self.leave_roomy(class, at);
@@ -262,11 +268,9 @@ fn keep_out_of_core_dumps(_pages: &MmapMut) {}
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
     use std::collections::HashSet;
-
-    fn mapped(slab: &Slab) -> usize {
-        slab.segments.iter().flatten().count()
-    }
 
     #[test]
     fn slots_do_not_overlap_and_are_used_again() {
@@ -282,7 +286,7 @@ mod tests {
                 .collect();
             starts.sort_unstable();
             assert!(starts.windows(2).all(|pair| pair[0] + size <= pair[1]));
-            let before = mapped(&slab);
+            let before = slab.mapped();
             for slot in &slots[1000..3000] {
                 unsafe { slab.free(&directory, *slot, size) };
             }
@@ -290,7 +294,7 @@ mod tests {
                 .map(|_| slab.allocate(&directory, size).unwrap().0)
                 .collect();
             assert_eq!(again.len(), 2000);
-            assert!(mapped(&slab) <= before);
+            assert!(slab.mapped() <= before);
         }
     }
 
@@ -301,13 +305,69 @@ mod tests {
         let slots: Vec<_> = (0..100_000)
             .map(|_| slab.allocate(&directory, 104).unwrap())
             .collect();
-        assert_eq!(mapped(&slab), 40);
+        assert_eq!(slab.mapped(), 40);
         for slot in slots {
             unsafe { slab.free(&directory, slot, 104) };
         }
-        assert_eq!(mapped(&slab), 1);
+        assert_eq!(slab.mapped(), 1);
         drop(slab.take_empty(&directory));
-        assert_eq!(mapped(&slab), 0);
+        assert_eq!(slab.mapped(), 0);
         assert!(slab.allocate(&directory, 104).is_some());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig {
+            cases: if cfg!(miri) { 4 } else { 128 },
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        })]
+
+        /// Each slot is filled, to its end, with bytes that no other slot has.
+        #[test]
+        fn no_slot_is_written_through_another(
+            sizes in vec(104..SEGMENT / 4, 1..4),
+            steps in vec((any::<bool>(), any::<u16>()), 1..1000),
+        ) {
+            let directory = Directory::new();
+            let mut slab = Slab::default();
+            let mut held: Vec<(SlotRef, usize, u8)> = Vec::new();
+            for (n, (allocates, pick)) in steps.into_iter().enumerate() {
+                let pick = usize::from(pick);
+                if allocates || held.is_empty() {
+                    let size = sizes[pick % sizes.len()];
+                    prop_assert!(Slab::slot_size(size) >= size);
+                    let slot = slab.allocate(&directory, size).unwrap();
+                    let place = unsafe { directory.find(slot) };
+                    prop_assert_eq!(place.as_ptr() as usize % GRANULE, 0);
+                    unsafe { place.write_bytes(n as u8, Slab::slot_size(size)) };
+                    held.push((slot, size, n as u8));
+                } else {
+                    let (slot, size, n) = held.swap_remove(pick % held.len());
+                    unsafe { check_and_free(&directory, &mut slab, slot, size, n) };
+                }
+            }
+            for (slot, size, n) in held {
+                unsafe { check_and_free(&directory, &mut slab, slot, size, n) };
+            }
+            drop(slab.take_empty(&directory));
+            prop_assert_eq!(slab.mapped(), 0);
+        }
+    }
+
+    /// # Safety
+    /// As for [`Slab::free`].
+    unsafe fn check_and_free(
+        directory: &Directory,
+        slab: &mut Slab,
+        slot: SlotRef,
+        size: usize,
+        n: u8,
+    ) {
+        unsafe {
+            let place = directory.find(slot).as_ptr();
+            let bytes = std::slice::from_raw_parts(place, Slab::slot_size(size));
+            assert!(bytes.iter().all(|byte| *byte == n));
+            slab.free(directory, slot, size);
+        }
     }
 }
