@@ -1,11 +1,11 @@
 //! The thread that drops sessions, so that no scheduler of the BEAM has to.
 
+use crate::sync::mpsc::{channel, Receiver, RecvTimeoutError, Sender};
+use crate::sync::thread;
 use crate::{clock, memory, Registry, Scope};
 use once_cell::sync::OnceCell;
 use std::panic::{catch_unwind, AssertUnwindSafe};
-use std::sync::mpsc::{channel, Receiver, RecvTimeoutError, Sender};
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 /// How often expired sessions are looked for.

@@ -24,6 +24,7 @@ mod secret;
 mod server_store;
 mod sieve;
 mod slab;
+mod sync;
 mod templates;
 
 pub use client_store::ClientStore;

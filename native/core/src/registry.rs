@@ -1,8 +1,8 @@
 //! Which scopes there are, who holds them, and who may join one.
 
 use crate::janitor::Janitor;
+use crate::sync::Mutex;
 use crate::{ClientStore, Limits, Scope, ServerStore, Store};
-use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;

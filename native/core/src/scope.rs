@@ -1,5 +1,5 @@
+use crate::sync::thread;
 use crate::{ClientStore, Counters, ServerStore};
-use std::thread;
 use std::time::Duration;
 
 /// Most sessions dropped under one hold of a lock.

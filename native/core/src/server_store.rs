@@ -18,9 +18,9 @@
 use crate::index::{Digest, Found, Index};
 use crate::sieve::{Links, Sieve, PATIENCE};
 use crate::slab::{Directory, Slab, SlotRef};
+use crate::sync::{unlock_fair, Mutex};
 use crate::templates::{Pattern, Templates};
 use crate::Counters;
-use parking_lot::{Mutex, MutexGuard};
 use std::mem::size_of;
 use std::ptr::{addr_of, addr_of_mut, null};
 use std::slice;
@@ -356,7 +356,7 @@ impl<T> ServerStore<T> {
             .take_while(|_| self.drop_expired(&mut order, now_ms))
             .count();
         // To whoever waits, not to the caller's next slice.
-        MutexGuard::unlock_fair(order);
+        unlock_fair(order);
         dropped
     }
 
@@ -365,7 +365,7 @@ impl<T> ServerStore<T> {
     pub fn shrink(&self, now_ms: u64, slice: usize) -> usize {
         let mut order = self.order.lock();
         let dropped = self.make_room(&mut order, Room::default(), now_ms, slice);
-        MutexGuard::unlock_fair(order);
+        unlock_fair(order);
         dropped
     }
 
@@ -391,7 +391,7 @@ impl<T> ServerStore<T> {
             self.take_out(&mut order, slot);
             dropped += 1;
         }
-        MutexGuard::unlock_fair(order);
+        unlock_fair(order);
         dropped
     }
 

@@ -1,0 +1,182 @@
+//! The same few calls in thousands of schedules, chosen by shuttle:
+//!
+//! ```sh
+//! RUSTFLAGS="--cfg shuttle" cargo test -p rekindle_core --test schedules --target-dir target/shuttle
+//! ```
+//!
+//! Threads take turns at the locks of the registry, the order and the templates, and at the janitor's
+//! channel. The index has locks of its own, under which one call cannot be seen in the middle here: lookups
+//! among insertions run under Miri and ThreadSanitizer instead, see `scripts/sanitize.sh`.
+
+#![cfg(shuttle)]
+
+use rekindle_core::{
+    Join, Limits, Pattern, Reference, Registry, Scope, ServerStore, SessionKey, Store,
+};
+use shuttle::{check_random, thread};
+use std::sync::Arc;
+
+const SCHEDULES: usize = 5_000;
+
+const OPEN: Limits = Limits {
+    max_bytes: 1 << 20,
+    max_sessions: 1 << 10,
+    lifetime_ms: 1000,
+};
+
+struct Common(u8);
+
+impl Pattern<u8> for Common {
+    fn hash(&self) -> u64 {
+        0
+    }
+    fn matches(&self, template: &u8) -> bool {
+        *template == self.0
+    }
+    fn make(&self) -> Option<(u8, u64)> {
+        Some((self.0, 100))
+    }
+}
+
+fn insert(store: &ServerStore<u8>, n: u8, secret: u8) -> bool {
+    let template = store.template(&Common(n % 2));
+    let key = [n; 32];
+    let tail = [secret; 20];
+    store.insert(
+        SessionKey::Id(&key),
+        &[secret; 48],
+        template,
+        &tail,
+        n == 3,
+        0,
+    )
+}
+
+/// The template is given up outside the order's lock.
+fn refuse(store: &ServerStore<u8>) {
+    let template = store.template(&Common(2));
+    let too_long = vec![0; OPEN.max_bytes as usize];
+    assert!(!store.insert(
+        SessionKey::Id(&[0; 32]),
+        &[0; 48],
+        template,
+        &too_long,
+        false,
+        0
+    ));
+}
+
+/// The secret of a session that is whole.
+fn lookup(store: &ServerStore<u8>, n: u8) -> Option<u8> {
+    store.lookup(SessionKey::Id(&[n; 32]), 0, |session| {
+        let secret = session.secret[0];
+        assert_eq!(session.template, Some(&(n % 2)));
+        assert_eq!(session.secret, &[secret; 48]);
+        assert_eq!(session.tail, [secret; 20]);
+        secret
+    })
+}
+
+fn assert_empty(store: &ServerStore<u8>) {
+    store.trim();
+    let nothing = ServerStore::<u8>::new(store.limits());
+    nothing.trim();
+    assert_eq!((store.sessions(), store.templates()), (0, 0));
+    // A table that is not much too large is kept.
+    assert!(store.bytes() - nothing.bytes() < 104);
+}
+
+fn server(scope: &Scope<u8>) -> &ServerStore<u8> {
+    match scope.store() {
+        Store::Server(store) => store,
+        Store::Client(_) => panic!("a client scope"),
+    }
+}
+
+#[test]
+fn a_scope_lives_exactly_as_long_as_it_is_held() {
+    let schedule = || {
+        let place = Box::into_raw(Box::new(Registry::<u8>::new()));
+        // SAFETY: it is there until nobody else has it.
+        let registry: &'static Registry<u8> = unsafe { &*place };
+        let open = move |socket: u8, join| -> Reference<u8> {
+            registry.open_server(b"label", Some(&[socket]), join, OPEN)
+        };
+        let first = open(0, Join::IfOpen);
+        let threads = [(1, Join::IfOpen), (2, Join::IfOpen), (3, Join::Never)].map(|(n, join)| {
+            thread::spawn(move || {
+                let reference = open(n, join);
+                let store = server(reference.scope());
+                assert!(insert(store, n, n));
+                thread::yield_now();
+                assert_eq!(lookup(store, n), Some(n));
+                // Nobody else takes the label over.
+                assert!(join == Join::IfOpen || registry.sockets(b"label").contains(&[n].into()));
+                let again = open(n, Join::IfOpen);
+                drop(reference);
+                let store = server(again.scope());
+                assert!(insert(store, n, n));
+                thread::yield_now();
+                assert_eq!(lookup(store, n), Some(n));
+            })
+        });
+        let seen = registry.scopes();
+        assert!(!seen.is_empty() && registry.sockets(b"label").len() <= 7);
+        drop(first);
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        assert!(registry.scopes().is_empty());
+        assert!(registry.sockets(b"label").is_empty());
+        for scope in seen {
+            // Until the janitor has done its part.
+            while Arc::strong_count(&scope) > 1 {
+                thread::yield_now();
+            }
+            assert_empty(server(&scope));
+        }
+        // SAFETY: all references are gone. The janitor waits, and ends now: shuttle wants to see the end of
+        // every thread.
+        drop(unsafe { Box::from_raw(place) });
+    };
+    check_random(schedule, SCHEDULES);
+}
+
+#[test]
+fn what_comes_and_goes_at_once_leaves_nothing() {
+    let schedule = || {
+        let store = Arc::new(ServerStore::<u8>::new(OPEN));
+        let calls: [fn(&ServerStore<u8>); 7] = [
+            |store| (1..4).for_each(|n| assert!(insert(store, n, 10))),
+            |store| (1..4).for_each(|n| assert!(insert(store, n, 20))),
+            refuse,
+            refuse,
+            |store| (1..4).for_each(|n| store.delete(SessionKey::Id(&[n; 32]))),
+            |store| {
+                store.set_limits(Limits {
+                    max_sessions: 2,
+                    ..OPEN
+                });
+                store.shrink(0, 8);
+                store.expire(1000, 1);
+                store.trim();
+                store.clear(1);
+            },
+            |store| (1..4).for_each(|n| assert!(matches!(lookup(store, n), None | Some(10 | 20)))),
+        ];
+        let threads = calls.map(|calls| {
+            let store = Arc::clone(&store);
+            thread::spawn(move || calls(&store))
+        });
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        let mut held = 0;
+        store.for_each_key(|_| held += 1);
+        assert_eq!(store.sessions(), held);
+        assert!(store.templates() as u64 <= held);
+        while store.clear(2) > 0 {}
+        assert_empty(&store);
+    };
+    check_random(schedule, SCHEDULES);
+}
