@@ -10,8 +10,8 @@
 -export([count_fault/1, last_panic/0]).
 -export([info/0, page/3, forget/2, flush/1, set_limits/2]).
 
--ifdef(REKINDLE_FAULTS).
--export([inject_fault/1]).
+-ifdef(REKINDLE_TESTING).
+-export([inject_fault/1, advance_clock/1]).
 -endif.
 
 -export_type([store/0, limits/0, scope_number/0, position/0, row/0]).
@@ -141,8 +141,12 @@ flush(_Number) ->
 set_limits(_Number, _Limits) ->
     ?NOT_LOADED.
 
--ifdef(REKINDLE_FAULTS).
+-ifdef(REKINDLE_TESTING).
 -spec inject_fault(none | panic | refusal) -> ok.
 inject_fault(_Mode) ->
+    ?NOT_LOADED.
+
+-spec advance_clock(ByMs :: non_neg_integer()) -> AdvancedMs :: non_neg_integer().
+advance_clock(_ByMs) ->
     ?NOT_LOADED.
 -endif.

@@ -1,5 +1,5 @@
 %% Whatever fails in the native layer, OTP's processes live on: shown with a library that panics or
-%% refuses on demand (the cargo feature `faults`), built here and used in nodes of its own.
+%% refuses on demand (the cargo feature `testing`), built here and used in nodes of its own.
 -module(rekindle_faults_SUITE).
 
 -include_lib("common_test/include/ct.hrl").
@@ -21,7 +21,7 @@ suite() ->
     [{timetrap, {minutes, 3}}].
 
 init_per_suite(Config) ->
-    [{certs, rekindle_certs:make(?config(priv_dir, Config))}, {faulty, faulty_build(Config)} | Config].
+    [{certs, rekindle_certs:make(?config(priv_dir, Config))}, {faulty, rekindle_checkout:testing_build(Config)} | Config].
 
 end_per_suite(_Config) ->
     ok.
@@ -160,19 +160,6 @@ logged() ->
         {logged, Line} -> [Line | logged()]
     after 0 -> []
     end.
-
-%% An application folder like the real one, but with faults to order.
-faulty_build(Config) ->
-    Root = rekindle_checkout:root(Config),
-    Cargo = ["cargo", "build", "--quiet", "--locked", "--package", "rekindle_nif", "--features", "faults"],
-    {0, _} = rekindle_checkout:run_in(Root, Cargo ++ ["--target-dir", "target"], 180_000),
-    [Ebin, Priv] = [filename:join([?config(priv_dir, Config), "rekindle", Name]) || Name <- ["ebin", "priv"]],
-    [ok = filelib:ensure_dir(filename:join(Folder, "x")) || Folder <- [Ebin, Priv]],
-    Library = filename:join([Root, "target", "debug", "librekindle_nif.so"]),
-    {ok, _} = file:copy(Library, filename:join(Priv, "rekindle_nif.so")),
-    Source = filename:join([Root, "lib", "rekindle_nif.erl"]),
-    {ok, rekindle_nif} = compile:file(Source, [{outdir, Ebin}, {d, 'REKINDLE_FAULTS'}]),
-    Ebin.
 
 start(Config) ->
     Node = rekindle_node:start([], [?config(faulty, Config)]),

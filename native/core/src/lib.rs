@@ -28,7 +28,9 @@ mod sync;
 mod templates;
 
 pub use client_store::ClientStore;
-pub use clock::now_ms;
+#[cfg(feature = "testing")]
+pub use clock::advance_ms;
+pub use clock::{advanced_ms, now_ms};
 pub use counters::{Counters, Counts};
 pub use registry::{Join, Reference, Registry};
 pub use scope::{Scope, Store};

@@ -1,15 +1,15 @@
 //! Faults that a test asks for. In any other build nothing is left of them.
 
 /// Fails if a test has asked for it.
-#[cfg(not(feature = "faults"))]
+#[cfg(not(feature = "testing"))]
 pub fn strike() -> rustler::NifResult<()> {
     Ok(())
 }
 
-#[cfg(feature = "faults")]
+#[cfg(feature = "testing")]
 pub use injected::strike;
 
-#[cfg(feature = "faults")]
+#[cfg(feature = "testing")]
 mod injected {
     use rustler::{Atom, Error, NifResult};
     use std::sync::atomic::{AtomicU8, Ordering::Relaxed};

@@ -236,3 +236,10 @@ fn last_panic(env: Env) -> Term {
         None => atoms::undefined().to_term(env),
     }
 }
+
+/// Puts the clock forward, and answers by how much it is by now.
+#[cfg(feature = "testing")]
+#[rustler::nif]
+fn advance_clock(by_ms: u64) -> u64 {
+    core::advance_ms(by_ms)
+}
