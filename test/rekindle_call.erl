@@ -1,0 +1,34 @@
+%% @doc One call of a callback, as the models name it.
+-module(rekindle_call).
+
+-export([outcome/3, otp_now/0]).
+
+%% @doc Makes the call, with all of the native library failing if there is a fault, and answers what came
+%% of it and OTP's time before and after.
+-spec outcome(rekindle:cache(), none | panic | refusal, rekindle_store_model:operation()) ->
+    {From :: integer(), Answer :: term(), To :: integer()}.
+outcome(Cache, Fault, Operation) ->
+    From = otp_now(),
+    ok = rekindle_nif:inject_fault(Fault),
+    Answer =
+        try
+            call(Cache, Operation)
+        catch
+            Class:Reason -> {raised, Class, Reason}
+        after
+            ok = rekindle_nif:inject_fault(none)
+        end,
+    {From, Answer, otp_now()}.
+
+call(Cache, {lookup, Key}) -> rekindle:lookup(Cache, Key);
+call(Cache, {update, Key, Value}) -> rekindle:update(Cache, Key, rekindle_sessions:make(Value, Key));
+call(Cache, {delete, Key}) -> rekindle:delete(Cache, Key);
+call(Cache, {select, PartialKey}) -> rekindle:select_session(Cache, PartialKey);
+call(Cache, size) -> rekindle:size(Cache);
+call(Cache, fold) -> rekindle:foldl(fun(Pair, Pairs) -> [Pair | Pairs] end, [], Cache);
+call(Cache, terminate) -> rekindle:terminate(Cache).
+
+%% @doc OTP's clock, moved along with the library's.
+-spec otp_now() -> integer().
+otp_now() ->
+    erlang:monotonic_time() + erlang:convert_time_unit(rekindle_nif:advance_clock(0), millisecond, native).

@@ -1,0 +1,111 @@
+%% @doc Made-up sessions for the models: as OTP's records of all releases, and plain terms.
+-module(rekindle_sessions).
+
+-export([layouts/0, host_layout/0, make/2, is_handed_out/5, stamp/1, internal_id/1, put_stamps/3, fields/1]).
+
+-export_type([value/0, layout/0]).
+
+-type layout() :: otp_25 | otp_27 | otp_29_1_1 | otp_29_1_2.
+
+%% What a session differs by from others of its key. A `misfit' carries another id than that of its key:
+%% of a server, it is refused.
+-type value() ::
+    {session | misfit, layout(), verified | unverified, Number :: 0..16#FFFF}
+    | {plain, Number :: non_neg_integer()}.
+
+%% Elements at the same place in all releases.
+-define(SESSION_ID, 2).
+-define(INTERNAL_ID, 3).
+-define(PRIVATE_KEY, 6).
+
+%% So old that a present stamp is told from it.
+-define(DAYS_AGO, erlang:convert_time_unit(-300_000_000, second, native)).
+
+-spec layouts() -> [layout()].
+layouts() ->
+    [otp_25, otp_27, otp_29_1_1, otp_29_1_2].
+
+%% @doc The layout that the ssl of this node has.
+-spec host_layout() -> layout().
+host_layout() ->
+    Now = erlang:monotonic_time(),
+    [Layout | _] = [
+        Layout
+     || Layout <- layouts(),
+        true =:=
+            try
+                ssl_session:valid_session(put_stamps(make({session, Layout, verified, 1}, <<1:256>>), Now, 1), 1000)
+            catch
+                error:_ -> false
+            end
+    ],
+    Layout.
+
+%% @doc The session stored under this key. The same each time.
+-spec make(value(), rekindle:key()) -> tuple().
+make({plain, _} = Plain, _Key) ->
+    Plain;
+make({misfit, Layout, Verified, Number}, _Key) ->
+    make({session, Layout, Verified, Number}, <<1:1, Number:255>>);
+make({session, Layout, Verified, Number}, Key) ->
+    Id =
+        case Key of
+            {_Partial, ClientId} -> ClientId;
+            _ -> Key
+        end,
+    Stamp = ?DAYS_AGO + Number,
+    Certificate =
+        case Verified of
+            verified -> <<"certificate", Number:800>>;
+            unverified -> undefined
+        end,
+    PrivateKey = {'ECPrivateKey', 1, <<Number:256>>, undefined, undefined},
+    Head = [session, Id, {Stamp, Number}, Certificate, [<<"chain", 1:800>>], PrivateKey],
+    Tail = [undefined, true, Stamp, {namedCurve, {1, 3, 132, 0, 34}}, undefined, undefined],
+    list_to_tuple(Head ++ rest(Layout, <<192, 48>>, <<Number:384>>, Tail)).
+
+rest(otp_25, Cipher, Secret, Tail) -> [0, Cipher, Secret | Tail];
+rest(otp_27, Cipher, Secret, Tail) -> [Cipher, Secret | Tail];
+rest(otp_29_1_1, Cipher, Secret, Tail) -> [Cipher, Secret | Tail] ++ [undefined];
+rest(otp_29_1_2, Cipher, Secret, Tail) -> [Cipher, Secret | Tail] ++ [undefined, "localhost"].
+
+%% @doc Whether the term is what a server's lookup between two times may answer for what `make/2' made:
+%% without private key, and stamped with the present.
+-spec is_handed_out(term(), value(), rekindle:key(), integer(), integer()) -> boolean().
+is_handed_out(Answer, {plain, _} = Plain, _Key, _From, _To) ->
+    Answer =:= Plain;
+is_handed_out(Answer, Value, Key, From, To) ->
+    case Answer of
+        _ when element(?PRIVATE_KEY, Answer) =/= undefined ->
+            false;
+        _ ->
+            {Stamp, 0} = element(?INTERNAL_ID, Answer),
+            Made = setelement(?PRIVATE_KEY, make(Value, Key), undefined),
+            %% It may lag behind by the steps of the library's clock.
+            Stamp > From - erlang:convert_time_unit(1, second, native) andalso Stamp =< To andalso
+                Answer =:= put_stamps(Made, Stamp, 0)
+    end.
+
+-spec stamp(tuple()) -> integer().
+stamp(Session) ->
+    element(stamp_place(Session), Session).
+
+-spec internal_id(tuple()) -> term().
+internal_id(Session) ->
+    element(?INTERNAL_ID, Session).
+
+-spec put_stamps(tuple(), integer(), integer()) -> tuple().
+put_stamps(Session, Stamp, Unique) ->
+    setelement(stamp_place(Session), setelement(?INTERNAL_ID, Session, {Stamp, Unique}), Stamp).
+
+%% @doc What OTP compares to find that a client has an equivalent session already.
+-spec fields(tuple()) -> [term()].
+fields(Session) ->
+    [element(Place, Session) || Place <- [4, 5]].
+
+%% By content, as the store finds it.
+stamp_place(Session) ->
+    stamp_place(Session, element(1, element(?INTERNAL_ID, Session)), ?PRIVATE_KEY + 1).
+
+stamp_place(Session, Stamp, Place) when element(Place, Session) =:= Stamp -> Place;
+stamp_place(Session, Stamp, Place) -> stamp_place(Session, Stamp, Place + 1).

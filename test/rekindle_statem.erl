@@ -1,0 +1,273 @@
+%% @doc Random sequences of all callbacks, in several scopes and from several processes, against
+%% `rekindle_store_model'. Runs in a node with the testing build of the native library.
+-module(rekindle_statem).
+
+-behaviour(proper_statem).
+
+-include_lib("proper/include/proper.hrl").
+
+-export([prop_answers_are_those_of_the_model/0]).
+-export([initial_state/0, command/1, precondition/2, postcondition/3, next_state/3]).
+-export([open/2, call/4, advance/1, reopen/1, leave/2]).
+-export([ssl_env/0, open_sockets/0]).
+
+-define(PLACES, [{tls, a}, {tls, b}, {dtls, c}]).
+-define(LOCALHOST, {127, 0, 0, 1}).
+
+-define(MAX_SESSIONS, 4).
+-define(LIFETIME_S, 1000).
+-define(SSL_MAX, 7).
+
+%% Of ssl's environment, in the node.
+-spec ssl_env() -> [{atom(), term()}].
+ssl_env() ->
+    [{session_cache_server_max, ?SSL_MAX}].
+
+%% ---- the property ----
+
+-spec prop_answers_are_those_of_the_model() -> proper:test().
+prop_answers_are_those_of_the_model() ->
+    ?FORALL(
+        Commands,
+        commands(?MODULE),
+        begin
+            Start = erlang:monotonic_time(second),
+            {History, _Model, Result} = run_commands(?MODULE, Commands),
+            clean_up(),
+            %% The model's clock stands while no command moves it. A machine that is held up for seconds
+            %% tells nothing.
+            ?WHENFAIL(
+                io:format("~0p~nThe last call answered:~n~p~n", [Result, [Answer || {_, Answer} <- History, Answer =/= ok]]),
+                Result =:= ok orelse erlang:monotonic_time(second) - Start > 3
+            )
+        end
+    ).
+
+initial_state() ->
+    rekindle_store_model:new(#{
+        max_sessions => ?MAX_SESSIONS, lifetime_ms => 1000 * ?LIFETIME_S, ssl_max => ?SSL_MAX
+    }).
+
+command(Model) ->
+    case rekindle_store_model:caches(Model) of
+        [] -> opening();
+        Caches -> frequency([{20, calling(Model, Caches)}, {1, opening()} | others(Model, Caches)])
+    end.
+
+opening() ->
+    {call, ?MODULE, open, [oneof([nowhere, client | ?PLACES]), oneof([named, unnamed])]}.
+
+calling(Model, Caches) ->
+    ?LET(
+        Cache,
+        oneof(Caches),
+        {call, ?MODULE, call, [Cache, oneof(rekindle_store_model:callers(Model, Cache)), fault(), operation()]}
+    ).
+
+others(Model, Caches) ->
+    [
+        {1, {call, ?MODULE, advance, [oneof([5_000, 300_000, 400_000])]}},
+        {1, {call, ?MODULE, reopen, [oneof(?PLACES)]}},
+        {1, ?LET(
+            Cache,
+            oneof(Caches),
+            {call, ?MODULE, leave, [Cache, oneof(rekindle_store_model:callers(Model, Cache))]}
+        )}
+    ].
+
+fault() ->
+    frequency([{20, none}, {1, panic}, {1, refusal}]).
+
+operation() ->
+    frequency([
+        {6, {update, key(), value()}},
+        {6, {lookup, key()}},
+        {2, {delete, key()}},
+        {1, {select, partial_key()}},
+        {2, size},
+        {1, fold},
+        {1, ?SHRINK(oneof([size, terminate]), [size])}
+    ]).
+
+key() ->
+    frequency([{5, id()}, {4, {partial_key(), id()}}]).
+
+partial_key() ->
+    oneof([{"a", 443}, {"b", 443}, 443]).
+
+id() ->
+    ?LET(N, range(1, 6), <<N:256>>).
+
+value() ->
+    frequency([
+        {5, {session, oneof(rekindle_sessions:layouts()), oneof([verified, unverified]), serial()}},
+        {1, {misfit, oneof(rekindle_sessions:layouts()), oneof([verified, unverified]), serial()}},
+        {2, {plain, serial()}}
+    ]).
+
+serial() ->
+    range(0, 16#FFFF).
+
+precondition(Model, {call, _, call, [Cache, Caller, _, _]}) ->
+    lists:member(Caller, rekindle_store_model:callers(Model, Cache));
+precondition(Model, {call, _, leave, [Cache, Caller]}) ->
+    lists:member(Caller, rekindle_store_model:callers(Model, Cache));
+precondition(_, _) ->
+    true.
+
+next_state(Model, Cache, {call, _, open, [Place, Naming]}) ->
+    rekindle_store_model:open(Model, Cache, Place, Naming);
+next_state(Model, _, {call, _, call, [Cache, Caller, Fault, Operation]}) ->
+    {_, Next} = rekindle_store_model:call(Model, Cache, Caller, Fault, Operation),
+    Next;
+next_state(Model, _, {call, _, advance, [Ms]}) ->
+    rekindle_store_model:advance(Model, Ms);
+next_state(Model, _, {call, _, reopen, [Place]}) ->
+    rekindle_store_model:reopen(Model, Place);
+next_state(Model, _, {call, _, leave, [Cache, Caller]}) ->
+    rekindle_store_model:leave(Model, Cache, Caller).
+
+postcondition(Model, {call, _, call, [Cache, Caller, Fault, Operation]}, Outcome) ->
+    {Check, _} = rekindle_store_model:call(Model, Cache, Caller, Fault, Operation),
+    Check(Outcome);
+postcondition(Model, {call, _, leave, [Cache, Caller]}, _) ->
+    Open = rekindle_store_model:scopes(rekindle_store_model:leave(Model, Cache, Caller)),
+    await_scopes(Open);
+postcondition(Model, {call, _, open, _} = Call, Cache) ->
+    Open = rekindle_store_model:scopes(next_state(Model, Cache, Call)),
+    await_scopes(Open);
+postcondition(_, _, _) ->
+    true.
+
+
+%% ---- what is tested ----
+
+%% @doc Opens the sockets of the places. They stay open while the node lives.
+-spec open_sockets() -> ok.
+open_sockets() ->
+    Self = self(),
+    Pid = spawn(fun() ->
+        true = register(?MODULE, self()),
+        [listen(Place, 0) || Place <- ?PLACES],
+        Self ! {open, self()},
+        keep_sockets()
+    end),
+    receive
+        {open, Pid} -> ok
+    end.
+
+keep_sockets() ->
+    receive
+        {reopen, Place, From} ->
+            {Socket, Port} = erase(Place),
+            ok = inet:close(Socket),
+            listen(Place, Port),
+            From ! {reopened, Place};
+        {where, Place, From} ->
+            From ! {there, Place, get(Place)}
+    end,
+    keep_sockets().
+
+listen({Transport, _} = Place, Port) ->
+    {ok, Socket} =
+        case Transport of
+            tls -> gen_tcp:listen(Port, [{ip, ?LOCALHOST}, {reuseaddr, true}]);
+            dtls -> gen_udp:open(Port, [{ip, ?LOCALHOST}])
+        end,
+    {ok, Bound} = inet:port(Socket),
+    put(Place, {Socket, Bound}).
+
+reopen(Place) ->
+    ?MODULE ! {reopen, Place, self()},
+    receive
+        {reopened, Place} -> ok
+    end.
+
+where(Place) ->
+    ?MODULE ! {where, Place, self()},
+    receive
+        {there, Place, Where} -> Where
+    end.
+
+%% A cache as it is passed around here: the process that opened it, as OTP's would, and another one that
+%% has it from there. Nobody else has the reference.
+open(Place, Naming) ->
+    Self = self(),
+    Owner = spawn(fun() ->
+        Cache = rekindle:init(options(Place, Naming)),
+        Self ! {open, self(), spawn(fun() -> serve(Cache) end)},
+        serve(Cache)
+    end),
+    receive
+        {open, Owner, Other} ->
+            put(callers, [Owner, Other | callers()]),
+            {Owner, Other}
+    end.
+
+callers() ->
+    case get(callers) of
+        undefined -> [];
+        Callers -> Callers
+    end.
+
+options(client, _) ->
+    [{role, client}];
+options(nowhere, _) ->
+    [{role, server} | bounds()];
+options(Place, Naming) ->
+    {Socket, _} = where(Place),
+    _ = erlang:monitor(port, Socket),
+    [{role, server}, {scope, scope(Naming)} | bounds()].
+
+scope(unnamed) -> listener;
+scope(named) -> maps:from_list([{element(2, where(Place)), name} || Place <- ?PLACES]).
+
+bounds() ->
+    [{max_sessions, ?MAX_SESSIONS}, {lifetime, ?LIFETIME_S}].
+
+serve(Cache) ->
+    receive
+        {call, From, Fault, Operation} ->
+            From ! {self(), rekindle_call:outcome(Cache, Fault, Operation)},
+            serve(Cache)
+    end.
+
+call(Cache, Caller, Fault, Operation) ->
+    Pid = process(Cache, Caller),
+    Pid ! {call, self(), Fault, Operation},
+    receive
+        {Pid, Outcome} -> Outcome
+    end.
+
+process({Owner, _}, owner) -> Owner;
+process({_, Other}, other) -> Other.
+
+advance(Ms) ->
+    _ = rekindle_nif:advance_clock(Ms),
+    ok.
+
+leave(Cache, Caller) ->
+    kill(process(Cache, Caller)).
+
+kill(Pid) ->
+    Monitor = monitor(process, Pid),
+    exit(Pid, kill),
+    receive
+        {'DOWN', Monitor, process, Pid, _} -> ok
+    end.
+
+clean_up() ->
+    [kill(Pid) || Pid <- callers()],
+    erase(callers),
+    true = await_scopes(0).
+
+%% References are given up when the processes' heaps are, some time after they have ended.
+await_scopes(Number) ->
+    await_scopes(Number, 1000).
+
+await_scopes(Number, Tries) ->
+    case length(rekindle_admin:info()) of
+        Number -> true;
+        _ when Tries > 0 -> timer:sleep(10), await_scopes(Number, Tries - 1);
+        _ -> false
+    end.
