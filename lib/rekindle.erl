@@ -3,7 +3,7 @@
 %%
 %% Each function but {@link init/1} answers, whatever fails below it: with what an empty cache would
 %% answer, a fault counted in {@link rekindle_admin:info/0}, and a log line at the 1st, 2nd, 4th, 8th …
-%% fault of a cache. OTP's processes do not survive a callback that raises; see docs/otp.md for what
+%% fault of a cache. Only {@link size/1} raises, once and where ssl_manager expects it. OTP's processes do not survive a callback that raises; see docs/otp.md for what
 %% they ask and why each answer is what it is.
 -module(rekindle).
 
@@ -47,9 +47,11 @@
 
 -opaque cache() :: #server{} | #client{}.
 
-%% What `notes' holds: calls that failed, and whether the owner has registered a session.
+%% What `notes' holds: calls that failed; of a server, whether the owner has registered a session; of a
+%% client, whether one of the owner's calls has failed.
 -define(FAULTS, 1).
 -define(REGISTERED, 2).
+-define(ADRIFT, 2).
 
 %% The value of `Expression', or `Otherwise' where it fails. A macro, so that a lookup makes no fun.
 -define(ATTEMPT(Cache, Otherwise, Expression),
@@ -95,7 +97,10 @@ lookup(#client{store = Store, owner = Owner} = Cache, Key) ->
     %% A connection still has to find the session it has offered to its server, even if it was deleted
     %% in the meantime; the manager must not, or it would delete it from its books twice.
     OrLingering = self() =/= Owner,
-    ?ATTEMPT(Cache, undefined, rekindle_nif:client_lookup(Store, Key, OrLingering)).
+    case OrLingering orelse not is_adrift(Cache) of
+        true -> ?ATTEMPT(Cache, undefined, rekindle_nif:client_lookup(Store, Key, OrLingering));
+        false -> undefined
+    end.
 
 %% @doc Stores the session under the key, in place of one that may be there.
 -spec update(cache(), key(), session()) -> ok.
@@ -133,11 +138,20 @@ select_session(#client{store = Store} = Cache, PartialKey) ->
 %% @doc How many sessions there are, except when OTP's server process asks: it means «do I have to make
 %% room?», and is told that it has none to make at first, and has just one to make ever after. Then its
 %% own order of sessions holds one entry, and it never looks for a session that the store has dropped.
+%%
+%% Where one of its calls has failed, ssl_manager's order of sessions may no longer be that of the store. It
+%% asks for the size before it registers a session, and starts over with another cache where that raises.
 -spec size(cache()) -> non_neg_integer() | integer().
 size(#server{owner = Owner, max = Max, notes = Notes}) when Owner =:= self() ->
     case atomics:get(Notes, ?REGISTERED) of
         0 -> 0;
         1 -> Max
+    end;
+size(#client{store = Store, owner = Owner} = Cache) when Owner =:= self() ->
+    case {?ATTEMPT(Cache, failed, rekindle_nif:size(Store)), is_adrift(Cache)} of
+        {failed, _} -> 0;
+        {Size, false} -> Size;
+        {_, true} -> error(books_adrift)
     end;
 size(Cache) ->
     ?ATTEMPT(Cache, 0, rekindle_nif:size(store(Cache))).
@@ -191,11 +205,21 @@ note_registration(#server{owner = Owner, notes = Notes}) when Owner =:= self() -
 note_registration(_) ->
     ok.
 
+%% Whether what the owner has noted of the sessions may differ from what is stored.
+is_adrift(#client{notes = Notes}) ->
+    atomics:get(Notes, ?ADRIFT) =:= 1.
+
+note_drift(#client{owner = Owner, notes = Notes}) when Owner =:= self() ->
+    atomics:put(Notes, ?ADRIFT, 1);
+note_drift(_) ->
+    ok.
+
 store(#server{store = Store}) -> Store;
 store(#client{store = Store}) -> Store.
 
 %% Logged from a process of its own, because a log handler may block.
 fault(Cache, Class, Reason) ->
+    note_drift(Cache),
     Count = atomics:add_get(notes(Cache), ?FAULTS, 1),
     try
         Count band (Count - 1) =:= 0 andalso spawn(fun() -> log_fault(Count, Class, Reason) end),

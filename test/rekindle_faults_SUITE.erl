@@ -12,6 +12,7 @@ all() ->
         a_server_without_its_library_makes_full_handshakes,
         every_server_callback_answers,
         every_client_callback_answers,
+        the_client_manager_starts_over_after_a_fault,
         a_client_without_its_library_makes_full_handshakes,
         a_listener_that_could_open_no_store_works,
         faults_are_logged_less_and_less_and_without_secrets
@@ -101,6 +102,28 @@ every_client_callback_answers(Config) ->
     end),
     rekindle_node:stop(Node).
 
+%% A session whose deletion failed is one the manager has no note of any more.
+the_client_manager_starts_over_after_a_fault(Config) ->
+    Node = start(Config),
+    rekindle_node:run(Node, fun() ->
+        Cache = rekindle:init([{role, client}]),
+        Key = {{"host", 443}, <<7:256>>},
+        ok = rekindle:update(Cache, Key, a_term),
+        ?assertEqual(1, rekindle:size(Cache)),
+        ok = rekindle_nif:inject_fault(panic),
+        ok = elsewhere(fun() -> rekindle:delete(Cache, Key) end),
+        ok = rekindle_nif:inject_fault(none),
+        ?assertEqual({a_term, 1}, {rekindle:lookup(Cache, Key), rekindle:size(Cache)}),
+        ok = rekindle_nif:inject_fault(panic),
+        ok = rekindle:delete(Cache, Key),
+        ?assertEqual(0, rekindle:size(Cache)),
+        ok = rekindle_nif:inject_fault(none),
+        ?assertEqual(undefined, rekindle:lookup(Cache, Key)),
+        ?assertError(books_adrift, rekindle:size(Cache)),
+        ?assertEqual({a_term, 1}, elsewhere(fun() -> {rekindle:lookup(Cache, Key), rekindle:size(Cache)} end))
+    end),
+    rekindle_node:stop(Node).
+
 a_client_without_its_library_makes_full_handshakes(Config) ->
     Node = start(Config),
     {_, Port} = start_server(Node, Config),
@@ -117,6 +140,8 @@ a_client_without_its_library_makes_full_handshakes(Config) ->
      || Mode <- [panic, refusal]
     ],
     inject(Node, none),
+    %% The manager starts over where it would register the first of them.
+    #{full := 2, resumed := 0} = erlang_client(Node, Port, Config),
     #{full := 1, resumed := 1} = erlang_client(Node, Port, Config),
     ?assertEqual(Manager, rekindle_node:call(Node, erlang, whereis, [ssl_manager])),
     rekindle_node:stop(Node).
