@@ -5,7 +5,7 @@
 
 %% @doc Makes the call, with all of the native library failing if there is a fault, and answers what came
 %% of it and OTP's time before and after.
--spec outcome(rekindle:cache(), none | panic | refusal, rekindle_store_model:operation()) ->
+-spec outcome(rekindle:cache(), none | panic | refusal, rekindle_store_model:operation() | {store, term(), term()}) ->
     {From :: integer(), Answer :: term(), To :: integer()}.
 outcome(Cache, Fault, Operation) ->
     From = otp_now(),
@@ -22,6 +22,7 @@ outcome(Cache, Fault, Operation) ->
 
 call(Cache, {lookup, Key}) -> rekindle:lookup(Cache, Key);
 call(Cache, {update, Key, Value}) -> rekindle:update(Cache, Key, rekindle_sessions:make(Value, Key));
+call(Cache, {store, Key, Session}) -> rekindle:update(Cache, Key, Session);
 call(Cache, {delete, Key}) -> rekindle:delete(Cache, Key);
 call(Cache, {select, PartialKey}) -> rekindle:select_session(Cache, PartialKey);
 call(Cache, size) -> rekindle:size(Cache);

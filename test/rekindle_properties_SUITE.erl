@@ -7,14 +7,22 @@
 -include_lib("common_test/include/ct.hrl").
 
 -export([suite/0, all/0, init_per_suite/1, end_per_suite/1, init_per_testcase/2]).
--export([the_callbacks_answer_as_the_model/1]).
+-export([
+    the_callbacks_answer_as_the_model/1,
+    the_server_s_process_of_otp_lives_on/1,
+    the_client_s_manager_of_otp_lives_on/1
+]).
 -export([check/2, check_again/2]).
 
 suite() ->
     [{timetrap, {hours, 24}}].
 
 all() ->
-    [the_callbacks_answer_as_the_model].
+    [
+        the_callbacks_answer_as_the_model,
+        the_server_s_process_of_otp_lives_on,
+        the_client_s_manager_of_otp_lives_on
+    ].
 
 init_per_suite(Config) ->
     [{testing_build, rekindle_checkout:testing_build(Config)} | Config].
@@ -29,6 +37,12 @@ the_callbacks_answer_as_the_model(Config) ->
     Node = start(rekindle_statem:ssl_env(), Config),
     ok = rekindle_node:call(Node, rekindle_statem, open_sockets, []),
     holds(Node, {rekindle_statem, prop_answers_are_those_of_the_model}, 3000, Config).
+
+the_server_s_process_of_otp_lives_on(Config) ->
+    holds(start([], Config), {rekindle_otp_model, prop_server_cache_process_lives_on}, 3000, Config).
+
+the_client_s_manager_of_otp_lives_on(Config) ->
+    holds(start([], Config), {rekindle_otp_model, prop_client_manager_lives_on}, 3000, Config).
 
 %% ---- running properties ----
 

@@ -1,7 +1,7 @@
 %% @doc Made-up sessions for the models: as OTP's records of all releases, and plain terms.
 -module(rekindle_sessions).
 
--export([layouts/0, host_layout/0, make/2, is_handed_out/5, stamp/1, internal_id/1, put_stamps/3, fields/1]).
+-export([layouts/0, host_layout/0, make/2, is_handed_out/5, id/1, stamp/1, internal_id/1, put_stamps/3]).
 
 -export_type([value/0, layout/0]).
 
@@ -86,6 +86,10 @@ is_handed_out(Answer, Value, Key, From, To) ->
                 Answer =:= put_stamps(Made, Stamp, 0)
     end.
 
+-spec id(tuple()) -> ssl:session_id().
+id(Session) ->
+    element(?SESSION_ID, Session).
+
 -spec stamp(tuple()) -> integer().
 stamp(Session) ->
     element(stamp_place(Session), Session).
@@ -97,11 +101,6 @@ internal_id(Session) ->
 -spec put_stamps(tuple(), integer(), integer()) -> tuple().
 put_stamps(Session, Stamp, Unique) ->
     setelement(stamp_place(Session), setelement(?INTERNAL_ID, Session, {Stamp, Unique}), Stamp).
-
-%% @doc What OTP compares to find that a client has an equivalent session already.
--spec fields(tuple()) -> [term()].
-fields(Session) ->
-    [element(Place, Session) || Place <- [4, 5]].
 
 %% By content, as the store finds it.
 stamp_place(Session) ->
