@@ -12,6 +12,7 @@
 -include_lib("proper/include/proper.hrl").
 
 -export([prop_server_cache_process_lives_on/0, prop_client_manager_lives_on/0]).
+-export([server_env/0, set_server_env/1, id/0, kind/0, partial_key/0, age/1]).
 
 %% The state of OTP's process, and what the model knows beside it.
 -record(state, {
@@ -69,13 +70,17 @@ server_action() ->
         {1, {elsewhere, oneof([{delete, id()}, {update, id(), kind()}, size, terminate])}}
     ]).
 
-start_server(Release, #{max := Max, ssl_lifetime := SslLifetime, max_sessions := MaxSessions, lifetime := Lifetime}) ->
+%% Returns the rest of it: the options.
+set_server_env(#{max := Max, ssl_lifetime := SslLifetime, max_sessions := MaxSessions, lifetime := Lifetime}) ->
     application:set_env(ssl, session_cache_server_max, Max),
     application:set_env(ssl, session_lifetime, SslLifetime),
-    Options = [{max_sessions, MaxSessions} | [{lifetime, Lifetime} || Lifetime =/= unset]],
+    [{max_sessions, MaxSessions} | [{lifetime, Lifetime} || Lifetime =/= unset]].
+
+start_server(Release, Env) ->
+    #{max := Max, ssl_lifetime := SslLifetime, max_sessions := MaxSessions, lifetime := Lifetime} = Env,
     #state{
         release = Release,
-        cache = rekindle:init([{role, server} | Options]),
+        cache = rekindle:init([{role, server} | set_server_env(Env)]),
         max = Max,
         lifetime = SslLifetime,
         store_lifetime =

@@ -10,7 +10,9 @@
 -export([
     the_callbacks_answer_as_the_model/1,
     the_server_s_process_of_otp_lives_on/1,
-    the_client_s_manager_of_otp_lives_on/1
+    the_client_s_manager_of_otp_lives_on/1,
+    the_real_cache_process_stays/1,
+    the_real_manager_stays/1
 ]).
 -export([check/2, check_again/2]).
 
@@ -21,7 +23,9 @@ all() ->
     [
         the_callbacks_answer_as_the_model,
         the_server_s_process_of_otp_lives_on,
-        the_client_s_manager_of_otp_lives_on
+        the_client_s_manager_of_otp_lives_on,
+        the_real_cache_process_stays,
+        the_real_manager_stays
     ].
 
 init_per_suite(Config) ->
@@ -43,6 +47,12 @@ the_server_s_process_of_otp_lives_on(Config) ->
 
 the_client_s_manager_of_otp_lives_on(Config) ->
     holds(start([], Config), {rekindle_otp_model, prop_client_manager_lives_on}, 3000, Config).
+
+the_real_cache_process_stays(Config) ->
+    holds(start([], Config), {rekindle_otp_processes, prop_the_cache_process_stays}, 1000, Config).
+
+the_real_manager_stays(Config) ->
+    holds(start([], Config), {rekindle_otp_processes, prop_the_manager_stays}, 300, Config).
 
 %% ---- running properties ----
 

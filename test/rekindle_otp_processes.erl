@@ -1,0 +1,179 @@
+%% @doc OTP's own processes with Rekindle as their callback, driven by what connections send them: the cache
+%% process of a listener, and `ssl_manager'. They stay the processes they were.
+%%
+%% What is sent is the same in OTP 25, 27 and 29. Runs in a node with the testing build of the native library.
+-module(rekindle_otp_processes).
+
+-include_lib("proper/include/proper.hrl").
+
+-export([prop_the_cache_process_stays/0, prop_the_manager_stays/0]).
+
+-import(rekindle_otp_model, [server_env/0, set_server_env/1, id/0, kind/0, partial_key/0, age/1]).
+
+-define(INTERNAL_ID, 3).
+
+%% ---- the cache process of a listener ----
+
+-spec prop_the_cache_process_stays() -> proper:test().
+prop_the_cache_process_stays() ->
+    ?FORALL({Env, Actions}, {server_env(), list(server_action())}, begin
+        {ok, _} = application:ensure_all_started(ssl),
+        application:set_env(ssl, session_cb_init_args, set_server_env(Env)),
+        {ok, Listener} = gen_tcp:listen(0, [{ip, {127, 0, 0, 1}}]),
+        {ok, Cache} = ssl_server_session_cache_sup:start_child(Listener),
+        Result =
+            try
+                _ = lists:foldl(fun(Action, Known) -> server(Action, Cache, Known) end, #{}, Actions),
+                ok = rekindle_nif:inject_fault(none),
+                lives_on(Cache)
+            after
+                ok = rekindle_nif:inject_fault(none),
+                ok = gen_tcp:close(Listener)
+            end,
+        Monitor = monitor(process, Cache),
+        receive
+            {'DOWN', Monitor, process, Cache, _} -> ok
+        end,
+        Result orelse start_ssl_again()
+    end).
+
+server_action() ->
+    frequency([
+        {6, {register, id(), kind()}},
+        {1, {register_others, range(1, 50)}},
+        {5, {reuse, id()}},
+        {1, new_session_id},
+        {1, {advance, oneof([300_000, 400_000])}},
+        {1, {elsewhere, oneof([{delete, id()}, size, terminate])}},
+        {1, {fault, oneof([none, none, panic, refusal])}}
+    ]).
+
+%% `Known' is what was registered last under an id, and when.
+server({register, Id, {Verified, Number}}, Cache, Known) ->
+    Value = {session, rekindle_sessions:host_layout(), Verified, Number},
+    ok = ssl_server_session_cache:register_session(Cache, session(Value, Id)),
+    Known#{Id => [{Value, rekindle_call:otp_now()} | maps:get(Id, Known, [])]};
+server({register_others, Count}, Cache, Known) ->
+    Value = {session, rekindle_sessions:host_layout(), unverified, 0},
+    Ids = [crypto:strong_rand_bytes(32) || _ <- lists:seq(1, Count)],
+    [ok = ssl_server_session_cache:register_session(Cache, session(Value, Id)) || Id <- Ids],
+    Known;
+server({reuse, Id}, Cache, Known) ->
+    From = rekindle_call:otp_now(),
+    case ssl_server_session_cache:reuse_session(Cache, Id) of
+        not_reusable ->
+            ok;
+        Session ->
+            true = lists:any(
+                fun({Value, At}) ->
+                    age(At) < 1000 andalso
+                        rekindle_sessions:is_handed_out(Session, Value, Id, From, rekindle_call:otp_now())
+                end,
+                maps:get(Id, Known, [])
+            )
+    end,
+    Known;
+server(new_session_id, Cache, Known) ->
+    <<_:32/binary>> = ssl_server_session_cache:new_session_id(Cache),
+    Known;
+server({advance, Ms}, Cache, Known) ->
+    %% What was sent before is registered before.
+    _ = sys:get_state(Cache),
+    _ = rekindle_nif:advance_clock(Ms),
+    Known;
+server({elsewhere, Operation}, Cache, Known) ->
+    [Reference] = [Field || Field <- state(Cache), is_tuple(Field), element(1, Field) =:= server],
+    _ = rekindle_call:outcome(Reference, none, Operation),
+    Known;
+server({fault, Mode}, Cache, Known) ->
+    _ = sys:get_state(Cache),
+    ok = rekindle_nif:inject_fault(Mode),
+    Known.
+
+%% ---- ssl_manager ----
+
+-spec prop_the_manager_stays() -> proper:test().
+prop_the_manager_stays() ->
+    ?FORALL({Max, Lifetime, Actions}, {oneof([0, 1, 3, 1000]), oneof([0, 1000]), list(client_action())}, begin
+        application:set_env(ssl, session_cache_client_max, Max),
+        application:set_env(ssl, session_lifetime, Lifetime),
+        start_ssl_again(),
+        Manager = whereis(ssl_manager),
+        put(ssl_manager, ssl_manager),
+        try
+            [client(Action) || Action <- Actions],
+            ok = rekindle_nif:inject_fault(none),
+            Faults = [fault || {fault, Mode} <- Actions, Mode =/= none],
+            lives_on(Manager) andalso Manager =:= whereis(ssl_manager) andalso (Faults =/= [] orelse books_agree())
+        after
+            ok = rekindle_nif:inject_fault(none)
+        end
+    end).
+
+client_action() ->
+    frequency([
+        {8, {register, oneof([true, unique]), partial_key(), id(), kind()}},
+        {3, {invalidate, partial_key(), id(), kind()}},
+        {1, validate},
+        {1, {select, partial_key()}},
+        {1, {fault, oneof([none, none, panic, refusal])}}
+    ]).
+
+client({register, Save, {Host, Port}, Id, Kind}) ->
+    ssl_manager:register_session(Host, Port, client_session(Id, Kind), Save);
+client({invalidate, {Host, Port}, Id, Kind}) ->
+    %% As `ssl_manager:invalidate_session/3', which waits before that.
+    gen_server:cast(ssl_manager, {invalidate_session, Host, Port, client_session(Id, Kind)});
+client(validate) ->
+    ssl_manager ! validate_sessions,
+    [await_end(Validator) || Validator <- state(ssl_manager), is_pid(Validator)];
+client({select, {Host, Port}}) ->
+    Sessions = rekindle:select_session(client_cache(), {Host, Port}),
+    InternalIds = [element(?INTERNAL_ID, Session) || Session <- Sessions],
+    InternalIds = lists:reverse(lists:sort(InternalIds));
+client({fault, Mode}) ->
+    _ = sys:get_state(ssl_manager),
+    ok = rekindle_nif:inject_fault(Mode).
+
+client_session(Id, {Verified, Number}) ->
+    session({session, rekindle_sessions:host_layout(), Verified, Number}, Id).
+
+client_cache() ->
+    [Cache] = [Field || Field <- state(ssl_manager), is_tuple(Field), element(1, Field) =:= client],
+    Cache.
+
+%% What is stored is noted.
+books_agree() ->
+    [Order] = [Field || {Size, _} = Field <- state(ssl_manager), is_integer(Size)],
+    lists:all(
+        fun({_, Session}) -> gb_trees:is_defined(element(?INTERNAL_ID, Session), Order) end,
+        rekindle:foldl(fun(Pair, Pairs) -> [Pair | Pairs] end, [], client_cache())
+    ).
+
+await_end(Pid) ->
+    Monitor = monitor(process, Pid),
+    receive
+        {'DOWN', Monitor, process, Pid, _} -> ok
+    end.
+
+%% ---- both ----
+
+session(Value, Id) ->
+    rekindle_sessions:put_stamps(rekindle_sessions:make(Value, Id), erlang:monotonic_time(), 0).
+
+%% After what it was sent.
+lives_on(Process) ->
+    try sys:get_state(Process) of
+        _ -> true
+    catch
+        exit:_ -> false
+    end.
+
+%% The fields are found by content, as their places differ between releases.
+state(Process) ->
+    tuple_to_list(sys:get_state(Process)).
+
+start_ssl_again() ->
+    _ = application:stop(ssl),
+    {ok, _} = application:ensure_all_started(ssl),
+    false.
