@@ -12,7 +12,7 @@
 -include_lib("proper/include/proper.hrl").
 
 -export([prop_server_cache_process_lives_on/0, prop_client_manager_lives_on/0]).
--export([server_env/0, set_server_env/1, id/0, kind/0, partial_key/0, age/1]).
+-export([server_env/0, set_server_env/1, store_lifetime/1, id/0, kind/0, partial_key/0, age/1]).
 
 %% The state of OTP's process, and what the model knows beside it.
 -record(state, {
@@ -77,20 +77,20 @@ set_server_env(#{max := Max, ssl_lifetime := SslLifetime, max_sessions := MaxSes
     [{max_sessions, MaxSessions} | [{lifetime, Lifetime} || Lifetime =/= unset]].
 
 start_server(Release, Env) ->
-    #{max := Max, ssl_lifetime := SslLifetime, max_sessions := MaxSessions, lifetime := Lifetime} = Env,
+    #{max := Max, ssl_lifetime := SslLifetime, max_sessions := MaxSessions} = Env,
     #state{
         release = Release,
         cache = rekindle:init([{role, server} | set_server_env(Env)]),
         max = Max,
         lifetime = SslLifetime,
-        store_lifetime =
-            case Lifetime of
-                _ when SslLifetime =:= 0 -> 0;
-                unset -> SslLifetime;
-                _ -> Lifetime
-            end,
+        store_lifetime = store_lifetime(Env),
         bounded = MaxSessions =/= infinity
     }.
+
+%% How long the store keeps a session, in seconds.
+store_lifetime(#{ssl_lifetime := 0}) -> 0;
+store_lifetime(#{ssl_lifetime := SslLifetime, lifetime := unset}) -> SslLifetime;
+store_lifetime(#{lifetime := Lifetime}) -> Lifetime.
 
 server({Action, Faults}, State0) ->
     put(faults, Faults),

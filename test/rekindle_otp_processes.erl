@@ -8,7 +8,7 @@
 
 -export([prop_the_cache_process_stays/0, prop_the_manager_stays/0]).
 
--import(rekindle_otp_model, [server_env/0, set_server_env/1, id/0, kind/0, partial_key/0, age/1]).
+-import(rekindle_otp_model, [server_env/0, set_server_env/1, store_lifetime/1, id/0, kind/0, partial_key/0, age/1]).
 
 -define(INTERNAL_ID, 3).
 
@@ -16,7 +16,7 @@
 
 -spec prop_the_cache_process_stays() -> proper:test().
 prop_the_cache_process_stays() ->
-    ?FORALL({Env, Actions}, {server_env(), list(server_action())}, begin
+    ?FORALL({Env, Actions}, ?LET(Env, server_env(), {Env, list(server_action(store_lifetime(Env)))}), begin
         {ok, _} = application:ensure_all_started(ssl),
         application:set_env(ssl, session_cb_init_args, set_server_env(Env)),
         {ok, Listener} = gen_tcp:listen(0, [{ip, {127, 0, 0, 1}}]),
@@ -37,11 +37,11 @@ prop_the_cache_process_stays() ->
         Result orelse start_ssl_again()
     end).
 
-server_action() ->
+server_action(Lifetime) ->
     frequency([
         {6, {register, id(), kind()}},
         {1, {register_others, range(1, 50)}},
-        {5, {reuse, id()}},
+        {5, {reuse, id(), Lifetime}},
         {1, new_session_id},
         {1, {advance, oneof([300_000, 400_000])}},
         {1, {elsewhere, oneof([{delete, id()}, size, terminate])}},
@@ -58,7 +58,7 @@ server({register_others, Count}, Cache, Known) ->
     Ids = [crypto:strong_rand_bytes(32) || _ <- lists:seq(1, Count)],
     [ok = ssl_server_session_cache:register_session(Cache, session(Value, Id)) || Id <- Ids],
     Known;
-server({reuse, Id}, Cache, Known) ->
+server({reuse, Id, Lifetime}, Cache, Known) ->
     From = rekindle_call:otp_now(),
     case ssl_server_session_cache:reuse_session(Cache, Id) of
         not_reusable ->
@@ -66,7 +66,7 @@ server({reuse, Id}, Cache, Known) ->
         Session ->
             true = lists:any(
                 fun({Value, At}) ->
-                    age(At) < 1000 andalso
+                    age(At) < Lifetime andalso
                         rekindle_sessions:is_handed_out(Session, Value, Id, From, rekindle_call:otp_now())
                 end,
                 maps:get(Id, Known, [])

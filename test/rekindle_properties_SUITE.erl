@@ -9,6 +9,7 @@
 -export([suite/0, all/0, init_per_suite/1, end_per_suite/1, init_per_testcase/2]).
 -export([
     the_callbacks_answer_as_the_model/1,
+    what_is_promised_holds_for_processes_that_work_at_once/1,
     the_server_s_process_of_otp_lives_on/1,
     the_client_s_manager_of_otp_lives_on/1,
     the_real_cache_process_stays/1,
@@ -22,6 +23,7 @@ suite() ->
 all() ->
     [
         the_callbacks_answer_as_the_model,
+        what_is_promised_holds_for_processes_that_work_at_once,
         the_server_s_process_of_otp_lives_on,
         the_client_s_manager_of_otp_lives_on,
         the_real_cache_process_stays,
@@ -41,6 +43,10 @@ the_callbacks_answer_as_the_model(Config) ->
     Node = start(rekindle_statem:ssl_env(), Config),
     ok = rekindle_node:call(Node, rekindle_statem, open_sockets, []),
     holds(Node, {rekindle_statem, prop_answers_are_those_of_the_model}, 3000, Config).
+
+what_is_promised_holds_for_processes_that_work_at_once(Config) ->
+    Node = start(rekindle_statem:ssl_env(), Config),
+    holds(Node, {rekindle_concurrency, prop_promises_hold}, 500, Config).
 
 the_server_s_process_of_otp_lives_on(Config) ->
     holds(start([], Config), {rekindle_otp_model, prop_server_cache_process_lives_on}, 3000, Config).

@@ -1,7 +1,7 @@
 %% @doc Made-up sessions for the models: as OTP's records of all releases, and plain terms.
 -module(rekindle_sessions).
 
--export([layouts/0, host_layout/0, make/2, is_handed_out/5, id/1, stamp/1, internal_id/1, put_stamps/3]).
+-export([layouts/0, host_layout/0, make/2, is_handed_out/5, is_without_key/3, id/1, number/1, stamp/1, internal_id/1, put_stamps/3]).
 
 -export_type([value/0, layout/0]).
 
@@ -75,16 +75,22 @@ rest(otp_29_1_2, Cipher, Secret, Tail) -> [Cipher, Secret | Tail] ++ [undefined,
 is_handed_out(Answer, {plain, _} = Plain, _Key, _From, _To) ->
     Answer =:= Plain;
 is_handed_out(Answer, Value, Key, From, To) ->
-    case Answer of
-        _ when element(?PRIVATE_KEY, Answer) =/= undefined ->
-            false;
-        _ ->
-            {Stamp, 0} = element(?INTERNAL_ID, Answer),
-            Made = setelement(?PRIVATE_KEY, make(Value, Key), undefined),
-            %% It may lag behind by the steps of the library's clock.
-            Stamp > From - erlang:convert_time_unit(1, second, native) andalso Stamp =< To andalso
-                Answer =:= put_stamps(Made, Stamp, 0)
-    end.
+    {Stamp, 0} = internal_id(Answer),
+    %% It may lag behind by the steps of the library's clock.
+    Stamp > From - erlang:convert_time_unit(1, second, native) andalso Stamp =< To andalso
+        is_without_key(Answer, Value, Key).
+
+%% @doc The same, whatever the stamp.
+-spec is_without_key(term(), value(), rekindle:key()) -> boolean().
+is_without_key(Answer, Value, Key) ->
+    {Stamp, Unique} = internal_id(Answer),
+    Answer =:= put_stamps(setelement(?PRIVATE_KEY, make(Value, Key), undefined), Stamp, Unique).
+
+%% @doc The number of the value it was made for.
+-spec number(tuple()) -> non_neg_integer().
+number(Session) ->
+    [Number] = [Number || <<Number:384>> <- tuple_to_list(Session)],
+    Number.
 
 -spec id(tuple()) -> ssl:session_id().
 id(Session) ->
