@@ -7,7 +7,7 @@ demo:
 
 # All tests. The last line reads `N passed, N failed`.
 test:
-	@scripts/setup.sh git elixir
+	@scripts/setup.sh git elixir erlang-proper-dev
 	@scripts/test.sh
 
 # The Common Test suites on other OTP releases as well, each downloaded into a folder of its own; Debian only.

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Sees to it that what the demo and the tests need is there: installs it with apt where it may, and
-# otherwise names what is missing and stops. Arguments: programs wanted as well, each in a package of its name.
+# otherwise names what is missing and stops. Arguments: programs wanted as well, each in a package of its
+# name, and Debian's packages of Erlang applications.
 set -eu
 wanted="openssl curl python3 $*"
 
@@ -12,8 +13,17 @@ missing() {
     # The package brings Erlang.
     { command -v rebar3 && has_applications; } >/dev/null 2>&1 || echo rebar3
     for program in $wanted; do
-        command -v "$program" >/dev/null 2>&1 || echo "$program"
+        case $program in
+            erlang-*) has_application "$program" ;;
+            *) command -v "$program" ;;
+        esac >/dev/null 2>&1 || echo "$program"
     done
+}
+
+# erlang-NAME-dev has the application NAME with its headers.
+has_application() {
+    name=${1#erlang-}
+    erl -noinput -eval "true = filelib:is_dir(code:lib_dir(${name%-dev}) ++ \"/include\"), halt(0)."
 }
 
 can_link() {
