@@ -18,7 +18,10 @@
 -export([check/2, check_again/2]).
 
 suite() ->
-    [{timetrap, {hours, 24}}].
+    case os:getenv("PROPERTY_CASES") of
+        false -> [{timetrap, {minutes, 10}}];
+        _ -> [{timetrap, infinity}]
+    end.
 
 all() ->
     [

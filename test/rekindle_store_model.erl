@@ -29,7 +29,9 @@
 %% `live': key to number and value, numbers in order of the insertions. `deleted': key to value and time.
 -record(client, {live = #{}, deleted = #{}}).
 
--record(cache, {scope, callers = [owner, other], registered = false}).
+%% `registered': of a server, whether the owner has registered a session. `adrift': of a client, whether a
+%% call of the owner's has failed.
+-record(cache, {scope, callers = [owner, other], registered = false, adrift = false}).
 
 -record(model, {
     options :: #{max_sessions := pos_integer(), lifetime_ms := non_neg_integer(), ssl_max := integer()},
@@ -119,23 +121,28 @@ leave(#model{caches = Caches, scopes = Scopes} = Model, Cache, Caller) ->
 call(#model{caches = Caches, scopes = Scopes} = Model, Name, Caller, Fault, Operation) ->
     #{Name := #cache{scope = Scope} = Cache0} = Caches,
     #{Scope := Store0} = Scopes,
-    Cache =
-        case {Operation, Caller} of
-            {{update, _, _}, owner} -> Cache0#cache{registered = true};
-            _ -> Cache0
-        end,
+    #cache{registered = Registered, adrift = Adrift} = Cache0,
+    Cache = Cache0#cache{
+        registered = Registered orelse (Caller =:= owner andalso is_update(Operation)),
+        adrift = Adrift orelse (Caller =:= owner andalso Fault =/= none)
+    },
     {Check, Store} =
         case {Store0, Caller, Operation} of
             {#server{}, owner, {delete, _}} -> {is(ok), Store0};
             {#server{}, owner, size} -> {is(size_for_otp(Cache, Model)), Store0};
             {#server{}, _, {select, _}} -> {is([]), Store0};
             _ when Fault =/= none -> {is(empty(Operation)), Store0};
+            {#client{}, owner, {lookup, _}} when Cache#cache.adrift -> {is(undefined), Store0};
+            {#client{}, owner, size} when Cache#cache.adrift -> {is({raised, error, books_adrift}), Store0};
             {#server{}, _, _} -> server(Operation, Store0, Model);
             {#client{}, _, _} -> client(Operation, Caller, Store0, Model)
         end,
     {Check, Model#model{
         next = Model#model.next + 1, caches = Caches#{Name := Cache}, scopes = Scopes#{Scope := Store}
     }}.
+
+is_update({update, _, _}) -> true;
+is_update(_) -> false.
 
 size_for_otp(#cache{registered = false}, _) -> 0;
 size_for_otp(#cache{registered = true}, #model{options = #{ssl_max := Max}}) -> Max.
