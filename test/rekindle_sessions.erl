@@ -61,13 +61,14 @@ make({session, Layout, Verified, Number}, Key) ->
         end,
     PrivateKey = {'ECPrivateKey', 1, <<Number:256>>, undefined, undefined},
     Head = [session, Id, {Stamp, Number}, Certificate, [<<"chain", 1:800>>], PrivateKey],
-    Tail = [undefined, true, Stamp, {namedCurve, {1, 3, 132, 0, 34}}, undefined, undefined],
-    list_to_tuple(Head ++ rest(Layout, <<192, 48>>, <<Number:384>>, Tail)).
+    Tail = [true, Stamp, {namedCurve, {1, 3, 132, 0, 34}}, undefined, undefined],
+    list_to_tuple(Head ++ rest(Layout, [<<192, 48>>, <<Number:384>>, undefined], Tail)).
 
-rest(otp_25, Cipher, Secret, Tail) -> [0, Cipher, Secret | Tail];
-rest(otp_27, Cipher, Secret, Tail) -> [Cipher, Secret | Tail];
-rest(otp_29_1_1, Cipher, Secret, Tail) -> [Cipher, Secret | Tail] ++ [undefined];
-rest(otp_29_1_2, Cipher, Secret, Tail) -> [Cipher, Secret | Tail] ++ [undefined, "localhost"].
+%% The compression method; the maximal length of fragments; the server's name.
+rest(otp_25, Middle, Tail) -> [0 | Middle] ++ Tail;
+rest(otp_27, Middle, Tail) -> Middle ++ Tail;
+rest(otp_29_1_1, Middle, Tail) -> Middle ++ [undefined | Tail];
+rest(otp_29_1_2, Middle, Tail) -> Middle ++ [undefined | Tail] ++ ["localhost"].
 
 %% @doc Whether the term is what a server's lookup between two times may answer for what `make/2' made:
 %% without private key, and stamped with the present.

@@ -37,7 +37,7 @@ prop_answers_are_those_of_the_model() ->
             %% The model's clock stands while no command moves it: a run that was held up for a second tells
             %% nothing.
             ?WHENFAIL(
-                io:format("~0p~nThe last call answered:~n~p~n", [Result, [Answer || {_, Answer} <- History, Answer =/= ok]]),
+                io:format("~0p~nWhat was answered:~n~p~n", [Result, [Answer || {_, Answer} <- History, Answer =/= ok]]),
                 Result =:= ok orelse erlang:monotonic_time(millisecond) - Start > 900
             )
         end
