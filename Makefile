@@ -1,4 +1,4 @@
-.PHONY: demo test matrix lint bench bench-quick
+.PHONY: demo test matrix soak lint bench bench-quick
 
 # TLS and DTLS clients resuming their sessions out of Rekindle, in a table.
 demo:
@@ -15,6 +15,11 @@ test:
 matrix:
 	@scripts/setup.sh git elixir
 	@scripts/matrix.sh $(RELEASES)
+
+# Real clients for half an hour, or `make soak MINUTES=5`, while listeners are closed and processes killed.
+soak:
+	@scripts/setup.sh
+	@soak/run.sh $(MINUTES)
 
 # Formatting, lints, cross references, types.
 lint:
