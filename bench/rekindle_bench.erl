@@ -14,7 +14,7 @@ start([Mode, Results, Python]) ->
     Certs = filename:join(Results, ".certs"),
     ok = bench_certs:make(Certs, ?CLIENT_CERT_BYTES),
     Settings = settings(list_to_atom(Mode), Python),
-    Parts = maps:from_list([{Part, part(Part, Certs, Settings, Start)} || Part <- [micro, memory, bound, process, handshakes]]),
+    Parts = maps:from_list([{Part, part(Part, Certs, Settings, Start)} || Part <- [micro, memory, bound, process, handshakes, flood]]),
     ok = file:del_dir_r(Certs),
     Took = erlang:monotonic_time(second) - Start,
     bench_report:write(Results, Parts#{machine => bench_report:machine(Mode, Took)}),
@@ -26,7 +26,8 @@ settings(quick, Python) ->
         micro => [{?PLAIN, #{processes => [1, 2], rounds => 3, lookups => 40_000, churn_chunks => 40}}],
         memory => [{?PLAIN, 30_000}, {?WITH_CERT, 30_000}],
         bounds => [64 bsl 20],
-        handshakes => {[?PLAIN, {rsa, true}], #{python => Python, rounds => 3, full => 40, resumed => 200, busy => 400}}
+        handshakes => {[?PLAIN, {rsa, true}], #{python => Python, rounds => 3, full => 40, resumed => 200, busy => 400}},
+        flood => #{devices => 50, resumptions => 200, lookups => 50_000, sessions => 5_000}
     };
 settings(full, Python) ->
     Rounds = #{processes => [1, 2], rounds => 5, lookups => 100_000, churn_chunks => 250},
@@ -38,7 +39,8 @@ settings(full, Python) ->
         handshakes => {
             [{Key, ClientCert} || Key <- [ecdsa, rsa], ClientCert <- [false, true]],
             #{python => Python, rounds => 5, full => 200, resumed => 800, busy => 4000}
-        }
+        },
+        flood => #{devices => 500, resumptions => 5_000, lookups => 1_000_000, sessions => 100_000}
     }.
 
 part(micro, Certs, #{micro := Workloads, sizes := Sizes}, Start) ->
@@ -85,6 +87,14 @@ part(handshakes, Certs, #{handshakes := {Workloads, Rounds}, sizes := Sizes}, St
             bench_handshakes:run(Certs, Workload, [hd(Sizes), lists:last(Sizes)], busy_once(Workload, Rounds))
         end
      || Workload <- Workloads
+    ]);
+part(flood, Certs, #{flood := Settings}, Start) ->
+    lists:append([
+        begin
+            say(Start, "flood, ~ts", [Name]),
+            bench_flood:run(Certs, Name, Settings)
+        end
+     || Name <- [default, rekindle]
     ]).
 
 %% It takes long, and is about OTP's cache process, to which the listener makes no difference.

@@ -269,7 +269,7 @@ chaos(Node, Certs, Kills, N) ->
     case N rem 3 of
         0 -> reopen(Node, reopened, tls, Certs);
         1 -> reopen(Node, reopened_dtls, dtls, Certs);
-        2 -> ok
+        2 -> reload(Node)
     end,
     case Kills of
         [At | Later] ->
@@ -293,6 +293,12 @@ reopen(Node, Name, Kind, Certs) ->
     open(Node, Name, Kind, Certs),
     count(reopened_listeners).
 
+%% As a hot upgrade does it: what runs in old code would be killed.
+reload(Node) ->
+    _ = rekindle_node:call(Node, code, purge, [rekindle]),
+    {module, rekindle} = rekindle_node:call(Node, code, load_file, [rekindle]),
+    count(upgrades_of_the_callback_module).
+
 %% ---- the report ----
 
 sample(Node, Until, Samples) ->
@@ -314,7 +320,7 @@ report(Seconds, Node, Samples) ->
     Sum = fun(Key) -> lists:sum([maps:get(Key, Info) || #{role := server} = Info <- Infos]) end,
     io:format("~nsoak, ~b s~n~n", [Seconds]),
     [line("~s, ~s", [Kind, What], counted({Kind, What})) || Kind <- [tls, dtls, openssl, flood], What <- [full, resumed, failed], counted({Kind, What}) > 0],
-    [line("~s", [string:replace(atom_to_list(What), "_", " ", all)], counted(What)) || What <- [reopened_listeners, killed_connections, killed_caches]],
+    [line("~s", [string:replace(atom_to_list(What), "_", " ", all)], counted(What)) || What <- [reopened_listeners, killed_connections, killed_caches, upgrades_of_the_callback_module]],
     [line("sessions ~s in the scopes open now", [What], Sum(What)) || What <- [expired, evicted, refused]],
     [
         line("~s, MiB, ~s quarter of what comes after the start", [What, Name], Memory(Place, Of) div 1048576)

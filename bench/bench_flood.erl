@@ -1,0 +1,128 @@
+%% @doc Devices that keep resuming while a listener is flooded: with lookups of ids that nobody has, as a client can send
+%% them in a ClientHello, and with sessions that nobody comes back for.
+%%
+%% The devices are OTP's clients in this node, one after the other; the listener is in a node of its own. What the flood
+%% does to OTP's cache process is done by processes of that node: this machine could not make as many handshakes.
+-module(bench_flood).
+
+-export([run/3]).
+-export([accept/1, flood/3]).
+
+-type settings() :: #{devices := pos_integer(), resumptions := pos_integer(), lookups := pos_integer(), sessions := pos_integer()}.
+
+-define(FLOODERS, 2).
+%% Lookups for each of the sessions registered are made in between.
+-define(CHUNK, 100).
+-define(NEW, 1 bsl 43).
+
+%% @doc A row for each cache and for before and during the flood. The cache has room for ten times the devices.
+-spec run(file:filename(), rekindle | default, settings()) -> [map()].
+run(Dir, Name, #{devices := Devices, resumptions := Resumptions} = Settings) ->
+    Room = 10 * Devices,
+    Env = #{
+        default => [{session_cache_server_max, Room}],
+        rekindle => [{session_cb_init_args, [{max_sessions, Room}]}]
+    },
+    Node = bench_node:start({Name, maps:get(Name, Env)}),
+    {Port, Cache, Template} = bench_node:call(Node, fun() -> listen(Dir) end),
+    Sessions = [Session || _ <- lists:seq(1, Devices), {_, Session, _} <- [connect(Port, none)]],
+    %% Each has come back once.
+    {_, Held} = resume(Port, Sessions, Devices),
+    {Before, Again} = resume(Port, Held, Resumptions),
+    Self = self(),
+    Flood = spawn_link(fun() ->
+        Took = bench_node:call(Node, fun() -> flood(Cache, Template, Settings) end),
+        Self ! {self(), Took}
+    end),
+    {During, _} = resume_until(Flood, Port, Again, []),
+    bench_node:stop(Node),
+    [(row(Results))#{store => Name, phase => Phase} || {Phase, Results} <- [{before, Before}, {during, During}]].
+
+listen(Dir) ->
+    Template = bench_sessions:template(Dir, {ecdsa, false}),
+    Self = self(),
+    spawn(fun() ->
+        {ok, Listener} = ssl:listen(0, [
+            {ip, {127, 0, 0, 1}}, {versions, ['tlsv1.2']}, {active, false}, {reuseaddr, true}, {nodelay, true}
+            | bench_certs:server_opts(Dir, {ecdsa, false})
+        ]),
+        [spawn_link(?MODULE, accept, [Listener]) || _ <- lists:seq(1, 4)],
+        {ok, {_, Port}} = ssl:sockname(Listener),
+        Self ! {listening, Port, bench_process:cache_of(Listener)},
+        timer:sleep(infinity)
+    end),
+    receive
+        {listening, Port, Cache} -> {Port, Cache, Template}
+    end.
+
+%% @private
+accept(Listener) ->
+    {ok, Transport} = ssl:transport_accept(Listener),
+    case ssl:handshake(Transport, 10_000) of
+        {ok, Socket} ->
+            _ = ssl:send(Socket, "x"),
+            _ = ssl:recv(Socket, 0),
+            ssl:close(Socket);
+        {error, _} ->
+            ok
+    end,
+    accept(Listener).
+
+%% @private Answers when all lookups and registrations are done.
+flood(Cache, Template, #{lookups := Lookups, sessions := Sessions}) ->
+    Flooders = [
+        spawn_monitor(fun() ->
+            flood(Cache, Template, ?NEW + N * Sessions, Sessions div ?FLOODERS div ?CHUNK, Lookups div (Sessions div ?CHUNK))
+        end)
+     || N <- lists:seq(1, ?FLOODERS)
+    ],
+    [receive {'DOWN', Monitor, process, _, normal} -> ok end || {_, Monitor} <- Flooders],
+    ok.
+
+flood(_, _, _, 0, _) ->
+    ok;
+flood(Cache, Template, First, Chunks, Lookups) ->
+    bench_process:register_all(Template, Cache, First, First + ?CHUNK - 1),
+    [not_reusable = ssl_server_session_cache:reuse_session(Cache, crypto:strong_rand_bytes(32)) || _ <- lists:seq(1, Lookups)],
+    flood(Cache, Template, First + ?CHUNK, Chunks - 1, Lookups).
+
+%% ---- devices ----
+
+resume(Port, Sessions, Number) ->
+    lists:mapfoldl(fun(_, [Session | Others]) -> again(Port, Session, Others) end, Sessions, lists:seq(1, Number)).
+
+%% The first in the row goes to its end, with the session it has then.
+again(Port, Session, Others) ->
+    {Resumed, Next, Took} = connect(Port, Session),
+    {{Resumed, Took}, Others ++ [Next]}.
+
+resume_until(Flood, Port, [Session | Others], Results) ->
+    receive
+        {Flood, ok} -> {Results, Others}
+    after 0 ->
+        {Result, Row} = again(Port, Session, Others),
+        resume_until(Flood, Port, Row, [Result | Results])
+    end.
+
+connect(Port, Session) ->
+    Offer = [{reuse_session, Session} || Session =/= none],
+    Start = erlang:monotonic_time(),
+    {ok, Socket} = ssl:connect({127, 0, 0, 1}, Port, [
+        {versions, ['tlsv1.2']}, {verify, verify_none}, {active, false}, {nodelay, true}, {server_name_indication, disable},
+        {reuse_sessions, save} | Offer
+    ]),
+    {ok, _} = ssl:recv(Socket, 1),
+    Took = erlang:convert_time_unit(erlang:monotonic_time() - Start, native, nanosecond),
+    {ok, [{session_id, Id}, {session_data, Data}]} = ssl:connection_information(Socket, [session_id, session_data]),
+    ssl:close(Socket),
+    {Session =/= none andalso element(1, Session) =:= Id, {Id, Data}, Took}.
+
+row(Results) ->
+    Latencies = [Took || {_, Took} <- Results],
+    #{
+        connections => length(Results),
+        resumed => length([true || {true, _} <- Results]) / length(Results),
+        p50_ns => bench_clock:percentile(Latencies, 0.5),
+        p99_ns => bench_clock:percentile(Latencies, 0.99),
+        max_ns => lists:max(Latencies)
+    }.
