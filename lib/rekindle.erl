@@ -3,8 +3,9 @@
 %%
 %% Each function but {@link init/1} answers, whatever fails below it: with what an empty cache would
 %% answer, a fault counted in {@link rekindle_admin:info/0}, and a log line at the 1st, 2nd, 4th, 8th …
-%% fault of a cache. Only {@link size/1} raises, once and where ssl_manager expects it. OTP's processes do not survive a callback that raises; see docs/otp.md for what
-%% they ask and why each answer is what it is.
+%% fault of a cache. Only {@link size/1} raises, and only after a fault and where ssl_manager expects it.
+%% Otherwise OTP's processes do not survive a callback that raises; see docs/otp.md for what they ask and why
+%% each answer is what it is.
 -module(rekindle).
 
 -behaviour(ssl_session_cache_api).

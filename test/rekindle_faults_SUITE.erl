@@ -22,7 +22,8 @@ suite() ->
     [{timetrap, {minutes, 3}}].
 
 init_per_suite(Config) ->
-    [{certs, rekindle_certs:make(?config(priv_dir, Config))}, {faulty, rekindle_checkout:testing_build(Config)} | Config].
+    Certs = rekindle_certs:make(?config(priv_dir, Config)),
+    [{certs, Certs}, {faulty, rekindle_checkout:testing_build(Config)} | Config].
 
 end_per_suite(_Config) ->
     ok.

@@ -61,7 +61,7 @@ the_real_cache_process_stays(Config) ->
     holds(start([], Config), {rekindle_otp_processes, prop_the_cache_process_stays}, 1000, Config).
 
 the_real_manager_stays(Config) ->
-    holds(start([], Config), {rekindle_otp_processes, prop_the_manager_stays}, 300, Config).
+    holds(start([], Config), {rekindle_otp_processes, prop_the_manager_stays}, 1000, Config).
 
 %% ---- running properties ----
 

@@ -173,21 +173,22 @@ server({update, Key, {Kind, _, _, _}}, Store, _) when Kind =:= misfit; not is_bi
 server({update, _, _}, Store, #model{options = #{lifetime_ms := 0}}) ->
     {is(ok), Store};
 server({update, Key, Value}, Store, #model{now = Now, next = Next} = Model) ->
-    Old = [Number || #entry{key = K, number = Number} <- entries(Store), K =:= Key],
+    Old = numbers(Key, Store),
     New = #entry{number = Next, key = Key, value = Value, born = Now},
     Added = add(New, make_room(Store, 1 - length(Old), Model)),
     {is(ok), lists:foldl(fun remove/2, Added, Old)};
 server({delete, Key}, Store, _) ->
-    {is(ok), lists:foldl(fun remove/2, Store, [Number || #entry{key = K, number = Number} <- entries(Store), K =:= Key])};
+    {is(ok), lists:foldl(fun remove/2, Store, numbers(Key, Store))};
 server(size, Store, Model) ->
     %% The janitor may or may not have dropped what has expired.
     Live = length([live || Entry <- entries(Store), is_live(Entry, Model)]),
     Held = length(entries(Store)),
     {fun({_, Size, _}) -> Live =< Size andalso Size =< Held end, Store};
 server(fold, Store, Model) ->
-    Live = lists:sort([{Key, Value} || #entry{key = Key, value = Value} = Entry <- entries(Store), is_live(Entry, Model)]),
+    Entries = [Entry || Entry <- entries(Store), is_live(Entry, Model)],
+    Live = lists:sort([{Key, Value} || #entry{key = Key, value = Value} <- Entries]),
     Check = fun({From, Pairs, To}) ->
-        length(Pairs) =:= length(Live) andalso
+        is_list(Pairs) andalso length(Pairs) =:= length(Live) andalso
             lists:all(
                 fun({{Key, Answer}, {K, Value}}) ->
                     Key =:= K andalso rekindle_sessions:is_handed_out(Answer, Value, Key, From, To)
@@ -201,6 +202,9 @@ server(terminate, _, _) ->
 
 entries(#server{unverified = #order{entries = Unverified}, verified = #order{entries = Verified}}) ->
     Unverified ++ Verified.
+
+numbers(Key, Store) ->
+    [Number || #entry{key = K, number = Number} <- entries(Store), K =:= Key].
 
 is_live(#entry{born = Born}, #model{now = Now, options = #{lifetime_ms := Lifetime}}) ->
     Now - Born < Lifetime.
@@ -238,7 +242,10 @@ on_orders(Fun, #server{unverified = Unverified, verified = Verified}) ->
     #server{unverified = Fun(Unverified), verified = Fun(Verified)}.
 
 visit(Number, #order{entries = Entries} = Order) ->
-    Order#order{entries = [Entry#entry{visited = Entry#entry.visited orelse N =:= Number} || #entry{number = N} = Entry <- Entries]}.
+    case lists:keyfind(Number, #entry.number, Entries) of
+        false -> Order;
+        Entry -> Order#order{entries = lists:keyreplace(Number, #entry.number, Entries, Entry#entry{visited = true})}
+    end.
 
 %% The hand goes on to the next newer one, if it stood there.
 without(Number, #order{entries = Entries, hand = Hand} = Order) ->
@@ -284,13 +291,16 @@ client({delete, Key}, _, #client{live = Live, deleted = Deleted} = Store, #model
         error -> {is(ok), Store}
     end;
 client({select, Partial}, _, #client{live = Live} = Store, _) ->
-    Selected = lists:sort([{-Number, Key, Value} || {{P, _} = Key, {Number, Value}} <- maps:to_list(Live), P =:= Partial]),
+    Selected = lists:sort([
+        {-Number, Key, Value}
+     || {{P, _} = Key, {Number, Value}} <- maps:to_list(Live), P =:= Partial
+    ]),
     {is([rekindle_sessions:make(Value, Key) || {_, Key, Value} <- Selected]), Store};
 client(size, _, #client{live = Live} = Store, _) ->
     {is(map_size(Live)), Store};
 client(fold, _, #client{live = Live} = Store, _) ->
     Pairs = lists:sort([{Key, rekindle_sessions:make(Value, Key)} || {Key, {_, Value}} <- maps:to_list(Live)]),
-    {fun({_, Answer, _}) -> lists:sort(Answer) =:= Pairs end, Store};
+    {fun({_, Answer, _}) -> is_list(Answer) andalso lists:sort(Answer) =:= Pairs end, Store};
 client(terminate, _, _, _) ->
     {is(ok), #client{}}.
 

@@ -12,13 +12,16 @@ pub use injected::strike;
 #[cfg(feature = "testing")]
 mod injected {
     use rustler::{Atom, Error, NifResult};
-    use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+    use std::sync::atomic::{AtomicU32, AtomicU8, Ordering::Relaxed};
 
     const NONE: u8 = 0;
     const PANIC: u8 = 1;
     const REFUSAL: u8 = 2;
 
     static MODE: AtomicU8 = AtomicU8::new(NONE);
+
+    /// How many calls are still spared.
+    static SPARED: AtomicU32 = AtomicU32::new(0);
 
     mod atoms {
         rustler::atoms! { ok, none, panic, refusal }
@@ -27,18 +30,34 @@ mod injected {
     /// Makes every later call fail in the way that `mode` names.
     #[rustler::nif]
     fn inject_fault(mode: Atom) -> NifResult<Atom> {
+        inject(mode, 0)
+    }
+
+    /// As `inject_fault`, but spares the next calls: so one fails in the middle of what is done with several.
+    #[rustler::nif]
+    fn inject_fault_after(mode: Atom, spared: u32) -> NifResult<Atom> {
+        inject(mode, spared)
+    }
+
+    fn inject(mode: Atom, spared: u32) -> NifResult<Atom> {
         let mode = match mode {
             mode if mode == atoms::none() => NONE,
             mode if mode == atoms::panic() => PANIC,
             mode if mode == atoms::refusal() => REFUSAL,
             _ => return Err(Error::BadArg),
         };
+        SPARED.store(spared, Relaxed);
         MODE.store(mode, Relaxed);
         Ok(atoms::ok())
     }
 
     pub fn strike() -> NifResult<()> {
-        match MODE.load(Relaxed) {
+        let mode = MODE.load(Relaxed);
+        let spare = |left: u32| left.checked_sub(1);
+        if mode != NONE && SPARED.fetch_update(Relaxed, Relaxed, spare).is_ok() {
+            return Ok(());
+        }
+        match mode {
             PANIC => panic!("injected"),
             REFUSAL => Err(Error::RaiseAtom("injected")),
             _ => Ok(()),

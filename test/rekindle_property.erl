@@ -1,0 +1,16 @@
+%% @doc What the properties have in common.
+-module(rekindle_property).
+
+-export([holds/1]).
+
+-include_lib("proper/include/proper.hrl").
+
+%% @doc Runs the body of a property in a process of its own, so that nothing is left of it, and an exception
+%% is no more than its failure. It must come to `true'.
+-spec holds(fun(() -> term())) -> proper:test().
+holds(Body) ->
+    {Pid, Monitor} = spawn_monitor(fun() -> exit({came_to, Body()}) end),
+    receive
+        {'DOWN', Monitor, process, Pid, Reason} ->
+            ?WHENFAIL(io:format("~p~n", [Reason]), Reason =:= {came_to, true})
+    end.
