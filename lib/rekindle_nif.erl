@@ -11,7 +11,7 @@
 -export([info/0, page/3, forget/2, flush/1, set_limits/2]).
 
 -ifdef(REKINDLE_TESTING).
--export([inject_fault/1, inject_fault_after/2, advance_clock/1]).
+-export([inject_fault/1, inject_one_fault/2, advance_clock/1]).
 -endif.
 
 -export_type([store/0, limits/0, scope_number/0, position/0, row/0]).
@@ -146,8 +146,8 @@ set_limits(_Number, _Limits) ->
 inject_fault(_Mode) ->
     ?NOT_LOADED.
 
--spec inject_fault_after(none | panic | refusal, SparedCalls :: non_neg_integer()) -> ok.
-inject_fault_after(_Mode, _SparedCalls) ->
+-spec inject_one_fault(panic | refusal, SparedCalls :: non_neg_integer()) -> ok.
+inject_one_fault(_Mode, _SparedCalls) ->
     ?NOT_LOADED.
 
 -spec advance_clock(ByMs :: non_neg_integer()) -> AdvancedMs :: non_neg_integer().

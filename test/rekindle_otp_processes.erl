@@ -40,7 +40,7 @@ server_action(Lifetime) ->
         {1, new_session_id},
         {1, {advance, oneof([300_000, 400_000])}},
         {1, {elsewhere, oneof([{delete, id()}, size, terminate])}},
-        {1, {fault, oneof([none, none, panic, refusal]), range(0, 4)}}
+        {2, {fault, oneof([panic, refusal]), range(0, 4)}}
     ]).
 
 %% `Known' is what was registered last under an id, and when.
@@ -82,7 +82,7 @@ server({elsewhere, Operation}, Cache, Known) ->
     Known;
 server({fault, Mode, Spared}, Cache, Known) ->
     _ = sys:get_state(Cache),
-    ok = rekindle_nif:inject_fault_after(Mode, Spared),
+    ok = rekindle_nif:inject_one_fault(Mode, Spared),
     Known.
 
 %% ---- ssl_manager ----
@@ -102,8 +102,7 @@ prop_the_manager_stays() ->
             put(ssl_manager, ssl_manager),
             [client(Action) || Action <- Actions],
             Order = order(Manager),
-            Faults = [fault || {fault, Mode, _} <- Actions, Mode =/= none],
-            Faults =/= [] orelse books_agree(Order)
+            lists:keymember(fault, 1, Actions) orelse books_agree(Order)
         end)
     ).
 
@@ -113,7 +112,7 @@ client_action() ->
         {3, {invalidate, partial_key(), id(), kind()}},
         {1, validate},
         {1, {select, partial_key()}},
-        {1, {fault, oneof([none, none, panic, refusal]), range(0, 4)}}
+        {2, {fault, oneof([panic, refusal]), range(0, 4)}}
     ]).
 
 client({register, Save, {Host, Port}, Id, Kind}) ->
@@ -130,7 +129,7 @@ client({select, {Host, Port}}) ->
     InternalIds = lists:reverse(lists:sort(InternalIds));
 client({fault, Mode, Spared}) ->
     _ = sys:get_state(ssl_manager),
-    ok = rekindle_nif:inject_fault_after(Mode, Spared).
+    ok = rekindle_nif:inject_one_fault(Mode, Spared).
 
 client_session(Id, {Verified, Number}) ->
     session({session, rekindle_sessions:host_layout(), Verified, Number}, Id).

@@ -9,6 +9,8 @@
 -export([suite/0, all/0, init_per_suite/1, end_per_suite/1, init_per_testcase/2]).
 -export([
     the_callbacks_answer_as_the_model/1,
+    a_server_s_cache_alone_answers_as_the_model/1,
+    a_client_s_cache_alone_answers_as_the_model/1,
     what_is_promised_holds_for_processes_that_work_at_once/1,
     the_server_s_process_of_otp_lives_on/1,
     the_client_s_manager_of_otp_lives_on/1,
@@ -26,6 +28,8 @@ suite() ->
 all() ->
     [
         the_callbacks_answer_as_the_model,
+        a_server_s_cache_alone_answers_as_the_model,
+        a_client_s_cache_alone_answers_as_the_model,
         what_is_promised_holds_for_processes_that_work_at_once,
         the_server_s_process_of_otp_lives_on,
         the_client_s_manager_of_otp_lives_on,
@@ -46,6 +50,12 @@ the_callbacks_answer_as_the_model(Config) ->
     Node = start(rekindle_statem:ssl_env(), Config),
     ok = rekindle_node:call(Node, rekindle_statem, open_sockets, []),
     holds(Node, {rekindle_statem, prop_answers_are_those_of_the_model}, 3000, Config).
+
+a_server_s_cache_alone_answers_as_the_model(Config) ->
+    holds(start(rekindle_statem:ssl_env(), Config), {rekindle_statem, prop_one_server_cache}, 2000, Config).
+
+a_client_s_cache_alone_answers_as_the_model(Config) ->
+    holds(start(rekindle_statem:ssl_env(), Config), {rekindle_statem, prop_one_client_cache}, 2000, Config).
 
 what_is_promised_holds_for_processes_that_work_at_once(Config) ->
     Node = start(rekindle_statem:ssl_env(), Config),

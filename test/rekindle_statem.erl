@@ -6,7 +6,7 @@
 
 -include_lib("proper/include/proper.hrl").
 
--export([prop_answers_are_those_of_the_model/0]).
+-export([prop_answers_are_those_of_the_model/0, prop_one_server_cache/0, prop_one_client_cache/0]).
 -export([initial_state/0, command/1, precondition/2, postcondition/3, next_state/3]).
 -export([open/2, call/4, advance/1, reopen/1, leave/2]).
 -export([ssl_env/0, open_sockets/0]).
@@ -27,9 +27,22 @@ ssl_env() ->
 
 -spec prop_answers_are_those_of_the_model() -> proper:test().
 prop_answers_are_those_of_the_model() ->
+    prop_answers(commands(?MODULE)).
+
+%% The same with one cache alone, so that it shows which session is evicted.
+-spec prop_one_server_cache() -> proper:test().
+prop_one_server_cache() ->
+    prop_answers(commands(?MODULE, initial_state(nowhere))).
+
+%% And for how long a deleted one can be found.
+-spec prop_one_client_cache() -> proper:test().
+prop_one_client_cache() ->
+    prop_answers(commands(?MODULE, initial_state(client))).
+
+prop_answers(Type) ->
     ?FORALL(
         Commands,
-        commands(?MODULE),
+        Type,
         begin
             %% References are given up with the processes of the last run.
             true = await_scopes(0),
@@ -48,14 +61,20 @@ run(Commands) ->
     end.
 
 initial_state() ->
+    initial_state(everywhere).
+
+initial_state(Places) ->
     rekindle_store_model:new(#{
-        max_sessions => ?MAX_SESSIONS, lifetime_ms => 1000 * ?LIFETIME_S, ssl_max => ?SSL_MAX
+        places => Places, max_sessions => ?MAX_SESSIONS, lifetime_ms => 1000 * ?LIFETIME_S, ssl_max => ?SSL_MAX
     }).
 
 command(Model) ->
-    case rekindle_store_model:caches(Model) of
-        [] -> opening();
-        Caches -> frequency([{20, calling(Model, Caches)}, {3, opening()} | others(Model, Caches)])
+    case {rekindle_store_model:places(Model), rekindle_store_model:caches(Model)} of
+        {everywhere, []} -> opening();
+        {everywhere, Caches} -> frequency([{20, calling(Model, Caches)}, {3, opening()} | others(Model, Caches)]);
+        {Place, []} -> {call, ?MODULE, open, [Place, unnamed]};
+        {nowhere, [Cache]} -> alone(Cache, evicting());
+        {client, [Cache]} -> alone(Cache, deleting())
     end.
 
 opening() ->
@@ -72,9 +91,23 @@ calling(Model, Caches) ->
         {call, ?MODULE, call, [Cache, oneof(rekindle_store_model:callers(Model, Cache)), fault(), operation()]}
     ).
 
+alone(Cache, Operation) ->
+    frequency([{10, {call, ?MODULE, call, [Cache, other, none, Operation]}}, {1, advancing()}]).
+
+evicting() ->
+    Session = {session, otp_27, frequency([{3, unverified}, {1, verified}]), serial()},
+    frequency([{10, {update, id(), Session}}, {5, {lookup, id()}}, {1, {delete, id()}}, {3, fold}]).
+
+deleting() ->
+    Key = {{"a", 443}, ?LET(N, range(1, 3), <<N:256>>)},
+    frequency([{3, {update, Key, value()}}, {3, {delete, Key}}, {6, {lookup, Key}}]).
+
+advancing() ->
+    {call, ?MODULE, advance, [oneof([4_000, 5_000, 400_000, 600_000, 1_000_000])]}.
+
 others(Model, Caches) ->
     [
-        {1, {call, ?MODULE, advance, [oneof([4_000, 5_000, 300_000, 400_000])]}},
+        {1, advancing()},
         {2, {call, ?MODULE, reopen, [place()]}},
         {1, ?LET(
             Cache,

@@ -3,7 +3,7 @@
 -module(rekindle_store_model).
 
 -export([new/1, open/4, reopen/2, leave/3, advance/2, call/5]).
--export([caches/1, callers/2, scopes/1]).
+-export([places/1, caches/1, callers/2, scopes/1]).
 
 -export_type([model/0, cache/0, caller/0, place/0, naming/0, operation/0, check/0]).
 
@@ -34,7 +34,12 @@
 -record(cache, {scope, callers = [owner, other], registered = false, adrift = false}).
 
 -record(model, {
-    options :: #{max_sessions := pos_integer(), lifetime_ms := non_neg_integer(), ssl_max := integer()},
+    options :: #{
+        places := everywhere | place(),
+        max_sessions := pos_integer(),
+        lifetime_ms := non_neg_integer(),
+        ssl_max := integer()
+    },
     now = 0,
     next = 0,
     %% How often the socket at a place was opened anew.
@@ -51,6 +56,11 @@
 -spec new(map()) -> model().
 new(Options) ->
     #model{options = Options}.
+
+%% @doc Where caches are opened: at one place there is only one.
+-spec places(model()) -> everywhere | place().
+places(#model{options = #{places := Places}}) ->
+    Places.
 
 -spec caches(model()) -> [cache()].
 caches(#model{caches = Caches}) ->

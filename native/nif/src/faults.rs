@@ -20,8 +20,9 @@ mod injected {
 
     static MODE: AtomicU8 = AtomicU8::new(NONE);
 
-    /// How many calls are still spared.
-    static SPARED: AtomicU32 = AtomicU32::new(0);
+    /// How many calls are spared before the one that fails.
+    static SPARED: AtomicU32 = AtomicU32::new(EVERY_CALL_FAILS);
+    const EVERY_CALL_FAILS: u32 = u32::MAX;
 
     mod atoms {
         rustler::atoms! { ok, none, panic, refusal }
@@ -30,12 +31,12 @@ mod injected {
     /// Makes every later call fail in the way that `mode` names.
     #[rustler::nif]
     fn inject_fault(mode: Atom) -> NifResult<Atom> {
-        inject(mode, 0)
+        inject(mode, EVERY_CALL_FAILS)
     }
 
-    /// As `inject_fault`, but spares the next calls: so one fails in the middle of what is done with several.
+    /// Spares the next calls, and makes one fail: in the middle of what somebody does with several.
     #[rustler::nif]
-    fn inject_fault_after(mode: Atom, spared: u32) -> NifResult<Atom> {
+    fn inject_one_fault(mode: Atom, spared: u32) -> NifResult<Atom> {
         inject(mode, spared)
     }
 
@@ -53,9 +54,16 @@ mod injected {
 
     pub fn strike() -> NifResult<()> {
         let mode = MODE.load(Relaxed);
-        let spare = |left: u32| left.checked_sub(1);
-        if mode != NONE && SPARED.fetch_update(Relaxed, Relaxed, spare).is_ok() {
+        if mode == NONE {
             return Ok(());
+        }
+        match SPARED.load(Relaxed) {
+            EVERY_CALL_FAILS => {}
+            0 => MODE.store(NONE, Relaxed),
+            spared => {
+                SPARED.store(spared - 1, Relaxed);
+                return Ok(());
+            }
         }
         match mode {
             PANIC => panic!("injected"),
