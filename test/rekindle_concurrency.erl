@@ -10,7 +10,7 @@
 
 -define(LIFETIME_S, 1000).
 -define(MAX_SESSIONS, 5).
--define(MAX_BYTES, 60_000).
+-define(MAX_BYTES, 40_000).
 
 %% Each is opened by one process, and used by all.
 -define(CACHES, [small, narrow, client, client]).
@@ -34,7 +34,7 @@ step() ->
 operation() ->
     frequency([
         {6, {update, key(), oneof(rekindle_sessions:layouts()), oneof([verified, unverified])}},
-        {1, {fill, range(1, 100)}},
+        {1, {fill, range(1, 400)}},
         {6, {lookup, key()}},
         {2, {delete, key()}},
         {1, {select, partial_key()}},
