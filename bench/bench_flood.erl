@@ -18,6 +18,7 @@
 %% @doc A row for each cache and for before and during the flood. The cache has room for ten times the devices.
 -spec run(file:filename(), rekindle | default, settings()) -> [map()].
 run(Dir, Name, #{devices := Devices, resumptions := Resumptions} = Settings) ->
+    {ok, _} = application:ensure_all_started(ssl),
     Room = 10 * Devices,
     Env = #{
         default => [{session_cache_server_max, Room}],
@@ -76,7 +77,7 @@ flood(Cache, Template, #{lookups := Lookups, sessions := Sessions}) ->
         end)
      || N <- lists:seq(1, ?FLOODERS)
     ],
-    [receive {'DOWN', Monitor, process, _, normal} -> ok end || {_, Monitor} <- Flooders],
+    [normal = receive {'DOWN', Monitor, process, _, Reason} -> Reason end || {_, Monitor} <- Flooders],
     ok.
 
 flood(_, _, _, 0, _) ->
