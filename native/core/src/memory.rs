@@ -4,7 +4,7 @@
 ///
 /// An arena of the allocator is locked meanwhile, for about 0.1 ms for each MiB there is to give. Sessions
 /// of servers are not in there but for very long ones; index tables, templates and sessions of clients are.
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[cfg(all(target_os = "linux", target_env = "gnu", not(miri)))]
 #[allow(unsafe_code)]
 pub(crate) fn give_back() {
     // SAFETY: takes no pointer, touches no memory in use, and may be called from any thread.
@@ -13,6 +13,6 @@ pub(crate) fn give_back() {
     }
 }
 
-/// Other allocators are left to themselves.
-#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+/// Other allocators are left to themselves, and Miri has none.
+#[cfg(any(not(all(target_os = "linux", target_env = "gnu")), miri))]
 pub(crate) fn give_back() {}

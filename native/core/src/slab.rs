@@ -257,12 +257,12 @@ impl Slab {
 
 /// Best effort: where the system does not know the advice, secrets are in core dumps as they would be
 /// anywhere else.
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", not(miri)))]
 fn keep_out_of_core_dumps(pages: &MmapMut) {
     let _ = pages.advise(memmap2::Advice::DontDump);
 }
 
-#[cfg(not(target_os = "linux"))]
+#[cfg(any(not(target_os = "linux"), miri))]
 fn keep_out_of_core_dumps(_pages: &MmapMut) {}
 
 #[cfg(test)]

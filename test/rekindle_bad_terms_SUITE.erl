@@ -1,0 +1,246 @@
+%% Any term in any place of any native function: an answer or `badarg', and never the end of the node. The
+%% functions are those that rekindle_nif exports, and how to call them well is found by trying: a function
+%% that is new is covered, or the case says that it does not know how to call it.
+-module(rekindle_bad_terms_SUITE).
+
+-include_lib("stdlib/include/assert.hrl").
+
+-export([suite/0, all/0, init_per_suite/1, end_per_suite/1]).
+-export([any_term_in_any_place/1, large_terms_in_any_place/1, any_term_within_a_session/1, references_of_an_earlier_load/1]).
+
+-define(ID, <<7:256>>).
+
+suite() ->
+    [{timetrap, {minutes, 10}}].
+
+all() ->
+    [any_term_in_any_place, large_terms_in_any_place, any_term_within_a_session, references_of_an_earlier_load].
+
+%% A node of its own, so that its end is seen as one.
+init_per_suite(Config) ->
+    Node = rekindle_node:start([]),
+    [{node, Node} | Config].
+
+end_per_suite(Config) ->
+    rekindle_node:stop(proplists:get_value(node, Config)).
+
+any_term_in_any_place(Config) ->
+    for_each_function(Config, fun(Function, Calls) ->
+        attack(Function, Calls, terms() ++ [wrapped(Term) || Term <- terms()])
+    end).
+
+large_terms_in_any_place(Config) ->
+    for_each_function(Config, fun(Function, Calls) ->
+        %% One at a time, and not in every company.
+        [attack(Function, one_for_each_store(Calls), [Large()]) || Large <- large_terms()]
+    end).
+
+any_term_within_a_session(Config) ->
+    for_each_function(Config, fun(Function, Calls) ->
+        Session = session(),
+        Sessions = [
+            setelement(Place, Session, Term)
+         || Place <- lists:seq(1, tuple_size(Session)), Term <- [wrapped(none) | terms()]
+        ],
+        attack(Function, one_for_each_store(Calls), Sessions)
+    end).
+
+references_of_an_earlier_load(Config) ->
+    rekindle_node:run(proplists:get_value(node, Config), fun() ->
+        Old = stores(),
+        true = code:delete(rekindle_nif),
+        %% Nobody runs in it: this process only calls it.
+        _ = code:purge(rekindle_nif),
+        {module, rekindle_nif} = code:load_file(rekindle_nif),
+        ok = rekindle_nif:loaded(),
+        [attack(Function, good_calls(Function), Old) || Function <- functions()],
+        assert_sane(),
+        %% The old ones are dropped, by a library that does not know their type any more.
+        garbage_collect()
+    end),
+    rekindle_node:run(proplists:get_value(node, Config), fun assert_sane/0).
+
+%% ---- the functions ----
+
+for_each_function(Config, Attack) ->
+    Node = proplists:get_value(node, Config),
+    [
+        begin
+            ct:log("~p", [Function]),
+            rekindle_node:run(Node, fun() ->
+                Attack(Function, good_calls(Function)),
+                assert_sane()
+            end)
+        end
+     || Function <- functions()
+    ].
+
+functions() ->
+    rekindle_nif:module_info(module),
+    rekindle_nif:module_info(exports) -- [{module_info, 0}, {module_info, 1}, {loaded, 0}].
+
+%% All ways to fill the arguments that the function takes.
+good_calls({_, 0}) ->
+    [];
+good_calls({Name, Arity} = Function) ->
+    Values = [?ID, session(), client, true, {1_000_000, 1000, 60_000} | stores()],
+    Good = [Args || Args <- combinations(Arity, Values), is_answer(call(Name, Args))],
+    ?assertMatch({_, [_ | _]}, {Function, Good}),
+    Good.
+
+combinations(0, _) -> [[]];
+combinations(N, Values) -> [[Value | Rest] || Rest <- combinations(N - 1, Values), Value <- Values].
+
+one_for_each_store([]) ->
+    [];
+one_for_each_store([[First | _] = Args | Calls]) when is_reference(First) ->
+    [Args | one_for_each_store([Call || Call <- Calls, hd(Call) =/= First])];
+one_for_each_store([Args | _]) ->
+    [Args].
+
+%% Each term in each place of each call. Where only stores are good, no other term is.
+attack({Name, 0}, [], _) ->
+    ?assert(is_answer(call(Name, [])));
+attack({Name, Arity}, Calls, Terms) ->
+    [
+        begin
+            Answer = call(Name, replace(Place, Args, Term)),
+            IsMistaken = is_answer(Answer) andalso takes_stores_only(Place, Calls) andalso not is_store(Term),
+            (is_answer(Answer) andalso not IsMistaken) orelse Answer =:= badarg orelse
+                error({unexpected, Name, Place, shown(Term), shown(Answer)})
+        end
+     || Term <- Terms, Place <- lists:seq(1, Arity), Args <- Calls
+    ],
+    %% What was stored is not to be there for the next one.
+    [rekindle_nif:clear(Store) || [Store | _] <- Calls, is_store(Store)],
+    garbage_collect().
+
+takes_stores_only(Place, Calls) ->
+    lists:all(fun(Args) -> is_reference(lists:nth(Place, Args)) end, Calls).
+
+is_store(Term) ->
+    is_reference(Term) andalso is_answer(call(size, [Term])).
+
+call(Name, Args) ->
+    try
+        {answer, apply(rekindle_nif, Name, Args)}
+    catch
+        error:badarg -> badarg;
+        Class:Reason -> {Class, Reason}
+    end.
+
+is_answer(Answer) ->
+    is_tuple(Answer) andalso element(1, Answer) =:= answer.
+
+replace(Place, Args, Term) ->
+    {Before, [_ | After]} = lists:split(Place - 1, Args),
+    Before ++ [Term | After].
+
+shown(Term) ->
+    lists:flatten(io_lib:format("~0P", [Term, 12])).
+
+assert_sane() ->
+    [Server, Client] = stores(),
+    stored = rekindle_nif:insert(Server, ?ID, session()),
+    ?assertEqual(session, element(1, rekindle_nif:server_lookup(Server, ?ID))),
+    stored = rekindle_nif:insert(Client, ?ID, session()),
+    ?assertEqual(session(), rekindle_nif:client_lookup(Client, ?ID, false)),
+    ?assert(is_list(rekindle_nif:info())),
+    ?assertEqual(undefined, rekindle_nif:last_panic()).
+
+%% ---- the terms ----
+
+stores() ->
+    [rekindle_nif:open_server(server, undefined, false, {1 bsl 30, 1000, 60_000}), rekindle_nif:open_client(client)].
+
+%% Of OTP 25.
+session() ->
+    {session, ?ID, {1, 2}, <<1:800>>, [<<2:800>>], undefined, 0, <<192, 48>>, <<3:384>>, undefined, true, 1,
+        {namedCurve, {1, 3, 132, 0, 34}}, undefined, undefined}.
+
+wrapped(Term) ->
+    {Term, [Term | Term], #{Term => Term}}.
+
+terms() ->
+    Fun = fun() -> ok end,
+    Plain = [
+        undefined,
+        'not an atom of anyone',
+        0,
+        -1,
+        1 bsl 63,
+        -(1 bsl 64),
+        (1 bsl 64) - 1,
+        1 bsl 64,
+        1 bsl 100_000,
+        0.0,
+        -1.0e308,
+        <<>>,
+        <<1:1>>,
+        <<7:255>>,
+        binary:copy(<<0>>, 70_000),
+        [],
+        [a | b],
+        [[] | <<1:3>>],
+        lists:seq(1, 1000),
+        "text",
+        {},
+        {1, 2},
+        {session},
+        {-1, 0, 0},
+        {1 bsl 64, 0, 0},
+        {0, 0, 0},
+        {0.5, undefined, <<>>},
+        list_to_tuple(lists:seq(1, 100_000)),
+        list_to_tuple([session | lists:seq(1, 300)]),
+        #{},
+        #{a => 1},
+        Fun,
+        fun erlang:halt/0,
+        self(),
+        hd(erlang:ports()),
+        binary_to_term(<<131, 88, (atom_of(<<"a@elsewhere">>))/binary, 1:32, 2:32, 3:32>>)
+    ],
+    Plain ++ references() ++ stores().
+
+references() ->
+    [
+        make_ref(),
+        atomics:new(1, []),
+        counters:new(1, []),
+        ets:new(table, []),
+        %% A resource of another library.
+        crypto:hash_init(sha256),
+        element(2, file:open(code:which(?MODULE), [read, raw])),
+        %% Of another node: NEWER_REFERENCE_EXT and NEW_REFERENCE_EXT.
+        binary_to_term(<<131, 90, 3:16, (atom_of(<<"a@elsewhere">>))/binary, 7:32, 1:32, 2:32, 3:32>>),
+        binary_to_term(<<131, 114, 3:16, (atom_of(<<"a@elsewhere">>))/binary, 3, 1:32, 2:32, 3:32>>),
+        of_a_dropped_store()
+    ].
+
+atom_of(Name) ->
+    <<119, (byte_size(Name)), Name/binary>>.
+
+%% What is left of a store's reference when the store is gone: its number.
+of_a_dropped_store() ->
+    Self = self(),
+    {_, Monitor} = spawn_monitor(fun() -> Self ! {number, term_to_binary(hd(stores()))} end),
+    receive {'DOWN', Monitor, _, _, _} -> ok end,
+    receive {number, Number} -> binary_to_term(Number) end.
+
+large_terms() ->
+    [
+        fun() -> binary:copy(<<"0123456789">>, 10_000_000) end,
+        fun() -> <<1:1, (binary:copy(<<"0123456789">>, 10_000_000))/binary>> end,
+        fun() -> 1 bsl 4_000_000 end,
+        fun() -> lists:seq(1, 3_000_000) end,
+        fun() -> nested(fun(Inner) -> [Inner] end) end,
+        fun() -> nested(fun(Inner) -> [Inner | tail] end) end,
+        fun() -> nested(fun(Inner) -> {Inner} end) end,
+        fun() -> nested(fun(Inner) -> {session, Inner} end) end,
+        fun() -> nested(fun(Inner) -> #{inner => Inner} end) end,
+        fun() -> nested(fun(Inner) -> #{Inner => key} end) end
+    ].
+
+nested(Wrap) ->
+    lists:foldl(fun(_, Inner) -> Wrap(Inner) end, [], lists:seq(1, 1_000_000)).
