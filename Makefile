@@ -1,4 +1,4 @@
-.PHONY: demo test matrix soak lint bench bench-quick
+.PHONY: demo test matrix soak fuzz sanitize lint bench bench-quick
 
 # TLS and DTLS clients resuming their sessions out of Rekindle, in a table.
 demo:
@@ -39,3 +39,13 @@ bench:
 bench-quick:
 	@scripts/setup.sh
 	@bench/run.sh quick _build/bench/quick
+
+# Random input: a short run, or `make fuzz SECONDS=600` for so long, twice.
+fuzz:
+	@scripts/setup.sh
+	@scripts/fuzz.sh $(SECONDS)
+
+# The native side under sanitizers, Miri and shuttle. The last line says what was skipped.
+sanitize:
+	@scripts/setup.sh
+	@scripts/sanitize.sh

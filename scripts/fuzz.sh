@@ -1,0 +1,40 @@
+#!/bin/sh
+# Random input, for so many seconds, or a short run of a fixed number of executions: the store beside a naive one
+# under libFuzzer, then options and sessions as random terms. The last line says what ran and what was skipped.
+set -u
+cd "$(dirname "$0")/.."
+seconds=${1:-}
+status=0
+
+terms() {
+    mkdir -p _build/fuzz
+    rebar3 compile && erlc -o _build/fuzz test/rekindle_fuzz.erl &&
+        erl -noshell -pa _build/default/lib/rekindle/ebin -pa _build/fuzz -run rekindle_fuzz "$@"
+}
+
+# New input that finds something new goes to target/fuzz/store; what is in the repository stays as it is.
+store() {
+    mkdir -p target/fuzz/store
+    env PATH="$PWD/target/tools/bin:$PATH" CARGO_TARGET_DIR=target/fuzz \
+        cargo +nightly fuzz run --fuzz-dir native/fuzz store target/fuzz/store native/fuzz/corpus/store -- \
+        -max_len=1024 -print_final_stats=1 "$@"
+}
+
+can_fuzz() {
+    rustc +nightly --version >/dev/null 2>&1 || return 1
+    env PATH="$PWD/target/tools/bin:$PATH" cargo fuzz --version >/dev/null 2>&1 ||
+        cargo install --quiet --locked cargo-fuzz --root target/tools
+}
+
+if can_fuzz; then
+    ran="store, terms"
+    skipped=nothing
+    if [ -n "$seconds" ]; then store -max_total_time="$seconds"; else store -runs=5000; fi || status=1
+else
+    ran=terms
+    skipped="store (needs a nightly Rust and cargo-fuzz)"
+fi
+if [ -n "$seconds" ]; then terms seconds "$seconds"; else terms main 10000; fi || status=1
+
+echo "ran: $ran; skipped: $skipped; $([ "$status" -eq 0 ] && echo "nothing found" || echo "FAILED")"
+exit "$status"
