@@ -17,7 +17,7 @@ store() {
     mkdir -p target/fuzz/store
     env PATH="$PWD/target/tools/bin:$PATH" CARGO_TARGET_DIR=target/fuzz \
         cargo +nightly fuzz run --fuzz-dir native/fuzz store target/fuzz/store native/fuzz/corpus/store -- \
-        -max_len=1024 -print_final_stats=1 "$@"
+        -max_len=1024 -len_control=0 -print_final_stats=1 "$@"
 }
 
 can_fuzz() {

@@ -5,8 +5,13 @@
 
 -include_lib("stdlib/include/assert.hrl").
 
--export([suite/0, all/0, init_per_suite/1, end_per_suite/1]).
--export([any_term_in_any_place/1, large_terms_in_any_place/1, any_term_within_a_session/1, references_of_an_earlier_load/1]).
+-export([suite/0, all/0, init_per_testcase/2, end_per_testcase/2]).
+-export([
+    any_term_in_any_place/1,
+    large_terms_in_any_place/1,
+    any_term_within_a_session/1,
+    references_of_an_earlier_load/1
+]).
 
 -define(ID, <<7:256>>).
 
@@ -17,12 +22,11 @@ all() ->
     [any_term_in_any_place, large_terms_in_any_place, any_term_within_a_session, references_of_an_earlier_load].
 
 %% A node of its own, so that its end is seen as one.
-init_per_suite(Config) ->
-    Node = rekindle_node:start([]),
-    [{node, Node} | Config].
+init_per_testcase(_Case, Config) ->
+    [{node, rekindle_node:start([])} | Config].
 
-end_per_suite(Config) ->
-    rekindle_node:stop(proplists:get_value(node, Config)).
+end_per_testcase(_Case, Config) ->
+    catch rekindle_node:stop(proplists:get_value(node, Config)).
 
 any_term_in_any_place(Config) ->
     for_each_function(Config, fun(Function, Calls) ->
@@ -76,7 +80,6 @@ for_each_function(Config, Attack) ->
     ].
 
 functions() ->
-    rekindle_nif:module_info(module),
     rekindle_nif:module_info(exports) -- [{module_info, 0}, {module_info, 1}, {loaded, 0}].
 
 %% All ways to fill the arguments that the function takes.
