@@ -29,7 +29,7 @@ can_fuzz() {
 if can_fuzz; then
     ran="store, terms"
     skipped=nothing
-    if [ -n "$seconds" ]; then store -max_total_time="$seconds"; else store -runs=5000; fi || status=1
+    if [ -n "$seconds" ]; then store -max_total_time="$seconds"; else store -runs=2000; fi || status=1
 else
     ran=terms
     skipped="store (needs a nightly Rust and cargo-fuzz)"
