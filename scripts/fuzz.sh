@@ -21,7 +21,7 @@ store() {
 }
 
 can_fuzz() {
-    rustc +nightly --version >/dev/null 2>&1 || return 1
+    cargo +nightly --version >/dev/null 2>&1 || return 1
     env PATH="$PWD/target/tools/bin:$PATH" cargo fuzz --version >/dev/null 2>&1 ||
         cargo install --quiet --locked cargo-fuzz --root target/tools
 }

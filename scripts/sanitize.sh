@@ -78,7 +78,7 @@ in_emulator() {
 }
 
 step "schedules by shuttle" schedules
-if ! rustc +nightly --version >/dev/null 2>&1; then
+if ! cargo +nightly --version >/dev/null 2>&1; then
     skip "AddressSanitizer, ThreadSanitizer and Miri" "no nightly Rust"
 else
     step "core under AddressSanitizer" address
