@@ -10,7 +10,7 @@
 
 -behaviour(ssl_session_cache_api).
 
--include_lib("kernel/include/logger.hrl").
+-include("rekindle_log.hrl").
 
 -export([init/1, terminate/1, lookup/2, update/3, delete/2, foldl/3, select_session/2, size/1]).
 
@@ -195,7 +195,7 @@ open_store(Open) ->
         Open()
     catch
         Class:Reason ->
-            ?LOG_ERROR("rekindle: no store could be opened, nothing will be cached: ~0tp", [{Class, Reason}]),
+            ?LOG_LINE(error, no_store, "rekindle: no store could be opened, nothing will be cached: ~0tp", [{Class, Reason}]),
             unavailable
     end.
 
@@ -235,7 +235,8 @@ notes(#server{notes = Notes}) -> Notes;
 notes(#client{notes = Notes}) -> Notes.
 
 log_fault(Count, Class, Reason) ->
-    ?LOG_ERROR(
+    ?LOG_LINE(
+        error, fault,
         "rekindle: a call failed in the native library (~ts:~ts), ~b so far in this cache",
         [Class, shown(Reason), Count]
     ).
@@ -256,9 +257,18 @@ require_native_library() ->
 
 -spec refuse(atom(), string()) -> no_return().
 refuse(What, Line) ->
-    ?LOG_ERROR("~ts", [Line]),
+    log_refusal(What, Line),
     %% A `shutdown' reason spares the reader the crash report of OTP's process.
     exit({shutdown, {What, Line}}).
+
+%% A listener is refused when it is opened. Where the cache of upgraded sockets is, each of them asks for it
+%% again, and as often as clients like.
+log_refusal(What, Line) ->
+    Log = fun(_) -> ?LOG_LINE(error, What, "~ts", [Line]) end,
+    case rekindle_scope:is_of_upgraded_sockets() of
+        true -> log_once(refusal, Line, Log);
+        false -> Log(Line)
+    end.
 
 no_room() ->
     %% OTP's process crashes at the first session then, whatever it is answered.
@@ -286,9 +296,10 @@ name(Option) when is_atom(Option) -> Option;
 name(_) -> '...'.
 
 log_foreign_options(Names) ->
-    ?LOG_NOTICE("rekindle: options left alone, they are not rekindle's: ~0tp", [Names]).
+    ?LOG_LINE(notice, foreign_options, "rekindle: options left alone, they are not rekindle's: ~0tp", [Names]).
 
 log_missing_keys(Keys) ->
-    ?LOG_WARNING(
+    ?LOG_LINE(
+        warning, missing_keys,
         "rekindle: ssl's ~0tp should be rekindle, too: which keys ssl reads depends on the OTP release",
         [Keys]).

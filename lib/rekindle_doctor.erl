@@ -8,7 +8,7 @@
 
 -export_type([finding/0]).
 
--include_lib("kernel/include/logger.hrl").
+-include("rekindle_log.hrl").
 
 %% An `error' keeps sessions from being resumed, a `warning' keeps some, a `note' explains what may surprise.
 -type finding() :: {error | warning | note, Line :: unicode:chardata()}.
@@ -40,7 +40,7 @@ format(Findings) ->
 -spec log([finding()]) -> ok.
 log(Findings) ->
     lists:foreach(
-        fun(Line) -> ?LOG_WARNING("rekindle: ~ts", [Line]) end,
+        fun(Line) -> ?LOG_LINE(warning, finding, "rekindle: ~ts", [Line]) end,
         [Line || {Level, Line} <- Findings, Level =/= note]
     ).
 

@@ -4,7 +4,7 @@
 %% the client certificate check of the listener it arrives at (CVE-2025-23419 in nginx is this).
 -module(rekindle_scope).
 
--export([of_server/1]).
+-export([of_server/1, is_of_upgraded_sockets/0, transport/1, name/1]).
 
 -export_type([label/0, transport/0]).
 
@@ -80,9 +80,33 @@ is_in_use(Label) ->
 is_open(Socket) ->
     erlang:port_info(list_to_port(Socket), id) =/= undefined.
 
-%% OTP has one cache process for all sockets upgraded with ssl:handshake/2, whatever they came from.
 listenerless() ->
-    case process_info(self(), registered_name) of
-        {registered_name, ssl_unknown_listener} -> upgraded;
-        _ -> unnamed
+    case is_of_upgraded_sockets() of
+        true -> upgraded;
+        false -> unnamed
     end.
+
+%% @doc Whether the caller is the one cache process that OTP has for all sockets upgraded with ssl:handshake/2,
+%% whatever they came from.
+-spec is_of_upgraded_sockets() -> boolean().
+is_of_upgraded_sockets() ->
+    process_info(self(), registered_name) =:= {registered_name, ssl_unknown_listener}.
+
+%% @doc What a scope's sessions are made over; `undefined' where both may be.
+-spec transport(label()) -> transport() | undefined.
+transport({listener, Transport, _}) -> Transport;
+transport({shared, Transport, _}) -> Transport;
+transport(upgraded) -> tls;
+transport(_) -> undefined.
+
+%% @doc The rest of the label, for people.
+-spec name(label()) -> unicode:chardata().
+name({listener, _, {Address, Elsewhere}}) when is_list(Elsewhere) ->
+    io_lib:format("~ts ~0tp", [address(Address), Elsewhere]);
+name({listener, _, Address}) -> address(Address);
+name({shared, _, Name}) -> io_lib:format("shared: ~0tp", [Name]);
+name(Label) -> io_lib:format("~0tp", [Label]).
+
+address({Ip, Port}) when tuple_size(Ip) =:= 8 -> io_lib:format("[~s]:~b", [inet:ntoa(Ip), Port]);
+address({Ip, Port}) when tuple_size(Ip) =:= 4 -> io_lib:format("~s:~b", [inet:ntoa(Ip), Port]);
+address(Address) -> io_lib:format("~0tp", [Address]).

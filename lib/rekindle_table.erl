@@ -17,24 +17,19 @@ of_scopes(Infos) ->
 line([First | Others], [Width | Widths]) ->
     [string:pad(First, Width) | [["  ", string:pad(Cell, W, leading)] || {Cell, W} <- lists:zip(Others, Widths)]].
 
-row(#{role := Role} = Info) ->
+row(Info) ->
     Count = fun(Key) -> count(maps:get(Key, Info)) end,
     #{scope := Scope, bytes := Bytes, max_bytes := MaxBytes, oldest := Oldest, lifetime := Lifetime, hit_rate := HitRate} = Info,
     [
-        scope(Role, Scope), Count(sessions), bytes(Bytes), bound(MaxBytes, Info), duration(Oldest), duration(Lifetime),
+        scope(Scope), Count(sessions), bytes(Bytes), bound(MaxBytes, Info), duration(Oldest), duration(Lifetime),
         Count(hits), Count(misses), percent(HitRate), Count(inserts), Count(expired), Count(evicted), Count(refused), Count(faults)
     ].
 
-scope(client, _) -> "client";
-scope(server, {listener, Transport, {Ip, Port}}) when is_tuple(Ip), is_integer(Port) ->
-    io_lib:format("~s ~ts", [Transport, address(Ip, Port)]);
-scope(server, {listener, Transport, {{Ip, Port}, Elsewhere}}) when is_list(Elsewhere) ->
-    io_lib:format("~s ~ts ~0tp", [Transport, address(Ip, Port), Elsewhere]);
-scope(server, {shared, Transport, Name}) -> io_lib:format("~s, shared: ~0tp", [Transport, Name]);
-scope(server, Other) -> io_lib:format("~0tp", [Other]).
-
-address(Ip, Port) when tuple_size(Ip) =:= 8 -> io_lib:format("[~s]:~b", [inet:ntoa(Ip), Port]);
-address(Ip, Port) -> io_lib:format("~s:~b", [inet:ntoa(Ip), Port]).
+scope(Label) ->
+    case rekindle_scope:transport(Label) of
+        undefined -> rekindle_scope:name(Label);
+        Transport -> io_lib:format("~s ~ts", [Transport, rekindle_scope:name(Label)])
+    end.
 
 %% Both bounds, where there is one in sessions.
 bound(infinity, _) -> "-";
