@@ -1,0 +1,62 @@
+%% @private The numbers of {@link rekindle_admin:info/0} as metrics, for whoever hands them on.
+-module(rekindle_metrics).
+
+-export([scopes/0, families/0]).
+
+-export_type([labels/0, family/0]).
+
+%% What tells one scope from others for good, and across restarts.
+-type labels() :: #{role := server | client, transport := tls | dtls | none, scope := binary()}.
+
+%% Everything that Prometheus has to know of one metric.
+-type family() :: {Name :: atom(), Help :: string(), gauge | counter, [{[{Label :: atom(), atom() | binary()}], number()}]}.
+
+%% @doc The scopes, each with its labels. Empty where the native library cannot be loaded. While a listener that
+%% was opened again still has its old scope, only the new one is there: of two with the same labels, a scraper
+%% takes none.
+-spec scopes() -> [{labels(), rekindle_admin:info()}].
+scopes() ->
+    case rekindle_nif:loaded() of
+        ok -> maps:to_list(maps:from_list([{labels(Info), Info} || Info <- rekindle_admin:info()]));
+        {error, _} -> []
+    end.
+
+labels(#{role := Role, scope := Label}) ->
+    Transport = case rekindle_scope:transport(Label) of undefined -> none; Known -> Known end,
+    #{role => Role, transport => Transport, scope => unicode:characters_to_binary(rekindle_scope:name(Label))}.
+
+%% @doc All metrics by Prometheus' conventions. One without a value in a scope, such as a bound that is not
+%% set, has no series there.
+-spec families() -> [family()].
+families() ->
+    Scopes = scopes(),
+    Up = case rekindle_nif:loaded() of ok -> 1; {error, _} -> 0 end,
+    [
+        {rekindle_up, "Whether the native library is loaded.", gauge, [{[], Up}]}
+        | [{Name, Help, Type, samples(Sources, Scopes)} || {Name, Help, Type, Sources} <- described()]
+    ].
+
+samples(Sources, Scopes) ->
+    [
+        {[{Label, maps:get(Label, Labels)} || Label <- [role, transport, scope]] ++ More, Value}
+     || {Labels, Info} <- Scopes, {More, Key} <- Sources, Value <- [maps:get(Key, Info)], is_number(Value)
+    ].
+
+%% Of each metric which entries of the info it is made of, with what labels of their own.
+described() ->
+    [
+        {rekindle_sessions, "Sessions that are stored.", gauge, [{[], sessions}]},
+        {rekindle_max_sessions, "Most sessions that are stored.", gauge, [{[], max_sessions}]},
+        {rekindle_bytes, "Memory for sessions, index included.", gauge, [{[], bytes}]},
+        {rekindle_max_bytes, "Most memory for sessions, index included.", gauge, [{[], max_bytes}]},
+        {rekindle_templates, "Kinds of sessions that are stored in common parts.", gauge, [{[], templates}]},
+        {rekindle_lifetime_seconds, "How long a session may be resumed.", gauge, [{[], lifetime}]},
+        {rekindle_oldest_session_age_seconds, "Age of the oldest session.", gauge, [{[], oldest}]},
+        {rekindle_lookups_total, "Lookups, by whether they found a session.", counter,
+            [{[{result, hit}], hits}, {[{result, miss}], misses}]},
+        {rekindle_inserts_total, "Sessions stored.", counter, [{[], inserts}]},
+        {rekindle_expired_sessions_total, "Sessions dropped because their lifetime had run out.", counter, [{[], expired}]},
+        {rekindle_evicted_sessions_total, "Sessions dropped to make room.", counter, [{[], evicted}]},
+        {rekindle_refused_sessions_total, "Sessions of a kind that is not stored.", counter, [{[], refused}]},
+        {rekindle_faults_total, "Calls that failed in the native library.", counter, [{[], faults}]}
+    ].

@@ -1,0 +1,21 @@
+%% @doc A collector for the library prometheus.erl, where a node has it: turn it on with
+%% `prometheus_registry:register_collector(rekindle_prometheus_collector)', or in prometheus' environment. It is
+%% a `prometheus_collector'; naming the behaviour would want that library at compile time.
+-module(rekindle_prometheus_collector).
+
+-export([collect_mf/2, deregister_cleanup/1]).
+
+%% @private
+-spec collect_mf(Registry :: term(), fun((MetricFamily :: term()) -> term())) -> ok.
+collect_mf(_Registry, Callback) ->
+    %% In a variable, so that no tool looks for what only some nodes have.
+    Library = prometheus_model_helpers,
+    lists:foreach(
+        fun({Name, Help, Type, Samples}) -> Callback(Library:create_mf(Name, Help, Type, Samples)) end,
+        rekindle_metrics:families()
+    ).
+
+%% @private
+-spec deregister_cleanup(Registry :: term()) -> ok.
+deregister_cleanup(_Registry) ->
+    ok.

@@ -1,0 +1,23 @@
+%% @doc An event of the library telemetry for each scope, where a node has it. Made for telemetry_poller:
+%% `{rekindle_telemetry, measure, []}' is a measurement. No handshake makes an event.
+-module(rekindle_telemetry).
+
+-export([measure/0]).
+
+-define(MEASURED, [
+    sessions, max_sessions, bytes, max_bytes, templates, lifetime, oldest, hits, misses, inserts, expired, evicted, refused, faults
+]).
+
+%% @doc Executes `[rekindle, scope]' once for each scope. The measurements are the numbers of
+%% {@link rekindle_admin:info/0}, without those that have no value; the metadata tell the scope.
+-spec measure() -> ok.
+measure() ->
+    %% In a variable, so that no tool looks for what only some nodes have.
+    Library = telemetry,
+    lists:foreach(
+        fun({Labels, Info}) ->
+            Measurements = maps:filter(fun(_, Value) -> is_number(Value) end, maps:with(?MEASURED, Info)),
+            Library:execute([rekindle, scope], Measurements, Labels)
+        end,
+        rekindle_metrics:scopes()
+    ).
