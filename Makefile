@@ -1,4 +1,4 @@
-.PHONY: demo test matrix soak fuzz sanitize lint bench bench-quick
+.PHONY: demo test metrics-test matrix soak fuzz sanitize lint bench bench-quick
 
 # TLS and DTLS clients resuming their sessions out of Rekindle, in a table.
 demo:
@@ -20,6 +20,12 @@ matrix:
 soak:
 	@scripts/setup.sh
 	@soak/run.sh $(MINUTES)
+
+# The metrics' tests with a real Prometheus and prometheus.erl, which `make test` skips where they are not
+# installed; Debian only.
+metrics-test:
+	@scripts/setup.sh
+	@scripts/metrics.sh
 
 # Formatting, lints, cross references, types.
 lint:
