@@ -161,7 +161,7 @@ open(client, _Options) ->
     #client{
         store = open_store(fun() -> rekindle_nif:open_client(client) end),
         owner = self(),
-        notes = atomics:new(2, [])
+        notes = notes_of_client()
     };
 open(server, #{scope := ScopeOption} = Options) ->
     #{max := Max, lifetime := SslLifetime} = ssl_config:pre_1_3_session_opts(server),
@@ -171,6 +171,15 @@ open(server, #{scope := ScopeOption} = Options) ->
         rekindle_nif:open_server(Label, Socket, Join, rekindle_options:to_native(limits(Options, SslLifetime)))
     end,
     #server{store = open_store(Open), owner = self(), max = Max, notes = atomics:new(2, [])}.
+
+%% Where ssl_manager starts over, it goes on counting its faults: else each would be a first one, and logged.
+notes_of_client() ->
+    Notes = atomics:new(2, []),
+    case put(?MODULE, Notes) of
+        undefined -> ok;
+        Former -> atomics:put(Notes, ?FAULTS, atomics:get(Former, ?FAULTS))
+    end,
+    Notes.
 
 limits(Options, SslLifetime) ->
     Options#{max_sessions := max_sessions(Options), lifetime := lifetime(Options, SslLifetime)}.

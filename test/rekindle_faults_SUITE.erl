@@ -15,7 +15,8 @@ all() ->
         the_client_manager_starts_over_after_a_fault,
         a_client_without_its_library_makes_full_handshakes,
         a_listener_that_could_open_no_store_works,
-        faults_are_logged_less_and_less_and_without_secrets
+        faults_are_logged_less_and_less_and_without_secrets,
+        faults_of_a_client_that_starts_over_are_logged_less_and_less
     ].
 
 suite() ->
@@ -173,6 +174,28 @@ faults_are_logged_less_and_less_and_without_secrets(Config) ->
     ?assertEqual(7, length(Lines)),
     ?assertEqual([], [Line || Line <- Lines, string:find(Line, Secret) =/= nomatch]),
     [?assertMatch([_ | _], string:find(hd(Lines), Part)) || Part <- ["nif_panicked", "faults.rs:"]],
+    rekindle_node:stop(Node).
+
+%% As ssl_manager does where one kind of call keeps failing.
+faults_of_a_client_that_starts_over_are_logged_less_and_less(Config) ->
+    Node = start(Config),
+    Lines = rekindle_node:run(Node, fun() ->
+        ok = logger:add_handler(?MODULE, ?MODULE, #{config => self()}),
+        [
+            begin
+                Cache = rekindle:init([{role, client}]),
+                ok = rekindle_nif:inject_fault(panic),
+                ok = rekindle:update(Cache, {{"localhost", 443}, <<N:256>>}, any),
+                ok = rekindle_nif:inject_fault(none),
+                ?assertError(books_adrift, rekindle:size(Cache))
+            end
+         || N <- lists:seq(1, 100)
+        ],
+        [receive {logged, Line} -> Line after 10_000 -> none end || _ <- lists:seq(1, 7)] ++ logged()
+    end),
+    %% Each from a process of its own, in any order.
+    Counts = [list_to_integer(Count) || {match, [Count]} <- [re:run(Line, "(\\d+) so far", [{capture, all_but_first, list}]) || Line <- Lines]],
+    ?assertEqual([1, 2, 4, 8, 16, 32, 64], lists:sort(Counts)),
     rekindle_node:stop(Node).
 
 %% A logger handler.
