@@ -30,7 +30,7 @@ groups() ->
             a_wrong_domain_is_none,
             clients_cannot_repeat_a_refusal
         ]},
-        {prometheus, [], [promtool_finds_nothing_wrong, every_panel_and_alert_has_data]},
+        {prometheus, [], [promtool_finds_nothing_wrong, alerts_are_raised_when_they_should_be, every_panel_and_alert_has_data]},
         {rabbitmq, [], [a_collector_shows_the_same]}
     ].
 
@@ -309,6 +309,39 @@ promtool_finds_nothing_wrong(Config) ->
 
 rules(Config) ->
     filename:join(?config(root, Config), "docs/prometheus/rekindle.rules.yml").
+
+%% On made-up series of three hours. Scope s evicts 6 % of what it stores and t 4 %; s has a fault after 100
+%% minutes, and refuses a session after 150.
+alerts_are_raised_when_they_should_be(Config) ->
+    Series = fun(Metric, Scope, Values) ->
+        io_lib:format("      - {series: 'rekindle_~s{scope=\"~s\"}', values: '~s'}\n", [Metric, Scope, Values])
+    end,
+    Raised = fun(Minute, Alerts) ->
+        Expression = "count by (alertname, scope) (ALERTS{alertstate=\"firing\"})",
+        Samples = [io_lib:format("{labels: '{alertname=\"~s\", scope=\"~s\"}', value: 1}", [Alert, Scope]) || {Alert, Scope} <- Alerts],
+        io_lib:format("      - {expr: '~s', eval_time: ~bm, exp_samples: [~s]}\n", [Expression, Minute, lists:join(", ", Samples)])
+    end,
+    NotLoaded = {"RekindleNotLoaded", "u"},
+    TooSmall = {"RekindleTooSmall", "s"},
+    File = filename:join(?config(priv_dir, Config), "alerts.yml"),
+    ok = file:write_file(File, [
+        "rule_files: ['", rules(Config), "']\n"
+        "evaluation_interval: 1m\n"
+        "tests:\n"
+        "  - interval: 1m\n"
+        "    input_series:\n",
+        Series("up", "s", "1x200"), Series("up", "u", "1x80 0x120"),
+        [Series("inserts_total", Scope, "0+100x200") || Scope <- ["s", "t"]],
+        Series("evicted_sessions_total", "s", "0+6x200"), Series("evicted_sessions_total", "t", "0+4x200"),
+        Series("faults_total", "s", "0x100 1x100"), Series("faults_total", "t", "3x200"),
+        Series("refused_sessions_total", "s", "0x150 1x50"), Series("refused_sessions_total", "t", "0x200"),
+        "    promql_expr_test:\n",
+        Raised(30, []), Raised(75, [TooSmall]), Raised(95, [TooSmall, NotLoaded]),
+        Raised(105, [TooSmall, NotLoaded, {"RekindleFaults", "s"}]),
+        Raised(160, [TooSmall, NotLoaded, {"RekindleRefuses", "s"}])
+    ]),
+    {Status, Output} = rekindle_clients:run("promtool", ["test", "rules", File], [], ?MINUTE),
+    ?assertEqual(0, Status, Output).
 
 %% A real Prometheus scrapes a real node, and is asked what the dashboard would ask it.
 every_panel_and_alert_has_data(Config) ->
