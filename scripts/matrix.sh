@@ -57,7 +57,7 @@ mirrors() {
 keyrings() {
     echo /usr/share/keyrings/debian-archive-keyring.gpg
     mkdir -p "$matrix/keyring"
-    (cd "$matrix/keyring" && apt-get -qq download debian-archive-keyring && dpkg-deb -x debian-archive-keyring_*.deb .) &&
+    (cd "$matrix/keyring" && apt-get -qq -o APT::Sandbox::User=root download debian-archive-keyring && dpkg-deb -x debian-archive-keyring_*.deb .) &&
         echo "$matrix/keyring/usr/share/keyrings/debian-archive-keyring.gpg"
     rm -f "$matrix"/keyring/*.deb
 }

@@ -60,7 +60,7 @@ info_tells_of_the_scopes_meant(Config) ->
         Info = fun(Which) -> [P || #{scope := {_, _, {_, P}}} <- admin(Node, info, [Which])] end,
         [#{scope := Label} = Own] = admin(Node, info, [Port]),
         ?assertMatch(#{sessions := 1, hits := 2, misses := 0, inserts := 1, hit_rate := 1.0, oldest := Age} when is_integer(Age), Own),
-        ?assertMatch([#{misses := 1, hit_rate := 0.0}], admin(Node, info, [Other])),
+        ?assertMatch([#{misses := 1, hit_rate := Rate}] when Rate == 0, admin(Node, info, [Other])),
         ?assertMatch([#{scope := client, hit_rate := undefined}], admin(Node, info, [client])),
         [?assertEqual([Port], Info(Which)) || Which <- [Port, {{127, 0, 0, 1}, Port}, Label, Own]],
         ?assertEqual([Port, Other], Info(all)),
