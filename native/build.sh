@@ -1,7 +1,26 @@
 #!/bin/sh
-# Builds the native library and puts it into priv/. Called by rebar3's compile hook.
+# Puts the native library into priv/: one built elsewhere where there is one that fits, otherwise by cargo. Called by
+# rebar3's compile hook.
 set -eu
 cd "$(dirname "$0")/.."
+
+# Renamed over the old one: a node that has it mapped keeps the old file.
+install_library() {
+    mkdir -p priv
+    cp "$1" "priv/rekindle_nif.so.$$"
+    mv -f "priv/rekindle_nif.so.$$" priv/rekindle_nif.so
+}
+
+# One that was asked for has to fit; one that came with the sources need not.
+shipped=native/prebuilt/$(uname -m)-$(uname -s | tr '[:upper:]' '[:lower:]')
+if [ -n "${REKINDLE_PREBUILT:-}" ]; then
+    sh native/check_prebuilt.sh "$REKINDLE_PREBUILT"
+    install_library "$REKINDLE_PREBUILT/rekindle_nif.so"
+    exit 0
+elif [ -d "$shipped" ] && sh native/check_prebuilt.sh "$PWD/$shipped"; then
+    install_library "$shipped/rekindle_nif.so"
+    exit 0
+fi
 
 if ! command -v cargo >/dev/null 2>&1; then
     echo "rekindle: cargo is not on the PATH. Install Rust (https://rustup.rs) to build the native library." >&2
@@ -14,10 +33,7 @@ cargo build --quiet --release --locked --package rekindle_nif --target-dir targe
 
 for built in target/release/librekindle_nif.so target/release/librekindle_nif.dylib; do
     [ -f "$built" ] || continue
-    mkdir -p priv
-    # Renamed over the old one: a node that has it mapped keeps the old file.
-    cp "$built" "priv/rekindle_nif.so.$$"
-    mv -f "priv/rekindle_nif.so.$$" priv/rekindle_nif.so
+    install_library "$built"
     exit 0
 done
 echo "rekindle: cargo built no library in target/release" >&2
