@@ -1,4 +1,4 @@
-.PHONY: demo test metrics-test matrix soak fuzz sanitize lint bench bench-quick
+.PHONY: demo test metrics-test matrix soak fuzz sanitize lint bench bench-quick package try-package docs
 
 # TLS and DTLS clients resuming their sessions out of Rekindle, in a table.
 demo:
@@ -55,3 +55,17 @@ fuzz:
 sanitize:
 	@scripts/setup.sh
 	@scripts/sanitize.sh
+
+# The application with its library built, for machines without Rust: _build/package/rekindle-VERSION-ARCH-OS.tar.gz.
+package:
+	@scripts/setup.sh
+	@scripts/package.sh
+
+# That package in a root folder without Rust; Debian only, as root.
+try-package: package
+	@scripts/try_package.sh
+
+# The reference pages, in _build/docs.
+docs:
+	@scripts/setup.sh
+	@scripts/docs.sh

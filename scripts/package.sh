@@ -1,0 +1,73 @@
+#!/bin/sh
+# Makes _build/package/rekindle-VERSION-ARCH-OS.tar.gz, the application for machines with Erlang and without Rust. The
+# same sources and compilers make the same files, wherever they are built, and no path of this machine is in them.
+set -eu
+cd "$(dirname "$0")/.."
+
+version=$(sed -n 's/.*{vsn, "\(.*\)"}.*/\1/p' lib/rekindle.app.src)
+os=$(uname -s | tr '[:upper:]' '[:lower:]')
+work=$PWD/_build/package
+app=$work/rekindle-$version
+archive=$work/rekindle-$version-$(uname -m)-$os.tar.gz
+rm -rf "$app" "$archive"
+mkdir -p "$app/priv" "$app/ebin" "$app/licenses"
+
+# ---- the library ----
+
+unset CARGO_BUILD_TARGET
+cargo fetch --quiet --locked
+crates=${CARGO_HOME:-$HOME/.cargo}/registry/src
+flags="--remap-path-prefix=$PWD=."
+for registry in "$crates"/*; do
+    flags="$flags$(printf '\037')--remap-path-prefix=$registry=."
+done
+CARGO_ENCODED_RUSTFLAGS=$flags cargo build --quiet --release --locked --package rekindle_nif --target-dir "$work/target"
+for built in "$work"/target/release/librekindle_nif.so "$work"/target/release/librekindle_nif.dylib; do
+    [ ! -f "$built" ] || cp "$built" "$app/priv/rekindle_nif.so"
+done
+sh native/fingerprint.sh "$app/priv/rekindle_nif.so" >"$app/priv/rekindle_nif.sha256"
+
+# Anything newer, or anything else, and there are systems with a supported OTP release that cannot load it.
+if [ "$os" = linux ]; then
+    oldest=${OLDEST_GLIBC:-2.36}
+    needed=$(objdump -T "$app/priv/rekindle_nif.so" | sed -n 's/.*GLIBC_\([0-9.]*\).*/\1/p' | sort -V | tail -n 1)
+    [ "$(printf '%s\n' "$needed" "$oldest" | sort -V | tail -n 1)" = "$oldest" ] || {
+        echo "The library needs glibc $needed, and is to load with $oldest: build it on an older system, or set OLDEST_GLIBC." >&2
+        exit 1
+    }
+    others=$(objdump -p "$app/priv/rekindle_nif.so" | awk '$1 == "NEEDED" { print $2 }' |
+        grep -Ev '^(libc|libgcc_s|libm|ld-linux[-a-z0-9_]*)\.so\.[0-9]+$') || true
+    [ -z "$others" ] || {
+        echo "The library needs other libraries: $others" >&2
+        exit 1
+    }
+fi
+
+# ---- the modules ----
+
+# Deterministic: without the folder they were compiled in.
+REKINDLE_PREBUILT=$app/priv REBAR_BASE_DIR=$work/rebar ERL_COMPILER_OPTIONS=deterministic rebar3 compile
+cp "$work"/rebar/default/lib/rekindle/ebin/* "$app/ebin"
+
+# ---- what has to be with it ----
+
+cp -R LICENSE README.md CHANGELOG.md docs "$app"
+
+# The licences of what is linked into the library.
+linked() {
+    cargo tree --locked --no-dedupe --package rekindle_nif --edges normal,no-proc-macro --prefix none --format "$1" |
+        grep -v ^rekindle | sort -u
+}
+{
+    echo 'The Rust standard library, MIT OR Apache-2.0, https://github.com/rust-lang/rust'
+    linked '{p}, {l}, {r}'
+} >"$app/licenses/LIST"
+linked '{p}' | while IFS=' ' read -r crate version; do
+    find "$crates"/*/"$crate-${version#v}" -maxdepth 1 \( -iname 'license*' -o -iname 'copying*' \) |
+        while IFS= read -r text; do cp "$text" "$app/licenses/$crate.${text##*/}"; done
+done
+
+time=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || echo 0)}
+chmod -R u=rwX,go=rX "$app"
+tar --sort=name --mtime="@$time" --owner=0 --group=0 --numeric-owner -C "$work" -cf - "rekindle-$version" | gzip -n9 >"$archive"
+echo "${archive#"$PWD/"}"
