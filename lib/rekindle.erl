@@ -14,22 +14,29 @@
 
 -export([init/1, terminate/1, lookup/2, update/3, delete/2, foldl/3, select_session/2, size/1]).
 
--export_type([cache/0, key/0, partial_key/0, session/0, option/0]).
+-export_type([cache/0, key/0, partial_key/0, session/0, option/0, scope/0]).
 
 -type option() ::
     {max_bytes, pos_integer()}
     | {max_sessions, pos_integer() | infinity}
     | {lifetime, Seconds :: pos_integer()}
-    | {scope, rekindle_options:scope()}.
+    | {scope, scope()}.
+%% Of `session_cb_init_args'. The bounds are those of one scope. Defaults: 64 MiB; ssl's
+%% `session_cache_server_max' where it is set, else `infinity'; ssl's `session_lifetime'; `listener'.
+
+-type scope() :: listener | #{inet:port_number() | {inet:ip_address(), inet:port_number()} => Name :: term()}.
+%% Which listeners share their sessions: none do (`listener'), or those under one name. A resumption skips the
+%% check of the client's certificate: only give one name to listeners that check it alike.
 
 -type partial_key() :: {ssl:host(), inet:port_number()} | inet:port_number().
+%% With whom a client made its session.
 
+-type key() :: ssl:session_id() | {partial_key(), ssl:session_id()} | term().
 %% On the server the bare session id, on the client together with whom it was made with. Any other
 %% term will do as well.
--type key() :: ssl:session_id() | {partial_key(), ssl:session_id()} | term().
 
-%% OTP's session record. Any other term is stored as well.
 -type session() :: ssl_session_cache_api:session().
+%% OTP's session record. Any other term is stored as well.
 
 %% These stay in the state of OTP's processes: a new version of this module has to take the old ones.
 -record(server, {
@@ -47,6 +54,7 @@
 }).
 
 -opaque cache() :: #server{} | #client{}.
+%% What {@link init/1} gives to OTP's process. When nobody has it any more, the sessions in it are dropped.
 
 %% What `notes' holds: calls that failed; of a server, whether the owner has registered a session; of a
 %% client, whether one of the owner's calls has failed.
@@ -89,8 +97,8 @@ terminate(Cache) ->
     ?ATTEMPT(Cache, ok, rekindle_nif:clear(store(Cache))).
 
 %% @doc The session under the key, or `undefined'. A server's session comes without private key and
-%% stamped with the present, or some
-%% milliseconds before: the store alone decides on its age. A client's comes as it was stored.
+%% stamped with the present, or some milliseconds
+%% before: the store alone decides on its age. A client's comes as it was stored.
 -spec lookup(cache(), key()) -> session() | undefined.
 lookup(#server{store = Store} = Cache, Key) ->
     ?ATTEMPT(Cache, undefined, rekindle_nif:server_lookup(Store, Key));

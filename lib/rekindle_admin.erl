@@ -13,16 +13,12 @@
 -export([set/2]).
 -export([doctor/0]).
 
--export_type([info/0, which/0, session/0, page/0, next/0, limit/0, no_such_scope/0]).
+-export_type([info/0, label/0, which/0, session/0, peer/0, wanted/0, page/0, next/0, limit/0]).
+-export_type([no_such_scope/0, bad_option/0]).
 
-%% One scope. `bytes' and `max_bytes' in bytes, `lifetime' and `oldest' (the age of the oldest session) in
-%% seconds; `templates' is how many kinds of sessions are kept in common parts; `hit_rate' is the part of
-%% lookups that found a session, from 0 to 1; the rest are numbers of sessions, or of calls since the scope
-%% was opened. `number' tells a scope from others, also of the same name. A client scope has no bounds of its
-%% own: ssl's `session_cache_client_max' and `session_lifetime' bound it.
 -type info() :: #{
     number := non_neg_integer(),
-    scope := rekindle_scope:label(),
+    scope := label(),
     role := server | client,
     sessions := non_neg_integer(),
     bytes := non_neg_integer(),
@@ -41,32 +37,59 @@
     faults := non_neg_integer()
 }.
 
-%% Which scopes are meant: all, those of a port or address, those the operator gave this name, the one of
-%% this label, or one that {@link info/0} has shown.
+-type label() ::
+    {listener, tls | dtls, address() | {address(), [{netns | bind_to_device, term()}]}}
+    | {shared, tls | dtls, Name :: term()}
+    | upgraded
+    | unnamed
+    | client.
+%% What a scope is called: by its listener, by the name that the operator gave to several; that of all sockets
+%% upgraded with `ssl:handshake/2'; one whose listener cannot be told; or that of this node's client sessions.
+
+-type address() :: {inet:ip_address(), inet:port_number()} | inet:returned_non_ip_address().
+
 -type which() ::
     all
     | inet:port_number()
     | {inet:ip_address(), inet:port_number()}
     | {name, Name :: term()}
-    | rekindle_scope:label()
+    | label()
     | info().
+%% Which scopes are meant: all, those of a port or address, those the operator gave this name, the one of
+%% this label, or one that {@link info/0} has shown.
 
--type no_such_scope() :: {no_such_scope, which(), Open :: [rekindle_scope:label()]}.
+-type no_such_scope() :: {no_such_scope, which(), Open :: [label()]}.
+%% No scope is meant by this, and those are open.
 
-%% What may be shown of a session. `id' in hexadecimal; `age' and `time_left' in seconds; `resumed' is how
-%% often, of which no more than 127 are counted. `peer' is the client's certificate, its fingerprint
-%% SHA-256 as openssl writes it.
+-type bad_option() :: {bad_option, Line :: string()}.
+%% `Line' names the option, its value and what is allowed.
+
 -type session() :: #{
-    scope := rekindle_scope:label(),
+    scope := label(),
     id := binary() | (Other :: term()),
     age := non_neg_integer(),
     time_left := non_neg_integer(),
     resumed := 0..127,
     cipher := unicode:chardata() | undefined,
-    peer := rekindle_certificate:summary() | undefined
+    peer := peer() | undefined
 }.
 
+-type peer() :: #{subject := binary(), issuer := binary(), serial := integer(), fingerprint := binary()}.
+%% Names as openssl writes them, such as `<<"CN=device-17,O=Example">>'; the fingerprint is the SHA-256 one,
+%% in hexadecimal with colons.
+
+-type wanted() ::
+    certificate()
+    | Fingerprint :: binary()
+    | string()
+    | {issuer, Issuer :: certificate() | public_key:issuer_name()}
+    | {issuer, Issuer :: certificate() | public_key:issuer_name(), Serial :: integer()}.
+%% Which client certificates are meant; see {@link revoke/1}.
+
+-type certificate() :: public_key:der_encoded() | Pem :: binary() | string() | Record :: tuple().
+
 -opaque next() :: {rekindle_nif:scope_number(), rekindle_nif:position()}.
+%% Where the next page of sessions begins.
 
 -type page() :: #{sessions := [session()], next := next() | done}.
 
@@ -77,6 +100,12 @@
 
 %% @doc All scopes of this node, the first opened first. The list is empty where no listener and no
 %% client uses the cache.
+%%
+%% `bytes' and `max_bytes' are in bytes, `lifetime' and `oldest' (the age of the oldest session) in seconds;
+%% `templates' is how many kinds of sessions are kept in common parts; `hit_rate' is the part of lookups that
+%% found a session, from 0 to 1; the rest are numbers of sessions, or of calls since the scope was opened.
+%% `number' tells a scope from others, also of the same name. A client scope has no bounds of its own: ssl's
+%% `session_cache_client_max' and `session_lifetime' bound it.
 -spec info() -> [info()].
 info() ->
     [with_hit_rate(Info) || Info <- rekindle_nif:info()].
@@ -123,6 +152,9 @@ sessions(Which) ->
 %% @doc A page of sessions, in no order that means anything. `limit' is how many at most, 50 if it is left
 %% out; `from' is what the page before gave as `next'. A session that stays is on one page, whatever comes
 %% and goes in between.
+%%
+%% Of a session, `id' is in hexadecimal; `age' and `time_left' are in seconds; `resumed' is how often, of which
+%% no more than 127 are counted; `peer' is the client's certificate.
 -spec sessions(which(), #{limit => pos_integer(), from => next() | done}) -> page() | {error, no_such_scope()}.
 sessions(Which, Options) ->
     Limit = maps:get(limit, Options, 50),
@@ -217,7 +249,7 @@ session_id(Id) ->
 %% certificates of an authority, `{issuer, Issuer}', where `Issuer' is the authority's certificate or its name.
 %%
 %% Looks at every session, in slices: about a second for a million, some fifty where an issuer is given.
--spec revoke(rekindle_certificate:wanted()) ->
+-spec revoke(wanted()) ->
     {ok, Dropped :: non_neg_integer()} | {error, {bad_certificate, Line :: string()}}.
 revoke(Wanted) ->
     case rekindle_certificate:matcher(Wanted) of
@@ -248,7 +280,7 @@ revoke(Number, From, IsWanted, Dropped) ->
 %% then goes within seconds. The options in ssl's environment stay as they are: the next listener, and one
 %% that joins a shared scope, brings those.
 -spec set(which(), [limit()]) ->
-    {ok, Scopes :: non_neg_integer()} | {error, no_such_scope() | rekindle_options:error()}.
+    {ok, Scopes :: non_neg_integer()} | {error, no_such_scope() | bad_option()}.
 set(Which, Limits) ->
     case rekindle_options:parse_limits(Limits) of
         {ok, New} ->

@@ -5,20 +5,6 @@
 
 -export([matcher/1, summary/1, from_hex/1]).
 
--export_type([wanted/0, summary/0]).
-
--type certificate() :: public_key:der_encoded() | Pem :: binary() | string() | Record :: tuple().
-
--type wanted() ::
-    certificate()
-    | Fingerprint :: binary()
-    | string()
-    | {issuer, Issuer :: certificate() | public_key:issuer_name()}
-    | {issuer, Issuer :: certificate() | public_key:issuer_name(), Serial :: integer()}.
-
-%% Names as openssl writes them, such as `<<"CN=device-17,O=Example">>'.
--type summary() :: #{subject := binary(), issuer := binary(), serial := integer(), fingerprint := binary()}.
-
 %% X.520 and RFC 4519 attribute types.
 -define(NAMES, #{
     {2, 5, 4, 3} => "CN",
@@ -34,7 +20,7 @@
 }).
 
 %% @doc Tells of certificates, as DER, whether they are what is wanted.
--spec matcher(wanted()) ->
+-spec matcher(rekindle_admin:wanted()) ->
     {ok, fun((public_key:der_encoded()) -> boolean())} | {error, {bad_certificate, Line :: string()}}.
 matcher({issuer, Issuer}) ->
     of_issuer(Issuer, fun({_, Name}, Wanted) -> Name =:= Wanted end);
@@ -69,7 +55,7 @@ bad() ->
             "{issuer, Issuer, Serial} with the issuer's certificate or name"}}.
 
 %% @doc What to show of a certificate.
--spec summary(public_key:der_encoded() | undefined) -> summary() | undefined.
+-spec summary(public_key:der_encoded() | undefined) -> rekindle_admin:peer() | undefined.
 summary(undefined) ->
     undefined;
 summary(Der) ->

@@ -10,8 +10,8 @@
 
 -include("rekindle_log.hrl").
 
-%% An `error' keeps sessions from being resumed, a `warning' keeps some, a `note' explains what may surprise.
 -type finding() :: {error | warning | note, Line :: unicode:chardata()}.
+%% An `error' keeps sessions from being resumed, a `warning' keeps some, a `note' explains what may surprise.
 
 %% How long a listener's process may take to answer, in milliseconds.
 -define(PATIENCE, 1000).

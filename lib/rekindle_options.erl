@@ -3,9 +3,7 @@
 
 -export([parse/1, parse_limits/1, to_native/1, missing_keys/0]).
 
--export_type([options/0, scope/0, error/0]).
-
--type scope() :: listener | #{inet:port_number() | {inet:ip_address(), inet:port_number()} => Name :: term()}.
+-export_type([options/0, error/0]).
 
 %% `lifetime' in seconds; `undefined' where the operator set none.
 -type options() :: #{
@@ -13,10 +11,10 @@
     max_bytes := pos_integer(),
     max_sessions := pos_integer() | infinity | undefined,
     lifetime := pos_integer() | undefined,
-    scope := scope()
+    scope := rekindle:scope()
 }.
 
--type error() :: {bad_option, Line :: string()}.
+-type error() :: rekindle_admin:bad_option().
 
 -define(DEFAULTS, #{
     role => client,

@@ -6,23 +6,9 @@
 
 -export([of_server/1, is_of_upgraded_sockets/0, transport/1, name/1]).
 
--export_type([label/0, transport/0]).
-
--type transport() :: tls | dtls.
-
--type address() :: {inet:ip_address(), inet:port_number()} | inet:returned_non_ip_address().
-
-%% What a scope is called in `rekindle_admin:info/0'.
--type label() ::
-    {listener, transport(), address() | {address(), [{netns | bind_to_device, term()}]}}
-    | {shared, transport(), Name :: term()}
-    | upgraded
-    | unnamed
-    | client.
-
 %% @doc The scope of the cache process that calls: its label, the listen socket where there is one, and
 %% whether to join those that already use the label.
--spec of_server(rekindle_options:scope()) -> {label(), Socket :: string() | undefined, Join :: boolean()}.
+-spec of_server(rekindle:scope()) -> {rekindle_admin:label(), Socket :: string() | undefined, Join :: boolean()}.
 of_server(Option) ->
     case listener() of
         {Socket, Transport, Address} ->
@@ -93,14 +79,14 @@ is_of_upgraded_sockets() ->
     process_info(self(), registered_name) =:= {registered_name, ssl_unknown_listener}.
 
 %% @doc What a scope's sessions are made over; `undefined' where both may be.
--spec transport(label()) -> transport() | undefined.
+-spec transport(rekindle_admin:label()) -> tls | dtls | undefined.
 transport({listener, Transport, _}) -> Transport;
 transport({shared, Transport, _}) -> Transport;
 transport(upgraded) -> tls;
 transport(_) -> undefined.
 
 %% @doc The rest of the label, for people.
--spec name(label()) -> unicode:chardata().
+-spec name(rekindle_admin:label()) -> unicode:chardata().
 name({listener, _, {Address, Elsewhere}}) when is_list(Elsewhere) ->
     io_lib:format("~ts ~0tp", [address(Address), Elsewhere]);
 name({listener, _, Address}) -> address(Address);
