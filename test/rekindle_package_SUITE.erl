@@ -1,0 +1,199 @@
+%% @doc What is published is complete, says one version, and takes a library built elsewhere only where it fits.
+-module(rekindle_package_SUITE).
+
+-include_lib("stdlib/include/assert.hrl").
+
+-export([all/0, init_per_testcase/2, end_per_testcase/2]).
+
+-export([
+    the_version_is_the_same_everywhere/1,
+    the_files_of_the_hex_package_suffice_to_build/1,
+    the_pages_of_the_reference_are_there/1,
+    links_between_pages_lead_somewhere/1,
+    a_library_that_was_asked_for_is_used_without_cargo/1,
+    a_library_that_came_with_the_sources_is_used_without_cargo/1,
+    a_library_of_other_sources_is_refused/1,
+    a_library_that_was_changed_is_refused/1,
+    a_library_that_does_not_load_is_refused/1,
+    a_library_that_came_with_other_sources_is_built_anew/1
+]).
+
+all() ->
+    [
+        the_version_is_the_same_everywhere,
+        the_files_of_the_hex_package_suffice_to_build,
+        the_pages_of_the_reference_are_there,
+        links_between_pages_lead_somewhere,
+        a_library_that_was_asked_for_is_used_without_cargo,
+        a_library_that_came_with_the_sources_is_used_without_cargo,
+        a_library_of_other_sources_is_refused,
+        a_library_that_was_changed_is_refused,
+        a_library_that_does_not_load_is_refused,
+        a_library_that_came_with_other_sources_is_built_anew
+    ].
+
+init_per_testcase(Case, Config) ->
+    Dir = filename:join(proplists:get_value(priv_dir, Config), Case),
+    ok = file:make_dir(Dir),
+    [{dir, Dir}, {root, rekindle_checkout:root(Config)} | Config].
+
+end_per_testcase(_Case, Config) ->
+    %% Copies of the sources, with what cargo has built.
+    file:del_dir_r(proplists:get_value(dir, Config)).
+
+%% ---- what is published ----
+
+the_version_is_the_same_everywhere(Config) ->
+    Version = list_to_binary(proplists:get_value(vsn, app(Config))),
+    ?assertEqual([Version], captured("(?m)^version = \"(.*)\"", read("Cargo.toml", Config))),
+    ?assertEqual([Version], captured("\\{release, \\{rekindle, \"(.*)\"\\}", read("rebar.config", Config))),
+    %% The newest one that the changelog knows, where it has been released.
+    case captured("(?m)^## \\[(\\d[^\\]]*)\\]", read("CHANGELOG.md", Config)) of
+        [] -> ok;
+        [Newest | _] -> ?assertEqual(Version, Newest)
+    end.
+
+%% rebar3_hex puts the application's resource into `src', wherever it was.
+the_files_of_the_hex_package_suffice_to_build(Config) ->
+    App = app(Config),
+    Files = proplists:get_value(files, App),
+    ?assertEqual([], [File || File <- Files, not filelib:is_file(in_root(File, Config))]),
+    Package = copy(Files, Config),
+    ok = filelib:ensure_dir(filename:join(Package, "src/x")),
+    {ok, _} = file:copy(in_root("lib/rekindle.app.src", Config), filename:join(Package, "src/rekindle.app.src")),
+    %% Saves building all of it again. Times are kept: cargo goes by them.
+    ok = file:make_dir(filename:join(Package, "target")),
+    {0, _} = run_in(Package, ["cp", "-Rp", in_root("target/release", Config), "target"]),
+    {0, _} = run_in(Package, ["rebar3", "compile"]),
+    [?assert(filelib:is_regular(filename:join([Package, "_build/default/lib/rekindle", File]))) ||
+        File <- ["ebin/rekindle.app", "ebin/rekindle.beam", "priv/rekindle_nif.so"]].
+
+the_pages_of_the_reference_are_there(Config) ->
+    {ok, Terms} = file:consult(in_root("rebar.config", Config)),
+    Pages = proplists:get_value(extras, proplists:get_value(ex_doc, Terms)),
+    ?assertEqual([], [Page || Page <- Pages, not filelib:is_regular(in_root(Page, Config))]),
+    ?assertEqual([], filelib:wildcard("docs/*.md", proplists:get_value(root, Config)) -- Pages).
+
+links_between_pages_lead_somewhere(Config) ->
+    Root = proplists:get_value(root, Config),
+    Pages = lists:append([filelib:wildcard(Pages, Root) || Pages <- ["*.md", "docs/*.md", "bench/results/*.md"]]),
+    Links = [{Page, Link} || Page <- Pages, Link <- captured("\\]\\(([^)#:]+)(?:#[^)]*)?\\)", read(Page, Config))],
+    ?assert(length(Links) > 10),
+    ?assertEqual([], [
+        {Page, Link}
+     || {Page, Link} <- Links, not filelib:is_file(filename:join([Root, filename:dirname(Page), Link]))
+    ]).
+
+%% ---- a library built elsewhere ----
+
+a_library_that_was_asked_for_is_used_without_cargo(Config) ->
+    Sources = sources(Config),
+    Folder = prebuilt(library(Config), "elsewhere", Sources, Config),
+    {0, _} = build(Sources, Folder),
+    ?assertEqual(file:read_file(library(Config)), file:read_file(built(Sources))).
+
+a_library_that_came_with_the_sources_is_used_without_cargo(Config) ->
+    Sources = sources(Config),
+    prebuilt(library(Config), filename:join("sources", shipped(Sources)), Sources, Config),
+    {0, _} = build(Sources, ""),
+    ?assertEqual(file:read_file(library(Config)), file:read_file(built(Sources))).
+
+a_library_of_other_sources_is_refused(Config) ->
+    Sources = sources(Config),
+    Folder = prebuilt(library(Config), "elsewhere", Sources, Config),
+    change(Sources),
+    refuses(Sources, Folder, "was not built from these sources").
+
+a_library_that_was_changed_is_refused(Config) ->
+    Sources = sources(Config),
+    Folder = prebuilt(library(Config), "elsewhere", Sources, Config),
+    ok = file:write_file(filename:join(Folder, "rekindle_nif.so"), "x", [append]),
+    refuses(Sources, Folder, "was not built from these sources").
+
+%% As if it were for another processor.
+a_library_that_does_not_load_is_refused(Config) ->
+    Sources = sources(Config),
+    Crypto = filename:join([code:priv_dir(crypto), "lib", "crypto.so"]),
+    Folder = prebuilt(Crypto, "elsewhere", Sources, Config),
+    refuses(Sources, Folder, "Library module name 'crypto' does not match").
+
+a_library_that_came_with_other_sources_is_built_anew(Config) ->
+    Sources = sources(Config),
+    prebuilt(library(Config), filename:join("sources", shipped(Sources)), Sources, Config),
+    change(Sources),
+    {Status, Output} = build(Sources, ""),
+    ?assertNotEqual(nomatch, string:find(Output, "was not built from these sources")),
+    ?assertNotEqual(nomatch, string:find(Output, "cargo was called")),
+    ?assertNotEqual(0, Status).
+
+refuses(Sources, Folder, Reason) ->
+    {Status, Output} = build(Sources, Folder),
+    ?assertNotEqual(0, Status),
+    [Line] = [Line || Line <- string:lexemes(Output, "\n"), string:prefix(Line, "rekindle: ") =/= nomatch],
+    ?assertNotEqual(nomatch, string:find(Line, Reason)),
+    ?assertEqual(nomatch, string:find(Output, "cargo was called")),
+    ?assertNot(filelib:is_file(built(Sources))).
+
+%% Where cargo is one that fails.
+build(Sources, Folder) ->
+    Bin = filename:join(filename:dirname(Sources), "bin"),
+    Cargo = filename:join(Bin, "cargo"),
+    ok = filelib:ensure_dir(Cargo),
+    ok = file:write_file(Cargo, "#!/bin/sh\necho cargo was called\nexit 1\n"),
+    ok = file:change_mode(Cargo, 8#755),
+    Env = ["PATH=" ++ Bin ++ ":" ++ os:getenv("PATH"), "REKINDLE_PREBUILT=" ++ Folder],
+    run_in(Sources, ["env" | Env] ++ ["sh", "-c", "exec sh native/build.sh 2>&1"]).
+
+prebuilt(Library, Name, Sources, Config) ->
+    Folder = filename:join(proplists:get_value(dir, Config), Name),
+    Copy = filename:join(Folder, "rekindle_nif.so"),
+    ok = filelib:ensure_dir(Copy),
+    {ok, _} = file:copy(Library, Copy),
+    {0, Fingerprint} = run_in(Sources, ["sh", "native/fingerprint.sh", Copy]),
+    ok = file:write_file(filename:join(Folder, "rekindle_nif.sha256"), Fingerprint),
+    Folder.
+
+shipped(Sources) ->
+    {0, Platform} = run_in(Sources, ["sh", "-c", "echo $(uname -m)-$(uname -s | tr A-Z a-z)"]),
+    filename:join("native/prebuilt", string:trim(binary_to_list(Platform))).
+
+%% A comment is enough: who can say what it does to a build?
+change(Sources) ->
+    ok = file:write_file(filename:join(Sources, "native/core/src/clock.rs"), "// Changed.\n", [append]).
+
+library(_Config) ->
+    filename:join([code:lib_dir(rekindle), "priv", "rekindle_nif.so"]).
+
+built(Sources) ->
+    filename:join(Sources, "priv/rekindle_nif.so").
+
+%% ---- the checkout ----
+
+sources(Config) ->
+    copy(["lib", "native", "Cargo.toml", "Cargo.lock"], Config).
+
+copy(Names, Config) ->
+    Copy = filename:join(proplists:get_value(dir, Config), "sources"),
+    ok = file:make_dir(Copy),
+    {0, _} = run_in(Copy, ["cp", "-Rp"] ++ [in_root(Name, Config) || Name <- Names] ++ ["."]),
+    Copy.
+
+app(Config) ->
+    {ok, [{application, rekindle, App}]} = file:consult(in_root("lib/rekindle.app.src", Config)),
+    App.
+
+run_in(Dir, Command) ->
+    rekindle_checkout:run_in(Dir, Command, 60_000).
+
+read(Name, Config) ->
+    {ok, Content} = file:read_file(in_root(Name, Config)),
+    Content.
+
+captured(Regexp, Text) ->
+    case re:run(Text, Regexp, [global, unicode, {capture, all_but_first, binary}]) of
+        {match, Matches} -> lists:append(Matches);
+        nomatch -> []
+    end.
+
+in_root(Name, Config) ->
+    filename:join(proplists:get_value(root, Config), Name).
