@@ -67,6 +67,11 @@ linked '{p}' | while IFS=' ' read -r crate version; do
         while IFS= read -r text; do cp "$text" "$app/licenses/$crate.${text##*/}"; done
 done
 
+if places=$(grep -rlF -e "$PWD" -e "$crates" "$app"); then
+    echo "There are paths of this machine in $places" >&2
+    exit 1
+fi
+
 time=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || echo 0)}
 chmod -R u=rwX,go=rX "$app"
 tar --sort=name --mtime="@$time" --owner=0 --group=0 --numeric-owner -C "$work" -cf - "rekindle-$version" | gzip -n9 >"$archive"

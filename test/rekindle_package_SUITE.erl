@@ -10,6 +10,7 @@
     the_files_of_the_hex_package_suffice_to_build/1,
     the_pages_of_the_reference_are_there/1,
     links_between_pages_lead_somewhere/1,
+    what_the_guide_for_contributors_names_is_there/1,
     a_library_that_was_asked_for_is_used_without_cargo/1,
     a_library_that_came_with_the_sources_is_used_without_cargo/1,
     a_library_of_other_sources_is_refused/1,
@@ -24,6 +25,7 @@ all() ->
         the_files_of_the_hex_package_suffice_to_build,
         the_pages_of_the_reference_are_there,
         links_between_pages_lead_somewhere,
+        what_the_guide_for_contributors_names_is_there,
         a_library_that_was_asked_for_is_used_without_cargo,
         a_library_that_came_with_the_sources_is_used_without_cargo,
         a_library_of_other_sources_is_refused,
@@ -83,6 +85,15 @@ links_between_pages_lead_somewhere(Config) ->
         {Page, Link}
      || {Page, Link} <- Links, not filelib:is_file(filename:join([Root, filename:dirname(Page), Link]))
     ]).
+
+what_the_guide_for_contributors_names_is_there(Config) ->
+    Guide = read("CONTRIBUTING.md", Config),
+    Commands = lists:usort(captured("(?m)(?:^    |`)make ([\\w-]+)", Guide)),
+    ?assertNotEqual([], Commands),
+    ?assertEqual([], Commands -- captured("(?m)^([\\w-]+):", read("Makefile", Config))),
+    Suites = lists:usort(captured("(rekindle_\\w+_SUITE)", Guide)),
+    ?assertNotEqual([], Suites),
+    ?assertEqual([], [Suite || Suite <- Suites, not filelib:is_regular(in_root(<<"test/", Suite/binary, ".erl">>, Config))]).
 
 %% ---- a library built elsewhere ----
 
