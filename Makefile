@@ -56,7 +56,7 @@ sanitize:
 	@scripts/setup.sh
 	@scripts/sanitize.sh
 
-# The application with its library built, for machines without Rust: _build/package/rekindle-VERSION-ARCH-OS.tar.gz.
+# The application with its library built, for machines without Rust: _build/package.
 package:
 	@scripts/setup.sh
 	@scripts/package.sh

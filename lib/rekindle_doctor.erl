@@ -25,7 +25,7 @@
 -spec findings() -> [finding()].
 findings() ->
     case rekindle_nif:loaded() of
-        ok -> sort(keys() ++ late_start() ++ listeners() ++ lists:append([scope(Info) || Info <- rekindle_admin:info()]));
+        ok -> sort(modules() ++ keys() ++ late_start() ++ listeners() ++ lists:append([scope(Info) || Info <- rekindle_admin:info()]));
         {error, {File, Reason}} -> sort([{error, library(File, Reason)} | keys()])
     end.
 
@@ -53,6 +53,23 @@ library(File, Reason) ->
         "(rebar3 compile), or install a package made for them.",
         [File, Reason]
     ).
+
+%% A release of OTP loads what it and the two before it have compiled; of older modules perhaps some, which come to
+%% light when the others call them.
+modules() ->
+    Modules =
+        case application:get_key(rekindle, modules) of
+            {ok, All} -> All;
+            undefined -> []
+        end,
+    [
+        {error,
+            io_lib:format(
+                "the module ~s cannot be loaded: ~0tp. Build it with this OTP release, or install a package that was.",
+                [Module, Reason]
+            )}
+     || Module <- Modules, {error, Reason} <- [code:ensure_loaded(Module)]
+    ].
 
 %% ---- ssl's environment ----
 

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes _build/package/rekindle-VERSION-ARCH-OS.tar.gz, the application for machines with Erlang and without Rust. The
-# same sources and compilers make the same files, wherever they are built, and no path of this machine is in them.
+# Makes _build/package/rekindle-VERSION-ARCH-OS-otpRELEASE.tar.gz, the application for machines without Rust and with
+# Erlang: of this release or one of the next two, which is how far its modules go. The same sources and compilers make the same files, wherever they are built, and no path of this machine is in them.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -8,7 +8,8 @@ version=$(sed -n 's/.*{vsn, "\(.*\)"}.*/\1/p' lib/rekindle.app.src)
 os=$(uname -s | tr '[:upper:]' '[:lower:]')
 work=$PWD/_build/package
 app=$work/rekindle-$version
-archive=$work/rekindle-$version-$(uname -m)-$os.tar.gz
+otp=$(erl -noinput -eval 'io:put_chars(erlang:system_info(otp_release)), halt().')
+archive=$work/rekindle-$version-$(uname -m)-$os-otp$otp.tar.gz
 rm -rf "$app" "$archive"
 mkdir -p "$app/priv" "$app/ebin" "$app/licenses"
 

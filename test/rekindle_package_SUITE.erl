@@ -11,6 +11,7 @@
     the_pages_of_the_reference_are_there/1,
     links_between_pages_lead_somewhere/1,
     what_the_guide_for_contributors_names_is_there/1,
+    modules_that_do_not_load_are_told/1,
     a_library_that_was_asked_for_is_used_without_cargo/1,
     a_library_that_came_with_the_sources_is_used_without_cargo/1,
     a_library_of_other_sources_is_refused/1,
@@ -26,6 +27,7 @@ all() ->
         the_pages_of_the_reference_are_there,
         links_between_pages_lead_somewhere,
         what_the_guide_for_contributors_names_is_there,
+        modules_that_do_not_load_are_told,
         a_library_that_was_asked_for_is_used_without_cargo,
         a_library_that_came_with_the_sources_is_used_without_cargo,
         a_library_of_other_sources_is_refused,
@@ -61,6 +63,8 @@ the_files_of_the_hex_package_suffice_to_build(Config) ->
     Files = proplists:get_value(files, App),
     ?assertEqual([], [File || File <- Files, not filelib:is_file(in_root(File, Config))]),
     Package = copy(Files, Config),
+    ?assertEqual(["/native/fuzz"], proplists:get_value(exclude_patterns, App)),
+    ok = file:del_dir_r(filename:join(Package, "native/fuzz")),
     ok = filelib:ensure_dir(filename:join(Package, "src/x")),
     {ok, _} = file:copy(in_root("lib/rekindle.app.src", Config), filename:join(Package, "src/rekindle.app.src")),
     %% Saves building all of it again. Times are kept: cargo goes by them.
@@ -94,6 +98,19 @@ what_the_guide_for_contributors_names_is_there(Config) ->
     Suites = lists:usort(captured("(rekindle_\\w+_SUITE)", Guide)),
     ?assertNotEqual([], Suites),
     ?assertEqual([], [Suite || Suite <- Suites, not filelib:is_regular(in_root(<<"test/", Suite/binary, ".erl">>, Config))]).
+
+%% As if it were compiled by an OTP release of long ago. No other module needs it before somebody revokes.
+modules_that_do_not_load_are_told(Config) ->
+    App = filename:join(proplists:get_value(dir, Config), "rekindle"),
+    Lib = code:lib_dir(rekindle),
+    ok = file:make_dir(App),
+    {0, _} = run_in(App, ["cp", "-RL", filename:join(Lib, "ebin"), filename:join(Lib, "priv"), "."]),
+    ok = file:write_file(filename:join(App, "ebin/rekindle_certificate.beam"), "FOR1 of another age"),
+    Node = rekindle_node:start([], [filename:join(App, "ebin")]),
+    {ok, _} = rekindle_node:call(Node, application, ensure_all_started, [rekindle]),
+    Told = [lists:flatten(Line) || {error, Line} <- rekindle_node:call(Node, rekindle_doctor, findings, [])],
+    ?assertMatch(["the module rekindle_certificate cannot be loaded: " ++ _], Told),
+    rekindle_node:stop(Node).
 
 %% ---- a library built elsewhere ----
 
