@@ -330,9 +330,9 @@ a_late_configuration_is_found(Config) ->
 
 listeners_that_resume_nothing_are_found(Config) ->
     with_servers(1, [], Config, fun(Node, [_]) ->
-        Start = fun(Opts, Version) -> element(2, rekindle_node:call(Node, rekindle_servers, start, [tls, Opts ++ server_opts(Config, Version)])) end,
-        Off = Start([{reuse_sessions, false}], 'tlsv1.2'),
-        Newer = Start([], 'tlsv1.3'),
+        Start = fun(Opts) -> element(2, rekindle_node:call(Node, rekindle_servers, start, [tls, Opts])) end,
+        Off = Start(lists:keyreplace(reuse_sessions, 1, server_opts(Config, 'tlsv1.2'), {reuse_sessions, false})),
+        Newer = Start(server_opts(Config, 'tlsv1.3')),
         [{warning, NoReuse}, {note, Tickets}] = findings(Node),
         ?assertMatch({match, _}, re:run(NoReuse, "127.0.0.1:" ++ integer_to_list(Off) ++ " has {reuse_sessions, false}")),
         ?assertMatch({match, _}, re:run(Tickets, "127.0.0.1:" ++ integer_to_list(Newer) ++ " speaks TLS 1.3 only"))
