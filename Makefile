@@ -1,4 +1,4 @@
-.PHONY: demo test metrics-test matrix soak fuzz sanitize lint bench bench-quick package try-package docs
+.PHONY: demo test metrics-test guides matrix soak fuzz sanitize lint bench bench-quick package try-package docs
 
 # TLS and DTLS clients resuming their sessions out of Rekindle, in a table.
 demo:
@@ -26,6 +26,12 @@ soak:
 metrics-test:
 	@scripts/setup.sh
 	@scripts/metrics.sh
+
+# What docs/guides tell the reader to do, done. Some five minutes; servers that cannot be installed are skipped.
+guides:
+	@scripts/setup.sh git elixir
+	@for server in rabbitmq-server yaws haproxy; do scripts/setup.sh $$server || true; done
+	rebar3 ct --dir test/guides --verbose
 
 # Formatting, lints, cross references, types.
 lint:

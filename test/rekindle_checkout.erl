@@ -1,7 +1,9 @@
 %% @doc The checkout that is tested, for suites that build something from it.
 -module(rekindle_checkout).
 
--export([root/1, run_in/3, testing_build/1]).
+-export([root/1, run_in/3, testing_build/1, origin/2, with_target/2]).
+
+-define(MINUTE, 60_000).
 
 %% @doc The checkout's folder, above the suite's data folder.
 -spec root(Config :: [{atom(), term()}]) -> file:filename().
@@ -33,7 +35,7 @@ run_in(Dir, Command, TimeoutMs) ->
 testing_build(Config) ->
     Root = root(Config),
     Cargo = ["cargo", "build", "--quiet", "--locked", "--package", "rekindle_nif", "--features", "testing"],
-    {0, _} = run_in(Root, Cargo ++ ["--target-dir", "target"], 180_000),
+    {0, _} = run_in(Root, Cargo ++ ["--target-dir", "target"], 3 * ?MINUTE),
     PrivDir = proplists:get_value(priv_dir, Config),
     [Ebin, Priv] = [filename:join([PrivDir, "rekindle", Name]) || Name <- ["ebin", "priv"]],
     [ok = filelib:ensure_dir(filename:join(Folder, "x")) || Folder <- [Ebin, Priv]],
@@ -42,3 +44,30 @@ testing_build(Config) ->
     Source = filename:join([Root, "lib", "rekindle_nif.erl"]),
     {ok, rekindle_nif} = compile:file(Source, [{outdir, Ebin}, {d, 'REKINDLE_TESTING'}]),
     Ebin.
+
+%% @doc Makes a repository of the checkout as it is now in this folder; the checkout's files stay where they are.
+-spec origin(file:filename(), Config :: [{atom(), term()}]) -> Repository :: file:filename().
+origin(Dir, Config) ->
+    Origin = filename:join(Dir, "rekindle.git"),
+    Root = root(Config),
+    Git = ["git", "--git-dir=" ++ Origin, "--work-tree=" ++ Root, "-c", "commit.gpgsign=false"],
+    Identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"],
+    [
+        {0, _} = run_in(Root, Git ++ Identity ++ Args, ?MINUTE)
+     || Args <- [
+            ["init", "--quiet"],
+            ["symbolic-ref", "HEAD", "refs/heads/main"],
+            ["add", "--all"],
+            ["commit", "--quiet", "--message", "copy"]
+        ]
+    ],
+    Origin.
+
+%% @doc Copies to a copy of the checkout what cargo has built here: it is no part of the repository, but saves
+%% building all of it again. Times are kept: cargo goes by them.
+-spec with_target(file:filename(), Config :: [{atom(), term()}]) -> ok.
+with_target(Copy, Config) ->
+    Target = filename:join(Copy, "target"),
+    ok = file:make_dir(Target),
+    {0, _} = run_in(Target, ["cp", "-Rp", filename:join(root(Config), "target/release"), "."], ?MINUTE),
+    ok.

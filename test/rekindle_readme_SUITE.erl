@@ -91,7 +91,7 @@ a_rebar3_project_builds_the_dependency(Config) ->
     Project = project([{"rebar.config", with_origin(Block, Config)}, {"src/user.app.src", app()}], Config),
     {0, _} = run_in(Project, ["rebar3", "get-deps"]),
     Dependency = filename:join(Project, "_build/default/lib/rekindle"),
-    with_target(Dependency, Config),
+    rekindle_checkout:with_target(Dependency, Config),
     {0, _} = run_in(Project, ["rebar3", "compile"]),
     ?assert(filelib:is_regular(filename:join(Dependency, "ebin/rekindle.beam"))),
     ?assert(filelib:is_regular(filename:join(Dependency, "priv/rekindle_nif.so"))).
@@ -112,7 +112,7 @@ a_mix_project_resumes_sessions(Config) ->
         Config
     ),
     {0, _} = mix(Project, ["deps.get"]),
-    with_target(filename:join(Project, "deps/rekindle"), Config),
+    rekindle_checkout:with_target(filename:join(Project, "deps/rekindle"), Config),
     {0, _} = mix(Project, ["deps.compile"]),
     mix_resumes_sessions(Project, Config),
     ConfigExs = filename:join(Project, "config/config.exs"),
@@ -167,24 +167,7 @@ mix(Project, Args) ->
 with_origin(Text, Config) ->
     Place = "https://example.org/rekindle.git",
     ?assertNotEqual(nomatch, string:find(Text, Place)),
-    string:replace(Text, Place, "file://" ++ origin(Config)).
-
-%% A repository of the checkout as it is now, whose files stay where they are.
-origin(Config) ->
-    Origin = filename:join(proplists:get_value(dir, Config), "origin.git"),
-    Root = proplists:get_value(root, Config),
-    Git = ["git", "--git-dir=" ++ Origin, "--work-tree=" ++ Root, "-c", "commit.gpgsign=false"],
-    Identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"],
-    [
-        {0, _} = run_in(Root, Git ++ Identity ++ Args)
-     || Args <- [
-            ["init", "--quiet"],
-            ["symbolic-ref", "HEAD", "refs/heads/main"],
-            ["add", "--all"],
-            ["commit", "--quiet", "--message", "copy"]
-        ]
-    ],
-    Origin.
+    string:replace(Text, Place, "file://" ++ rekindle_checkout:origin(proplists:get_value(dir, Config), Config)).
 
 project(Files, Config) ->
     Project = filename:join(proplists:get_value(dir, Config), "project"),
@@ -197,13 +180,6 @@ project(Files, Config) ->
      || {Name, Content} <- Files
     ],
     Project.
-
-%% What cargo has built here is no part of the repository, but saves building all of it again. Times are
-%% kept: cargo goes by them.
-with_target(Dependency, Config) ->
-    Target = filename:join(Dependency, "target"),
-    ok = file:make_dir(Target),
-    {0, _} = run_in(Target, ["cp", "-Rp", in_root("target/release", Config), "."]).
 
 run_in(Dir, Command) ->
     rekindle_checkout:run_in(Dir, Command, ?MINUTE).
