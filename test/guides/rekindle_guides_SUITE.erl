@@ -14,6 +14,10 @@
     cowboy/1,
     cowboy_in_rebar3_shell/1,
     upgraded/1,
+    elixir/1,
+    elixir_before_the_dependency_is_there/1,
+    rebar3_release/1,
+    mix_release/1,
     the_list_is_complete/1
 ]).
 
@@ -27,6 +31,10 @@ all() ->
         cowboy,
         cowboy_in_rebar3_shell,
         upgraded,
+        elixir,
+        elixir_before_the_dependency_is_there,
+        rebar3_release,
+        mix_release,
         the_list_is_complete
     ].
 
@@ -64,6 +72,9 @@ programs(yaws) -> ["yaws"];
 programs(cowboy) -> ["rabbitmq-server"];
 programs(cowboy_in_rebar3_shell) -> ["rabbitmq-server"];
 programs(upgraded) -> ["haproxy"];
+programs(elixir) -> ["elixir"];
+programs(elixir_before_the_dependency_is_there) -> ["elixir"];
+programs(mix_release) -> ["elixir"];
 programs(_) -> [].
 
 end_per_testcase(_Case, Config) ->
@@ -130,6 +141,31 @@ cowboy_place(Config) ->
 
 upgraded(Config) ->
     follow("upgraded.md", place(ports([8443, 8883, 8884, 8885]), Config), Config).
+
+%% ---- projects ----
+
+elixir(Config) ->
+    follow("elixir.md", place(ports([8443]), Config), Config).
+
+%% Hex starts ssl in Mix's own node to fetch packages.
+elixir_before_the_dependency_is_there(Config) ->
+    Task =
+        "defmodule Mix.Tasks.Fetch do\n"
+        "  use Mix.Task\n"
+        "  def run(_), do: {:ok, _} = Application.ensure_all_started(:ssl)\n"
+        "end\n",
+    File = in_dir("fetch.exs", Config),
+    ok = file:write_file(File, Task),
+    Place = place([{"mix deps.get", "elixir -r " ++ File ++ " -S mix fetch"}, {"mix compile", "true"}], Config),
+    follow("elixir.md", fun(Title) -> Title =:= <<"A project">> end, Place, Config).
+
+rebar3_release(Config) ->
+    follow("releases.md", fun(Title) -> Title =:= <<"rebar3 release">> end, place(ports([8443]), Config), Config).
+
+mix_release(Config) ->
+    Place = place(ports([8443]), Config),
+    follow("elixir.md", fun(Title) -> Title =:= <<"A project">> end, Place, Config),
+    follow("releases.md", fun(Title) -> Title =:= <<"mix release">> end, Place, Config).
 
 %% ---- the list ----
 
