@@ -31,7 +31,7 @@ metrics-test:
 guides:
 	@scripts/setup.sh git elixir
 	@for server in rabbitmq-server yaws haproxy; do scripts/setup.sh $$server || true; done
-	rebar3 ct --dir test/guides --verbose
+	rebar3 ct --dir test/guides
 
 # Formatting, lints, cross references, types.
 lint:

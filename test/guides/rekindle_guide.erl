@@ -99,7 +99,7 @@ act({<<"sh">>, none, Command}, _, #{after_command := After} = Place) ->
     [await_port(binary_to_integer(Port)) || Port <- captured("127\\.0\\.0\\.1:(\\d+)", Replaced)],
     {Status, Printed} = run(Replaced, Place),
     ct:log("~ts~n~ts", [Replaced, Printed]),
-    ?assertEqual(0, Status, <<Replaced/binary, Printed/binary>>),
+    Status =:= 0 orelse fail("Status ~p:~n~ts~n~ts", [Status, Replaced, Printed]),
     After(),
     Printed;
 act({_, File, Text}, Printed, #{dir := Dir} = Place) when File =/= none ->
@@ -116,14 +116,20 @@ replace(Text, #{replace := Replacements}) ->
 
 has_printed(Expected, Printed) ->
     Lines = [line(Line) || Line <- binary:split(without_blanks(Expected), <<"\n">>, [global, trim])],
-    Said = re:run(without_blanks(Printed), ["(?m)^", Lines], [unicode, {capture, none}]),
-    ?assertEqual(match, Said, <<Expected/binary, "is not in\n", Printed/binary>>).
+    case re:run(without_blanks(Printed), ["(?m)^", Lines], [unicode, {capture, none}]) of
+        match -> ok;
+        nomatch -> fail("Expected:~n~ts~nPrinted:~n~ts", [Expected, Printed])
+    end.
 
 line(<<"…"/utf8>>) ->
     "(?:.*\n)*?";
 line(Line) ->
     Escaped = re:replace(Line, "[][.*+?(){}|^$\\\\]", "\\\\&", [global, unicode]),
     [re:replace(Escaped, "…", ".*", [global, unicode]), "$\n?"].
+
+%% rebar3 cannot print a reason with other characters.
+fail(Format, Args) ->
+    ct:fail("~s", [[Char || Char <- text(io_lib:format(Format, Args)), Char < 128]]).
 
 %% How a table or a term is laid out depends on the widest cell, and on the release.
 without_blanks(Text) ->
