@@ -52,6 +52,7 @@ init_per_suite(Config) ->
     [{library, Library} | Suite].
 
 end_per_suite(Config) ->
+    remove_fetched(filename:join(proplists:get_value(priv_dir, Config), "suite")),
     %% The first node has started it.
     _ = rekindle_checkout:run_in(".", ["epmd", "-port", proplists:get_value(epmd_port, Config), "-kill"], ?MINUTE).
 
@@ -79,7 +80,8 @@ programs(_) -> [].
 
 end_per_testcase(_Case, Config) ->
     Dir = proplists:get_value(dir, Config),
-    rekindle_guide:stop(Dir).
+    ok = rekindle_guide:stop(Dir),
+    remove_fetched(Dir).
 
 %% ---- servers ----
 
@@ -218,11 +220,20 @@ ports(Ports) ->
 %% What cargo has built saves building all of it again wherever the guides have fetched the repository.
 with_target(Dir, Config) ->
     [
-        rekindle_checkout:with_target(filename:dirname(filename:dirname(Build)), Config)
-     || Place <- ["rekindle", "*/deps/rekindle", "*/_build/default/lib/rekindle"],
-        Build <- filelib:wildcard(filename:join([Dir, Place, "native/build.sh"])),
-        not filelib:is_dir(filename:join(filename:dirname(Build), "../target"))
+        rekindle_checkout:with_target(Fetched, Config)
+     || Fetched <- fetched(Dir),
+        not filelib:is_dir(filename:join(Fetched, "target"))
     ].
+
+%% What cargo builds is large.
+remove_fetched(Dir) ->
+    [ok = file:del_dir_r(Fetched) || Fetched <- fetched(Dir)].
+
+fetched(Dir) ->
+    lists:append([
+        filelib:wildcard(filename:join(Dir, Place))
+     || Place <- ["rekindle", "*/deps/rekindle", "*/_build/default/lib/rekindle"]
+    ]).
 
 guide(Name, Config) ->
     in_root(filename:join("docs/guides", Name), Config).
