@@ -97,8 +97,8 @@ terminate(Cache) ->
     ?ATTEMPT(Cache, ok, rekindle_nif:clear(store(Cache))).
 
 %% @doc The session under the key, or `undefined'. A server's session comes without private key and
-%% stamped with the present, or some milliseconds
-%% before: the store alone decides on its age. A client's comes as it was stored.
+%% stamped with the present, or some milliseconds before: the store alone decides on its age. A client's
+%% comes as it was stored.
 -spec lookup(cache(), key()) -> session() | undefined.
 lookup(#server{store = Store} = Cache, Key) ->
     ?ATTEMPT(Cache, undefined, rekindle_nif:server_lookup(Store, Key));
