@@ -6,7 +6,7 @@
 -module(bench_flood).
 
 -export([run/3]).
--export([accept/1, flood/3]).
+-export([flood/3]).
 
 -type settings() :: #{devices := pos_integer(), resumptions := pos_integer(), lookups := pos_integer(), sessions := pos_integer()}.
 
@@ -47,7 +47,7 @@ listen(Dir) ->
             {ip, {127, 0, 0, 1}}, {versions, ['tlsv1.2']}, {active, false}, {reuseaddr, true}, {nodelay, true}
             | bench_certs:server_opts(Dir, {ecdsa, false})
         ]),
-        [spawn_link(?MODULE, accept, [Listener]) || _ <- lists:seq(1, 4)],
+        [spawn_link(bench_handshakes, accept, [Listener]) || _ <- lists:seq(1, 4)],
         {ok, {_, Port}} = ssl:sockname(Listener),
         Self ! {listening, Port, bench_process:cache_of(Listener)},
         timer:sleep(infinity)
@@ -55,19 +55,6 @@ listen(Dir) ->
     receive
         {listening, Port, Cache} -> {Port, Cache, Template}
     end.
-
-%% @private
-accept(Listener) ->
-    {ok, Transport} = ssl:transport_accept(Listener),
-    case ssl:handshake(Transport, 10_000) of
-        {ok, Socket} ->
-            _ = ssl:send(Socket, "x"),
-            _ = ssl:recv(Socket, 0),
-            ssl:close(Socket);
-        {error, _} ->
-            ok
-    end,
-    accept(Listener).
 
 %% @private Answers when all lookups and registrations are done.
 flood(Cache, Template, #{lookups := Lookups, sessions := Sessions}) ->
