@@ -258,7 +258,7 @@ limits_are_changed_at_once(Config) ->
             #{Port := Reference, Other := Beside} = references(),
             [rekindle:update(R, <<N:256>>, N) || R <- [Reference, Beside], N <- lists:seq(1, 500)],
             ?assertEqual({ok, 1}, rekindle_admin:set(Port, [{max_sessions, 20}])),
-            await(fun() -> rekindle:size(Reference) =:= 20 end),
+            rekindle_node:await(fun() -> rekindle:size(Reference) =:= 20 end),
             ?assertMatch([#{max_sessions := 20, lifetime := 3600, evicted := 480}], rekindle_admin:info(Port)),
             ?assertEqual({ok, 1}, rekindle_admin:set(Port, [{max_sessions, infinity}, {max_bytes, 1 bsl 30}])),
             [rekindle:update(Reference, <<N:256>>, N) || N <- lists:seq(1, 2000)],
@@ -267,7 +267,7 @@ limits_are_changed_at_once(Config) ->
             timer:sleep(1100),
             ?assertEqual({ok, 2}, rekindle_admin:set(all, [{lifetime, 1}])),
             ?assertEqual(undefined, rekindle:lookup(Reference, <<1:256>>)),
-            await(fun() -> rekindle:size(Reference) + rekindle:size(Beside) =:= 0 end)
+            rekindle_node:await(fun() -> rekindle:size(Reference) + rekindle:size(Beside) =:= 0 end)
         end)
     end).
 
@@ -444,13 +444,3 @@ references() ->
         Reference <- tuple_to_list(sys:get_state(Cache)),
         is_record(Reference, server, 5)
     ]).
-
-await(Condition) ->
-    await(Condition, 500).
-
-await(Condition, Tries) ->
-    case Condition() of
-        true -> ok;
-        false when Tries > 0 -> timer:sleep(20), await(Condition, Tries - 1);
-        false -> error({still_not_so_after_10_s, Condition})
-    end.

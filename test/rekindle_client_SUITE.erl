@@ -130,7 +130,7 @@ connections_that_end_in_fatal_alerts_drop_their_common_session(Config) ->
         SecondRelay = next_relay(),
         ?assertEqual(1, rekindle:size(cache())),
         end_in_fatal_alert(First, FirstRelay),
-        await(fun() -> rekindle:size(cache()) =:= 0 end),
+        rekindle_node:await(fun() -> rekindle:size(cache()) =:= 0 end),
         end_in_fatal_alert(Second, SecondRelay),
         %% The connection process waits a few milliseconds before it tells the manager.
         timer:sleep(500),
@@ -150,7 +150,7 @@ the_validator_drops_expired_sessions(Config) ->
                 ?assertEqual(21, rekindle:size(cache())),
                 timer:sleep(1500),
                 manager() ! validate_sessions,
-                await(fun() -> rekindle:size(cache()) =:= 0 end),
+                rekindle_node:await(fun() -> rekindle:size(cache()) =:= 0 end),
                 assert_same_manager(),
                 assert_books_agree()
             end,
@@ -307,7 +307,7 @@ a_deleted_session_is_found_for_a_moment_by_others_than_the_owner(Config) ->
         timer:sleep(1000),
         ?assert(Lookup() =:= Session),
         assert_not_listed(Port),
-        await(fun() -> Lookup() =:= undefined end),
+        rekindle_node:await(fun() -> Lookup() =:= undefined end),
         assert_not_listed(Port),
         assert_same_manager()
     end).
@@ -518,7 +518,7 @@ visit(Port, Certs, Opts) ->
 
 %% The session ids of the handshakes, as the server saw them.
 server_view(Server, Count) ->
-    await(fun() -> length(rekindle_servers:handshakes(Server)) >= Count end),
+    rekindle_node:await(fun() -> length(rekindle_servers:handshakes(Server)) >= Count end),
     [Id || #{session_id := Id} <- rekindle_servers:handshakes(Server)].
 
 %% ---- in the node of a case: the manager and its cache ----
@@ -694,17 +694,4 @@ result({Pid, Monitor}) ->
         {'DOWN', Monitor, process, Pid, {result, Result}} -> Result;
         {'DOWN', Monitor, process, Pid, Reason} -> error({in_background, Reason})
     after ?TIMEOUT -> error(timeout)
-    end.
-
-await(Condition) ->
-    await(Condition, erlang:monotonic_time(millisecond) + ?TIMEOUT).
-
-await(Condition, Deadline) ->
-    case Condition() of
-        true ->
-            ok;
-        false ->
-            erlang:monotonic_time(millisecond) < Deadline orelse error(timeout),
-            timer:sleep(20),
-            await(Condition, Deadline)
     end.

@@ -1,7 +1,7 @@
 %% @doc A node of its own for a test: another ssl, another environment, and nothing left of it after.
 -module(rekindle_node).
 
--export([start/1, start/2, start_ssl/1, stop/1, call/4, run/2]).
+-export([start/1, start/2, start_ssl/1, stop/1, call/4, run/2, await/1]).
 -export([apply_fun/1]).
 
 -define(KEYS, [session_cb, server_session_cb, client_session_cb]).
@@ -42,6 +42,18 @@ call(Node, Module, Function, Args) ->
 -spec run(pid(), fun(() -> Result)) -> Result.
 run(Node, Fun) ->
     call(Node, ?MODULE, apply_fun, [Fun]).
+
+%% @doc Waits until it is so. Fails when it is not after ten seconds.
+-spec await(fun(() -> boolean())) -> ok.
+await(Condition) ->
+    await(Condition, 500).
+
+await(Condition, Tries) ->
+    case Condition() of
+        true -> ok;
+        false when Tries > 0 -> timer:sleep(20), await(Condition, Tries - 1);
+        false -> error({still_not_so_after_10_s, Condition})
+    end.
 
 %% @private
 -spec apply_fun(fun(() -> Result)) -> Result.

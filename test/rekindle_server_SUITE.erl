@@ -119,7 +119,7 @@ it_survives_lifetimes_running_out(Config) ->
         register_all(Cache, Sample, ids(50)),
         timer:sleep(1100),
         register_all(Cache, Sample, [<<51:256>>]),
-        await(fun() -> held(Cache) =:= 1 end),
+        rekindle_node:await(fun() -> held(Cache) =:= 1 end),
         ?assertMatch([#{expired := 51}], [Info || #{role := server} = Info <- rekindle_admin:info()])
     end).
 
@@ -266,7 +266,7 @@ outcome_at_other_authority(InitArgs, Port, OtherPort, Config) ->
     {Other, OtherPort} = start_server(Node, tls, [{port, OtherPort}, {cacertfile, OtherCa} | Strict]),
     save(tls, Port, "bypass", Config, certificate(Client)),
     _ = offer(tls, OtherPort, "bypass", Config, certificate(Client)),
-    await(fun() ->
+    rekindle_node:await(fun() ->
         [] =/=
             rekindle_node:call(Node, rekindle_servers, handshakes, [Other]) ++
                 rekindle_node:call(Node, rekindle_servers, failures, [Other])
@@ -335,7 +335,7 @@ a_closed_listener_gives_its_memory_back(Config) ->
     save(tls, Port, "closed", Config),
     ?assertMatch(#{sessions := 1}, scope_of(Node, Port)),
     ok = rekindle_node:call(Node, rekindle_servers, stop, [Server]),
-    await(fun() -> [] =:= [Info || #{role := server} = Info <- info(Node)] end),
+    rekindle_node:await(fun() -> [] =:= [Info || #{role := server} = Info <- info(Node)] end),
     rekindle_node:stop(Node).
 
 %% Both holders of the reference are killed, so that a scheduler drops the last one. The work must be
@@ -351,8 +351,8 @@ a_dead_cache_process_gives_its_memory_back_off_the_schedulers(Config) ->
         [exit(Pid, kill) || Pid <- [Cache, Holder]],
         erlang:garbage_collect(),
         %% OTP starts another process for the listener, with an empty store.
-        await(fun() -> lists:all(fun(#{sessions := Left}) -> Left =:= 0 end, rekindle_admin:info()) end),
-        await(fun() -> resident_bytes() < Full - Held div 2 end),
+        rekindle_node:await(fun() -> lists:all(fun(#{sessions := Left}) -> Left =:= 0 end, rekindle_admin:info()) end),
+        rekindle_node:await(fun() -> resident_bytes() < Full - Held div 2 end),
         ?assert(janitor_cpu_ns() - JanitorBefore > 1_000_000)
     end).
 
@@ -382,7 +382,7 @@ the_size_is_true_for_all_but_the_cache_process(Config) ->
         ?assertEqual(6, rekindle:size(Reference)),
         ?assertEqual(7, as_cache_process(Cache, fun() -> rekindle:size(Reference) end)),
         exit(Cache, kill),
-        await(fun() -> not is_process_alive(Cache) end),
+        rekindle_node:await(fun() -> not is_process_alive(Cache) end),
         ?assertEqual(6, rekindle:size(Reference)),
         ok = rekindle:delete(Reference, <<1:256>>),
         ?assertEqual(5, rekindle:size(Reference))
@@ -441,7 +441,7 @@ counts(#{full := Full, resumed := Resumed}) ->
 
 %% How many sessions the server saw, and in how many handshakes.
 await_handshakes(Node, Server, Number) ->
-    await(fun() -> length(rekindle_node:call(Node, rekindle_servers, handshakes, [Server])) >= Number end),
+    rekindle_node:await(fun() -> length(rekindle_node:call(Node, rekindle_servers, handshakes, [Server])) >= Number end),
     Ids = [Id || #{session_id := Id} <- rekindle_node:call(Node, rekindle_servers, handshakes, [Server])],
     %% A client may have closed before the server could ask for the id.
     {length(lists:usort(Ids) -- [unknown]), length(Ids)}.
@@ -470,16 +470,6 @@ private_numbers(KeyFile) ->
             [element(3, Key)]
     end.
 
-await(Condition) ->
-    await(Condition, 500).
-
-await(Condition, Tries) ->
-    case Condition() of
-        true -> ok;
-        false when Tries > 0 -> timer:sleep(20), await(Condition, Tries - 1);
-        false -> error({still_not_so_after_10_s, Condition})
-    end.
-
 %% ---- in the node with the cache ----
 
 %% Runs `Fun' with the cache process of a new listener and a session a real client made there. The
@@ -501,7 +491,7 @@ in_node(Env, ListenOpts, Config, Fun) ->
     _ = rekindle_clients:openssl_save(tls, Port, session_file("sample", Config), client_opts(Config)),
     rekindle_node:run(Node, fun() ->
         [Cache] = cache_processes(),
-        await(fun() -> held(Cache) =:= 1 end),
+        rekindle_node:await(fun() -> held(Cache) =:= 1 end),
         [{_, Sample}] = rekindle:foldl(fun(Held, Acc) -> [Held | Acc] end, [], reference(Cache)),
         Fun(Cache, Sample)
     end),
