@@ -258,7 +258,8 @@ sessions_of_unknown_shape_are_refused(_Config) ->
         end
      || {Name, Shape} <- unknown_shapes()
     ],
-    ?assertMatch(#{faults := 0, sessions := 0, bytes := 0}, info(Cache)),
+    %% Not its bytes: the empty index is counted when the janitor comes by.
+    ?assertMatch(#{faults := 0, sessions := 0, templates := 0}, info(Cache)),
     ?assertEqual([], fold(Cache)),
     {Id, Good} = server_session(otp_27, rsa_key(secret())),
     rekindle:update(Cache, Id, Good),
