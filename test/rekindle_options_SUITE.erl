@@ -30,6 +30,7 @@
     options_of_others_are_told_of_once/1,
     a_missing_key_is_told_of_once/1,
     all_keys_set_is_nothing_to_tell/1,
+    each_release_reads_its_own_keys/1,
     a_listener_has_the_bounds_that_were_set/1
 ]).
 
@@ -71,6 +72,7 @@ groups() ->
             options_of_others_are_told_of_once,
             a_missing_key_is_told_of_once,
             all_keys_set_is_nothing_to_tell,
+            each_release_reads_its_own_keys,
             a_listener_has_the_bounds_that_were_set
         ]}
     ].
@@ -371,6 +373,35 @@ all_keys_set_is_nothing_to_tell(Config) ->
     _ = [serve(Node, Kind, Config) || Kind <- [tls, dtls]],
     ?assertEqual([], take_lines(Node)),
     rekindle_node:stop(Node).
+
+%% Which roles call us where only one key names us. On releases that know the new keys, the server reads its own only, and
+%% the client the old one as well.
+each_release_reads_its_own_keys(Config) ->
+    [
+        begin
+            Node = start_node([{Key, unset} || Key <- ssl_keys(), Key =/= Only]),
+            _ = serve(Node, tls, Config),
+            Roles = lists:sort([Role || #{role := Role} <- rekindle_node:call(Node, rekindle_admin, info, [])]),
+            ?assertEqual({Only, roles(Only, knows_new_keys(Node))}, {Only, Roles}),
+            rekindle_node:stop(Node)
+        end
+     || Only <- ssl_keys()
+    ].
+
+ssl_keys() ->
+    [session_cb, server_session_cb, client_session_cb].
+
+roles(session_cb, false) -> [client, server];
+roles(session_cb, true) -> [client];
+roles(server_session_cb, true) -> [server];
+roles(client_session_cb, true) -> [client];
+roles(_, false) -> [].
+
+%% The node is of no use afterwards.
+knows_new_keys(Node) ->
+    set_env(Node, server_session_cb, of_the_new_key),
+    #{session_cb := Callback} = rekindle_node:call(Node, ssl_config, pre_1_3_session_opts, [server]),
+    Callback =:= of_the_new_key.
 
 %% As a word: `session_cb' is within the names of the other keys, too.
 names(Line, Key) ->

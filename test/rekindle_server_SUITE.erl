@@ -8,7 +8,15 @@
 -compile([export_all, nowarn_export_all]).
 
 all() ->
-    [{group, resumption}, {group, cache_process}, {group, lifetime}, {group, scope}, {group, secrets}, {group, memory}].
+    [
+        {group, resumption},
+        {group, releases},
+        {group, cache_process},
+        {group, lifetime},
+        {group, scope},
+        {group, secrets},
+        {group, memory}
+    ].
 
 groups() ->
     [
@@ -16,6 +24,12 @@ groups() ->
             tls_clients_resume,
             dtls_clients_resume,
             clients_of_an_upgraded_socket_resume
+        ]},
+        {releases, [], [
+            a_killed_cache_process_is_replaced_or_missed,
+            a_session_is_resumed_under_its_server_name,
+            server_names_make_no_templates,
+            a_server_that_verifies_its_clients_resumes_by_default_or_when_told_to
         ]},
         {cache_process, [], [
             it_survives_more_sessions_than_the_store_holds,
@@ -92,6 +106,124 @@ clients_of_an_upgraded_socket_resume(Config) ->
     ?assertMatch({1, 6}, await_handshakes(Node, Server, 6)),
     ?assertMatch([#{hits := 5, faults := 0}], [Info || #{scope := upgraded} = Info <- info(Node)]),
     rekindle_node:stop(Node).
+
+%% ---- where releases differ by design ----
+
+%% A listener of OTP 25 or 27 goes on without sessions until it is opened again. One of OTP 29 starts another process
+%% for the next connection.
+a_killed_cache_process_is_replaced_or_missed(Config) ->
+    [
+        begin
+            Node = rekindle_node:start_ssl([]),
+            {Server, Port} = start_server(Node, Kind, server_opts(Config)),
+            ?assertEqual({1, 1}, counts(offer_own_session(Kind, Port, Config))),
+            [Cache] = cache_processes(Node),
+            true = rekindle_node:call(Node, erlang, exit, [Cache, kill]),
+            rekindle_node:await(fun() -> not rekindle_node:call(Node, erlang, is_process_alive, [Cache]) end),
+            Expected =
+                case listeners_replace_cache_processes(Node) of
+                    true -> {1, 1};
+                    false -> {2, 0}
+                end,
+            ?assertEqual({Kind, Expected}, {Kind, counts(offer_own_session(Kind, Port, Config))}),
+            ok = rekindle_node:call(Node, rekindle_servers, stop, [Server]),
+            {_, Port} = start_server(Node, Kind, [{port, Port} | server_opts(Config)]),
+            ?assertEqual({1, 1}, counts(offer_own_session(Kind, Port, Config))),
+            ?assertMatch([], [Info || #{faults := Faults} = Info <- info(Node), Faults > 0]),
+            rekindle_node:stop(Node)
+        end
+     || Kind <- [tls, dtls]
+    ].
+
+%% Where a listener sees to it, the supervisor does not.
+listeners_replace_cache_processes(Node) ->
+    {ok, {_, [#{restart := Restart}]}} = rekindle_node:call(Node, ssl_server_session_cache_sup, init, [[]]),
+    Restart =:= temporary.
+
+%% The last patches of OTP 29 note the name in the session, and refuse to resume it under another one. Before, it
+%% is not noted, and counts for nothing.
+a_session_is_resumed_under_its_server_name(Config) ->
+    [
+        begin
+            Node = rekindle_node:start_ssl([]),
+            {_, Port} = start_server(Node, Kind, server_opts(Config)),
+            Under = fun(Name) -> #{extra => ["-servername", Name]} end,
+            save(Kind, Port, "name", Config, Under("localhost")),
+            Same = {0, 1},
+            Other =
+                case lists:member("localhost", tuple_to_list(the_session(Node))) of
+                    true -> {1, 0};
+                    false -> {0, 1}
+                end,
+            [
+                ?assertEqual({Kind, Opts, Expected}, {Kind, Opts, counts(offer(Kind, Port, "name", Config, Opts))})
+             || {Opts, Expected} <- [
+                    {Under("localhost"), Same},
+                    {Under("other.example"), Other},
+                    {#{}, Other},
+                    {Under("localhost"), Same}
+                ]
+            ],
+            save(Kind, Port, "nameless", Config),
+            ?assertEqual({0, 1}, counts(offer(Kind, Port, "nameless", Config))),
+            ?assertEqual(Other, counts(offer(Kind, Port, "nameless", Config, Under("localhost")))),
+            rekindle_node:stop(Node)
+        end
+     || Kind <- [tls, dtls]
+    ].
+
+server_names_make_no_templates(Config) ->
+    Node = rekindle_node:start_ssl([]),
+    {_, Port} = start_server(Node, tls, server_opts(Config)),
+    [
+        begin
+            Under = #{extra => ["-servername", lists:concat(["host", N, ".example"])]},
+            save(tls, Port, "host", Config, Under),
+            ?assertEqual({0, 1}, counts(offer(tls, Port, "host", Config, Under))),
+            ?assertMatch(#{sessions := N, templates := 1}, scope_of(Node, Port))
+        end
+     || N <- lists:seq(1, 5)
+    ],
+    rekindle_node:stop(Node).
+
+%% With {verify, verify_peer}, OTP 29 does not resume unless it is told to.
+a_server_that_verifies_its_clients_resumes_by_default_or_when_told_to(Config) ->
+    #{ca := Ca, client := #{ec := Client}} = ?config(certs, Config),
+    Verify = [{verify, verify_peer}, {fail_if_no_peer_cert, true}, {cacertfile, Ca} | server_opts(Config)],
+    Node = rekindle_node:start_ssl([]),
+    Resumes = fun(Opts) ->
+        {Server, Port} = start_server(Node, tls, Opts),
+        save(tls, Port, "verified", Config, certificate(Client)),
+        Counts = counts(offer(tls, Port, "verified", Config, certificate(Client))),
+        #{sessions := Sessions, hits := Hits, misses := Misses} = scope_of(Node, Port),
+        {option_reuse_sessions(Node, Server), Counts, {Sessions, Hits, Misses}}
+    end,
+    Resumed = {true, {0, 1}, {1, 1, 0}},
+    %% The cache is not even asked.
+    NotResumed = {false, {1, 0}, {0, 0, 0}},
+    Default = Resumes(Verify),
+    ?assert(Default =:= Resumed orelse Default =:= NotResumed, Default),
+    ?assertEqual(Resumed, Resumes([{reuse_sessions, true} | Verify])),
+    ?assertEqual(NotResumed, Resumes([{reuse_sessions, false} | Verify])),
+    ?assertEqual(Resumed, Resumes(server_opts(Config))),
+    rekindle_node:stop(Node).
+
+%% As ssl has filled it in: somewhere in the listen socket is the map of all options.
+option_reuse_sessions(Node, Server) ->
+    Socket = rekindle_node:call(Node, rekindle_servers, listen_socket, [Server]),
+    [Reuse] = lists:usort(reuse_sessions(Socket)),
+    Reuse.
+
+reuse_sessions(#{reuse_sessions := Reuse}) -> [Reuse];
+reuse_sessions(Term) when is_tuple(Term) -> lists:flatmap(fun reuse_sessions/1, tuple_to_list(Term));
+reuse_sessions(_) -> [].
+
+the_session(Node) ->
+    rekindle_node:run(Node, fun() ->
+        [Cache] = cache_processes(),
+        [{_, Session}] = rekindle:foldl(fun(Held, Acc) -> [Held | Acc] end, [], reference(Cache)),
+        Session
+    end).
 
 %% ---- OTP's cache process ----
 
@@ -290,10 +422,7 @@ no_private_key_is_held(KeyType, Config) ->
     Node = rekindle_node:start_ssl([]),
     {_, Port} = start_server(Node, tls, server_opts(KeyType, Config)),
     ?assertEqual({1, 5}, counts(rekindle_clients:openssl_reconnect(Port, client_opts(Config)))),
-    [{_, Session}] = rekindle_node:run(Node, fun() ->
-        [Cache] = cache_processes(),
-        rekindle:foldl(fun(Held, Acc) -> [Held | Acc] end, [], reference(Cache))
-    end),
+    Session = the_session(Node),
     ?assertEqual(undefined, element(6, Session)),
     Encoded = term_to_binary(Session),
     [?assertEqual(nomatch, binary:match(Encoded, Secret)) || Secret <- Secrets],
@@ -501,7 +630,8 @@ cache_processes(Node) ->
     rekindle_node:call(Node, ?MODULE, cache_processes, []).
 
 cache_processes() ->
-    [Pid || {_, Pid, _, _} <- supervisor:which_children(ssl_server_session_cache_sup), is_pid(Pid)].
+    Supervisors = [ssl_server_session_cache_sup, dtls_server_session_cache_sup],
+    [Pid || Supervisor <- Supervisors, {_, Pid, _, _} <- supervisor:which_children(Supervisor), is_pid(Pid)].
 
 %% Fields of the process's state by content: it differs between releases.
 reference(Cache) ->
