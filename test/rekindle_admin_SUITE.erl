@@ -41,7 +41,7 @@ groups() ->
     ].
 
 suite() ->
-    [{timetrap, {minutes, 2}}].
+    [{timetrap, {minutes, 5}}].
 
 init_per_suite(Config) ->
     [{certs, rekindle_certs:make(?config(priv_dir, Config))} | Config].

@@ -35,7 +35,7 @@ run_in(Dir, Command, TimeoutMs) ->
 testing_build(Config) ->
     Root = root(Config),
     Cargo = ["cargo", "build", "--quiet", "--locked", "--package", "rekindle_nif", "--features", "testing"],
-    {0, _} = run_in(Root, Cargo ++ ["--target-dir", "target"], 3 * ?MINUTE),
+    {0, _} = run_in(Root, Cargo ++ ["--target-dir", "target"], 5 * ?MINUTE),
     PrivDir = proplists:get_value(priv_dir, Config),
     [Ebin, Priv] = [filename:join([PrivDir, "rekindle", Name]) || Name <- ["ebin", "priv"]],
     [ok = filelib:ensure_dir(filename:join(Folder, "x")) || Folder <- [Ebin, Priv]],

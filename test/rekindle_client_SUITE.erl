@@ -37,7 +37,7 @@
 -define(PRIVATE_KEY, 6).
 
 suite() ->
-    [{timetrap, {seconds, 60}}].
+    [{timetrap, {minutes, 3}}].
 
 all() ->
     [

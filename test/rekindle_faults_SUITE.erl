@@ -20,7 +20,7 @@ all() ->
     ].
 
 suite() ->
-    [{timetrap, {minutes, 3}}].
+    [{timetrap, {minutes, 10}}].
 
 init_per_suite(Config) ->
     Certs = rekindle_certs:make(?config(priv_dir, Config)),

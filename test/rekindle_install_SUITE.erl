@@ -539,7 +539,7 @@ not_copied() ->
     [".git", "_build", "priv", "test"].
 
 run_in(Dir, Command) ->
-    rekindle_checkout:run_in(Dir, Command, 3 * ?MINUTE).
+    rekindle_checkout:run_in(Dir, Command, 5 * ?MINUTE).
 
 %% ---- servers and clients ----
 

@@ -182,7 +182,7 @@ project(Files, Config) ->
     Project.
 
 run_in(Dir, Command) ->
-    rekindle_checkout:run_in(Dir, Command, ?MINUTE).
+    rekindle_checkout:run_in(Dir, Command, 5 * ?MINUTE).
 
 %% ---- options ----
 

@@ -38,7 +38,7 @@
 -define(COPIES, 1000).
 
 suite() ->
-    [{timetrap, {seconds, 60}}].
+    [{timetrap, {minutes, 3}}].
 
 all() ->
     [
