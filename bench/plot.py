@@ -111,10 +111,8 @@ def handshakes(rows, folder):
     """Latencies of handshakes with the most sessions in the cache."""
     rows = pick(rows, size=max(distinct(rows, "size")))
     marks = [("p50_ns", "p50"), ("p99_ns", "p99"), ("p999_ns", "p99.9"), ("max_ns", "max")]
-    kinds = {"resumed": "resumed", "full": "full", "busy": "resumed while sessions are registered"}
-    widths = [len(distinct(pick(rows, handshake=kind), "workload")) for kind in kinds]
-    figure, panels = plt.subplots(1, 3, figsize=(18, 4.6), gridspec_kw={"width_ratios": widths})
-    for axes, (kind, title) in zip(panels, kinds.items()):
+    figure, panels = plt.subplots(1, 2, figsize=(14, 4.6))
+    for axes, kind in zip(panels, ["resumed", "full"]):
         groups = distinct(pick(rows, handshake=kind), "workload")
         for place, store in enumerate(["default", "rekindle"]):
             label, colour = STORES[store]
@@ -128,11 +126,30 @@ def handshakes(rows, folder):
         axes.set_yscale("log")
         axes.yaxis.set_minor_formatter(ticker.FormatStrFormatter("%g"))
         axes.tick_params(axis="y", which="minor", labelsize=7)
-        finish(axes, title, " | ".join(groups), "ms")
+        finish(axes, kind, " | ".join(groups), "ms")
         axes.xaxis.label.set_size(7)
         axes.legend(fontsize=8)
     figure.suptitle(f"Handshakes with {rows[0]['size']:,} sessions in the cache")
     save(figure, folder, "handshakes")
+
+
+def busy(rows, folder):
+    """Latencies of resumed handshakes while sessions are registered."""
+    rows = pick(rows, handshake="busy")
+    marks = [("p50_ns", "p50"), ("p99_ns", "p99"), ("p999_ns", "p99.9"), ("max_ns", "max")]
+    figure, axes = plt.subplots(figsize=(9, 4.4))
+    for place, store in enumerate(["default", "rekindle"]):
+        label, colour = STORES[store]
+        row = pick(rows, store=store)[0]
+        values = [row[key] / 1e6 for key, _ in marks]
+        bars = axes.bar([step + 0.4 * place - 0.2 for step in range(len(marks))], values, 0.38, color=colour, label=label)
+        axes.bar_label(bars, [f"{value:.0f} ms" if value >= 10 else f"{value:.1f} ms" for value in values], fontsize=8, padding=2)
+    axes.set_yscale("log")
+    axes.set_xticks(range(len(marks)), [name for _, name in marks])
+    axes.legend(fontsize=8, loc="upper left")
+    axes.margins(y=0.25)
+    finish(axes, f"Resumed handshakes with {rows[0]['size']:,} sessions, while sessions are registered", "", "ms")
+    save(figure, folder, "busy")
 
 
 def eviction(rows, folder):
@@ -162,6 +179,7 @@ def main():
     memory(results["memory"], folder)
     process(results["process"], folder)
     handshakes(results["handshakes"], folder)
+    busy(results["handshakes"], folder)
     if simulation := core_rows(folder, "eviction"):
         eviction(simulation, folder)
 
