@@ -24,9 +24,14 @@
 %% @doc What was found, the worst first. Empty where all is well.
 -spec findings() -> [finding()].
 findings() ->
+    Missing = rekindle_options:missing_keys(),
     case rekindle_nif:loaded() of
-        ok -> sort(modules() ++ keys() ++ late_start() ++ listeners() ++ lists:append([scope(Info) || Info <- rekindle_admin:info()]));
-        {error, {File, Reason}} -> sort([{error, library(File, Reason)} | keys()])
+        ok ->
+            Infos = rekindle_admin:info(),
+            Found = modules() ++ keys(Missing) ++ late_start(Missing, Infos) ++ listeners(Infos),
+            sort(Found ++ lists:append([scope(Info) || Info <- Infos]));
+        {error, {File, Reason}} ->
+            sort([{error, library(File, Reason)} | keys(Missing)])
     end.
 
 %% @doc The findings as lines.
@@ -73,16 +78,15 @@ modules() ->
 
 %% ---- ssl's environment ----
 
-keys() ->
-    case rekindle_options:missing_keys() of
-        [] ->
-            wrong_options();
-        Missing ->
-            Level = case lists:member(key_in_force(), Missing) of true -> error; false -> warning end,
-            Keys = lists:join(", ", [io_lib:format("{~s, rekindle}", [Key]) || Key <- Missing]),
-            [{Level, io_lib:format("in sys.config, write {ssl, [~ts]}. Which of the keys ssl reads depends on the OTP release.", [Keys])} |
-                wrong_options()]
-    end.
+keys([]) ->
+    wrong_options();
+keys(Missing) ->
+    Level = case lists:member(key_in_force(), Missing) of true -> error; false -> warning end,
+    Keys = lists:join(", ", [io_lib:format("{~s, rekindle}", [Key]) || Key <- Missing]),
+    [
+        {Level, io_lib:format("in sys.config, write {ssl, [~ts]}. Which of the keys ssl reads depends on the OTP release.", [Keys])}
+        | wrong_options()
+    ].
 
 %% What ssl reads for servers: it has the key's new name in its code from its releases with OTP 29 on.
 key_in_force() ->
@@ -104,9 +108,9 @@ wrong_options() ->
     end.
 
 %% ssl opens the client's cache when it starts. Without one, it started before it knew of Rekindle.
-late_start() ->
-    Clients = [Info || #{role := client} = Info <- rekindle_admin:info()],
-    case {whereis(ssl_manager), rekindle_options:missing_keys(), Clients} of
+late_start(Missing, Infos) ->
+    Clients = [Info || #{role := client} = Info <- Infos],
+    case {whereis(ssl_manager), Missing, Clients} of
         {Pid, [], []} when is_pid(Pid) ->
             [{warning,
                 "ssl had started before its keys were set: this node's client sessions are in OTP's own cache, and "
@@ -119,8 +123,8 @@ late_start() ->
 
 %% ---- listeners ----
 
-listeners() ->
-    Ours = lists:append([rekindle_nif:sockets(Label) || #{role := server, scope := Label} <- rekindle_admin:info()]),
+listeners(Infos) ->
+    Ours = lists:append([rekindle_nif:sockets(Label) || #{role := server, scope := Label} <- Infos]),
     Strangers = [
         {error,
             io_lib:format(
@@ -182,9 +186,7 @@ options(Socket, #{versions := Versions} = Options) ->
 
 address(Socket) ->
     case inet:sockname(Socket) of
-        {ok, {Ip, Port}} when tuple_size(Ip) =:= 8 -> io_lib:format("[~s]:~b", [inet:ntoa(Ip), Port]);
-        {ok, {Ip, Port}} when is_tuple(Ip) -> io_lib:format("~s:~b", [inet:ntoa(Ip), Port]);
-        {ok, Other} -> io_lib:format("~0tp", [Other]);
+        {ok, Address} -> rekindle_scope:address(Address);
         {error, _} -> port_to_list(Socket)
     end.
 

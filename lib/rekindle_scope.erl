@@ -4,7 +4,7 @@
 %% the client certificate check of the listener it arrives at (CVE-2025-23419 in nginx is this).
 -module(rekindle_scope).
 
--export([of_server/1, is_of_upgraded_sockets/0, transport/1, name/1]).
+-export([of_server/1, is_of_upgraded_sockets/0, transport/1, name/1, address/1]).
 
 %% @doc The scope of the cache process that calls: its label, the listen socket where there is one, and
 %% whether to join those that already use the label.
@@ -93,6 +93,8 @@ name({listener, _, Address}) -> address(Address);
 name({shared, _, Name}) -> io_lib:format("shared: ~0tp", [Name]);
 name(Label) -> io_lib:format("~0tp", [Label]).
 
+%% @doc Where a socket listens, for people.
+-spec address({inet:ip_address(), inet:port_number()} | term()) -> unicode:chardata().
 address({Ip, Port}) when tuple_size(Ip) =:= 8 -> io_lib:format("[~s]:~b", [inet:ntoa(Ip), Port]);
 address({Ip, Port}) when tuple_size(Ip) =:= 4 -> io_lib:format("~s:~b", [inet:ntoa(Ip), Port]);
 address(Address) -> io_lib:format("~0tp", [Address]).
