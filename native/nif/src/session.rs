@@ -66,10 +66,8 @@ pub fn insert<'a>(
 
     if let Some(own) = own_parts(&fields, key, certificate) {
         let mut shared = fields.clone();
-        for place in [SESSION_ID, PEER_CERTIFICATE, own.secret_at] {
-            shared[place] = undefined(env);
-        }
-        if let Some(place) = own.server_name_at {
+        let own_places = [SESSION_ID, PEER_CERTIFICATE, own.secret_at];
+        for place in own_places.into_iter().chain(own.server_name_at) {
             shared[place] = undefined(env);
         }
         let template = store.template(&Shared {
