@@ -362,7 +362,7 @@ a_release_has_what_it_needs_and_nothing_of_otp(Config) ->
 
 a_release_resumes_sessions(Config) ->
     Release = unpack(make_tarball(Config), Config),
-    Port = free_port(),
+    Port = rekindle_node:free_port(),
     listen_on_loopback_only(Release),
     Foreground = spawn_monitor(fun() -> exit({ended, release(Release, Port, ["foreground"])}) end),
     try
@@ -448,12 +448,6 @@ stop_release(Release, Port, {Pid, Monitor}) ->
         exit(Pid, kill),
         error(release_does_not_stop)
     end.
-
-free_port() ->
-    {ok, Socket} = gen_tcp:listen(0, [{ip, {127, 0, 0, 1}}]),
-    {ok, Port} = inet:port(Socket),
-    ok = gen_tcp:close(Socket),
-    Port.
 
 %% ---- a dependency ----
 

@@ -422,7 +422,7 @@ with_prometheus(Target, Config, Fun) ->
         "global: {scrape_interval: 1s, evaluation_interval: 1s}\n"
         "rule_files: ['~ts']\n"
         "scrape_configs: [{job_name: rekindle, static_configs: [{targets: ['127.0.0.1:~b']}]}]\n", [rules(Config), Target])),
-    Address = "127.0.0.1:" ++ integer_to_list(free_port()),
+    Address = "127.0.0.1:" ++ integer_to_list(rekindle_node:free_port()),
     Args = ["--config.file=" ++ File, "--storage.tsdb.path=" ++ filename:join(Dir, "data"), "--web.listen-address=" ++ Address, "--log.level=warn"],
     %% The program goes with this process.
     {Prometheus, Monitor} = spawn_monitor(fun() -> exit(rekindle_clients:run("prometheus", Args, [], 3 * ?MINUTE)) end),
@@ -433,12 +433,6 @@ with_prometheus(Target, Config, Fun) ->
         exit(Prometheus, kill),
         receive {'DOWN', Monitor, process, _, Reason} -> ct:log("~0tp", [Reason]) end
     end.
-
-free_port() ->
-    {ok, Socket} = gen_tcp:listen(0, [{ip, {127, 0, 0, 1}}]),
-    {ok, Port} = inet:port(Socket),
-    ok = gen_tcp:close(Socket),
-    Port.
 
 %% Until there are values that are numbers.
 await_data(Api, Expression, Meanwhile) ->
@@ -495,7 +489,7 @@ ageless(Series) ->
 
 %% A listener that has been resumed at, one that shares under a name, and ssl's client.
 with_busy_node(Name, Config, Fun) ->
-    SharedPort = free_port(),
+    SharedPort = rekindle_node:free_port(),
     Node = rekindle_node:start_ssl([{session_cb_init_args, [{scope, #{SharedPort => Name}}]}]),
     #{server := #{ec := #{cert := Cert, key := Key}}} = ?config(certs, Config),
     Options = [{certfile, Cert}, {keyfile, Key}],

@@ -1,7 +1,7 @@
 %% @doc A node of its own for a test: another ssl, another environment, and nothing left of it after.
 -module(rekindle_node).
 
--export([start/1, start/2, start_ssl/1, stop/1, call/4, run/2, await/1]).
+-export([start/1, start/2, start_ssl/1, stop/1, call/4, run/2, await/1, free_port/0]).
 -export([apply_fun/1]).
 
 -define(KEYS, [session_cb, server_session_cb, client_session_cb]).
@@ -54,6 +54,14 @@ await(Condition, Tries) ->
         false when Tries > 0 -> timer:sleep(20), await(Condition, Tries - 1);
         false -> error({still_not_so_after_10_s, Condition})
     end.
+
+%% @doc A port of 127.0.0.1 that nobody had a moment ago.
+-spec free_port() -> inet:port_number().
+free_port() ->
+    {ok, Socket} = gen_tcp:listen(0, [{ip, {127, 0, 0, 1}}]),
+    {ok, Port} = inet:port(Socket),
+    ok = gen_tcp:close(Socket),
+    Port.
 
 %% @private
 -spec apply_fun(fun(() -> Result)) -> Result.

@@ -9,7 +9,7 @@
 
 -include_lib("stdlib/include/assert.hrl").
 
--export([follow/2, follow/3, stop/1, free_port/0]).
+-export([follow/2, follow/3, stop/1]).
 
 -export_type([place/0]).
 
@@ -52,14 +52,6 @@ stop(Dir) ->
      || File <- filelib:wildcard(filename:join(Dir, "*.pid"))
     ],
     ok.
-
-%% @doc A port of this machine that nobody uses.
--spec free_port() -> inet:port_number().
-free_port() ->
-    {ok, Socket} = gen_tcp:listen(0, [{ip, {127, 0, 0, 1}}]),
-    {ok, Port} = inet:port(Socket),
-    ok = gen_tcp:close(Socket),
-    Port.
 
 %% ---- the guide ----
 

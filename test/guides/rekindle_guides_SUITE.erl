@@ -42,7 +42,7 @@ init_per_suite(Config) ->
     {ok, _} = application:ensure_all_started(public_key),
     Root = rekindle_checkout:root(Config),
     Dir = proplists:get_value(priv_dir, Config),
-    Epmd = integer_to_list(rekindle_guide:free_port()),
+    Epmd = integer_to_list(rekindle_node:free_port()),
     Suite = [{epmd_port, Epmd}, {root, Root}, {origin, rekindle_checkout:origin(Dir, Config)}, {certs, rekindle_certs:make(Dir)} | Config],
     %% What all servers use that are no project of the reader's.
     Opt = filename:join(Dir, "suite"),
@@ -95,7 +95,7 @@ rabbitmq_with_advanced_config(Config) ->
 rabbitmq_place(Config) ->
     Etc = in_dir("etc/rabbitmq", Config),
     ok = filelib:ensure_path(Etc),
-    Port = integer_to_list(rekindle_guide:free_port()),
+    Port = integer_to_list(rekindle_node:free_port()),
     #{env := Env} = Place = place([{" = 5671\\b", " = 127.0.0.1:5671"}, {"\\b5671\\b", Port}], Config),
     Settings = [
         {"RABBITMQ_CONF_ENV_FILE", filename:join(Etc, "rabbitmq-env.conf")},
@@ -106,8 +106,8 @@ rabbitmq_place(Config) ->
         {"RABBITMQ_LOG_BASE", in_dir("log", Config)},
         {"RABBITMQ_NODENAME", "rekindle@localhost"},
         {"RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1"},
-        {"RABBITMQ_NODE_PORT", integer_to_list(rekindle_guide:free_port())},
-        {"RABBITMQ_DIST_PORT", integer_to_list(rekindle_guide:free_port())}
+        {"RABBITMQ_NODE_PORT", integer_to_list(rekindle_node:free_port())},
+        {"RABBITMQ_DIST_PORT", integer_to_list(rekindle_node:free_port())}
     ],
     Place#{env := Settings ++ Env}.
 
@@ -215,7 +215,7 @@ env(Dir, Config) ->
     ].
 
 ports(Ports) ->
-    [{["\\b", integer_to_list(Port), "\\b"], integer_to_list(rekindle_guide:free_port())} || Port <- Ports].
+    [{["\\b", integer_to_list(Port), "\\b"], integer_to_list(rekindle_node:free_port())} || Port <- Ports].
 
 %% What cargo has built saves building all of it again wherever the guides have fetched the repository.
 with_target(Dir, Config) ->
