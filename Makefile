@@ -42,7 +42,7 @@ lint:
 	rebar3 xref
 	rebar3 dialyzer
 
-# Rekindle beside OTP's own caches. About half an hour; the tables go to bench/results.
+# Rekindle beside OTP's own caches. Some three quarters of an hour; the tables go to bench/results.
 bench:
 	@scripts/setup.sh
 	@bench/run.sh full

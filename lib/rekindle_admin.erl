@@ -248,7 +248,7 @@ session_id(Id) ->
 %% SHA-1; as bytes, or in hexadecimal with or without colons). Or as `{issuer, Issuer, Serial}' or, for all
 %% certificates of an authority, `{issuer, Issuer}', where `Issuer' is the authority's certificate or its name.
 %%
-%% Looks at every session, in slices: about a second for a million, some fifty where an issuer is given.
+%% Looks at every session, in slices: two to three seconds for a million, some twenty-five where an issuer is given.
 -spec revoke(wanted()) ->
     {ok, Dropped :: non_neg_integer()} | {error, {bad_certificate, Line :: string()}}.
 revoke(Wanted) ->
