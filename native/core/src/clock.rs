@@ -3,10 +3,13 @@ use once_cell::sync::Lazy;
 
 static START: Lazy<Instant> = Lazy::new(Instant::now);
 
-/// Milliseconds since this library was first asked: monotonic, meaningless outside this process, and
-/// some milliseconds behind. Lifetimes are seconds, and each lookup asks.
+/// What the clock shows when the library is first asked: room for sessions that were made before.
+pub const BEGIN_MS: u64 = 366 * 24 * 60 * 60 * 1000;
+
+/// Milliseconds since [`BEGIN_MS`] before this library was first asked: monotonic, meaningless outside this
+/// process, and some milliseconds behind. Lifetimes are seconds, and each lookup asks.
 pub fn now_ms() -> u64 {
-    START.elapsed().as_millis() + advanced_ms()
+    BEGIN_MS + START.elapsed().as_millis() + advanced_ms()
 }
 
 /// How far a test has put the clock forward.

@@ -30,12 +30,14 @@ mod templates;
 pub use client_store::ClientStore;
 #[cfg(feature = "testing")]
 pub use clock::advance_ms;
-pub use clock::{advanced_ms, now_ms};
+pub use clock::{advanced_ms, now_ms, BEGIN_MS};
 pub use counters::{Counters, Counts};
 pub use registry::{Join, Reference, Registry};
 pub use scope::{Scope, Store};
 pub use secret::Secret;
 #[cfg(fuzzing)]
 pub use server_store::model;
-pub use server_store::{Limits, Listed, ServerStore, Session, SessionKey, MOST_USES};
+pub use server_store::{
+    Arrival, Limits, Listed, Restored, ServerStore, Session, SessionKey, MOST_USES,
+};
 pub use templates::Pattern;

@@ -1,5 +1,7 @@
 use crate::sync::thread;
 use crate::{ClientStore, Counters, ServerStore};
+use once_cell::sync::OnceCell;
+use std::any::Any;
 use std::time::Duration;
 
 /// Most sessions dropped under one hold of a lock.
@@ -13,6 +15,7 @@ pub struct Scope<T> {
     number: u64,
     label: Box<[u8]>,
     store: Store<T>,
+    attached: OnceCell<Box<dyn Any + Send + Sync>>,
 }
 
 /// What a scope holds.
@@ -29,7 +32,18 @@ impl<T> Scope<T> {
             number,
             label: Box::from(label),
             store,
+            attached: OnceCell::new(),
         }
+    }
+
+    /// Gives the scope something that ends with it. `false` if it has something already.
+    pub fn attach(&self, value: impl Any + Send + Sync) -> bool {
+        self.attached.set(Box::new(value)).is_ok()
+    }
+
+    /// What was attached, if it is of this type.
+    pub fn attached<A: Any>(&self) -> Option<&A> {
+        self.attached.get()?.downcast_ref()
     }
 
     /// Tells this scope from all others of its registry, also from those under the same label.

@@ -15,7 +15,7 @@
 
 #![allow(unsafe_code)]
 
-use crate::index::{Digest, Found, Index};
+use crate::index::{Found, Index};
 use crate::sieve::{Links, Sieve, PATIENCE};
 use crate::slab::{Directory, Slab, SlotRef};
 use crate::sync::{unlock_fair, Mutex};
@@ -25,7 +25,7 @@ use std::mem::size_of;
 use std::ptr::{addr_of, addr_of_mut, null};
 use std::slice;
 use std::sync::atomic::{AtomicU64, AtomicU8, Ordering::Relaxed};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use zeroize::Zeroize;
 
 /// What a server session is found by.
@@ -110,6 +110,36 @@ struct Order {
     verified: Sieve,
     /// In so many insertions the index may have grown.
     measure_index_in: u64,
+}
+
+/// Whether sessions that were made elsewhere or before come as they are made, or afterwards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arrival {
+    /// Just made: treated as this store's own.
+    Live,
+    /// The newest first, made before this store was opened: takes no other's place.
+    Replayed,
+}
+
+/// What became of a session that was made elsewhere or before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Restored {
+    /// It is in the store.
+    Stored,
+    /// There was one under its id.
+    Known,
+    /// It had no room, or would be expired at once.
+    NoRoom,
+}
+
+/// What is written into a slot, and where it goes.
+struct Entry<'a> {
+    id: &'a [u8; 32],
+    secret: &'a [u8; 48],
+    tail: &'a [u8],
+    flags: u8,
+    born_ms: u64,
+    arrival: Option<Arrival>,
 }
 
 /// What has to be free.
@@ -222,6 +252,11 @@ impl<T> ServerStore<T> {
         self.templates.intern(pattern)
     }
 
+    /// The same template once more, if there still is one.
+    pub fn hold_template(&self, template: &Weak<T>) -> Option<Arc<T>> {
+        self.templates.hold(template)
+    }
+
     /// Stores a session, in place of one that may be there, and evicts others while a bound is exceeded.
     /// `verified` says that it has a verified peer certificate. `false` if this session alone exceeds a
     /// bound, would be expired at once, or the system has no memory for it.
@@ -234,30 +269,58 @@ impl<T> ServerStore<T> {
         verified: bool,
         now_ms: u64,
     ) -> bool {
-        let digest = self.index.digest(key);
-        let flags = if verified { VERIFIED } else { 0 };
-        let inserted = match key {
-            SessionKey::Id(id) => {
-                self.insert_slot(digest, id, secret, template, tail, flags, now_ms)
-            }
-            SessionKey::Other(key) => {
-                let mut tail = [&(key.len() as u64).to_ne_bytes(), key, tail].concat();
-                let flags = flags | OTHER_KEY;
-                let inserted =
-                    self.insert_slot(digest, &[0; 32], secret, template, &tail, flags, now_ms);
-                tail.zeroize();
-                inserted
-            }
+        let entry = Entry {
+            id: &[0; 32],
+            secret,
+            tail,
+            flags: if verified { VERIFIED } else { 0 },
+            born_ms: now_ms,
+            arrival: None,
         };
-        let stored = inserted.is_ok();
-        if let Err(Some(template)) = inserted {
-            self.templates.release(template);
-        }
+        let stored = match key {
+            SessionKey::Id(id) => self.insert_slot(key, template, Entry { id, ..entry }, now_ms),
+            SessionKey::Other(other) => {
+                let mut tail = [&(other.len() as u64).to_ne_bytes(), other, tail].concat();
+                let entry = Entry {
+                    tail: &tail,
+                    flags: entry.flags | OTHER_KEY,
+                    ..entry
+                };
+                let restored = self.insert_slot(key, template, entry, now_ms);
+                tail.zeroize();
+                restored
+            }
+        } == Restored::Stored;
         Counters::add(match stored {
             true => &self.counters.inserts,
             false => &self.counters.refused,
         });
         stored
+    }
+
+    /// Stores a session that was made elsewhere or before, at `born_ms` by this store's clock, unless there is
+    /// one under its id. Not counted.
+    #[allow(clippy::too_many_arguments)]
+    pub fn restore(
+        &self,
+        id: &[u8; 32],
+        secret: &[u8; 48],
+        template: Arc<T>,
+        tail: &[u8],
+        verified: bool,
+        born_ms: u64,
+        arrival: Arrival,
+        now_ms: u64,
+    ) -> Restored {
+        let entry = Entry {
+            id,
+            secret,
+            tail,
+            flags: if verified { VERIFIED } else { 0 },
+            born_ms,
+            arrival: Some(arrival),
+        };
+        self.insert_slot(SessionKey::Id(id), Some(template), entry, now_ms)
     }
 
     /// Calls `read` with the session under `key`, unless its lifetime has run out. Counted as a hit or a
@@ -424,18 +487,33 @@ impl<T> ServerStore<T> {
         is_it.then_some(found)
     }
 
-    /// Stores a session, or gives the template back.
-    #[allow(clippy::too_many_arguments)]
+    /// Stores a session, or releases its template.
     fn insert_slot(
         &self,
-        digest: Digest,
-        id: &[u8; 32],
-        secret: &[u8; 48],
+        key: SessionKey,
         template: Option<Arc<T>>,
-        tail: &[u8],
-        flags: u8,
+        entry: Entry,
         now_ms: u64,
-    ) -> Result<(), Option<Arc<T>>> {
+    ) -> Restored {
+        let restored = self.try_insert_slot(key, template.as_ref(), entry, now_ms);
+        match (restored, template) {
+            // The slot has it.
+            (Restored::Stored, Some(template)) => std::mem::forget(template),
+            (_, Some(template)) => self.templates.release(template),
+            (_, None) => {}
+        }
+        restored
+    }
+
+    /// Stores a session. If that is done, the caller's hold on the template is the slot's.
+    fn try_insert_slot(
+        &self,
+        key: SessionKey,
+        template: Option<&Arc<T>>,
+        entry: Entry,
+        now_ms: u64,
+    ) -> Restored {
+        let Entry { tail, flags, .. } = entry;
         let boxed = tail.len() > MAX_TAIL;
         let slot_bytes = size_of::<Slot<T>>()
             + if boxed {
@@ -445,30 +523,43 @@ impl<T> ServerStore<T> {
             };
         let cost = Slab::slot_size(slot_bytes) + if boxed { tail.len() } else { 0 };
         let limits = self.limits();
-        if cost as u64 > limits.max_bytes || limits.max_sessions == 0 || limits.lifetime_ms == 0 {
-            return Err(template);
+        if cost as u64 > limits.max_bytes
+            || limits.max_sessions == 0
+            || now_ms.saturating_sub(entry.born_ms) >= limits.lifetime_ms
+        {
+            return Restored::NoRoom;
         }
+        let digest = self.index.digest(key);
         let mut order = self.order.lock();
         self.measure_index(&mut order);
+        if entry.arrival.is_some() && self.find(key).is_some() {
+            return Restored::Known;
+        }
         let in_its_place = u64::from(self.index.find(digest).is_some());
         let room = Room {
             bytes: cost as u64,
             sessions: 1 - in_its_place,
         };
-        self.make_room(&mut order, room, now_ms, EVICTIONS_AN_INSERT);
+        if entry.arrival == Some(Arrival::Replayed) {
+            if !self.has_room(&room) {
+                return Restored::NoRoom;
+            }
+        } else {
+            self.make_room(&mut order, room, now_ms, EVICTIONS_AN_INSERT);
+        }
         let Some(slot) = order.slab.allocate(&self.directory, slot_bytes) else {
-            return Err(template);
+            return Restored::NoRoom;
         };
         // SAFETY: the slot was allocated for a header and this tail, and nobody else knows of it yet.
         unsafe {
             let slot = self.slot(slot);
             slot.write(Slot {
-                template: template.map_or(null(), Arc::into_raw),
-                id: *id,
-                secret: *secret,
+                template: template.map_or(null(), Arc::as_ptr),
+                id: *entry.id,
+                secret: *entry.secret,
                 newer: SlotRef::NONE,
                 older: SlotRef::NONE,
-                born: ticks(now_ms),
+                born: ticks(entry.born_ms),
                 tail_len: if boxed { 0 } else { tail.len() as u16 },
                 uses: AtomicU8::new(0),
                 flags: flags | if boxed { BOXED } else { 0 },
@@ -481,13 +572,28 @@ impl<T> ServerStore<T> {
                 place.copy_from_nonoverlapping(tail.as_ptr(), tail.len());
             }
         }
-        order.sieve(flags).insert(&LinksOf(self), slot);
+        self.enter_order(&mut order, slot, flags, &entry);
         self.sessions.fetch_add(1, Relaxed);
         self.slot_bytes.fetch_add(cost as u64, Relaxed);
         if let Some(old) = self.index.insert(digest, slot) {
             self.free(&mut order, old);
         }
-        Ok(())
+        Restored::Stored
+    }
+
+    /// As the newest; or as the oldest, if it was made before all others.
+    fn enter_order(&self, order: &mut Order, slot: SlotRef, flags: u8, entry: &Entry) {
+        let sieve = order.sieve(flags);
+        let is_oldest = entry.arrival.is_some()
+            && sieve.oldest().is_some_and(|oldest| {
+                // SAFETY: what is in an order is allocated, and the order lock is held.
+                ticks(entry.born_ms) <= unsafe { (*self.slot(oldest)).born }
+            });
+        if is_oldest {
+            sieve.insert_oldest(&LinksOf(self), slot);
+        } else {
+            sieve.insert(&LinksOf(self), slot);
+        }
     }
 
     /// Before room is made, so that an index that has grown is made room for as well.
@@ -499,19 +605,20 @@ impl<T> ServerStore<T> {
         order.measure_index_in = order.measure_index_in.saturating_sub(1);
     }
 
+    fn has_room(&self, room: &Room) -> bool {
+        let limits = self.limits();
+        self.bytes() + room.bytes <= limits.max_bytes
+            && self.sessions() + room.sessions <= limits.max_sessions
+    }
+
     /// Drops at most `slice` sessions, expired ones first, until there is `room`. Where none is asked
     /// for, fewer when patience ends: the caller comes again, and what was read is not dropped for haste.
     fn make_room(&self, order: &mut Order, room: Room, now_ms: u64, slice: usize) -> usize {
-        let limits = self.limits();
-        let is_short = || {
-            self.bytes() + room.bytes > limits.max_bytes
-                || self.sessions() + room.sessions > limits.max_sessions
-        };
         let mut dropped = 0;
         let mut patience = PATIENCE;
         while dropped < slice
             && (patience > 0 || room.bytes > 0)
-            && is_short()
+            && !self.has_room(&room)
             && (self.drop_expired(order, now_ms) || self.evict(order, &mut patience))
         {
             dropped += 1;
@@ -740,6 +847,27 @@ mod tests {
         let mut id = [7; 32];
         id[..4].copy_from_slice(&n.wrapping_mul(2_654_435_761).to_ne_bytes());
         id
+    }
+
+    fn restore(
+        store: &ServerStore<u8>,
+        n: u32,
+        born_ms: u64,
+        arrival: Arrival,
+        now_ms: u64,
+    ) -> Restored {
+        let template = store.template(&Common(1)).unwrap();
+        let secret = [n as u8; 48];
+        store.restore(
+            &id(n),
+            &secret,
+            template,
+            b"",
+            false,
+            born_ms,
+            arrival,
+            now_ms,
+        )
     }
 
     fn insert(store: &ServerStore<u8>, n: u32, tail: &[u8], verified: bool, now_ms: u64) -> bool {
@@ -1074,5 +1202,50 @@ mod tests {
             }
         });
         assert!(store.counters().read().hits > 0);
+    }
+
+    #[test]
+    fn replayed_sessions_expire_in_the_order_they_were_made_in() {
+        let store = store(1_000_000, 100, 1000);
+        assert!(insert(&store, 0, b"", false, 1000));
+        for n in 1..=5 {
+            let born_ms = 1000 - u64::from(n) * 100;
+            let restored = restore(&store, n, born_ms, Arrival::Replayed, 1000);
+            assert_eq!(restored, Restored::Stored);
+        }
+        assert_eq!(store.oldest_ms(1000), Some(500));
+        assert_eq!(store.expire(1700, 100), 3);
+        assert_eq!(held(&store, 2, 1700).map(|(secret, _)| secret), Some(2));
+        assert!(held(&store, 3, 1700).is_none());
+        assert_eq!(store.expire(2000, 100), 3);
+        assert_eq!(store.templates(), 0);
+    }
+
+    #[test]
+    fn what_is_replayed_takes_no_place_of_others() {
+        let store = store(1_000_000, 2, 1000);
+        assert!(insert(&store, 0, b"", false, 500));
+        assert_eq!(
+            restore(&store, 0, 400, Arrival::Replayed, 500),
+            Restored::Known
+        );
+        assert_eq!(
+            restore(&store, 1, 400, Arrival::Replayed, 500),
+            Restored::Stored
+        );
+        assert_eq!(
+            restore(&store, 2, 300, Arrival::Replayed, 500),
+            Restored::NoRoom
+        );
+        assert_eq!(
+            restore(&store, 3, 500, Arrival::Live, 500),
+            Restored::Stored
+        );
+        assert_eq!(
+            restore(&store, 4, 100, Arrival::Live, 1100),
+            Restored::NoRoom
+        );
+        assert_eq!((store.sessions(), store.counters().read().evicted), (2, 1));
+        assert_eq!(store.counters().read().inserts, 1);
     }
 }

@@ -57,6 +57,17 @@ impl Sieve {
         self.newest = slot;
     }
 
+    /// Adds a session as the oldest.
+    pub fn insert_oldest(&mut self, links: &impl Links, slot: SlotRef) {
+        links.set_older(slot, SlotRef::NONE);
+        links.set_newer(slot, self.oldest);
+        match self.oldest {
+            SlotRef::NONE => self.newest = slot,
+            oldest => links.set_older(oldest, slot),
+        }
+        self.oldest = slot;
+    }
+
     /// Takes a session out.
     pub fn remove(&mut self, links: &impl Links, slot: SlotRef) {
         let (newer, older) = (links.newer(slot), links.older(slot));

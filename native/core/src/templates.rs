@@ -1,6 +1,6 @@
 use crate::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 /// Most templates a scope keeps. What fits none of them when there are as many goes the general way.
 const MAX_TEMPLATES: usize = 1024;
@@ -83,6 +83,13 @@ impl<T> Templates<T> {
             template: Arc::clone(&template),
         });
         Some(template)
+    }
+
+    /// Takes a hold on a template that still has others.
+    pub fn hold(&self, template: &Weak<T>) -> Option<Arc<T>> {
+        // Under the lock, or it could be taken while the last other hold is given up.
+        let _kept = self.kept.lock();
+        template.upgrade()
     }
 
     /// Gives up a session's hold on its template.
