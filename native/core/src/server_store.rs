@@ -257,6 +257,11 @@ impl<T> ServerStore<T> {
         self.templates.hold(template)
     }
 
+    /// Gives back a template that was not given to a session.
+    pub fn release_template(&self, template: Arc<T>) {
+        self.templates.release(template);
+    }
+
     /// Stores a session, in place of one that may be there, and evicts others while a bound is exceeded.
     /// `verified` says that it has a verified peer certificate. `false` if this session alone exceeds a
     /// bound, would be expired at once, or the system has no memory for it.

@@ -4,6 +4,19 @@
 #![deny(missing_docs)]
 #![deny(unsafe_code)]
 
+mod journal;
+mod keys;
 mod log;
+mod portable;
+mod queue;
+mod record;
+mod revocations;
+mod status;
 
+pub use journal::{Journal, Options};
+pub use keys::KeyFile;
 pub use log::{Lane, LogError, LogReader, LogWriter, Record};
+pub use portable::{issuers, revoke, Content, Portable};
+pub use record::Skipped;
+pub use revocations::Wanted;
+pub use status::{take_events, Event, Happened, Report};

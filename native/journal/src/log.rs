@@ -32,6 +32,11 @@ pub trait LogWriter: Send {
 
     /// Drops, sooner or later, what was appended longer ago than this.
     fn trim(&mut self, keep: Duration) -> Result<(), LogError>;
+
+    /// What an operator should know of that happened to the log, once.
+    fn take_notice(&mut self) -> Option<String> {
+        None
+    }
 }
 
 /// The end of a log that is read from.

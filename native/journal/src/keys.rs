@@ -1,0 +1,269 @@
+//! The keys that records are sealed with, and the file they are in.
+
+use base64ct::{Base64, Encoding};
+use chacha20poly1305::aead::{Generate, KeyInit};
+use chacha20poly1305::XChaCha20Poly1305;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use zeroize::Zeroizing;
+
+const KEY_BYTES: usize = 32;
+
+/// Longest name of a key.
+pub const MAX_ID: usize = 16;
+
+/// Most bytes of a key file: some hundred keys.
+const MAX_FILE: u64 = 8 * 1024;
+
+const FORMAT: &str =
+    "a key a line: a name of up to 16 letters, digits, '-', '_' or '.', a space, 32 bytes in base64";
+
+/// The keys in force, the newest last. Wiped when dropped.
+pub struct Keys(Vec<Key>);
+
+struct Key {
+    id: Box<str>,
+    cipher: XChaCha20Poly1305,
+}
+
+impl Keys {
+    /// Reads the lines of a key file. Empty lines and those that begin with `#` are left out.
+    pub fn parse(text: &str) -> Result<Keys, String> {
+        let mut keys: Vec<Key> = Vec::new();
+        for (number, line) in text.lines().enumerate() {
+            let line = line.trim();
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            let key = parse_line(line)
+                .ok_or_else(|| format!("line {} is not a key; allowed: {FORMAT}", number + 1))?;
+            if keys.iter().any(|other| other.id == key.id) {
+                return Err(format!("there are two keys called {}", key.id));
+            }
+            keys.push(key);
+        }
+        if keys.is_empty() {
+            return Err(format!("there is no key; allowed: {FORMAT}"));
+        }
+        Ok(Keys(keys))
+    }
+
+    /// The key to seal with, and its name: the last but one, so that every node knows a key before
+    /// anyone uses it; or the only one.
+    pub fn sealing(&self) -> (&str, &XChaCha20Poly1305) {
+        let key = match self.0.as_slice() {
+            [.., sealing, _] => sealing,
+            [only] => only,
+            [] => unreachable!("there is no Keys without a key"),
+        };
+        (&key.id, &key.cipher)
+    }
+
+    /// The key of this name, to open with.
+    pub fn find(&self, id: &[u8]) -> Option<&XChaCha20Poly1305> {
+        let key = self.0.iter().find(|key| key.id.as_bytes() == id)?;
+        Some(&key.cipher)
+    }
+
+    /// The names of all keys, the newest last.
+    pub fn ids(&self) -> Vec<&str> {
+        self.0.iter().map(|key| &*key.id).collect()
+    }
+}
+
+fn parse_line(line: &str) -> Option<Key> {
+    let (id, encoded) = line.split_once(char::is_whitespace)?;
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if id.is_empty() || id.len() > MAX_ID || !id.chars().all(allowed) {
+        return None;
+    }
+    let mut bytes = Zeroizing::new([0; KEY_BYTES + 3]);
+    let key = Base64::decode(encoded.trim(), &mut *bytes).ok()?;
+    Some(Key {
+        id: Box::from(id),
+        cipher: XChaCha20Poly1305::new_from_slice(key).ok()?,
+    })
+}
+
+/// Where the keys are.
+#[derive(Debug, Clone)]
+pub struct KeyFile {
+    /// The file. Only its owner may have rights on it.
+    pub path: PathBuf,
+    /// Whether a file with one new key is made where there is none.
+    pub make: bool,
+}
+
+/// By which a file is known to have changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Version {
+    inode: u64,
+    changed: (i64, i64),
+    size: u64,
+}
+
+impl KeyFile {
+    /// Reads the file. An error is a line that names the file and what is wrong with it, and nothing of what it holds.
+    pub fn load(&self) -> Result<(Keys, Version), String> {
+        self.try_load()
+            .map_err(|error| format!("key file {}: {error}", self.path.display()))
+    }
+
+    /// The file as it is now, or `None` if it cannot be looked at.
+    pub fn version(&self) -> Option<Version> {
+        fs::metadata(&self.path).ok().map(|found| version(&found))
+    }
+
+    fn try_load(&self) -> Result<(Keys, Version), String> {
+        let file = match File::open(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.make => {
+                make(&self.path).map_err(|error| format!("cannot be made: {error}"))?;
+                File::open(&self.path)
+            }
+            opened => opened,
+        }
+        .map_err(|error| error.to_string())?;
+        let found = file.metadata().map_err(|error| error.to_string())?;
+        if !found.is_file() {
+            return Err("is not a file".into());
+        }
+        if found.mode() & 0o077 != 0 {
+            let mode = found.mode() & 0o777;
+            return Err(format!(
+                "others than its owner have rights on it (mode {mode:o}); allowed: 600 or 400"
+            ));
+        }
+        if found.len() > MAX_FILE {
+            return Err(format!("is larger than {MAX_FILE} bytes"));
+        }
+        // Large enough from the start, or the bytes would be left behind where they were at first.
+        let mut text = Zeroizing::new(String::with_capacity(MAX_FILE as usize + 1));
+        file.take(MAX_FILE)
+            .read_to_string(&mut text)
+            .map_err(|error| error.to_string())?;
+        Ok((Keys::parse(&text)?, version(&found)))
+    }
+}
+
+fn version(found: &fs::Metadata) -> Version {
+    Version {
+        inode: found.ino(),
+        changed: (found.mtime(), found.mtime_nsec()),
+        size: found.len(),
+    }
+}
+
+/// Made under another name first: what is there is whole, and another's file is not written over.
+fn make(path: &Path) -> io::Result<()> {
+    let key = Zeroizing::new(<[u8; KEY_BYTES]>::try_generate().map_err(io::Error::other)?);
+    let line = Zeroizing::new(format!(
+        "# Made by Rekindle. Who has this can read the sessions in the log.\n1 {}\n",
+        *Zeroizing::new(Base64::encode_string(&*key))
+    ));
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    let made = path.with_extension(format!("{}.new", std::process::id()));
+    let _ = fs::remove_file(&made);
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&made)?;
+    file.write_all(line.as_bytes())?;
+    file.sync_all()?;
+    match fs::hard_link(&made, path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            let _ = fs::remove_file(&made);
+            Err(error)
+        }
+        _ => fs::remove_file(&made),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn line(id: &str, byte: u8) -> String {
+        format!("{id} {}\n", Base64::encode_string(&[byte; KEY_BYTES]))
+    }
+
+    fn error(text: &str) -> String {
+        Keys::parse(text).err().expect("an error")
+    }
+
+    #[test]
+    fn the_last_but_one_seals_and_all_open() {
+        let sealing = |ids: &[&str]| {
+            let text: String = ids.iter().map(|id| line(id, 7)).collect();
+            Keys::parse(&text).unwrap().sealing().0.to_owned()
+        };
+        assert_eq!(sealing(&["a"]), "a");
+        assert_eq!(sealing(&["a", "b"]), "a");
+        assert_eq!(sealing(&["a", "b", "c"]), "b");
+        assert_eq!(sealing(&["a", "b", "c", "d"]), "c");
+        let keys = Keys::parse(&format!("# old\n{}\n{}", line("a", 1), line("b", 2))).unwrap();
+        assert!(keys.find(b"a").is_some() && keys.find(b"b").is_some());
+        assert!(keys.find(b"c").is_none());
+        assert_eq!(keys.ids(), ["a", "b"]);
+    }
+
+    #[test]
+    fn a_wrong_line_is_named_and_not_shown() {
+        assert!(error("").contains("no key"));
+        assert!(error(&(line("a", 1) + &line("a", 2))).contains("two keys called a"));
+        let short = Base64::encode_string(&[1; 31]);
+        for wrong in [
+            short.as_str(),
+            &format!("a {short}"),
+            "a !!!!",
+            &line("a name that is too long", 1),
+            &line("ä", 1),
+        ] {
+            let message = error(&(line("x", 1) + wrong));
+            assert!(message.starts_with("line 2 is not a key"), "{message}");
+            assert!(!message.contains(&short));
+        }
+    }
+
+    #[test]
+    fn a_key_is_made_where_there_is_none_and_only_its_owner_reads_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("new").join("keys");
+        let missing = KeyFile {
+            path: path.clone(),
+            make: false,
+        };
+        assert!(missing.load().err().unwrap().contains("No such file"));
+        let file = KeyFile {
+            path: path.clone(),
+            make: true,
+        };
+        let (keys, version) = file.load().unwrap();
+        assert_eq!(keys.ids(), ["1"]);
+        assert_eq!(file.version(), Some(version));
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+        let before = fs::read(&path).unwrap();
+        file.load().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), before);
+    }
+
+    #[test]
+    fn a_file_that_others_may_read_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys");
+        fs::write(&path, line("a", 1)).unwrap();
+        for mode in [0o644, 0o640, 0o604, 0o620] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            let make = true;
+            let path = path.clone();
+            let error = KeyFile { path, make }.load().err().unwrap();
+            assert!(error.contains(&format!("mode {mode:o}")), "{error}");
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! What is to be written, on its way from those who must not wait to the thread that may.
+
+use crate::portable::Content;
+use crate::revocations::Wanted;
+use parking_lot::{Condvar, Mutex};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+use zeroize::Zeroize;
+
+/// Most bytes of sessions that wait to be written.
+const MAX_BYTES: usize = 32 * 1024 * 1024;
+
+/// Most sessions to write in one go.
+const BATCH: usize = 1000;
+
+/// How long sessions are gathered before they are written: else each would wake the writer, at the cost of
+/// who stores it.
+const GATHER: Duration = Duration::from_millis(1);
+
+/// A session that was stored. Wiped when dropped.
+pub(crate) struct Birth {
+    pub id: [u8; 32],
+    pub secret: [u8; 48],
+    pub content: Arc<Content>,
+    pub verified: bool,
+    pub tail: Box<[u8]>,
+    pub made_ms: u64,
+    pub expires_ms: u64,
+}
+
+impl Birth {
+    fn bytes(&self) -> usize {
+        size_of::<Birth>() + self.tail.len()
+    }
+}
+
+impl Drop for Birth {
+    fn drop(&mut self) {
+        self.secret.zeroize();
+        self.tail.zeroize();
+    }
+}
+
+/// A revocation.
+pub(crate) struct Note {
+    pub what: Revoked,
+    pub made_ms: u64,
+    pub expires_ms: u64,
+}
+
+pub(crate) enum Revoked {
+    Session([u8; 32]),
+    All,
+    Certificate(Wanted),
+}
+
+/// What the writer has to do next.
+#[derive(Default)]
+pub(crate) struct Batch {
+    pub births: VecDeque<Birth>,
+    pub notes: VecDeque<Note>,
+    /// No more will come.
+    pub is_last: bool,
+}
+
+impl Batch {
+    pub fn is_empty(&self) -> bool {
+        self.births.is_empty() && self.notes.is_empty()
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct Queue {
+    waiting: Mutex<Waiting>,
+    filled: Condvar,
+}
+
+#[derive(Default)]
+struct Waiting {
+    births: VecDeque<Birth>,
+    bytes: usize,
+    notes: VecDeque<Note>,
+    is_closed: bool,
+    /// Whether the writer sleeps until something comes: only then it has to be woken.
+    is_awaited: bool,
+}
+
+impl Waiting {
+    fn is_empty(&self) -> bool {
+        self.births.is_empty() && self.notes.is_empty()
+    }
+}
+
+impl Queue {
+    /// Adds a session, and returns how many of the oldest were dropped for it.
+    pub fn push_birth(&self, birth: Birth) -> u64 {
+        let mut waiting = self.waiting.lock();
+        waiting.bytes += birth.bytes();
+        waiting.births.push_back(birth);
+        let mut dropped = 0;
+        while waiting.bytes > MAX_BYTES {
+            let Some(oldest) = waiting.births.pop_front() else {
+                break;
+            };
+            waiting.bytes -= oldest.bytes();
+            dropped += 1;
+        }
+        self.wake(&mut waiting);
+        dropped
+    }
+
+    /// Adds a revocation. None is ever dropped.
+    pub fn push_note(&self, note: Note) {
+        let mut waiting = self.waiting.lock();
+        waiting.notes.push_back(note);
+        self.wake(&mut waiting);
+    }
+
+    /// No more will come.
+    pub fn close(&self) {
+        let mut waiting = self.waiting.lock();
+        waiting.is_closed = true;
+        self.wake(&mut waiting);
+    }
+
+    /// How many wait.
+    pub fn len(&self) -> usize {
+        let waiting = self.waiting.lock();
+        waiting.births.len() + waiting.notes.len()
+    }
+
+    /// The next to write, once there is something, or nothing after `patience`.
+    pub fn take(&self, patience: Duration) -> Batch {
+        if self.wait(patience) {
+            thread::sleep(GATHER);
+        }
+        let mut waiting = self.waiting.lock();
+        let count = waiting.births.len().min(BATCH);
+        let births: VecDeque<Birth> = waiting.births.drain(..count).collect();
+        waiting.bytes -= births.iter().map(Birth::bytes).sum::<usize>();
+        Batch {
+            births,
+            notes: std::mem::take(&mut waiting.notes),
+            is_last: waiting.is_closed && waiting.births.is_empty(),
+        }
+    }
+
+    /// Waits for the first to come, and tells if more may follow it.
+    fn wait(&self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        let mut waiting = self.waiting.lock();
+        let mut is_timed_out = false;
+        while waiting.is_empty() && !waiting.is_closed && !is_timed_out {
+            waiting.is_awaited = true;
+            is_timed_out = self.filled.wait_until(&mut waiting, deadline).timed_out();
+        }
+        waiting.is_awaited = false;
+        !waiting.is_closed && (1..BATCH).contains(&waiting.births.len())
+    }
+
+    /// Waits, but not once no more will come.
+    pub fn pause(&self, patience: Duration) {
+        let deadline = Instant::now() + patience;
+        let mut waiting = self.waiting.lock();
+        while !waiting.is_closed {
+            // Not `is_awaited`: what comes meanwhile has to wait as well.
+            if self.filled.wait_until(&mut waiting, deadline).timed_out() {
+                return;
+            }
+        }
+    }
+
+    fn wake(&self, waiting: &mut Waiting) {
+        if waiting.is_awaited || waiting.is_closed {
+            waiting.is_awaited = false;
+            self.filled.notify_all();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn birth(n: u8, tail: usize) -> Birth {
+        Birth {
+            id: [n; 32],
+            secret: [n; 48],
+            content: Arc::new(Content::new(Vec::new())),
+            verified: false,
+            tail: vec![0; tail].into(),
+            made_ms: 0,
+            expires_ms: 1,
+        }
+    }
+
+    #[test]
+    fn the_oldest_sessions_go_where_there_are_too_many() {
+        let queue = Queue::default();
+        let third = MAX_BYTES / 3;
+        assert_eq!(queue.push_birth(birth(1, third)), 0);
+        assert_eq!(queue.push_birth(birth(2, third)), 0);
+        assert_eq!(queue.push_birth(birth(3, third)), 1);
+        let note = Note {
+            what: Revoked::All,
+            made_ms: 0,
+            expires_ms: 1,
+        };
+        queue.push_note(note);
+        let batch = queue.take(Duration::ZERO);
+        let ids: Vec<_> = batch.births.iter().map(|birth| birth.id[0]).collect();
+        assert_eq!((ids, batch.notes.len()), (vec![2, 3], 1));
+        assert_eq!(queue.push_birth(birth(4, 2 * third)), 0);
+    }
+
+    #[test]
+    fn a_closed_queue_is_emptied_before_it_ends() {
+        let queue = Queue::default();
+        for n in 0..=BATCH {
+            queue.push_birth(birth(n as u8, 0));
+        }
+        queue.close();
+        let first = queue.take(Duration::from_secs(60));
+        assert_eq!((first.births.len(), first.is_last), (BATCH, false));
+        let second = queue.take(Duration::from_secs(60));
+        assert_eq!((second.births.len(), second.is_last), (1, true));
+        assert!(queue.take(Duration::from_secs(60)).is_last);
+    }
+}
