@@ -12,6 +12,7 @@ mod queue;
 mod record;
 mod revocations;
 mod status;
+mod valkey;
 
 pub use journal::{Journal, Options};
 pub use keys::KeyFile;
@@ -20,3 +21,4 @@ pub use portable::{issuers, revoke, Content, Portable};
 pub use record::Skipped;
 pub use revocations::Wanted;
 pub use status::{take_events, Event, Happened, Report};
+pub use valkey::{Password, ValkeyConfig, ValkeyReader, ValkeyWriter};
