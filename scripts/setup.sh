@@ -1,7 +1,8 @@
 #!/bin/sh
 # Sees to it that what the demo and the tests need is there: installs it with apt where it may, and
 # otherwise names what is missing and stops. Arguments: programs wanted as well, each in a package of its
-# name, and Debian's packages of Erlang applications.
+# name or one that package_of names, and Debian's packages of Erlang applications. Where valkey-server or
+# valkey-cli is not to be had, redis-server or redis-cli is taken.
 set -eu
 wanted="openssl curl python3 $*"
 
@@ -16,8 +17,46 @@ missing() {
         case $program in
             erlang-*) has_application "$program" ;;
             *) command -v "$program" ;;
-        esac >/dev/null 2>&1 || echo "$program"
+        esac >/dev/null 2>&1 || package_of "$program"
     done
+}
+
+package_of() {
+    case $1 in
+        valkey-cli) echo valkey-tools ;;
+        redis-cli) echo redis-tools ;;
+        *) echo "$1" ;;
+    esac
+}
+
+# Which of the packages apt does not know.
+unknown() {
+    for package in $packages; do
+        apt-cache show "$package" >/dev/null 2>&1 || echo "$package"
+    done
+}
+
+# Has apt look at Debian's backports as well, from where it has the release itself.
+add_backports() {
+    suite=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+    sources=$(mktemp -d)
+    cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list 2>/dev/null |
+        sed -n "s/^\(deb .*[[:space:]]\)$suite\([[:space:]].*\)/\1$suite-backports\2/p" >"$sources/list"
+    # A paragraph each.
+    awk -v RS= -v suite="$suite" '
+        $0 ~ "(^|\n)Suites:[^\n]*[ \t]" suite "([ \t\n]|$)" {
+            sub(/Suites:[^\n]*/, "Suites: " suite "-backports")
+            print $0 "\n"
+        }' /etc/apt/sources.list.d/*.sources 2>/dev/null >"$sources/sources" || true
+    for format in list sources; do
+        [ ! -s "$sources/$format" ] ||
+            $as_root install -m 644 "$sources/$format" "/etc/apt/sources.list.d/rekindle-backports.$format"
+    done
+    rm -r "$sources"
+    if ! $as_root apt-get update -qq; then
+        echo "Debian's backports of $suite cannot be had from where this machine gets its packages." >&2
+        $as_root rm -f /etc/apt/sources.list.d/rekindle-backports.list /etc/apt/sources.list.d/rekindle-backports.sources
+    fi
 }
 
 # erlang-NAME-dev has the application NAME with its headers.
@@ -64,6 +103,20 @@ else
 fi
 echo "Installing with apt-get: $packages"
 $as_root apt-get update -qq
+if [ -n "$(unknown)" ]; then
+    echo "Not in this release, so looked for in its backports: $(unknown | tr '\n' ' ')"
+    add_backports
+    for package in $(unknown); do
+        case $package in
+            valkey-*)
+                echo "apt has no $package: taking Redis instead." >&2
+                wanted=$(echo "$wanted" | sed 's/valkey-\(server\|cli\)/redis-\1/g')
+                ;;
+        esac
+    done
+    packages=$(missing | tr '\n' ' ')
+    [ -n "$packages" ] || exit 0
+fi
 # sudo keeps no variables.
 $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages >/dev/null
 
