@@ -128,7 +128,17 @@ impl ValkeyConfig {
         if self.partitions == 0 {
             return Err("at least one partition is needed".into());
         }
-        let target = url.into_connection_info().map_err(words)?;
+        // redis-rs also says the kind of the error, and behind it nothing of use.
+        let short = |error: RedisError| {
+            words(error)
+                .split(" - ")
+                .next()
+                .unwrap_or_default()
+                .to_owned()
+        };
+        let target = url
+            .into_connection_info()
+            .map_err(|error| format!("the URL: {}", short(error)))?;
         let mut login = target.redis_settings().clone().set_skip_set_lib_name();
         if login.db() < 0 || self.cluster && login.db() != 0 {
             return Err("the URL names a database that cannot be: a cluster has 0 only".into());
@@ -227,6 +237,10 @@ fn words(error: RedisError) -> String {
         "no answer in time".into()
     } else if error.kind() == ErrorKind::AuthenticationFailed {
         "the user or the password is refused".into()
+    } else if error.kind() == ErrorKind::Parse {
+        "its answer makes no sense".into()
+    } else if error.is_connection_dropped() && !error.is_connection_refusal() {
+        format!("the connection was lost: {error}")
     } else if let Some(code) = error.code() {
         format!("{code} {}", error.detail().unwrap_or_default())
     } else {
@@ -369,7 +383,9 @@ impl Link {
 impl Streams {
     fn new(config: ValkeyConfig, scope: &str) -> Self {
         let scope = escaped(scope);
-        let births = (0..config.partitions).map(|n| format!("rekindle:1:{{{scope}:{n}}}:births"));
+        // Of 0, the first call complains.
+        let births =
+            (0..config.partitions.max(1)).map(|n| format!("rekindle:1:{{{scope}:{n}}}:births"));
         let keys = [format!("rekindle:1:{{{scope}}}:control")]
             .into_iter()
             .chain(births)
@@ -847,6 +863,7 @@ impl LogReader for ValkeyReader {
     }
 
     fn older(&mut self, lane: Lane, limit: usize) -> Result<Vec<Record>, LogError> {
+        let limit = limit.max(1);
         let streams = self.streams.of(lane);
         let count = limit.div_ceil(streams.len()).max(1);
         loop {
@@ -933,5 +950,238 @@ impl LogReader for ValkeyReader {
         let ahead = (i128::from(theirs) - ours.as_millis() as i128) as i64;
         self.clock = Some((asked, ahead));
         Ok(Some(ahead))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(url: &str) -> Result<(), String> {
+        ValkeyConfig::new(url).check()
+    }
+
+    #[test]
+    fn urls() {
+        for url in [
+            "valkey://host",
+            "valkeys://:secret@host:7000",
+            "redis://user:secret@10.0.0.1:6379/3",
+            "rediss://[::1]:6379/",
+            "redis://:pa@ss:wo%2Frd@host",
+        ] {
+            assert_eq!(check(url), Ok(()), "{url}");
+        }
+        for url in [
+            "",
+            "secret",
+            "host:6379",
+            "http://user:secret@host",
+            "unix:///secret",
+            "redis+unix:///secret",
+            "redis://",
+            "redis://:secret@",
+            "redis://:secret@:6379",
+            "redis://:sec/ret@host",
+            "redis://user:1234/secret@host",
+            "redis://secret/secret@host",
+            "redis://:secret@host:port",
+            "redis://:secret@host:70000",
+            "redis://:secret@host/zero",
+            "redis://:secret@host/-1",
+            "redis://:secret@0.0.0.0",
+            "redis://:%ff%fe@host",
+            "rediss://:secret@host/#insecure",
+            "redis://:secret@host?protocol=resp3",
+            "redis://user@host",
+        ] {
+            let wrong = check(url).expect_err(url);
+            assert!(
+                !wrong.contains("secret") && !wrong.contains('\n'),
+                "{url}: {wrong}"
+            );
+            let config = ValkeyConfig::new(url);
+            let shown = format!("{} {config:?}", config.location());
+            assert!(!shown.contains("secret"), "{url}: {shown}");
+            let error = ValkeyWriter::new(config, "scope").append(Lane::Births, &[vec![]]);
+            assert!(
+                error.clone().is_err_and(|error| error.0.contains(&wrong)),
+                "{url}: {error:?}"
+            );
+        }
+        assert!(check("http://host")
+            .is_err_and(|wrong| wrong.contains("valkey, redis and, with TLS, valkeys, rediss")));
+    }
+
+    #[test]
+    fn what_does_not_go_together() {
+        let config = |url: &str| ValkeyConfig::new(url);
+        let file = || Password::File("/nowhere".into());
+        for (config, right) in [
+            (
+                ValkeyConfig {
+                    partitions: 0,
+                    ..config("redis://host")
+                },
+                false,
+            ),
+            (
+                ValkeyConfig {
+                    ca_file: Some("ca".into()),
+                    ..config("redis://host")
+                },
+                false,
+            ),
+            (
+                ValkeyConfig {
+                    ca_file: Some("ca".into()),
+                    ..config("valkeys://host")
+                },
+                true,
+            ),
+            (
+                ValkeyConfig {
+                    cluster: true,
+                    ..config("redis://host/1")
+                },
+                false,
+            ),
+            (
+                ValkeyConfig {
+                    cluster: true,
+                    ..config("redis://host/0")
+                },
+                true,
+            ),
+            (
+                ValkeyConfig {
+                    password: file(),
+                    ..config("redis://:secret@host")
+                },
+                false,
+            ),
+            (
+                ValkeyConfig {
+                    password: file(),
+                    ..config("redis://host")
+                },
+                true,
+            ),
+            (
+                ValkeyConfig {
+                    password: file(),
+                    ..config("redis://user@host")
+                },
+                true,
+            ),
+            (
+                ValkeyConfig {
+                    user: Some("user".into()),
+                    ..config("redis://host")
+                },
+                false,
+            ),
+            (
+                ValkeyConfig {
+                    user: Some("user".into()),
+                    ..config("redis://:secret@host")
+                },
+                true,
+            ),
+        ] {
+            assert_eq!(
+                config.check().is_ok(),
+                right,
+                "{config:?}: {:?}",
+                config.check()
+            );
+            let mut writer = ValkeyWriter::new(config.clone(), "scope");
+            let mut reader = ValkeyReader::new(config, "scope");
+            if !right {
+                assert!(writer.append(Lane::Births, &[vec![]]).is_err());
+                assert!(reader.older(Lane::Births, 0).is_ok());
+                assert!(reader.newer(0, Duration::ZERO).is_err());
+            }
+        }
+    }
+
+    #[test]
+    fn what_people_see_has_no_password() {
+        let config = ValkeyConfig::new("rediss://user:secret@host:7000/2");
+        assert_eq!(config.location(), "rediss://host:7000/2");
+        assert_eq!(
+            format!("{config:?}"),
+            "ValkeyConfig { url: \"rediss://host:7000/2\", user: None, password: Url, ca_file: None, \
+             cluster: false, partitions: 1 }"
+        );
+    }
+
+    #[test]
+    fn keys_of_different_scopes_are_different() {
+        let scopes = [
+            "",
+            "a",
+            "a:0",
+            "a}:0",
+            "{a}",
+            "a%3A0",
+            "a b",
+            "a%20b",
+            "a\nb",
+            "café",
+            "127.0.0.1:8883",
+        ];
+        let mut keys = Vec::new();
+        for scope in scopes {
+            let config = ValkeyConfig {
+                partitions: 2,
+                ..ValkeyConfig::new("redis://host")
+            };
+            keys.extend(Streams::new(config, scope).keys);
+        }
+        for key in &keys {
+            assert_eq!(key.matches(['{', '}']).count(), 2, "{key}");
+            assert!(
+                !key.contains(|c: char| c.is_control() || c.is_whitespace()),
+                "{key}"
+            );
+        }
+        assert!(keys.contains(&"rekindle:1:{127.0.0.1%3A8883:1}:births".to_owned()));
+        assert!(keys.contains(&"rekindle:1:{café}:control".to_owned()));
+        let count = keys.len();
+        keys.sort_unstable();
+        keys.dedup();
+        assert_eq!((keys.len(), count), (33, 33));
+    }
+
+    #[test]
+    fn ids_are_in_the_order_of_the_server() {
+        assert_eq!(Id::parse(b"12-3"), Some(Id(12, 3)));
+        for wrong in [
+            "",
+            "12",
+            "12-",
+            "-3",
+            "12-3-4",
+            "x-3",
+            "12-99999999999999999999",
+        ] {
+            assert_eq!(Id::parse(wrong.as_bytes()), None, "{wrong}");
+        }
+        assert!(Id(9, 7) < Id(10, 0));
+        assert_eq!(Id(10, 0).previous(), Some(Id(9, u64::MAX)));
+        assert_eq!(Id(10, 5).previous(), Some(Id(10, 4)));
+        assert_eq!(Id(0, 1).previous(), None);
+        assert_eq!(Id(0, 0).previous(), None);
+    }
+
+    #[test]
+    fn errors_are_short_lines() {
+        let error = RedisError::from((ErrorKind::Client, "bad", "\x1b\r\n".repeat(1000)));
+        let words = words(error);
+        assert!(
+            words.len() <= 300 && !words.contains(char::is_control),
+            "{words}"
+        );
     }
 }

@@ -881,9 +881,12 @@ fn what_is_no_record_is_passed_over() {
 fn impostor(answer: &'static [u8]) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("redis://{}", listener.local_addr().unwrap());
+    // Enough for all that is asked at a time.
+    let answers = answer.repeat(8);
     thread::spawn(move || {
         for client in listener.incoming() {
             let mut client = client.unwrap();
+            let answers = answers.clone();
             thread::spawn(move || {
                 // The first command is only the connection's name.
                 let mut ours: &[u8] = b"+OK\r\n";
@@ -891,7 +894,7 @@ fn impostor(answer: &'static [u8]) -> String {
                     if client.write_all(ours).is_err() {
                         break;
                     }
-                    ours = answer;
+                    ours = &answers;
                 }
             });
         }
@@ -915,11 +918,12 @@ fn answers_that_make_no_sense_are_errors() {
         b"*99999999999999999\r\n",
         b"*9223372036854775807\r\n*1\r\n",
     ];
-    for answer in answers {
-        let config = ValkeyConfig::new(impostor(answer));
-        bounded(move || {
-            println!("{}", String::from_utf8_lossy(answer));
+    // All at once, as some of them are waited for.
+    let tries = answers.map(|answer| {
+        thread::spawn(move || {
+            let config = ValkeyConfig::new(impostor(answer));
             let (mut writer, mut reader) = ends(&config);
+            println!("{}", String::from_utf8_lossy(answer));
             said(writer.trim(PATIENCE));
             said(reader.mark());
             said(reader.clock_ahead_ms());
@@ -931,6 +935,179 @@ fn answers_that_make_no_sense_are_errors() {
             if answer != b"$-5\r\n" {
                 said(reader.newer(1, Duration::ZERO));
             }
+        })
+    });
+    bounded(move || tries.map(|done| done.join().expect("see above")));
+}
+
+/// Servers of one cluster, the first of which is in the URL.
+fn cluster(program: &'static str) -> Vec<Server> {
+    let servers: Vec<_> = (0..3)
+        .map(|_| {
+            let bus = free_port().to_string();
+            let secret = ["--requirepass", SECRET, "--masterauth", SECRET];
+            let cluster = [
+                "--cluster-enabled",
+                "yes",
+                "--cluster-port",
+                &bus,
+                "--cluster-config-file",
+                "nodes.conf",
+            ];
+            Server::with(program, &[secret.as_slice(), cluster.as_slice()].concat())
+        })
+        .collect();
+    let addresses = servers
+        .iter()
+        .map(|server| format!("127.0.0.1:{}", server.port));
+    let arguments = ["create".into()]
+        .into_iter()
+        .chain(addresses)
+        .collect::<Vec<_>>();
+    manage(&servers[0], &arguments);
+    for server in &servers {
+        let mut admin = server.admin();
+        until("the cluster is up", || {
+            let info: String = cmd("CLUSTER").arg("INFO").query(&mut admin).unwrap();
+            info.contains("cluster_state:ok").then_some(())
         });
     }
+    servers
+}
+
+/// The tool of the server's own that looks after clusters.
+fn manage(server: &Server, arguments: &[String]) {
+    let tool = server.program.replace("server", "cli");
+    let done = Command::new(tool)
+        .args([
+            "--no-auth-warning",
+            "-a",
+            SECRET,
+            "--cluster-yes",
+            "--cluster",
+        ])
+        .args(arguments)
+        .output()
+        .unwrap();
+    assert!(
+        done.status.success(),
+        "{arguments:?}: {}",
+        String::from_utf8_lossy(&done.stdout)
+    );
+}
+
+#[test]
+fn a_cluster_shares_the_partitions() {
+    each(|program| {
+        let mut servers = cluster(program);
+        let config = ValkeyConfig {
+            cluster: true,
+            partitions: 12,
+            ..servers[0].config()
+        };
+        let (mut writer, mut reader) = ends(&config);
+        reader.mark().unwrap();
+        for batch in 0..20 {
+            writer
+                .append(Lane::Births, &records(60 * batch..60 * (batch + 1)))
+                .unwrap();
+        }
+        writer.append(Lane::Control, &records(0..3)).unwrap();
+        for server in &servers {
+            let keys: Vec<String> = cmd("KEYS")
+                .arg("*births")
+                .query(&mut server.admin())
+                .unwrap();
+            assert!(!keys.is_empty());
+        }
+        let mut found = read(&mut reader, 1203);
+        found.sort_by_key(|(lane, record)| (*lane == Lane::Births, record.len(), record.clone()));
+        let control = records(0..3)
+            .into_iter()
+            .map(|record| (Lane::Control, record));
+        assert_eq!(found, control.chain(births(0..1200)).collect::<Vec<_>>());
+        let (_, mut second) = ends(&config);
+        second.mark().unwrap();
+        let mut back = all_older(&mut second, Lane::Births, 50);
+        back.sort_by_key(|record| (record.len(), record.clone()));
+        assert_eq!(back, records(0..1200));
+        assert_eq!(all_older(&mut second, Lane::Control, 50).len(), 3);
+        writer.trim(PATIENCE).unwrap();
+        assert!(reader.clock_ahead_ms().unwrap().is_some());
+        assert_eq!(reader.newer(10, Duration::from_millis(50)), Ok(vec![]));
+
+        // Without the word that it is one.
+        let alone = ValkeyConfig {
+            cluster: false,
+            ..config.clone()
+        };
+        let said_so = said(ends(&alone).0.append(Lane::Births, &records(0..12)));
+        assert!(said_so.contains("MOVED"), "{said_so}");
+
+        // One stops: an error, soon, and after it everything goes on.
+        servers[1].signal("STOP");
+        let (mut writer, mut reader) = bounded(move || {
+            said(writer.append(Lane::Births, &records(2000..2600)));
+            said(reader.newer(10, Duration::from_millis(100)));
+            said(reader.newer(10, Duration::from_millis(100)));
+            (writer, reader)
+        });
+        servers[1].signal("CONT");
+        until("it is written to again", || {
+            writer.append(Lane::Births, &records(2000..2600)).ok()
+        });
+        let mut found = Vec::new();
+        until("all are read", || {
+            found.extend(
+                reader
+                    .newer(1000, Duration::from_millis(100))
+                    .unwrap_or_default(),
+            );
+            births(2000..2600)
+                .iter()
+                .all(|birth| found.contains(birth))
+                .then_some(())
+        });
+
+        // The streams move to other servers, and the one in the URL ends.
+        let id: String = cmd("CLUSTER")
+            .arg("MYID")
+            .query(&mut servers[0].admin())
+            .unwrap();
+        let arguments = [
+            "rebalance",
+            &format!("127.0.0.1:{}", servers[0].port),
+            "--cluster-weight",
+        ];
+        manage(
+            &servers[0],
+            &[&arguments[..], &[&format!("{id}=0")]]
+                .concat()
+                .iter()
+                .map(|a| a.to_string())
+                .collect::<Vec<_>>(),
+        );
+        until("it is written to again", || {
+            writer.append(Lane::Births, &records(3000..3012)).ok()
+        });
+        until("it is read again", || {
+            reader.newer(1000, Duration::from_millis(100)).ok()
+        });
+        servers[0].kill();
+        until("it is written to again", || {
+            writer.append(Lane::Births, &records(3012..3024)).ok()
+        });
+        let mut found = Vec::new();
+        until("all are read", || {
+            found.extend(
+                reader
+                    .newer(1000, Duration::from_millis(100))
+                    .unwrap_or_default(),
+            );
+            births(3012..3024)
+                .iter()
+                .all(|birth| found.contains(birth))
+                .then_some(())
+        });
+    });
 }
