@@ -124,7 +124,7 @@ impl Journal {
         lifetime_ms: u64,
     ) {
         let made_ms = wall_ms();
-        let dropped = self.0.queue.push_birth(Birth {
+        let dropped = self.0.queue.push_birth(Box::new(Birth {
             id: *id,
             secret: *secret,
             content,
@@ -132,7 +132,7 @@ impl Journal {
             tail: tail.into(),
             made_ms,
             expires_ms: made_ms.saturating_add(lifetime_ms),
-        });
+        }));
         self.0.status.dropped.fetch_add(dropped, Relaxed);
     }
 

@@ -19,7 +19,7 @@ const BATCH: usize = 1000;
 /// who stores it.
 const GATHER: Duration = Duration::from_millis(1);
 
-/// A session that was stored. Wiped when dropped.
+/// A session that was stored. Wiped when dropped, and boxed in a queue: what is moved leaves its bytes behind.
 pub(crate) struct Birth {
     pub id: [u8; 32],
     pub secret: [u8; 48],
@@ -59,7 +59,7 @@ pub(crate) enum Revoked {
 /// What the writer has to do next.
 #[derive(Default)]
 pub(crate) struct Batch {
-    pub births: VecDeque<Birth>,
+    pub births: VecDeque<Box<Birth>>,
     pub notes: VecDeque<Note>,
     /// No more will come.
     pub is_last: bool,
@@ -79,7 +79,7 @@ pub(crate) struct Queue {
 
 #[derive(Default)]
 struct Waiting {
-    births: VecDeque<Birth>,
+    births: VecDeque<Box<Birth>>,
     bytes: usize,
     notes: VecDeque<Note>,
     is_closed: bool,
@@ -95,7 +95,7 @@ impl Waiting {
 
 impl Queue {
     /// Adds a session, and returns how many of the oldest were dropped for it.
-    pub fn push_birth(&self, birth: Birth) -> u64 {
+    pub fn push_birth(&self, birth: Box<Birth>) -> u64 {
         let mut waiting = self.waiting.lock();
         waiting.bytes += birth.bytes();
         waiting.births.push_back(birth);
@@ -138,8 +138,8 @@ impl Queue {
         }
         let mut waiting = self.waiting.lock();
         let count = waiting.births.len().min(BATCH);
-        let births: VecDeque<Birth> = waiting.births.drain(..count).collect();
-        waiting.bytes -= births.iter().map(Birth::bytes).sum::<usize>();
+        let births: VecDeque<Box<Birth>> = waiting.births.drain(..count).collect();
+        waiting.bytes -= births.iter().map(|birth| birth.bytes()).sum::<usize>();
         Batch {
             births,
             notes: std::mem::take(&mut waiting.notes),
@@ -184,8 +184,8 @@ impl Queue {
 mod tests {
     use super::*;
 
-    fn birth(n: u8, tail: usize) -> Birth {
-        Birth {
+    fn birth(n: u8, tail: usize) -> Box<Birth> {
+        Box::new(Birth {
             id: [n; 32],
             secret: [n; 48],
             content: Arc::new(Content::new(Vec::new())),
@@ -193,7 +193,7 @@ mod tests {
             tail: vec![0; tail].into(),
             made_ms: 0,
             expires_ms: 1,
-        }
+        })
     }
 
     #[test]
