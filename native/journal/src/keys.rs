@@ -31,7 +31,8 @@ struct Key {
 impl Keys {
     /// Reads the lines of a key file. Empty lines and those that begin with `#` are left out.
     pub fn parse(text: &str) -> Result<Keys, String> {
-        let mut keys: Vec<Key> = Vec::new();
+        // Large enough from the start, as in `try_load`.
+        let mut keys: Vec<Key> = Vec::with_capacity(text.lines().count());
         for (number, line) in text.lines().enumerate() {
             let line = line.trim();
             if line.is_empty() || line.starts_with('#') {
