@@ -222,12 +222,24 @@ impl Shared {
         }
     }
 
-    /// Those in force stay so if there are no others.
+    /// Those in force stay so if there are no others. None are made in their place: what was sealed with them
+    /// could not be opened again.
     fn load_keys(&self) -> Result<(), String> {
-        let (keys, version) = self.options.keys.load()?;
-        *self.key_version.lock() = Some(version);
-        *self.keys.write() = Some(Arc::new(keys));
-        Ok(())
+        let mut loaded = self.key_version.lock();
+        let file = KeyFile {
+            path: self.options.keys.path.clone(),
+            make: self.options.keys.make && self.keys.read().is_none(),
+        };
+        let result = file.load().map(|(keys, version)| {
+            *loaded = Some(version);
+            *self.keys.write() = Some(Arc::new(keys));
+        });
+        if result.is_err() {
+            // To be tried again, also if the file comes back as it was.
+            *loaded = None;
+        }
+        self.set(Part::Keys, result.clone());
+        result
     }
 
     /// Reads the key file if it has changed.
@@ -235,8 +247,8 @@ impl Shared {
         let found = self.options.keys.version();
         let is_new = found.is_none() || found != *self.key_version.lock();
         if is_new {
-            let loaded = self.load_keys();
-            self.set(Part::Keys, loaded);
+            // The error is in the status.
+            let _ = self.load_keys();
         }
     }
 

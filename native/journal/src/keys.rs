@@ -101,6 +101,7 @@ pub struct KeyFile {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Version {
     inode: u64,
+    /// By the inode, which tells more than the time of the content: rights, and copies that keep that time.
     changed: (i64, i64),
     size: u64,
 }
@@ -151,7 +152,7 @@ impl KeyFile {
 fn version(found: &fs::Metadata) -> Version {
     Version {
         inode: found.ino(),
-        changed: (found.mtime(), found.mtime_nsec()),
+        changed: (found.ctime(), found.ctime_nsec()),
         size: found.len(),
     }
 }
