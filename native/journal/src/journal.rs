@@ -336,11 +336,12 @@ impl<T: Portable> Writer<T> {
             self.shared.renew_keys();
             self.tidy();
             let batch = self.shared.queue.take(self.patience());
-            if !batch.is_empty() {
-                self.write(batch);
-            } else if batch.is_last {
+            if batch.is_empty() && batch.is_last {
                 let _ = self.log.sync();
                 return;
+            }
+            if !batch.is_empty() && !self.write(&batch) {
+                return self.give_up(batch);
             }
         }
     }
@@ -374,28 +375,39 @@ impl<T: Portable> Writer<T> {
         }
     }
 
-    /// Writes until it is done, or the journal ends.
-    fn write(&mut self, batch: Batch) {
+    /// Writes until it is done, and tells if it was. Once the journal ends it is tried for the last time.
+    fn write(&mut self, batch: &Batch) -> bool {
         let mut retry = FIRST_RETRY;
         loop {
-            let tried = self.try_write(&batch);
+            let is_last_try = self.shared.queue.is_closed();
+            let tried = self.try_write(batch);
             let is_done = tried.is_ok();
             self.note(tried);
-            if is_done {
-                return;
+            if is_done || is_last_try {
+                return is_done;
             }
             // The log may have lost what it had.
             self.announced.clear();
-            if batch.is_last {
-                self.shared
-                    .status
-                    .dropped
-                    .fetch_add(batch.births.len() as u64, Relaxed);
-                return;
-            }
             self.shared.queue.pause(retry);
             retry = LAST_RETRY.min(2 * retry);
             self.shared.renew_keys();
+        }
+    }
+
+    /// Counts what is not written, and tells of revocations: who replays the log will not know of them.
+    fn give_up(&self, mut batch: Batch) {
+        let (mut births, mut notes) = (0, 0);
+        while !batch.is_empty() {
+            births += batch.births.len();
+            notes += batch.notes.len();
+            batch = self.shared.queue.take(Duration::ZERO);
+        }
+        let status = &self.shared.status;
+        status.dropped.fetch_add(births as u64, Relaxed);
+        if notes > 0 {
+            self.shared.tell(Happened::Noticed(format!(
+                "{notes} revocations could not be written before the end: they do not hold where the log is read"
+            )));
         }
     }
 
@@ -563,7 +575,7 @@ impl<T: Portable> Reader<T> {
     ) -> Result<R, Ended> {
         let mut retry = FIRST_RETRY;
         loop {
-            if self.scope.strong_count() == 0 {
+            if self.scope.strong_count() == 0 || self.shared.queue.is_closed() {
                 return Err(Ended);
             }
             match ask(&mut *self.log) {

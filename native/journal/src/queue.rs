@@ -125,6 +125,11 @@ impl Queue {
         self.wake(&mut waiting);
     }
 
+    /// Whether no more will come.
+    pub fn is_closed(&self) -> bool {
+        self.waiting.lock().is_closed
+    }
+
     /// How many wait.
     pub fn len(&self) -> usize {
         let waiting = self.waiting.lock();
