@@ -1,5 +1,6 @@
 //! A scope's journal: two threads between its store and its log.
 
+use crate::clock::{now_ms, wall_ms};
 use crate::keys::{KeyFile, Keys, Version};
 use crate::log::{Lane, LogError, LogReader, LogWriter, Record};
 use crate::portable::{revoke, Content, Portable};
@@ -9,7 +10,6 @@ use crate::revocations::{Revocations, Wanted};
 use crate::status::{tell, Event, Happened, Part, Report, Status};
 use chacha20poly1305::aead::Generate;
 use parking_lot::{Mutex, RwLock};
-use rekindle_core as core;
 use rekindle_core::{Arrival, Restored, Scope, ServerStore, Session, SessionKey, Store};
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -18,7 +18,7 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Weak};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 /// How often the writer looks after the key file.
 const TICK: Duration = Duration::from_secs(1);
@@ -308,8 +308,8 @@ struct Writer<T> {
     shared: Arc<Shared>,
     scope: Weak<Scope<T>>,
     log: Box<dyn LogWriter>,
-    /// When templates were last written. They have to be in the log as long as sessions that refer to them.
-    announced: HashMap<ContentHash, Instant>,
+    /// When templates were last written, by the stores' clock. They have to be in the log as long as sessions that refer to them.
+    announced: HashMap<ContentHash, u64>,
     unsynced: Option<Instant>,
     trimmed: Option<Instant>,
     lifetime_ms: u64,
@@ -465,18 +465,16 @@ impl<T: Portable> Writer<T> {
             status.written.fetch_add(records.len() as u64, Relaxed);
             status.written_bytes.fetch_add(bytes as u64, Relaxed);
         }
-        let now = Instant::now();
+        let now_ms = now_ms();
         self.announced
-            .extend(announced.into_iter().map(|hash| (hash, now)));
-        self.unsynced.get_or_insert(now);
+            .extend(announced.into_iter().map(|hash| (hash, now_ms)));
+        self.unsynced.get_or_insert_with(Instant::now);
         Ok(())
     }
 
     fn is_announced(&self, hash: &ContentHash) -> bool {
-        let every = Duration::from_millis(self.lifetime_ms / 4);
-        self.announced
-            .get(hash)
-            .is_some_and(|last| last.elapsed() < every)
+        let last = self.announced.get(hash);
+        last.is_some_and(|last_ms| now_ms().saturating_sub(*last_ms) < self.lifetime_ms / 4)
     }
 
     fn note(&self, result: Result<(), LogError>) {
@@ -698,7 +696,7 @@ impl<T: Portable> Reader<T> {
     /// When a session was made by the store's clock, and the present. `None` if it has had its time: that of who
     /// made it, or the store's.
     fn times(&self, store: &ServerStore<T>, stamp: Stamp, arrival: Arrival) -> Option<(u64, u64)> {
-        let (now_ms, now_wall_ms) = (core::now_ms(), wall_ms());
+        let (now_ms, now_wall_ms) = (now_ms(), wall_ms());
         let lifetime_ms = store.limits().lifetime_ms;
         let age_ms = now_wall_ms.saturating_sub(stamp.made_ms);
         if arrival == Arrival::Live {
@@ -760,10 +758,4 @@ fn keep_ms(lifetime_ms: u64) -> u64 {
     lifetime_ms
         .saturating_add(lifetime_ms / 4)
         .saturating_add(60_000)
-}
-
-/// Milliseconds since 1970.
-fn wall_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| since.as_millis() as u64) + core::advanced_ms()
 }

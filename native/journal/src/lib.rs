@@ -4,6 +4,7 @@
 #![deny(missing_docs)]
 #![deny(unsafe_code)]
 
+mod clock;
 mod journal;
 mod keys;
 mod log;

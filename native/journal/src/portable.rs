@@ -1,5 +1,6 @@
 //! What sessions have in common, as far as it has to leave the process.
 
+use crate::clock::now_ms;
 use crate::record::{content_hash, ContentHash};
 use crate::revocations::{issuer, Wanted};
 use rekindle_core::{ServerStore, Session, SessionKey};
@@ -86,7 +87,7 @@ fn for_each_certificate<T: Portable>(
     while let Some(from) = next {
         // Copied, as the store is locked while they are met.
         let mut rows: Vec<(Key, Vec<u8>)> = Vec::new();
-        next = store.page(from, SLICE, rekindle_core::now_ms(), |listed| {
+        next = store.page(from, SLICE, now_ms(), |listed| {
             if let Some(certificate) = T::certificate(&listed.session) {
                 let key = match listed.key {
                     SessionKey::Id(id) => Key::Id(*id),
