@@ -6,7 +6,7 @@ use crate::log::{Lane, LogError, LogReader, LogWriter, Record};
 use crate::portable::{revoke, Content, Portable};
 use crate::queue::{Batch, Birth, Note, Queue, Revoked};
 use crate::record::{content_hash, open, seal, Body, ContentHash, Context, Opened, Skipped, Stamp};
-use crate::revocations::{Revocations, Wanted};
+use crate::revocations::{Revocations, Wanted, MARGIN_MS};
 use crate::status::{tell, Event, Happened, Part, Report, Status};
 use chacha20poly1305::aead::Generate;
 use parking_lot::{Mutex, RwLock};
@@ -66,6 +66,8 @@ struct Shared {
     context: Context,
     /// By which records are known as this journal's own.
     writer: u64,
+    /// When it was started, in milliseconds since 1970.
+    began_ms: u64,
     queue: Queue,
     keys: RwLock<Option<Arc<Keys>>>,
     key_version: Mutex<Option<Version>>,
@@ -86,6 +88,7 @@ impl Journal {
             context: Context::new(&options.scope, &options.layout),
             options,
             writer: u64::try_generate().map_err(io::Error::other)?,
+            began_ms: wall_ms(),
             queue: Queue::default(),
             keys: RwLock::default(),
             key_version: Mutex::default(),
@@ -211,14 +214,13 @@ impl Drop for Journal {
 }
 
 impl Shared {
-    fn remember(&self, what: &Revoked, made_ms: u64, expires_ms: u64) {
+    /// Tells if this says more than was known.
+    fn remember(&self, what: &Revoked, made_ms: u64, expires_ms: u64) -> bool {
         let mut revocations = self.revocations.lock();
         match what {
             Revoked::Session(id) => revocations.forget(*id, expires_ms),
             Revoked::All => revocations.flush(made_ms, expires_ms),
-            Revoked::Certificate(wanted) => {
-                revocations.revoke(wanted.clone(), made_ms, expires_ms);
-            }
+            Revoked::Certificate(wanted) => revocations.revoke(wanted.clone(), made_ms, expires_ms),
         }
     }
 
@@ -676,18 +678,22 @@ impl<T: Portable> Reader<T> {
             Body::Flush => Revoked::All,
             Body::Revoke(wanted) => Revoked::Certificate(wanted),
         };
-        self.shared.remember(&revoked, made_ms, expires_ms);
-        if arrival == Arrival::Live {
-            match revoked {
-                Revoked::Session(id) => {
-                    store.delete(SessionKey::Id(&id));
-                }
-                Revoked::All => {
-                    scope.clear();
-                }
-                Revoked::Certificate(wanted) => {
-                    revoke(store, &[wanted]);
-                }
+        // Whoever can write to the log can repeat what is in it.
+        let is_news = self.shared.remember(&revoked, made_ms, expires_ms);
+        // What was made before this journal has come to nothing that is in the store.
+        let is_older = arrival == Arrival::Replayed
+            && made_ms.saturating_add(MARGIN_MS) < self.shared.began_ms;
+        match revoked {
+            _ if !is_news => {}
+            Revoked::Session(id) => {
+                store.delete(SessionKey::Id(&id));
+            }
+            _ if is_older => {}
+            Revoked::All => {
+                scope.clear();
+            }
+            Revoked::Certificate(wanted) => {
+                revoke(store, &[wanted]);
             }
         }
         Ok(())
