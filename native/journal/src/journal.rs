@@ -5,7 +5,9 @@ use crate::keys::{KeyFile, Keys, Version};
 use crate::log::{Lane, LogError, LogReader, LogWriter, Record};
 use crate::portable::{revoke, Content, Portable};
 use crate::queue::{Batch, Birth, Note, Queue, Revoked};
-use crate::record::{content_hash, open, seal, Body, ContentHash, Context, Opened, Skipped, Stamp};
+use crate::record::{
+    content_hash, open, seal, Body, ContentHash, Context, Opened, Skipped, Stamp, MAX_AHEAD_MS,
+};
 use crate::revocations::{Revocations, Wanted, MARGIN_MS};
 use crate::status::{tell, Event, Happened, Part, Report, Status};
 use chacha20poly1305::aead::Generate;
@@ -15,7 +17,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io;
 use std::panic::{catch_unwind, AssertUnwindSafe};
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -68,6 +70,9 @@ struct Shared {
     writer: u64,
     /// When it was started, in milliseconds since 1970.
     began_ms: u64,
+    /// The longest lifetime of a session that this journal knows to be in the log, in milliseconds: the scope's
+    /// own may be changed, and other nodes' may be another.
+    longest_ms: AtomicU64,
     queue: Queue,
     keys: RwLock<Option<Arc<Keys>>>,
     key_version: Mutex<Option<Version>>,
@@ -89,6 +94,7 @@ impl Journal {
             options,
             writer: u64::try_generate().map_err(io::Error::other)?,
             began_ms: wall_ms(),
+            longest_ms: AtomicU64::new(lifetime_ms(scope)),
             queue: Queue::default(),
             keys: RwLock::default(),
             key_version: Mutex::default(),
@@ -127,6 +133,7 @@ impl Journal {
         lifetime_ms: u64,
     ) {
         let made_ms = wall_ms();
+        self.0.note_lifetime(lifetime_ms);
         let dropped = self.0.queue.push_birth(Box::new(Birth {
             id: *id,
             secret: *secret,
@@ -157,7 +164,7 @@ impl Journal {
 
     fn revoke_all(&self, what: impl IntoIterator<Item = Revoked>, lifetime_ms: u64) {
         let made_ms = wall_ms();
-        let expires_ms = made_ms.saturating_add(keep_ms(lifetime_ms));
+        let expires_ms = made_ms.saturating_add(self.0.keep_ms(lifetime_ms));
         for what in what {
             self.0.remember(&what, made_ms, expires_ms);
             self.0.queue.push_note(Note {
@@ -222,6 +229,17 @@ impl Shared {
             Revoked::All => revocations.flush(made_ms, expires_ms),
             Revoked::Certificate(wanted) => revocations.revoke(wanted.clone(), made_ms, expires_ms),
         }
+    }
+
+    fn note_lifetime(&self, lifetime_ms: u64) {
+        if self.longest_ms.load(Relaxed) < lifetime_ms {
+            self.longest_ms.fetch_max(lifetime_ms, Relaxed);
+        }
+    }
+
+    /// How long what concerns all sessions of the log is of use.
+    fn keep_ms(&self, lifetime_ms: u64) -> u64 {
+        keep_ms(lifetime_ms.max(self.longest_ms.load(Relaxed)))
     }
 
     /// Those in force stay so if there are no others. None are made in their place: what was sealed with them
@@ -313,6 +331,7 @@ struct Writer<T> {
     /// When templates were last written, by the stores' clock. They have to be in the log as long as sessions that refer to them.
     announced: HashMap<ContentHash, u64>,
     unsynced: Option<Instant>,
+    began: Instant,
     trimmed: Option<Instant>,
     lifetime_ms: u64,
 }
@@ -325,6 +344,7 @@ impl<T: Portable> Writer<T> {
             log,
             announced: HashMap::new(),
             unsynced: None,
+            began: Instant::now(),
             trimmed: None,
             lifetime_ms: lifetime_ms(scope),
         }
@@ -332,8 +352,11 @@ impl<T: Portable> Writer<T> {
 
     fn run(mut self) {
         loop {
-            if let Some(scope) = self.scope.upgrade() {
-                self.lifetime_ms = lifetime_ms(&scope);
+            let lifetime_ms = self.scope.upgrade().map(|scope| lifetime_ms(&scope));
+            if let Some(lifetime_ms) = lifetime_ms.filter(|new| *new != self.lifetime_ms) {
+                self.lifetime_ms = lifetime_ms;
+                // They are to outlive sessions of the lifetime they were written in.
+                self.announced.clear();
             }
             self.shared.renew_keys();
             self.tidy();
@@ -364,12 +387,15 @@ impl<T: Portable> Writer<T> {
             let synced = self.log.sync();
             self.note(synced);
         }
-        if self.trimmed.is_none_or(|last| last.elapsed() >= TRIM_EVERY) {
+        // Not before the lifetimes of others are known, or it takes long.
+        let is_time = |since: Instant| since.elapsed() >= TRIM_EVERY;
+        let is_known = self.shared.status.is_replayed.load(Relaxed) || is_time(self.began);
+        if is_known && self.trimmed.is_none_or(is_time) {
             self.trimmed = Some(Instant::now());
             self.shared.revocations.lock().expire(wall_ms());
             let trimmed = self
                 .log
-                .trim(Duration::from_millis(keep_ms(self.lifetime_ms)));
+                .trim(Duration::from_millis(self.shared.keep_ms(self.lifetime_ms)));
             self.note(trimmed);
         }
         if let Some(notice) = self.log.take_notice() {
@@ -438,7 +464,7 @@ impl<T: Portable> Writer<T> {
                 continue;
             }
             let now_ms = wall_ms();
-            let expires_ms = now_ms.saturating_add(keep_ms(self.lifetime_ms));
+            let expires_ms = now_ms.saturating_add(self.shared.keep_ms(self.lifetime_ms));
             let body = Body::Template(birth.content.bytes());
             control.push(seal(now_ms, expires_ms, &body)?);
             announced.push(*hash);
@@ -644,6 +670,8 @@ impl<T: Portable> Reader<T> {
                 verified,
                 tail,
             } => {
+                self.shared
+                    .note_lifetime(expires_ms.saturating_sub(made_ms));
                 let template = self.template(store, template)?;
                 let session = Session {
                     secret,
@@ -759,9 +787,10 @@ fn lifetime_ms<T>(scope: &Scope<T>) -> u64 {
 }
 
 /// How long records are of use: sessions for a lifetime, and the templates they refer to, which were written up to a
-/// quarter of one before.
+/// quarter of one before. And longer by what the clocks of two nodes may differ: a revocation must not end before
+/// a session that it is for.
 fn keep_ms(lifetime_ms: u64) -> u64 {
     lifetime_ms
         .saturating_add(lifetime_ms / 4)
-        .saturating_add(60_000)
+        .saturating_add(2 * MAX_AHEAD_MS)
 }

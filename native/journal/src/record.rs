@@ -29,7 +29,7 @@ const TAG: usize = 16;
 const MAX_RECORD: usize = 1024 * 1024;
 
 /// How far a record may come out of the future: clocks differ.
-const MAX_AHEAD_MS: u64 = 5 * 60 * 1000;
+pub const MAX_AHEAD_MS: u64 = 5 * 60 * 1000;
 
 /// Content of a template, by which sessions refer to it: the beginning of its SHA-256.
 pub type ContentHash = [u8; 16];
