@@ -523,6 +523,8 @@ struct Reader<T> {
 /// A template that the log has.
 struct Known<T> {
     content: Box<[u8]>,
+    /// Until when sessions may come that refer to it, in milliseconds since 1970.
+    expires_ms: u64,
     /// While sessions have it.
     template: Weak<T>,
 }
@@ -700,7 +702,7 @@ impl<T: Portable> Reader<T> {
                 return self.note_restored(restored);
             }
             Body::Template(content) => {
-                return self.learn(content);
+                return self.learn(content, expires_ms);
             }
             Body::Forget(id) => Revoked::Session(*id),
             Body::Flush => Revoked::All,
@@ -754,16 +756,25 @@ impl<T: Portable> Reader<T> {
         Ok(())
     }
 
-    fn learn(&mut self, content: &[u8]) -> Result<(), Skipped> {
+    fn learn(&mut self, content: &[u8], expires_ms: u64) -> Result<(), Skipped> {
+        let hash = content_hash(content);
+        if let Some(known) = self.templates.get_mut(&hash) {
+            known.expires_ms = known.expires_ms.max(expires_ms);
+            return Ok(());
+        }
+        if self.templates.len() >= MAX_TEMPLATES {
+            let now_ms = wall_ms();
+            self.templates.retain(|_, known| known.expires_ms > now_ms);
+        }
         if self.templates.len() >= MAX_TEMPLATES {
             return Err(Skipped::Template);
         }
-        self.templates
-            .entry(content_hash(content))
-            .or_insert_with(|| Known {
-                content: content.into(),
-                template: Weak::new(),
-            });
+        let known = Known {
+            content: content.into(),
+            expires_ms,
+            template: Weak::new(),
+        };
+        self.templates.insert(hash, known);
         Ok(())
     }
 
