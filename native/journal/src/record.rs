@@ -136,7 +136,7 @@ pub enum Skipped {
     Key,
     /// Changed after it was sealed, or not sealed with the key it names.
     Forged,
-    /// Made in the future: the clock of who wrote it is wrong, or this one.
+    /// A session made in the future: the clock of who wrote it is wrong, or this one.
     Future,
     /// Its time is over.
     Expired,
@@ -243,7 +243,9 @@ pub fn open(keys: &Keys, context: &Context, record: &[u8], now_ms: u64) -> Resul
     if stamp.expires_ms <= now_ms {
         return Err(Skipped::Expired);
     }
-    if stamp.made_ms > now_ms.saturating_add(MAX_AHEAD_MS) {
+    // A revocation holds whatever the clock of who made it.
+    let is_ahead = stamp.made_ms > now_ms.saturating_add(MAX_AHEAD_MS);
+    if is_ahead && matches!(kind, Kind::Birth | Kind::Template) {
         return Err(Skipped::Future);
     }
     let cipher = keys.find(key_id).ok_or(Skipped::Key)?;
