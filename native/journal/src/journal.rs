@@ -351,24 +351,31 @@ impl<T: Portable> Writer<T> {
     }
 
     fn run(mut self) {
-        loop {
-            let lifetime_ms = self.scope.upgrade().map(|scope| lifetime_ms(&scope));
-            if let Some(lifetime_ms) = lifetime_ms.filter(|new| *new != self.lifetime_ms) {
-                self.lifetime_ms = lifetime_ms;
-                // They are to outlive sessions of the lifetime they were written in.
-                self.announced.clear();
-            }
-            self.shared.renew_keys();
-            self.tidy();
-            let batch = self.shared.queue.take(self.patience());
-            if batch.is_empty() && batch.is_last {
-                let _ = self.log.sync();
-                return;
-            }
-            if !batch.is_empty() && !self.write(&batch) {
-                return self.give_up(batch);
-            }
+        while self.turn() {}
+    }
+
+    /// Tells if there is more to come.
+    fn turn(&mut self) -> bool {
+        let lifetime_ms = self.scope.upgrade().map(|scope| lifetime_ms(&scope));
+        if let Some(lifetime_ms) = lifetime_ms.filter(|new| *new != self.lifetime_ms) {
+            self.lifetime_ms = lifetime_ms;
+            // They are to outlive sessions of the lifetime they were written in.
+            self.announced.clear();
         }
+        self.shared.renew_keys();
+        self.tidy();
+        let batch = self.shared.queue.take(self.patience());
+        if batch.is_empty() {
+            if batch.is_last {
+                let _ = self.log.sync();
+            }
+            return !batch.is_last;
+        }
+        let is_written = self.write(&batch);
+        if !is_written {
+            self.give_up(batch);
+        }
+        is_written
     }
 
     fn patience(&self) -> Duration {
