@@ -5,6 +5,7 @@
 #![deny(unsafe_code)]
 
 mod clock;
+mod folder;
 mod journal;
 mod keys;
 mod log;
@@ -15,6 +16,7 @@ mod revocations;
 mod status;
 mod valkey;
 
+pub use folder::{Folder, FolderReader, FolderWriter};
 pub use journal::{Journal, Options};
 pub use keys::KeyFile;
 pub use log::{Lane, LogError, LogReader, LogWriter, Record};
