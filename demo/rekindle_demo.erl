@@ -69,11 +69,48 @@ demonstrate(Dir) ->
     Outcomes = [run(Row) || Row <- rows(Dir, Certs, Servers)],
     Info = rekindle_admin:info(),
     lists:foreach(fun({_, {Server, _}}) -> rekindle_servers:stop(Server) end, Servers),
-    print_clients(Outcomes),
-    print_cache(Info),
-    Verdict = hits_agree(Outcomes, Info),
-    lists:foreach(fun print_failure/1, Outcomes),
-    Verdict andalso lists:all(fun({_, _, AsExpected}) -> AsExpected end, Outcomes).
+    {Restart, RestartInfo} = restart(Dir, Certs),
+    print_clients(Outcomes ++ [Restart]),
+    print_cache(Info ++ RestartInfo),
+    Verdict = hits_agree(Outcomes ++ [Restart], Info ++ RestartInfo),
+    lists:foreach(fun print_failure/1, Outcomes ++ [Restart]),
+    Verdict andalso lists:all(fun({_, _, AsExpected}) -> AsExpected end, Outcomes ++ [Restart]).
+
+%% A node of its own with a journal in a folder: one connection, the node is killed and started again, and one more
+%% with the same session.
+restart(Dir, #{ca := Ca} = Certs) ->
+    Opts = #{cafile => Ca},
+    File = filename:join(Dir, "restart.pem"),
+    Port = rekindle_node:free_port(),
+    First = start_journalled(Dir, Port, Certs),
+    Restart = row("openssl, node restarted between", 1, 1, fun() ->
+        Saved = rekindle_clients:openssl_save(tls, Port, File, Opts),
+        await_journal(First, fun(#{written := Written, queued := Queued}) -> Written > 0 andalso Queued =:= 0 end),
+        rekindle_node:stop(First),
+        Second = start_journalled(Dir, Port, Certs),
+        await_journal(Second, fun(#{applied := Applied}) -> Applied =:= 1 end),
+        Offered = rekindle_clients:openssl_offer(tls, Port, File, Opts),
+        put(restarted, Second),
+        rekindle_clients:both("openssl s_client, restarted between", Saved, Offered)
+    end),
+    Outcome = run(Restart),
+    Second = get(restarted),
+    Info = [I || #{role := server} = I <- rekindle_node:call(Second, rekindle_admin, info, [])],
+    rekindle_node:stop(Second),
+    {Outcome, Info}.
+
+start_journalled(Dir, Port, #{server := #{ec := #{cert := Cert, key := Key}}}) ->
+    Args = [{journal, {folder, filename:join(Dir, "journal")}}],
+    Node = rekindle_node:start_ssl([{session_cb_init_args, Args}]),
+    Options = [{versions, ['tlsv1.2']}, {certfile, Cert}, {keyfile, Key}, {port, Port}, {reuseaddr, true}],
+    {_, Port} = rekindle_node:call(Node, rekindle_servers, start, [tls, Options]),
+    Node.
+
+await_journal(Node, Condition) ->
+    rekindle_node:await(fun() ->
+        [Journal] = [J || #{role := server, journal := J} <- rekindle_node:call(Node, rekindle_admin, info, [])],
+        Condition(Journal)
+    end).
 
 start_servers(#{server := #{ec := #{cert := Cert, key := Key}}}) ->
     Files = [{certfile, Cert}, {keyfile, Key}],

@@ -14,19 +14,36 @@
 
 -export([init/1, terminate/1, lookup/2, update/3, delete/2, foldl/3, select_session/2, size/1]).
 
--export_type([cache/0, key/0, partial_key/0, session/0, option/0, scope/0]).
+-export_type([cache/0, key/0, partial_key/0, session/0, option/0, scope/0, journal/0]).
 
 -type option() ::
     {max_bytes, pos_integer()}
     | {max_sessions, pos_integer() | infinity}
     | {lifetime, Seconds :: pos_integer()}
-    | {scope, scope()}.
+    | {scope, scope()}
+    | {journal, journal()}.
 %% Of `session_cb_init_args'. The bounds are those of one scope. Defaults: 64 MiB; ssl's
-%% `session_cache_server_max' where it is set, else `infinity'; ssl's `session_lifetime'; `listener'.
+%% `session_cache_server_max' where it is set, else `infinity'; ssl's `session_lifetime'; `listener'; `none'.
 
 -type scope() :: listener | #{inet:port_number() | {inet:ip_address(), inet:port_number()} => Name :: term()}.
 %% Which listeners share their sessions: none do (`listener'), or those under one name. A resumption skips the
 %% check of the client's certificate: only give one name to listeners that check it alike.
+
+-type journal() ::
+    none
+    | {folder, Dir :: file:name_all()}
+    | {folder, Dir :: file:name_all(), [{key_file, file:name_all()}]}
+    | {valkey, Url :: unicode:chardata(), [
+        {key_file, file:name_all()}
+        | {user, unicode:chardata()}
+        | {password_file, file:name_all()}
+        | {password_env, Variable :: unicode:chardata()}
+        | {ca_file, file:name_all()}
+        | {cluster, boolean()}
+        | {partitions, 1..64}
+    ]}.
+%% Where sessions are written to, sealed, so that they outlive a restart (`folder'), or so that other nodes
+%% have them as well (`valkey', for listeners with a name in `scope'). See docs/journal.md.
 
 -type partial_key() :: {ssl:host(), inet:port_number()} | inet:port_number().
 %% With whom a client made its session.
@@ -171,14 +188,23 @@ open(client, _Options) ->
         owner = self(),
         notes = notes_of_client()
     };
-open(server, #{scope := ScopeOption} = Options) ->
+open(server, #{scope := ScopeOption, journal := Journal} = Options) ->
     #{max := Max, lifetime := SslLifetime} = ssl_config:pre_1_3_session_opts(server),
     Max =/= 0 orelse refuse(bad_option, no_room()),
     Open = fun() ->
         {Label, Socket, Join} = rekindle_scope:of_server(ScopeOption),
-        rekindle_nif:open_server(Label, Socket, Join, rekindle_options:to_native(limits(Options, SslLifetime)))
+        Store = rekindle_nif:open_server(Label, Socket, Join, rekindle_options:to_native(limits(Options, SslLifetime))),
+        open_journal(Store, Label, Socket, Journal),
+        Store
     end,
     #server{store = open_store(Open), owner = self(), max = Max, notes = atomics:new(2, [])}.
+
+open_journal(Store, Label, Socket, Journal) ->
+    try
+        rekindle_journal:open(Store, Label, Socket, Journal)
+    catch
+        Class:_ -> ?LOG_LINE(error, journal, "rekindle: no journal could be opened (~s): the listener works without", [Class])
+    end.
 
 %% Where ssl_manager starts over, it goes on counting its faults: else each would be a first one, and logged.
 notes_of_client() ->

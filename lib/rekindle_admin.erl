@@ -11,9 +11,10 @@
 -export([sessions/0, sessions/1, sessions/2]).
 -export([flush/0, flush/1, forget/1, revoke/1]).
 -export([set/2]).
+-export([reload_keys/0]).
 -export([doctor/0]).
 
--export_type([info/0, label/0, which/0, session/0, peer/0, wanted/0, page/0, next/0, limit/0]).
+-export_type([info/0, journal/0, skipped/0, label/0, which/0, session/0, peer/0, wanted/0, page/0, next/0, limit/0]).
 -export_type([no_such_scope/0, bad_option/0]).
 
 -type info() :: #{
@@ -34,8 +35,43 @@
     expired := non_neg_integer(),
     evicted := non_neg_integer(),
     refused := non_neg_integer(),
-    faults := non_neg_integer()
+    faults := non_neg_integer(),
+    journal := journal() | undefined
 }.
+
+-type journal() :: #{
+    location := binary(),
+    shared := boolean(),
+    state := starting | up | down,
+    since := non_neg_integer(),
+    last_error := binary() | undefined,
+    queued := non_neg_integer(),
+    written := non_neg_integer(),
+    written_bytes := non_neg_integer(),
+    dropped := non_neg_integer(),
+    read := non_neg_integer(),
+    applied := non_neg_integer(),
+    known := non_neg_integer(),
+    skipped := #{skipped() => non_neg_integer()},
+    revocations := non_neg_integer(),
+    lag := non_neg_integer(),
+    clock_ahead := integer(),
+    replay := non_neg_integer() | undefined,
+    keys := [binary()]
+}.
+%% How a scope's journal is: where the log is and whether other nodes share it; whether it works, for how many
+%% seconds, and what was wrong last; records that wait, were written, in bytes, and were dropped because too many
+%% waited; records read, sessions of these that were put into the scope, that were there already, and records left out,
+%% by reason; revocations remembered; how old the last session of another node was when it came, in milliseconds; how
+%% far the log's clock is ahead, in milliseconds; how long reading it at the start took, in milliseconds; and the names
+%% of the keys, the newest last. Numbers count from the scope's opening.
+
+-type skipped() ::
+    malformed | version | scope | layout | key | forged | future | expired | revoked | template | full.
+%% Why a record was left out: it is no record; of another version of Rekindle; of another scope; of another release of
+%% ssl; its key is not known; it was changed, or sealed with another key of that name; it comes from the future by more
+%% than five minutes; it has had its time; it is revoked; what it has in common with others is missing; or there
+%% was no room for it.
 
 -type label() ::
     {listener, tls | dtls, address() | {address(), [{netns | bind_to_device, term()}]}}
@@ -95,9 +131,6 @@
 
 -type limit() :: {max_bytes, pos_integer()} | {max_sessions, pos_integer() | infinity} | {lifetime, Seconds :: pos_integer()}.
 
-%% Sessions that a walk over all of them looks at in one go.
--define(SLICE, 500).
-
 %% @doc All scopes of this node, the first opened first. The list is empty where no listener and no
 %% client uses the cache.
 %%
@@ -115,10 +148,11 @@ info() ->
 info(Which) ->
     [Info || Info <- info(), is_meant(Which, Info)].
 
-%% @doc Prints all scopes as a table.
+%% @doc Prints all scopes as a table, and their journals as another.
 -spec print() -> ok.
 print() ->
-    io:put_chars(rekindle_table:of_scopes(info())).
+    Infos = info(),
+    io:put_chars([rekindle_table:of_scopes(Infos), rekindle_table:of_journals(Infos)]).
 
 %% @doc As `top(2)'.
 -spec top() -> ok.
@@ -135,7 +169,8 @@ top(Seconds) when is_integer(Seconds), Seconds > 0 ->
     ok.
 
 print_every(Milliseconds) ->
-    io:put_chars(["\e[H\e[2J", rekindle_table:of_scopes(info()), "Enter to end\n"]),
+    Infos = info(),
+    io:put_chars(["\e[H\e[2J", rekindle_table:of_scopes(Infos), rekindle_table:of_journals(Infos), "Enter to end\n"]),
     timer:sleep(Milliseconds),
     print_every(Milliseconds).
 
@@ -215,13 +250,13 @@ flush() ->
     flush(all).
 
 %% @doc Drops all sessions of the scopes meant, and says how many. Their clients make a full handshake next
-%% time.
+%% time. With a journal, those in it are dropped as well, on every node; the number is that of this node's.
 -spec flush(which()) -> {ok, Dropped :: non_neg_integer()} | {error, no_such_scope()}.
 flush(Which) ->
     in_scopes(Which, fun(#{number := Number}) -> rekindle_nif:flush(Number) end).
 
-%% @doc Drops the session of this id, as OTP has it or in hexadecimal, from all scopes, and says how many
-%% there were.
+%% @doc Drops the session of this id, as OTP has it or in hexadecimal, from all scopes and their journals, and says
+%% how many there were in this node.
 -spec forget(ssl:session_id() | Hexadecimal :: string() | binary()) ->
     {ok, Dropped :: non_neg_integer()} | {error, {bad_session_id, Line :: string()}}.
 forget(Id) ->
@@ -248,32 +283,17 @@ session_id(Id) ->
 %% SHA-1; as bytes, or in hexadecimal with or without colons). Or as `{issuer, Issuer, Serial}' or, for all
 %% certificates of an authority, `{issuer, Issuer}', where `Issuer' is the authority's certificate or its name.
 %%
-%% Looks at every session, in slices: two to three seconds for a million, some twenty-five where an issuer is given.
+%% With a journal, it holds for those in it as well, on every node; the number is that of this node's.
+%%
+%% Looks at every session, in slices: some seconds for a million.
 -spec revoke(wanted()) ->
     {ok, Dropped :: non_neg_integer()} | {error, {bad_certificate, Line :: string()}}.
 revoke(Wanted) ->
-    case rekindle_certificate:matcher(Wanted) of
-        {ok, IsWanted} ->
-            {ok, lists:sum([revoke(Number, 0, IsWanted, 0) || #{number := Number} <- servers(all)])};
-        {error, _} = Error ->
-            Error
-    end.
-
-revoke(_, done, _, Dropped) ->
-    Dropped;
-revoke(Number, From, IsWanted, Dropped) ->
-    case rekindle_nif:page(Number, From, ?SLICE) of
-        undefined ->
-            Dropped;
-        {Rows, Next} ->
-            Gone = [
-                Key
-             || {Key, _, _, Certificate, _} <- Rows,
-                Certificate =/= undefined,
-                IsWanted(Certificate),
-                rekindle_nif:forget(Number, Key)
-            ],
-            revoke(Number, Next, IsWanted, Dropped + length(Gone))
+    Numbers = [Number || #{number := Number} <- servers(all)],
+    Issuers = fun() -> lists:append([rekindle_nif:issuers(Number) || Number <- Numbers]) end,
+    case rekindle_certificate:wanted(Wanted, Issuers) of
+        {ok, Certificates} -> {ok, lists:sum([rekindle_nif:revoke(Number, Certificates) || Number <- Numbers])};
+        {error, _} = Error -> Error
     end.
 
 %% @doc Changes bounds or the lifetime of the scopes meant, at once, and says of how many. What is too much
@@ -293,6 +313,15 @@ set(Which, Limits) ->
         {error, _} = Error ->
             Error
     end.
+
+%% @doc Reads the key files of all journals anew, and says which keys each scope has, the newest last. They are read
+%% by themselves within a second of a change; this tells at once whether a new file is right.
+-spec reload_keys() -> [{label(), {ok, Names :: [binary()]} | {error, Line :: binary()}}].
+reload_keys() ->
+    [
+        {Label, rekindle_nif:reload_keys(Number)}
+     || #{number := Number, scope := Label, journal := #{}} <- servers(all)
+    ].
 
 %% @doc Checks this node, prints what is wrong and what to write, and answers the same as a list. See
 %% {@link rekindle_doctor:findings/0}.

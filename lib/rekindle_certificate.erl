@@ -3,7 +3,7 @@
 
 -include_lib("public_key/include/public_key.hrl").
 
--export([matcher/1, summary/1, from_hex/1]).
+-export([wanted/2, summary/1, from_hex/1]).
 
 %% X.520 and RFC 4519 attribute types.
 -define(NAMES, #{
@@ -19,33 +19,50 @@
     {1, 2, 840, 113549, 1, 9, 1} => "emailAddress"
 }).
 
-%% @doc Tells of certificates, as DER, whether they are what is wanted.
--spec matcher(rekindle_admin:wanted()) ->
-    {ok, fun((public_key:der_encoded()) -> boolean())} | {error, {bad_certificate, Line :: string()}}.
-matcher({issuer, Issuer}) ->
-    of_issuer(Issuer, fun({_, Name}, Wanted) -> Name =:= Wanted end);
-matcher({issuer, Issuer, Serial}) when is_integer(Serial) ->
-    of_issuer(Issuer, fun({Number, Name}, Wanted) -> Number =:= Serial andalso Name =:= Wanted end);
-matcher(Wanted) ->
+%% @doc The certificates that are meant, as the native side takes them. `Issuers' asks for the names, as DER, of the
+%% authorities that there are certificates of.
+-spec wanted(rekindle_admin:wanted(), Issuers :: fun(() -> [binary()])) ->
+    {ok, [rekindle_nif:wanted()]} | {error, {bad_certificate, Line :: string()}}.
+wanted({issuer, Issuer}, Issuers) ->
+    of_issuer(Issuer, Issuers, fun(Name) -> {issuer, Name} end);
+wanted({issuer, Issuer, Serial}, Issuers) when is_integer(Serial) ->
+    of_issuer(Issuer, Issuers, fun(Name) -> {issuer, Name, integer_content(Serial)} end);
+wanted(Wanted, _) ->
     case fingerprint(Wanted) of
         {ok, Hash, Fingerprint} ->
-            {ok, fun(Der) -> crypto:hash(Hash, Der) =:= Fingerprint end};
+            {ok, [{Hash, Fingerprint}]};
         error ->
             case ders(Wanted) of
                 [] -> bad();
-                Ders -> {ok, fun(Der) -> lists:member(Der, Ders) end}
+                Ders -> {ok, [{sha256, crypto:hash(sha256, Der)} || Der <- Ders]}
             end
     end.
 
-of_issuer(Issuer, IsWanted) ->
-    case issuer_name(Issuer) of
-        {ok, Name} ->
-            {ok, fun(Der) ->
-                Id = issuer_id(Der),
-                Id =/= none andalso IsWanted(Id, Name)
-            end};
+%% A name can be written in several ways: those that certificates of this node have, and the authority's own.
+of_issuer(Issuer, Issuers, Wanted) ->
+    case issuer_names(Issuer) of
+        {ok, Normal, Own} ->
+            Written = [Der || Der <- Issuers(), is_called(Der, Normal)],
+            {ok, [Wanted(Der) || Der <- lists:usort(Own ++ Written)]};
         error ->
             bad()
+    end.
+
+is_called(Der, Normal) ->
+    try
+        public_key:pkix_normalize_name(Der) =:= Normal
+    catch
+        error:_ -> false
+    end.
+
+%% Two's complement, in as few bytes as it takes.
+integer_content(Serial) ->
+    integer_content(Serial, 1).
+
+integer_content(Serial, Bytes) ->
+    case <<Serial:Bytes/signed-unit:8>> of
+        <<Serial:Bytes/signed-unit:8>> = Content -> Content;
+        _ -> integer_content(Serial, Bytes + 1)
     end.
 
 bad() ->
@@ -123,29 +140,31 @@ certificates(Ders) ->
     end.
 
 %% An authority is called in the certificates it issues what it is called in its own.
-issuer_name({rdnSequence, _} = Name) ->
+issuer_names({rdnSequence, _} = Name) ->
     try
-        {ok, public_key:pkix_normalize_name(Name)}
+        {ok, public_key:pkix_normalize_name(Name), encoded(Name)}
     catch
         error:_ -> error
     end;
-issuer_name(Issuer) ->
+issuer_names(Issuer) ->
     case ders(Issuer) of
         [Der] ->
             #'OTPCertificate'{tbsCertificate = Certificate} = public_key:pkix_decode_cert(Der, otp),
-            issuer_name(Certificate#'OTPTBSCertificate'.subject);
+            issuer_names(Certificate#'OTPTBSCertificate'.subject);
         _ ->
             error
     end.
 
-%% A listener's verify fun may have let through what public_key does not understand.
-issuer_id(Der) ->
-    try public_key:pkix_issuer_id(Der, self) of
-        {ok, Id} -> Id;
-        {error, _} -> none
-    catch
-        error:_ -> none
-    end.
+%% The name may be as it is in OTP's records or as in plain ones.
+encoded(Name) ->
+    lists:append([
+        try
+            [public_key:der_encode('Name', Plain(Name))]
+        catch
+            error:_ -> []
+        end
+     || Plain <- [fun(Otp) -> pubkey_cert_records:transform(Otp, encode) end, fun(As) -> As end]
+    ]).
 
 %% The last of the names first, as RFC 4514 has it, would be hard to compare with what openssl prints.
 shown({rdnSequence, Names}) ->

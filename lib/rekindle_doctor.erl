@@ -28,7 +28,7 @@ findings() ->
     case rekindle_nif:loaded() of
         ok ->
             Infos = rekindle_admin:info(),
-            Found = modules() ++ keys(Missing) ++ late_start(Missing, Infos) ++ listeners(Infos),
+            Found = modules() ++ without_journal(Infos) ++ keys(Missing) ++ late_start(Missing, Infos) ++ listeners(Infos),
             sort(Found ++ lists:append([scope(Info) || Info <- Infos]));
         {error, {File, Reason}} ->
             sort([{error, library(File, Reason)} | keys(Missing)])
@@ -195,7 +195,7 @@ address(Socket) ->
 scope(#{role := client}) ->
     [];
 scope(#{scope := Label} = Info) ->
-    [{Level, io_lib:format("~0tp: ~ts", [Label, Line])} || {Level, Line} <- faults(Info) ++ churn(Info) ++ unused(Info)].
+    [{Level, io_lib:format("~0tp: ~ts", [Label, Line])} || {Level, Line} <- faults(Info) ++ churn(Info) ++ unused(Info) ++ journal(Info)].
 
 faults(#{faults := 0}) ->
     [];
@@ -230,4 +230,81 @@ unused(#{inserts := Inserts, hits := Hits}) when Inserts >= ?MANY, 100 * Hits < 
         "hardly any session is resumed. Either the clients do not offer theirs, or they come back to other listeners "
         "or nodes: sessions stay in their scope and on their node."}];
 unused(_) ->
+    [].
+
+%% ---- journals ----
+
+%% Milliseconds.
+-define(MUCH_AHEAD, 1000).
+
+without_journal(Infos) ->
+    case rekindle_options:parse(application:get_env(ssl, session_cb_init_args, [])) of
+        {ok, #{journal := Journal}, _} when Journal =/= none ->
+            [{warning, why_without(Info, Journal)} || #{role := server, journal := undefined} = Info <- Infos];
+        _ ->
+            []
+    end.
+
+why_without(#{scope := Label}, Journal) ->
+    Why =
+        case rekindle_journal:is_for(Journal, Label) of
+            true -> "it was opened before the option was set, or the log says why";
+            false -> "a log that nodes share is for listeners that have a name: write {scope, #{Port => Name}}"
+        end,
+    io_lib:format("~0tp has no journal, its sessions end with the node: ~s.", [Label, Why]).
+
+journal(#{journal := undefined}) ->
+    [];
+journal(#{journal := Journal} = Info) ->
+    lists:append([Check(Journal, Info) || Check <- [fun broken/2, fun clocks/2, fun skipped/2, fun certificates/2]]).
+
+broken(#{state := down, last_error := Error}, _) ->
+    [{error, io_lib:format("the journal does not work: ~ts", [Error])}];
+broken(#{dropped := Dropped}, _) when Dropped > 0 ->
+    [{warning, io_lib:format("~b sessions were not written to the journal: the log was away, or too slow.", [Dropped])}];
+broken(_, _) ->
+    [].
+
+clocks(#{clock_ahead := Ahead}, _) when abs(Ahead) > ?MUCH_AHEAD ->
+    [{warning,
+        io_lib:format(
+            "the clocks of this machine and of the log's differ by ~.1f s: let them be set by NTP. A revocation reaches "
+            "sessions by the time they were made at.",
+            [abs(Ahead) / 1000]
+        )}];
+clocks(_, _) ->
+    [].
+
+skipped(#{skipped := Skipped}, _) ->
+    [{Level, io_lib:format("~b records of the journal were left out: ~s", [Count, Why])}
+     || {Reason, Level, Why} <- what_skipping_means(), Count <- [maps:get(Reason, Skipped)], Count > 0].
+
+what_skipping_means() ->
+    [
+        {layout, warning, "they were written by another release of OTP's ssl, whose sessions this one cannot read."},
+        {key, warning,
+            "they are sealed with a key that this node does not have. A new key goes into the key file of every node "
+            "before it is used: add it as the last line everywhere, and only then a further one."},
+        {forged, error,
+            "they do not open with the key they name. Either two nodes have different keys under one name, or somebody has "
+            "changed the log."},
+        {future, warning, "they come from the future: a node's clock is wrong."},
+        {malformed, error, "they are no records. Does something else write to the log?"},
+        {version, warning, "they are of another version of Rekindle."},
+        {template, warning, "what they have in common with others is not in the log."}
+    ].
+
+certificates(#{shared := true}, #{number := Number}) ->
+    case rekindle_nif:own_certificates(Number) of
+        [_, _ | _] = Different ->
+            [{note,
+                io_lib:format(
+                    "its sessions were made under ~b server certificates. ssl resumes a session only where the listener has the "
+                    "certificate it was made under: give all nodes the same, or the same RSA and EC pair.",
+                    [length(Different)]
+                )}];
+        _ ->
+            []
+    end;
+certificates(_, _) ->
     [].

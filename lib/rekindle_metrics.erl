@@ -5,6 +5,8 @@
 
 -export_type([labels/0, family/0]).
 
+-define(SKIPPED, [malformed, version, scope, layout, key, forged, future, expired, revoked, template, full]).
+
 %% What tells one scope from others for good, and across restarts.
 -type labels() :: #{role := server | client, transport := tls | dtls | none, scope := binary()}.
 
@@ -39,8 +41,16 @@ families() ->
 samples(Sources, Scopes) ->
     [
         {[{Label, maps:get(Label, Labels)} || Label <- [role, transport, scope]] ++ More, Value}
-     || {Labels, Info} <- Scopes, {More, Key} <- Sources, Value <- [maps:get(Key, Info)], is_number(Value)
+     || {Labels, Info} <- Scopes, {More, Source} <- Sources, Value <- [value(Source, Info)], is_number(Value)
     ].
+
+value({journal, _}, #{journal := undefined}) -> undefined;
+value({journal, Source}, #{journal := Journal}) -> value(Source, Journal);
+value({skipped, Reason}, #{skipped := Skipped}) -> maps:get(Reason, Skipped);
+value({seconds, Key}, Map) -> maps:get(Key, Map) / 1000;
+value(state, #{state := up}) -> 1;
+value(state, #{state := _}) -> 0;
+value(Key, Map) -> maps:get(Key, Map).
 
 %% Of each metric which entries of the info it is made of, with what labels of their own.
 described() ->
@@ -58,5 +68,16 @@ described() ->
         {rekindle_expired_sessions_total, "Sessions dropped because their lifetime had run out.", counter, [{[], expired}]},
         {rekindle_evicted_sessions_total, "Sessions dropped to make room.", counter, [{[], evicted}]},
         {rekindle_refused_sessions_total, "Sessions of a kind that is not stored.", counter, [{[], refused}]},
-        {rekindle_faults_total, "Calls that failed in the native library.", counter, [{[], faults}]}
+        {rekindle_faults_total, "Calls that failed in the native library.", counter, [{[], faults}]},
+        {rekindle_journal_up, "Whether the scope's journal works.", gauge, [{[], {journal, state}}]},
+        {rekindle_journal_queued_records, "Records that wait to be written.", gauge, [{[], {journal, queued}}]},
+        {rekindle_journal_written_records_total, "Records written to the log.", counter, [{[], {journal, written}}]},
+        {rekindle_journal_written_bytes_total, "Bytes of the records written to the log.", counter, [{[], {journal, written_bytes}}]},
+        {rekindle_journal_dropped_sessions_total, "Sessions that were not written.", counter, [{[], {journal, dropped}}]},
+        {rekindle_journal_read_records_total, "Records read from the log.", counter, [{[], {journal, read}}]},
+        {rekindle_journal_applied_sessions_total, "Sessions put into the scope out of the log.", counter, [{[], {journal, applied}}]},
+        {rekindle_journal_skipped_records_total, "Records read and left out, by reason.", counter,
+            [{[{reason, Reason}], {journal, {skipped, Reason}}} || Reason <- ?SKIPPED]},
+        {rekindle_journal_lag_seconds, "Age of the last session of another node when it came.", gauge, [{[], {journal, {seconds, lag}}}]},
+        {rekindle_journal_clock_ahead_seconds, "How far the log's clock is ahead.", gauge, [{[], {journal, {seconds, clock_ahead}}}]}
     ].

@@ -8,13 +8,14 @@
 -export([open_server/4, open_client/1, sockets/1]).
 -export([insert/3, server_lookup/2, client_lookup/3, peek/2, delete/2, select/2, keys/1, size/1, clear/1]).
 -export([count_fault/1, last_panic/0]).
--export([info/0, page/3, forget/2, flush/1, set_limits/2]).
+-export([info/0, page/3, forget/2, flush/1, set_limits/2, revoke/2, issuers/1, own_certificates/1]).
+-export([open_journal/2, journal_events/0, reload_keys/1]).
 
 -ifdef(REKINDLE_TESTING).
 -export([inject_fault/1, inject_one_fault/2, advance_clock/1]).
 -endif.
 
--export_type([store/0, limits/0, scope_number/0, position/0, row/0]).
+-export_type([store/0, limits/0, scope_number/0, position/0, row/0, wanted/0, journal/0, event/0]).
 
 -on_load(load/0).
 
@@ -33,6 +34,38 @@
     Uses :: 0..127,
     PeerCertificate :: public_key:der_encoded() | undefined,
     CipherSuite :: <<_:16>> | undefined
+}.
+
+%% Client certificates: by fingerprint, or by the issuer's name as DER, all of them or the one whose number has this
+%% value in DER.
+-type wanted() ::
+    {sha256 | sha | issuer, binary()}
+    | {issuer, Name :: binary(), Serial :: binary()}.
+
+%% `private' is the socket of a scope that no other listener shares, `layout' how this node's sessions are written.
+-type journal() :: #{
+    scope := binary(),
+    layout := binary(),
+    private => term(),
+    key_file := binary(),
+    log := {folder, Dir :: binary()} | {valkey, #{
+        url := binary(),
+        cluster := boolean(),
+        partitions := pos_integer(),
+        user => binary(),
+        password_file => binary(),
+        password_env => binary(),
+        ca_file => binary()
+    }}
+}.
+
+-type event() :: {
+    Scope :: binary(),
+    Location :: binary(),
+    {down, Error :: binary()}
+    | {up, AfterMs :: non_neg_integer(), Dropped :: non_neg_integer()}
+    | {replayed, Sessions :: non_neg_integer(), TookMs :: non_neg_integer()}
+    | {noticed, Notice :: binary()}
 }.
 
 -define(NOT_LOADED, erlang:nif_error({not_loaded, ?MODULE})).
@@ -139,6 +172,30 @@ flush(_Number) ->
 
 -spec set_limits(scope_number(), limits()) -> ok | undefined.
 set_limits(_Number, _Limits) ->
+    ?NOT_LOADED.
+
+-spec revoke(scope_number(), [wanted()]) -> non_neg_integer().
+revoke(_Number, _Wanted) ->
+    ?NOT_LOADED.
+
+-spec issuers(scope_number()) -> [Name :: binary()].
+issuers(_Number) ->
+    ?NOT_LOADED.
+
+-spec own_certificates(scope_number()) -> [term()].
+own_certificates(_Number) ->
+    ?NOT_LOADED.
+
+-spec open_journal(store(), journal()) -> ok | {error, Why :: binary()}.
+open_journal(_Store, _Journal) ->
+    ?NOT_LOADED.
+
+-spec journal_events() -> [event()].
+journal_events() ->
+    ?NOT_LOADED.
+
+-spec reload_keys(scope_number()) -> {ok, Names :: [binary()]} | {error, Line :: binary()} | undefined.
+reload_keys(_Number) ->
     ?NOT_LOADED.
 
 -ifdef(REKINDLE_TESTING).

@@ -11,7 +11,8 @@
     max_bytes := pos_integer(),
     max_sessions := pos_integer() | infinity | undefined,
     lifetime := pos_integer() | undefined,
-    scope := rekindle:scope()
+    scope := rekindle:scope(),
+    journal := rekindle:journal()
 }.
 
 -type error() :: rekindle_admin:bad_option().
@@ -21,7 +22,8 @@
     max_bytes => 64 * 1024 * 1024,
     max_sessions => undefined,
     lifetime => undefined,
-    scope => listener
+    scope => listener,
+    journal => none
 }).
 
 %% A century in seconds: what is longer is a mistake, most likely in the unit.
@@ -73,6 +75,7 @@ parse_limits(Limits) ->
 
 only_limits(#{role := Role}) -> bad_option(limit, {role, Role});
 only_limits(#{scope := Scope}) -> bad_option(limit, {scope, Scope});
+only_limits(#{journal := _}) -> bad_option(limit, journal);
 only_limits(Limits) -> {ok, Limits}.
 
 %% @doc Bounds and lifetime as the native side takes them.
@@ -98,7 +101,9 @@ is_valid(lifetime, Seconds) ->
 is_valid(scope, listener) ->
     true;
 is_valid(scope, Names) ->
-    is_map(Names) andalso lists:all(fun is_listener/1, maps:keys(Names)).
+    is_map(Names) andalso lists:all(fun is_listener/1, maps:keys(Names));
+is_valid(journal, Journal) ->
+    rekindle_journal:check(Journal) =:= ok.
 
 is_listener({Ip, Port}) ->
     inet:is_ip_address(Ip) andalso is_port_number(Port);
@@ -108,6 +113,10 @@ is_listener(Port) ->
 is_port_number(Port) ->
     is_integer(Port) andalso Port > 0 andalso Port =< 65535.
 
+%% There may be a password in it.
+bad_option(journal, Value) ->
+    {error, Why} = rekindle_journal:check(Value),
+    {error, {bad_option, "rekindle: option journal: " ++ Why}};
 bad_option(Option, Value) ->
     Line = io_lib:format("rekindle: option ~s is ~0tp; allowed: ~s", [Option, Value, allowed(Option)]),
     {error, {bad_option, lists:flatten(Line)}}.

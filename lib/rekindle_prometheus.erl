@@ -18,8 +18,11 @@ family({Name, Help, Type, Samples}) ->
     Metric = atom_to_binary(Name),
     [
         ["# HELP ", Metric, $\s, Help, $\n, "# TYPE ", Metric, $\s, atom_to_binary(Type), $\n]
-        | [[Metric, labels(Labels), $\s, integer_to_binary(Value), $\n] || {Labels, Value} <- Samples]
+        | [[Metric, labels(Labels), $\s, number(Value), $\n] || {Labels, Value} <- Samples]
     ].
+
+number(Value) when is_integer(Value) -> integer_to_binary(Value);
+number(Value) -> float_to_binary(Value, [{decimals, 3}]).
 
 labels([]) -> [];
 labels(Labels) -> [${, lists:join($,, [label(Label) || Label <- Labels]), $}].

@@ -1,16 +1,41 @@
 %% @private The scopes as a table for people.
 -module(rekindle_table).
 
--export([of_scopes/1, bytes/1, duration/1]).
+-export([of_scopes/1, of_journals/1, bytes/1, duration/1]).
 
 -define(HEAD, ["scope", "sessions", "memory", "bound", "oldest", "lifetime", "hits", "misses", "hit rate", "inserts", "expired", "evicted", "refused", "faults"]).
+
+-define(JOURNAL_HEAD, ["journal", "state", "queued", "written", "dropped", "read", "applied", "skipped", "lag", "replay", "location"]).
 
 -spec of_scopes([rekindle_admin:info()]) -> unicode:chardata().
 of_scopes([]) ->
     "No listener and no client of this node uses Rekindle. rekindle_admin:doctor() tells why.\n";
 of_scopes(Infos) ->
-    Rows = [?HEAD | [[unicode:characters_to_list(Cell) || Cell <- row(Info)] || Info <- Infos]],
-    Widths = [lists:max([string:length(lists:nth(Column, Row)) || Row <- Rows]) || Column <- lists:seq(1, length(?HEAD))],
+    table([?HEAD | [row(Info) || Info <- Infos]]).
+
+%% @doc The journals of those that have one.
+-spec of_journals([rekindle_admin:info()]) -> unicode:chardata().
+of_journals(Infos) ->
+    case [[scope(Label) | journal_row(Journal)] || #{scope := Label, journal := #{} = Journal} <- Infos] of
+        [] -> [];
+        Rows -> [$\n, table([?JOURNAL_HEAD | Rows])]
+    end.
+
+journal_row(Journal) ->
+    Count = fun(Key) -> count(maps:get(Key, Journal)) end,
+    #{state := State, since := Since, lag := Lag, replay := Replay, skipped := Skipped, location := Location} = Journal,
+    [
+        [atom_to_list(State), " ", duration(Since)], Count(queued), Count(written), Count(dropped), Count(read),
+        Count(applied), count(lists:sum(maps:values(Skipped))), milliseconds(Lag), milliseconds(Replay), Location
+    ].
+
+milliseconds(undefined) -> "-";
+milliseconds(Ms) when Ms < 10_000 -> io_lib:format("~b ms", [Ms]);
+milliseconds(Ms) -> duration(Ms div 1000).
+
+table([Head | _] = Cells) ->
+    Rows = [[unicode:characters_to_list(Cell) || Cell <- Row] || Row <- Cells],
+    Widths = [lists:max([string:length(lists:nth(Column, Row)) || Row <- Rows]) || Column <- lists:seq(1, length(Head))],
     [[line(Row, Widths), $\n] || Row <- Rows].
 
 %% The first column to the left, numbers to the right.

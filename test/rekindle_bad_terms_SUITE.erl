@@ -91,7 +91,7 @@ functions() ->
 good_calls({_, 0}) ->
     [];
 good_calls({Name, Arity} = Function) ->
-    Values = [?ID, session(), client, true, {1_000_000, 1000, 60_000} | stores()],
+    Values = [?ID, session(), client, true, {1_000_000, 1000, 60_000}, journal(), [{sha256, ?ID}] | stores()],
     %% Numbers only where it takes nothing without: of a scope, a place, a limit.
     Good =
         case good_calls(Name, Arity, Values) of
@@ -174,6 +174,10 @@ session() ->
     {session, ?ID, {1, 2}, <<1:800>>, [<<2:800>>], undefined, 0, <<192, 48>>, <<3:384>>, undefined, true, 1,
         {namedCurve, {1, 3, 132, 0, 34}}, undefined, undefined}.
 
+%% Of a folder that cannot be.
+journal() ->
+    #{scope => <<"s">>, layout => <<"l">>, private => 1, key_file => <<"/dev/null/keys">>, log => {folder, <<"/dev/null/folder">>}}.
+
 wrapped(Term) ->
     {Term, [Term | Term], #{Term => Term}}.
 
@@ -211,6 +215,12 @@ terms() ->
         list_to_tuple([session | lists:seq(1, 300)]),
         #{},
         #{a => 1},
+        #{scope => 1, layout => <<>>, key_file => <<>>, log => {folder, <<>>}},
+        #{scope => <<255>>, layout => <<>>, key_file => <<>>, log => {folder, <<>>}},
+        #{scope => <<>>, layout => <<>>, key_file => <<>>, log => {valkey, #{}}},
+        #{scope => <<>>, layout => <<>>, key_file => <<>>, log => {valkey, #{url => <<"x">>, cluster => 1, partitions => -1}}},
+        [{sha, <<1:256>>}],
+        [{issuer, <<>>, 1}],
         Fun,
         fun erlang:halt/0,
         self(),

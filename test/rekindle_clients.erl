@@ -10,6 +10,7 @@
     openssl_reconnect/2,
     openssl_two_processes/3,
     openssl_save/4,
+    both/3,
     openssl_offer/4,
     openssl_renegotiate/3,
     curl/2,

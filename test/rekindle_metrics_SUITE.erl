@@ -318,10 +318,14 @@ rules(Config) ->
     filename:join(?config(root, Config), "docs/prometheus/rekindle.rules.yml").
 
 %% On made-up series of three hours. Scope s evicts 6 % of what it stores and t 4 %; s has a fault after 100
-%% minutes, and refuses a session after 150.
+%% minutes, and refuses a session after 150. The journal of s stops after 170, and reads forged records after 180.
 alerts_are_raised_when_they_should_be(Config) ->
     Series = fun(Metric, Scope, Values) ->
         io_lib:format("      - {series: 'rekindle_~s{scope=\"~s\"}', values: '~s'}\n", [Metric, Scope, Values])
+    end,
+    Skipped = fun(Reason, Values) ->
+        io_lib:format(
+            "      - {series: 'rekindle_journal_skipped_records_total{scope=\"s\", reason=\"~s\"}', values: '~s'}\n", [Reason, Values])
     end,
     Raised = fun(Minute, Alerts) ->
         Expression = "count by (alertname, scope) (ALERTS{alertstate=\"firing\"})",
@@ -342,10 +346,14 @@ alerts_are_raised_when_they_should_be(Config) ->
         Series("evicted_sessions_total", "s", "0+6x200"), Series("evicted_sessions_total", "t", "0+4x200"),
         Series("faults_total", "s", "0x100 1x100"), Series("faults_total", "t", "3x200"),
         Series("refused_sessions_total", "s", "0x150 1x50"), Series("refused_sessions_total", "t", "0x200"),
+        Series("journal_up", "s", "1x170 0x30"), Series("journal_up", "t", "1x200"),
+        Skipped("forged", "0x180 9x20"), Skipped("expired", "0+5x200"),
         "    promql_expr_test:\n",
         Raised(30, []), Raised(75, [TooSmall]), Raised(95, [TooSmall, NotLoaded]),
         Raised(105, [TooSmall, NotLoaded, {"RekindleFaults", "s"}]),
-        Raised(160, [TooSmall, NotLoaded, {"RekindleRefuses", "s"}])
+        Raised(160, [TooSmall, NotLoaded, {"RekindleRefuses", "s"}]),
+        Raised(178, [TooSmall, NotLoaded, {"RekindleRefuses", "s"}, {"RekindleJournalDown", "s"}]),
+        Raised(185, [TooSmall, NotLoaded, {"RekindleRefuses", "s"}, {"RekindleJournalDown", "s"}, {"RekindleForgedRecords", "s"}])
     ]),
     {Status, Output} = rekindle_clients:run("promtool", ["test", "rules", File], [], ?MINUTE),
     ?assertEqual(0, Status, Output).
@@ -365,7 +373,7 @@ every_panel_and_alert_has_data(Config) ->
             %% The alerts are evaluated, and none is raised.
             await("rules are evaluated", fun() ->
                 {200, Rules} = fetch(Api ++ "rules"),
-                length(matches("\"health\":\"(ok)\"", <<Rules/binary, "\"health\":\"ok\"">>)) =:= 1 + 4
+                length(matches("\"health\":\"(ok)\"", <<Rules/binary, "\"health\":\"ok\"">>)) =:= 1 + 6
             end, fun() -> ok end),
             {200, Alerts} = fetch(Api ++ "alerts"),
             ?assertNotEqual(nomatch, string:find(Alerts, "\"alerts\":[]"))

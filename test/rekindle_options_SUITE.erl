@@ -119,7 +119,7 @@ what_is_left_out_has_a_default(_Config) ->
         max_bytes => 67_108_864,
         max_sessions => undefined,
         lifetime => undefined,
-        scope => listener
+        scope => listener, journal => none
     },
     ?assertEqual({ok, Defaults, []}, rekindle_options:parse([])),
     ?assertEqual({ok, Defaults#{lifetime := 5}, []}, rekindle_options:parse([{lifetime, 5}])).

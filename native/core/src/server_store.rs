@@ -246,6 +246,11 @@ impl<T> ServerStore<T> {
         self.templates.len()
     }
 
+    /// Calls `visit` with each template. It must be quick and not call this store.
+    pub fn for_each_template(&self, visit: impl FnMut(&T)) {
+        self.templates.for_each(visit);
+    }
+
     /// The template that matches `pattern`, for a session to be inserted with. `None` if there are as
     /// many as there may be, or there must be none like this.
     pub fn template(&self, pattern: &impl Pattern<T>) -> Option<Arc<T>> {

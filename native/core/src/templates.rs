@@ -55,6 +55,12 @@ impl<T> Templates<T> {
         self.kept.lock().templates.len()
     }
 
+    pub fn for_each(&self, mut visit: impl FnMut(&T)) {
+        for kept in &self.kept.lock().templates {
+            visit(&kept.template);
+        }
+    }
+
     /// The template that matches, made if there is none. `None` if there are as many as there may be, or
     /// there must be none like this.
     pub fn intern(&self, pattern: &impl Pattern<T>) -> Option<Arc<T>> {

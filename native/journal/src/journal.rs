@@ -146,6 +146,11 @@ impl Journal {
         self.0.status.dropped.fetch_add(dropped, Relaxed);
     }
 
+    /// Counts a session that cannot be written.
+    pub fn leave_out(&self) {
+        self.0.status.dropped.fetch_add(1, Relaxed);
+    }
+
     /// Revokes a session, here before it is dropped from the store, and everywhere else.
     pub fn forget(&self, id: &[u8; 32], lifetime_ms: u64) {
         self.revoke_all([Revoked::Session(*id)], lifetime_ms);

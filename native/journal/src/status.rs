@@ -176,12 +176,15 @@ impl Status {
     /// Health, for how long in milliseconds, and the last error.
     pub fn health(&self) -> (Option<Result<(), String>>, u64, Option<String>) {
         let health = self.health.lock();
-        let state = match health.errors.iter().flatten().next() {
+        // Without keys the writer fails as well: the first is the cause.
+        let error = health.errors.iter().flatten().next();
+        let state = match error {
             Some(error) => Some(Err(error.clone())),
             None => health.proven[Part::Writer as usize].then_some(Ok(())),
         };
+        let last_error = error.or(health.last_error.as_ref()).cloned();
         let since = health.since.map_or(0, |since| since.elapsed().as_millis());
-        (state, since as u64, health.last_error.clone())
+        (state, since as u64, last_error)
     }
 }
 

@@ -1,7 +1,7 @@
 //! What an operator asks, of scopes by their number. None of it is called in a handshake.
 
 use crate::template::Template;
-use crate::{atoms, session, terms, REGISTRY};
+use crate::{atoms, journal, session, terms, REGISTRY};
 use rekindle_core as core;
 use rekindle_core::{Limits, Scope, Store};
 use rustler::{Atom, Encoder, Env, NifResult, Term};
@@ -48,10 +48,7 @@ fn page(env: Env, number: u64, from: u64, limit: usize) -> NifResult<Term> {
 #[rustler::nif]
 fn forget(number: u64, key: Term) -> bool {
     REGISTRY.scope(number).is_some_and(|scope| {
-        let Store::Server(store) = scope.store() else {
-            return false;
-        };
-        session::with_key(key, |id| store.delete(id))
+        matches!(scope.store(), Store::Server(_)) && journal::forget(&scope, key)
     })
 }
 
@@ -59,9 +56,49 @@ fn forget(number: u64, key: Term) -> bool {
 #[rustler::nif(schedule = "DirtyCpu")]
 fn flush(number: u64) -> u64 {
     match REGISTRY.scope(number) {
-        Some(scope) if matches!(scope.store(), Store::Server(_)) => scope.clear(),
-        _ => 0,
+        Some(scope) => journal::flush(&scope),
+        None => 0,
     }
+}
+
+/// Drops the sessions of a server scope that were made with these certificates, and tells how many there were.
+#[rustler::nif(schedule = "DirtyCpu")]
+fn revoke(number: u64, wanted: Term) -> NifResult<u64> {
+    let wanted = journal::wanted(wanted)?;
+    Ok(match REGISTRY.scope(number) {
+        Some(scope) => journal::revoke(&scope, &wanted),
+        None => 0,
+    })
+}
+
+/// The names, as DER, of the authorities of a server scope's client certificates.
+#[rustler::nif(schedule = "DirtyCpu")]
+fn issuers(env: Env, number: u64) -> Vec<Term> {
+    let Some(scope) = REGISTRY.scope(number) else {
+        return Vec::new();
+    };
+    let Store::Server(store) = scope.store() else {
+        return Vec::new();
+    };
+    let names = rekindle_journal::issuers(store);
+    names.iter().map(|name| terms::binary(env, name)).collect()
+}
+
+/// The certificates, as they are in session records, that a server scope's sessions were made under.
+#[rustler::nif(schedule = "DirtyCpu")]
+fn own_certificates(env: Env, number: u64) -> Vec<Term> {
+    let mut certificates: Vec<Term> = Vec::new();
+    if let Some(scope) = REGISTRY.scope(number) {
+        if let Store::Server(store) = scope.store() {
+            store.for_each_template(|template| {
+                let own = template.own_certificates(env);
+                if !certificates.contains(&own) {
+                    certificates.push(own);
+                }
+            });
+        }
+    }
+    certificates
 }
 
 /// Puts new limits of a server scope in force. `undefined` where the scope has ended, or is a client's.
@@ -117,6 +154,7 @@ fn scope_info<'a>(env: Env<'a>, scope: &Scope<Template>) -> NifResult<Term<'a>> 
         (atoms::evicted(), counts.evicted.encode(env)),
         (atoms::refused(), counts.refused.encode(env)),
         (atoms::faults(), counts.faults.encode(env)),
+        (atoms::journal(), journal::info(env, scope)?),
     ];
     Term::map_from_pairs(env, &pairs)
 }

@@ -5,6 +5,7 @@
 
 mod admin;
 mod faults;
+mod journal;
 mod panics;
 mod reference;
 mod server_lookup;
@@ -48,6 +49,58 @@ mod atoms {
         expired,
         evicted,
         faults,
+        journal,
+        // of a journal
+        log,
+        folder,
+        valkey,
+        private,
+        key_file,
+        url,
+        user,
+        password_file,
+        password_env,
+        ca_file,
+        cluster,
+        partitions,
+        error,
+        down,
+        up,
+        starting,
+        replayed,
+        noticed,
+        location,
+        shared,
+        state,
+        since,
+        last_error,
+        queued,
+        written,
+        written_bytes,
+        dropped,
+        read,
+        applied,
+        known,
+        skipped,
+        revocations,
+        lag,
+        clock_ahead,
+        replay,
+        keys,
+        // why a record was left out
+        malformed,
+        version,
+        layout,
+        key,
+        forged,
+        future,
+        revoked,
+        template,
+        full,
+        // which certificates are meant
+        sha256,
+        sha,
+        issuer,
         // what holds a private key
         rsa_private_key = "RSAPrivateKey",
         ec_private_key = "ECPrivateKey",
@@ -116,7 +169,7 @@ fn insert<'a>(reference: Reference, key: Term<'a>, session: Term<'a>) -> NifResu
             store.insert(terms::encode(key).expose(), terms::encode(session));
             true
         }
-        Store::Server(store) => session::insert(store, key, session, core::now_ms())
+        Store::Server(store) => session::insert(&reference, store, key, session, core::now_ms())
             .unwrap_or_else(|| {
                 Counters::add(&store.counters().refused);
                 false
@@ -169,8 +222,8 @@ fn delete(reference: Reference, key: Term) -> NifResult<Atom> {
     faults::strike()?;
     match reference.store() {
         Store::Client(store) => store.delete(terms::encode(key).expose(), core::now_ms()),
-        Store::Server(store) => {
-            session::with_key(key, |id| store.delete(id));
+        Store::Server(_) => {
+            journal::forget(&reference, key);
         }
     }
     Ok(atoms::ok())

@@ -9,16 +9,20 @@
 
 use crate::template::{undefined, Holes, Shared, Template};
 use crate::{atoms, stamp, terms};
-use rekindle_core::{Listed, ServerStore, Session, SessionKey};
+use rekindle_core::{Listed, Scope, ServerStore, Session, SessionKey};
+use rekindle_journal::{Journal, Portable};
+use rustler::env::OwnedEnv;
 use rustler::types::tuple::{get_tuple, make_tuple};
 use rustler::{Atom, Binary, Encoder, Env, Error, NifResult, Term, TermType};
 use std::borrow::Cow;
+use std::sync::Arc;
 use zeroize::Zeroize;
 
 const TAG: usize = 0;
 const SESSION_ID: usize = 1;
 const INTERNAL_ID: usize = 2;
 const PEER_CERTIFICATE: usize = 3;
+pub const OWN_CERTIFICATES: usize = 4;
 const PRIVATE_KEY: usize = 5;
 
 /// Deeper than any field of a session is nested.
@@ -36,6 +40,7 @@ const NO_SECRET: [u8; 48] = [0; 48];
 /// `None` for a session record of a shape that is not understood: it could hold a private key, and OTP
 /// could not be given it with the time stamp it needs. `Some(false)` if the store did not take it.
 pub fn insert<'a>(
+    scope: &Scope<Template>,
     store: &ServerStore<Template>,
     key: Term<'a>,
     session: Term<'a>,
@@ -77,12 +82,29 @@ pub fn insert<'a>(
                 time_stamp,
                 server_name: own.server_name_at,
             },
-            may_be_kept: |fields| !may_hold_private_key(fields),
+            may_be_kept,
         });
-        if template.is_some() {
-            let key = SessionKey::Id(own.id);
-            return Some(store.insert(key, own.secret, template, &own.tail, verified, now_ms));
+        if let Some(template) = template {
+            let journal = scope.attached::<Journal>();
+            let content = journal.map(|_| Arc::clone(template.content()));
+            let id = SessionKey::Id(own.id);
+            let stored = store.insert(id, own.secret, Some(template), &own.tail, verified, now_ms);
+            if let (true, Some(journal), Some(content)) = (stored, journal, content) {
+                let lifetime_ms = store.limits().lifetime_ms;
+                journal.born(
+                    own.id,
+                    own.secret,
+                    content,
+                    verified,
+                    &own.tail,
+                    lifetime_ms,
+                );
+            }
+            return Some(stored);
         }
+    }
+    if let Some(journal) = scope.attached::<Journal>() {
+        journal.leave_out();
     }
     if may_hold_private_key(&fields) {
         return None;
@@ -305,6 +327,51 @@ fn find_time_stamp<'a>(fields: &[Term<'a>], key: Term<'a>) -> Option<usize> {
         (place, None) => place,
         _ => None,
     }
+}
+
+/// Whether the fields may be kept as a template.
+pub fn may_be_kept(fields: &[Term]) -> bool {
+    !may_hold_private_key(fields)
+}
+
+/// Whether these are fields that a template of this node could have: a session record with nothing where
+/// sessions have their own.
+pub fn are_fields_of_template(fields: &[Term], holes: Holes) -> bool {
+    let Holes {
+        master_secret,
+        time_stamp,
+        server_name,
+    } = holes;
+    let varying = [Some(master_secret), Some(time_stamp), server_name];
+    let varying = || varying.iter().flatten().copied();
+    let fixed = [SESSION_ID, INTERNAL_ID, PEER_CERTIFICATE, PRIVATE_KEY];
+    let is_empty = |place: usize| {
+        fields
+            .get(place)
+            .is_some_and(|field| atoms::undefined() == *field)
+    };
+    fields.len() > PRIVATE_KEY + 1
+        && atoms::session() == fields[TAG]
+        && varying().all(|place| place > PRIVATE_KEY)
+        && varying().all(|place| varying().filter(|other| *other == place).count() == 1)
+        && fixed.into_iter().chain(varying()).all(is_empty)
+}
+
+/// The client's certificate of a session, as DER.
+pub fn certificate_of<'a>(session: &Session<'a, Template>) -> Option<Cow<'a, [u8]>> {
+    if let Some(template) = session.template {
+        let (_, certificate) = parts_of_tail(template.holes(), session.tail).ok()?;
+        return (!certificate.is_empty()).then_some(Cow::Borrowed(certificate));
+    }
+    let (place, encoded) = session.tail.split_first()?;
+    if *place == AS_IT_CAME {
+        return None;
+    }
+    OwnedEnv::new().run(|env| {
+        let fields = get_tuple(terms::decode(env, encoded).ok()?).ok()?;
+        let certificate = Binary::from_term(*fields.get(PEER_CERTIFICATE)?).ok()?;
+        Some(Cow::Owned(certificate.to_vec()))
+    })
 }
 
 /// Whether one of `fields` is, or has within, what a private key is made of: a key record, or a map or a

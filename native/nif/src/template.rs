@@ -4,13 +4,16 @@
 #![allow(unsafe_code)]
 
 use crate::{atoms, session};
-use rekindle_core::Pattern;
+use rekindle_core::{Pattern, ServerStore, Session};
+use rekindle_journal::{Content, Portable};
 use rustler::env::OwnedEnv;
 use rustler::sys::{
     enif_get_tuple, enif_is_identical, enif_make_copy, enif_make_tuple_from_array, ErlNifTerm,
 };
-use rustler::types::tuple::make_tuple;
-use rustler::{Env, Term};
+use rustler::types::tuple::{get_tuple, make_tuple};
+use rustler::{Encoder, Env, Term};
+use std::borrow::Cow;
+use std::sync::Arc;
 
 /// More fields than any session record has.
 pub const MAX_FIELDS: usize = 32;
@@ -24,6 +27,8 @@ pub struct Template {
     /// A tuple of the fields that are no atoms: one copy instead of many.
     boxed: ErlNifTerm,
     holes: Holes,
+    /// The same as bytes, for other processes.
+    content: Arc<Content>,
     /// Owns `boxed`.
     _env: OwnedEnv,
 }
@@ -65,6 +70,15 @@ impl Template {
             .map(|term| unsafe { Term::new(env, *term) })
             .collect();
         session::find_cipher_suite(&boxed)
+    }
+
+    /// The field of the listener's own certificates, in `env`.
+    pub fn own_certificates<'a>(&self, env: Env<'a>) -> Term<'a> {
+        let filled = self.fill(env, []);
+        get_tuple(filled)
+            .ok()
+            .and_then(|fields| fields.get(session::OWN_CERTIFICATES).copied())
+            .unwrap_or(undefined(env))
     }
 
     /// A tuple of the template's fields in `env`, but of `fillings` where there are any.
@@ -139,15 +153,78 @@ impl Pattern<Template> for Shared<'_, '_> {
         });
         let fields = fields.collect();
         let boxed = make_tuple(self.fields[0].get_env(), &boxed);
-        let bytes = ENVIRONMENT_BYTES + boxed.to_binary().len();
+        let content = Content::new(self.to_bytes());
+        let bytes = ENVIRONMENT_BYTES + boxed.to_binary().len() + content.bytes().len();
         let env = OwnedEnv::new();
         let template = Template {
             fields,
             boxed: env.run(|env| boxed.in_env(env).as_c_arg()),
             holes: self.holes,
+            content: Arc::new(content),
             _env: env,
         };
         Some((template, bytes as u64))
+    }
+}
+
+impl Shared<'_, '_> {
+    /// The holes and the fields, in the external term format.
+    fn to_bytes(&self) -> Vec<u8> {
+        let env = self.fields[0].get_env();
+        let Holes {
+            master_secret,
+            time_stamp,
+            server_name,
+        } = self.holes;
+        let fields = make_tuple(env, self.fields);
+        (master_secret, time_stamp, server_name, fields)
+            .encode(env)
+            .to_binary()
+            .to_vec()
+    }
+}
+
+/// First bytes of a term in the external term format that is not compressed.
+const MAGIC: u8 = 131;
+const COMPRESSED: u8 = 80;
+
+impl Portable for Template {
+    fn content(&self) -> &Arc<Content> {
+        &self.content
+    }
+
+    /// The bytes are those of a node that has the key. Still, a term that is not a template of this release must
+    /// not get into a session, and what is compressed could be anything large.
+    fn intern(store: &ServerStore<Template>, content: &[u8]) -> Option<Arc<Template>> {
+        match content {
+            [MAGIC, COMPRESSED, ..] => return None,
+            [MAGIC, ..] => {}
+            _ => return None,
+        }
+        OwnedEnv::new().run(|env| {
+            // Makes no atoms: those of a session are there wherever ssl is.
+            let (term, _) = env.binary_to_term(content)?;
+            let (master_secret, time_stamp, server_name, fields): (_, _, _, Term) =
+                term.decode().ok()?;
+            let fields = get_tuple(fields).ok()?;
+            let holes = Holes {
+                master_secret,
+                time_stamp,
+                server_name,
+            };
+            if !session::are_fields_of_template(&fields, holes) {
+                return None;
+            }
+            store.template(&Shared {
+                fields: &fields,
+                holes,
+                may_be_kept: session::may_be_kept,
+            })
+        })
+    }
+
+    fn certificate<'a>(session: &Session<'a, Template>) -> Option<Cow<'a, [u8]>> {
+        session::certificate_of(session)
     }
 }
 
