@@ -36,7 +36,7 @@ const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(2);
 
 /// Records read in one go.
-const PAGE: usize = 1000;
+const PAGE: usize = if cfg!(test) { 50 } else { 1000 };
 
 /// How long the reader waits for others' records.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -817,3 +817,6 @@ fn keep_ms(lifetime_ms: u64) -> u64 {
         .saturating_add(lifetime_ms / 4)
         .saturating_add(2 * MAX_AHEAD_MS)
 }
+
+#[cfg(test)]
+mod tests;

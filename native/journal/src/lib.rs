@@ -14,6 +14,8 @@ mod queue;
 mod record;
 mod revocations;
 mod status;
+#[cfg(any(test, fuzzing))]
+mod testing;
 mod valkey;
 
 pub use folder::{Folder, FolderReader, FolderWriter};

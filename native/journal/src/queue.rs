@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use zeroize::Zeroize;
 
 /// Most bytes of sessions that wait to be written.
-const MAX_BYTES: usize = 32 * 1024 * 1024;
+const MAX_BYTES: usize = if cfg!(test) { 64 } else { 32 * 1024 } * 1024;
 
 /// Most sessions to write in one go.
-const BATCH: usize = 1000;
+const BATCH: usize = if cfg!(test) { 50 } else { 1000 };
 
 /// How long sessions are gathered before they are written: else each would wake the writer, at the cost of
 /// who stores it.
