@@ -89,18 +89,7 @@ impl Journal {
         writer: Box<dyn LogWriter>,
         reader: Box<dyn LogReader>,
     ) -> io::Result<Journal> {
-        let shared = Arc::new(Shared {
-            context: Context::new(&options.scope, &options.layout),
-            options,
-            writer: u64::try_generate().map_err(io::Error::other)?,
-            began_ms: wall_ms(),
-            longest_ms: AtomicU64::new(lifetime_ms(scope)),
-            queue: Queue::default(),
-            keys: RwLock::default(),
-            key_version: Mutex::default(),
-            revocations: Mutex::default(),
-            status: Status::default(),
-        });
+        let shared = Arc::new(Shared::new(scope, options)?);
         let journal = Journal(Arc::clone(&shared));
         if shared.options.is_fresh {
             journal.flush(lifetime_ms(scope));
@@ -226,6 +215,21 @@ impl Drop for Journal {
 }
 
 impl Shared {
+    fn new<T>(scope: &Scope<T>, options: Options) -> io::Result<Shared> {
+        Ok(Shared {
+            context: Context::new(&options.scope, &options.layout),
+            options,
+            writer: u64::try_generate().map_err(io::Error::other)?,
+            began_ms: wall_ms(),
+            longest_ms: AtomicU64::new(lifetime_ms(scope)),
+            queue: Queue::default(),
+            keys: RwLock::default(),
+            key_version: Mutex::default(),
+            revocations: Mutex::default(),
+            status: Status::default(),
+        })
+    }
+
     /// Tells if this says more than was known.
     fn remember(&self, what: &Revoked, made_ms: u64, expires_ms: u64) -> bool {
         let mut revocations = self.revocations.lock();
@@ -818,5 +822,7 @@ fn keep_ms(lifetime_ms: u64) -> u64 {
         .saturating_add(2 * MAX_AHEAD_MS)
 }
 
+#[cfg(any(test, fuzzing))]
+pub mod hostile;
 #[cfg(test)]
 mod tests;

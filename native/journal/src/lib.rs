@@ -19,6 +19,8 @@ mod testing;
 mod valkey;
 
 pub use folder::{Folder, FolderReader, FolderWriter};
+#[cfg(fuzzing)]
+pub use journal::hostile;
 pub use journal::{Journal, Options};
 pub use keys::KeyFile;
 pub use log::{Lane, LogError, LogReader, LogWriter, Record};

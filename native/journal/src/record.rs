@@ -113,7 +113,7 @@ pub enum Body<'a> {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-enum Kind {
+pub(crate) enum Kind {
     Birth = 1,
     Template = 2,
     Forget = 3,
@@ -181,6 +181,17 @@ pub struct Opened {
 /// Seals a record with the key that is to be sealed with.
 pub fn seal(keys: &Keys, context: &Context, stamp: Stamp, body: &Body) -> Result<Record, String> {
     let (kind, plain) = encode(body);
+    seal_plain(keys, context, stamp, kind, &plain)
+}
+
+/// As [`seal`], whatever the body says.
+pub(crate) fn seal_plain(
+    keys: &Keys,
+    context: &Context,
+    stamp: Stamp,
+    kind: Kind,
+    plain: &[u8],
+) -> Result<Record, String> {
     let (key_id, cipher) = keys.sealing();
     let mut record = Vec::with_capacity(KEY_ID_AT + key_id.len() + NONCE + plain.len() + TAG);
     record.extend([VERSION, kind as u8]);
@@ -193,7 +204,7 @@ pub fn seal(keys: &Keys, context: &Context, stamp: Stamp, body: &Body) -> Result
     record.extend(key_id.as_bytes());
     let nonce = XNonce::try_generate().map_err(|_| "the system gives no random bytes")?;
     let payload = Payload {
-        msg: &plain,
+        msg: plain,
         aad: &context.associated_data(&record, kind),
     };
     let sealed = cipher
@@ -310,7 +321,7 @@ fn encode(body: &Body) -> (Kind, Zeroizing<Vec<u8>>) {
     (kind, Zeroizing::new(plain))
 }
 
-fn kind_of(byte: u8) -> Option<Kind> {
+pub(crate) fn kind_of(byte: u8) -> Option<Kind> {
     [
         Kind::Birth,
         Kind::Template,
