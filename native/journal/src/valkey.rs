@@ -1176,6 +1176,34 @@ mod tests {
     }
 
     #[test]
+    fn answers_to_a_read() {
+        let reader = ValkeyReader::new(ValkeyConfig::new("redis://host"), "a");
+        let text = |text: &str| Value::BulkString(text.into());
+        let entry =
+            |id: &str| Value::Array(vec![text(id), Value::Array(vec![text("r"), text("x")])]);
+        let stream =
+            |key: &str, entries| Value::Array(vec![Value::Array(vec![text(key), entries])]);
+        let births = "rekindle:1:{a:0}:births";
+        assert_eq!(reader.found(Value::Nil), Some(vec![]));
+        let found = reader.found(stream(births, Value::Array(vec![entry("7-1"), Value::Nil])));
+        assert_eq!(found, None);
+        let found = reader.found(stream(births, Value::Array(vec![entry("7-1")])));
+        assert_eq!(
+            found,
+            Some(vec![(1, vec![(Id(7, 1), Some(b"x".to_vec()))])])
+        );
+        for wrong in [
+            Value::Int(1),
+            Value::Array(vec![Value::Nil]),
+            stream("another", Value::Array(vec![])),
+            stream(births, Value::Nil),
+            stream(births, Value::Array(vec![entry("7")])),
+        ] {
+            assert_eq!(reader.found(wrong.clone()), None, "{wrong:?}");
+        }
+    }
+
+    #[test]
     fn errors_are_short_lines() {
         let error = RedisError::from((ErrorKind::Client, "bad", "\x1b\r\n".repeat(1000)));
         let words = words(error);

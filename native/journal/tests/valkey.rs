@@ -1094,6 +1094,13 @@ fn a_cluster_shares_the_partitions() {
             reader.newer(1000, Duration::from_millis(100)).ok()
         });
         servers[0].kill();
+        // All have to connect again, elsewhere.
+        for server in &servers[1..] {
+            let _: u32 = cmd("CLIENT")
+                .arg(&["KILL", "TYPE", "normal"])
+                .query(&mut server.admin())
+                .unwrap();
+        }
         until("it is written to again", || {
             writer.append(Lane::Births, &records(3012..3024)).ok()
         });
