@@ -1,8 +1,9 @@
-//! A log in the streams of a Valkey server, or of Redis from 5 on; in a cluster, of its servers.
+//! A log in the streams of a Valkey server, or of Redis from 6.2 on; in a cluster, of its servers.
 //!
 //! The keys are `rekindle:1:{SCOPE}:control` and `rekindle:1:{SCOPE:N}:births` for each partition N, and a
 //! record is an entry with one field, `r`. A server's user needs XADD, XTRIM, XREAD, XREVRANGE and EXPIRE for
-//! these keys, TIME, and in a cluster CLUSTER SLOTS and CLUSTER KEYSLOT.
+//! these keys, TIME, and in a cluster CLUSTER SLOTS and CLUSTER KEYSLOT. Where the server may evict keys, the log
+//! is among them: its policy has to be noeviction.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -28,6 +29,7 @@ const ANSWER: Duration = Duration::from_secs(3);
 const CHUNK: (usize, usize) = (500, 1 << 20);
 /// Longer records are nobody's that this journal knows.
 const MAX_RECORD: usize = 1 << 20;
+const MAX_PARTITIONS: u16 = 1024;
 /// How often a reader looks for streams that have begun anew.
 const CHECK: Duration = Duration::from_secs(1);
 /// How often the streams of a cluster are asked for something new.
@@ -55,12 +57,13 @@ pub struct ValkeyConfig {
     pub user: Option<String>,
     /// Where the password is.
     pub password: Password,
-    /// The certificates, in PEM, of which one has to vouch for the server's. Without, the system's.
+    /// The certificates, in PEM, of which one has to vouch for the server's, which may not be that of a CA
+    /// itself. Without, the system's.
     pub ca_file: Option<PathBuf>,
     /// Whether the server is one of a cluster.
     pub cluster: bool,
     /// How many streams the sessions are spread over, the same number for all who share the log. 1 does, but
-    /// for a cluster whose servers are to share the load.
+    /// for a cluster whose servers are to share the load; 1024 at most.
     pub partitions: u16,
 }
 
@@ -125,8 +128,10 @@ impl ValkeyConfig {
         if self.ca_file.is_some() && !tls {
             return Err("a CA file needs a URL with TLS, of the scheme valkeys or rediss".into());
         }
-        if self.partitions == 0 {
-            return Err("at least one partition is needed".into());
+        if !(1..=MAX_PARTITIONS).contains(&self.partitions) {
+            return Err(format!(
+                "the number of partitions is from 1 to {MAX_PARTITIONS}"
+            ));
         }
         // redis-rs also says the kind of the error, and behind it nothing of use.
         let short = |error: RedisError| {
@@ -348,12 +353,13 @@ struct Link {
 
 impl Link {
     /// Sends commands, each to the server of its stream, and reads the answers, in the same order. It keeps
-    /// no order between servers. For `wait` the servers may be silent with good reason.
+    /// no order between servers. For `wait` the servers may be silent with good reason. An error that is an
+    /// answer comes with its stream.
     fn call(
         &mut self,
         commands: &[(usize, Cmd)],
         wait: Duration,
-    ) -> Result<Vec<Value>, (usize, String)> {
+    ) -> Result<Vec<Value>, (Option<usize>, String)> {
         let mut packed = vec![Vec::new(); self.nodes.len()];
         for (stream, command) in commands {
             command.write_packed_command(&mut packed[self.homes[*stream]]);
@@ -364,7 +370,7 @@ impl Link {
                 let node = &mut self.nodes[home];
                 node.set_read_timeout(Some(wait.saturating_add(ANSWER)))
                     .and_then(|()| node.send_packed_command(&packed[home]))
-                    .map_err(|error| (*stream, words(error)))?;
+                    .map_err(|error| (None, words(error)))?;
                 packed[home].clear();
             }
         }
@@ -373,8 +379,9 @@ impl Link {
         let answer = |(stream, _): &(usize, Cmd)| {
             self.nodes[self.homes[*stream]]
                 .recv_response()
-                .and_then(Value::extract_error)
-                .map_err(|error| (*stream, words(error)))
+                .map_err(|error| (None, words(error)))?
+                .extract_error()
+                .map_err(|error| (Some(*stream), words(error)))
         };
         commands.iter().map(answer).collect()
     }
@@ -430,14 +437,12 @@ impl Streams {
                 .connect()
                 .map_err(|error| self.error("connecting to", &error))?,
         };
-        let answers = link.call(commands, wait).map_err(|(stream, error)| {
-            let key = self
-                .keys
-                .get(stream)
-                .map(String::as_str)
-                .unwrap_or_default();
-            self.error(doing, &format!("{error} (key {key})"))
-        })?;
+        let answers = link
+            .call(commands, wait)
+            .map_err(|(stream, error)| match stream {
+                Some(stream) => self.error(doing, &format!("{error} (key {})", self.keys[stream])),
+                None => self.error(doing, &error),
+            })?;
         self.link = Some(link);
         Ok(answers)
     }
@@ -447,6 +452,12 @@ impl Streams {
             "{doing} the log at {}: {why}",
             self.config.location()
         ))
+    }
+
+    /// What comes next on the connection is no better.
+    fn nonsense(&mut self, doing: &str, name: &str) -> LogError {
+        self.link = None;
+        self.error(doing, &format!("its answer to {name} makes no sense"))
     }
 
     fn connect(&mut self) -> Result<Link, String> {
@@ -616,7 +627,7 @@ impl ValkeyWriter {
         }
     }
 
-    /// For streams that are not appended to any more: the last of them is forgotten with its last record.
+    /// Has streams go that nobody appends to or trims any more, once their last record is too old.
     fn expiry(&self, streams: impl IntoIterator<Item = usize>) -> Vec<(usize, Cmd)> {
         let Some(keep) = self.keep else {
             return Vec::new();
@@ -666,10 +677,7 @@ impl LogWriter for ValkeyWriter {
             .take(all.len())
             .map(clock)
             .collect::<Option<Vec<_>>>();
-        let clocks = clocks.ok_or_else(|| {
-            self.streams
-                .error("trimming", "its answer to TIME makes no sense")
-        })?;
+        let clocks = clocks.ok_or_else(|| self.streams.nonsense("trimming", "TIME"))?;
         let commands = self.streams.each(all, |stream, key| {
             let oldest = Id(clocks[stream].saturating_sub(keep), 0);
             command("XTRIM", &[key, "MINID", "~", &oldest.to_string()])
@@ -735,10 +743,7 @@ impl ValkeyReader {
     fn pages(&mut self, commands: &[(usize, Cmd)]) -> Result<Vec<Vec<Entry>>, LogError> {
         let answers = self.streams.call("reading", commands, Duration::ZERO)?;
         let pages = answers.into_iter().map(entries).collect::<Option<_>>();
-        pages.ok_or_else(|| {
-            self.streams
-                .error("reading", "its answer to XREVRANGE makes no sense")
-        })
+        pages.ok_or_else(|| self.streams.nonsense("reading", "XREVRANGE"))
     }
 
     /// Begins a stream anew whose entries would not be seen: it was emptied, and the server's clock has gone
@@ -788,10 +793,7 @@ impl ValkeyReader {
             .into_iter()
             .map(|answer| self.found(answer))
             .collect::<Option<Vec<_>>>();
-        let found = found.ok_or_else(|| {
-            self.streams
-                .error("reading", "its answer to XREAD makes no sense")
-        })?;
+        let found = found.ok_or_else(|| self.streams.nonsense("reading", "XREAD"))?;
         Ok(found.into_iter().flatten().collect())
     }
 
@@ -943,11 +945,11 @@ impl LogReader for ValkeyReader {
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default()
             .saturating_sub(way);
-        let theirs = answer.and_then(clock).ok_or_else(|| {
-            self.streams
-                .error("asking the time of", "its answer makes no sense")
-        })?;
-        let ahead = (i128::from(theirs) - ours.as_millis() as i128) as i64;
+        let theirs = answer
+            .and_then(clock)
+            .and_then(|theirs| i64::try_from(theirs).ok())
+            .ok_or_else(|| self.streams.nonsense("asking the time of", "TIME"))?;
+        let ahead = theirs.saturating_sub(ours.as_millis() as i64);
         self.clock = Some((asked, ahead));
         Ok(Some(ahead))
     }
@@ -1024,6 +1026,20 @@ mod tests {
                     ..config("redis://host")
                 },
                 false,
+            ),
+            (
+                ValkeyConfig {
+                    partitions: 1025,
+                    ..config("redis://host")
+                },
+                false,
+            ),
+            (
+                ValkeyConfig {
+                    partitions: 1024,
+                    ..config("redis://host")
+                },
+                true,
             ),
             (
                 ValkeyConfig {

@@ -452,6 +452,10 @@ fn passwords() {
         std::env::set_var(&name, SECRET);
         assert_eq!(try_it(env), Ok(()));
 
+        // Redis repeats what it does not know.
+        let deaf = Server::with(program, &["--rename-command", "AUTH", ""]);
+        assert!(said(try_it(deaf.config())).contains("refused"));
+
         // It changes while both ends are connected.
         let (mut writer, mut reader) = ends(&config);
         writer.append(Lane::Births, &records(0..1)).unwrap();
