@@ -7,13 +7,13 @@ demo:
 
 # All tests. The last line reads `N passed, N failed`.
 test:
-	@scripts/setup.sh git elixir erlang-proper-dev valkey-server valkey-cli redis-server
+	@scripts/setup.sh git elixir erlang-proper-dev valkey-server valkey-cli redis-server redis-cli
 	@scripts/test.sh
 
 # The Common Test suites on other OTP releases as well, each downloaded into a folder of its own; Debian only.
 # `make matrix RELEASES="27 29"` chooses.
 matrix:
-	@scripts/setup.sh git elixir erlang-proper-dev valkey-server valkey-cli redis-server
+	@scripts/setup.sh git elixir erlang-proper-dev valkey-server valkey-cli redis-server redis-cli
 	@scripts/matrix.sh $(RELEASES)
 
 # Real clients for half an hour, or `make soak MINUTES=5`, while listeners are closed and processes killed.
