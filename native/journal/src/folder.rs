@@ -17,7 +17,7 @@
 use crate::log::{Lane, LogError, LogReader, LogWriter, Record};
 use once_cell::sync::{Lazy, OnceCell};
 use parking_lot::Mutex;
-use rusqlite::{ffi, params, Connection, ErrorCode, OpenFlags, OptionalExtension};
+use rusqlite::{params, Connection, ErrorCode, OpenFlags, OptionalExtension};
 use rustix::fs::{flock, FlockOperation};
 use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File};
@@ -427,41 +427,34 @@ impl Engine {
 
     /// Makes room for a new log. Says what was done.
     fn move_aside(&self, damage: &str) -> String {
-        let seconds = now_us() / 1_000_000;
-        let free = (seconds..).map(|second| format!("{DAMAGED}{second}"));
-        let moved = free
-            .map(|name| (self.path.join(&name), name))
-            .find(|(path, _)| !path.exists())
-            .map(|(path, name)| fs::rename(self.path.join(FILES), path).map(|()| name));
-        match moved {
-            Some(Ok(name)) => {
-                self.remove_old_damage();
-                format!("it was damaged ({damage}), is kept as {name}, and a new one is begun")
-            }
-            Some(Err(error)) => {
-                format!("it is damaged ({damage}) and cannot be moved aside: {error}")
-            }
-            None => format!("it is damaged ({damage}) and there is no name to keep it by"),
+        let mut kept = self.kept_damage();
+        // Names tell the order, whatever the clock says.
+        let newest = kept.last().map_or(0, |(second, _)| *second);
+        let second = (now_us() as u64 / 1_000_000).max(newest.saturating_add(1));
+        let name = format!("{DAMAGED}{second}");
+        if let Err(error) = fs::rename(self.path.join(FILES), self.path.join(&name)) {
+            return format!("it is damaged ({damage}) and cannot be moved aside: {error}");
         }
-    }
-
-    fn remove_old_damage(&self) {
-        let Ok(entries) = fs::read_dir(&self.path) else {
-            return;
-        };
-        let mut kept: Vec<(u64, PathBuf)> = entries
-            .flatten()
-            .filter_map(|entry| {
-                let second = entry.file_name().to_str()?.strip_prefix(DAMAGED)?.parse();
-                Some((second.ok()?, entry.path()))
-            })
-            .collect();
-        kept.sort_unstable();
-        kept.truncate(kept.len().saturating_sub(DAMAGED_KEPT));
+        kept.truncate((kept.len() + 1).saturating_sub(DAMAGED_KEPT));
         for (_, path) in kept {
             // What cannot be removed now is tried again at the next damage.
             let _ = fs::remove_dir_all(path);
         }
+        format!("it was damaged ({damage}), is kept as {name}, and a new one is begun")
+    }
+
+    /// What was moved aside, the oldest first, by seconds.
+    fn kept_damage(&self) -> Vec<(u64, PathBuf)> {
+        let entries = fs::read_dir(&self.path).into_iter().flatten().flatten();
+        let mut kept: Vec<_> = entries
+            .filter_map(|entry| {
+                let name = entry.file_name();
+                let second = name.to_str()?.strip_prefix(DAMAGED)?.parse().ok()?;
+                Some((second, entry.path()))
+            })
+            .collect();
+        kept.sort_unstable();
+        kept
     }
 }
 
@@ -491,6 +484,7 @@ fn lock(path: &Path) -> Result<File, Failure> {
 
 fn open(files: &Path) -> Result<Open, Failure> {
     let path = files.join(DATABASE);
+    check_writable(files).map_err(failed("open the database"))?;
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
         | OpenFlags::SQLITE_OPEN_CREATE
         | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -526,9 +520,23 @@ fn open(files: &Path) -> Result<Open, Failure> {
     }
     Ok(Open {
         db,
-        write_ahead: files.join(format!("{DATABASE}-wal")),
+        write_ahead: write_ahead(files),
         is_synced: false,
     })
+}
+
+/// The engine would go on without the right to write, and say the same as of a file that is damaged.
+fn check_writable(files: &Path) -> io::Result<()> {
+    let mut options = File::options();
+    options.write(true).mode(0o600);
+    match options.open(write_ahead(files)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => options.create(true).open(files.join(DATABASE)).map(drop),
+    }
+}
+
+fn write_ahead(files: &Path) -> PathBuf {
+    files.join(format!("{DATABASE}-wal"))
 }
 
 fn failed(tried: &'static str) -> impl Fn(io::Error) -> Failure {
@@ -538,7 +546,11 @@ fn failed(tried: &'static str) -> impl Fn(io::Error) -> Failure {
 impl Failure {
     fn reason(&self) -> String {
         match self {
-            Failure::Engine(error) => error.to_string(),
+            Failure::Engine(error) => match error.sqlite_error() {
+                // Its words are few, and the number says at what.
+                Some(code) => format!("{error} (SQLite {})", code.extended_code),
+                None => error.to_string(),
+            },
             Failure::Io(tried, error) => format!("cannot {tried}: {error}"),
             Failure::InUse => "it is in use by another process".into(),
             Failure::Damage(what) => what.clone(),
@@ -558,11 +570,7 @@ impl Failure {
         };
         match error.code {
             // A byte of the file can say so as well.
-            ErrorCode::ReadOnly => {
-                let database = folder.join(FILES).join(DATABASE);
-                error.extended_code == ffi::SQLITE_READONLY
-                    && File::options().write(true).open(database).is_ok()
-            }
+            ErrorCode::ReadOnly => check_writable(&folder.join(FILES)).is_ok(),
             ErrorCode::PermissionDenied
             | ErrorCode::OperationAborted
             | ErrorCode::DatabaseBusy
