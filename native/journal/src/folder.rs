@@ -377,7 +377,7 @@ struct Engine {
 #[derive(Default)]
 struct State {
     open: Option<Open>,
-    lock: Option<File>,
+    lock: Option<Lock>,
     damage: Option<String>,
 }
 
@@ -466,8 +466,17 @@ fn make_folder(path: &Path) -> Result<(), Failure> {
         .map_err(failed("make the folder"))
 }
 
-/// The right to a folder, as long as the file is open and the process lives.
-fn lock(path: &Path) -> Result<File, Failure> {
+/// The right to a folder. It ends with the process, too.
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing is not enough while a process that was just forked has the file open as well.
+        let _ = flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
+fn lock(path: &Path) -> Result<Lock, Failure> {
     let file = File::options()
         .create(true)
         .truncate(false)
@@ -476,7 +485,7 @@ fn lock(path: &Path) -> Result<File, Failure> {
         .open(path)
         .map_err(failed("open the lock file"))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok(Lock(file)),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(Failure::InUse),
         Err(error) => Err(Failure::Io("lock it", error.into())),
     }
