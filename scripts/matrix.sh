@@ -8,7 +8,7 @@ set -u
 cd "$(dirname "$0")/.."
 
 # What the tests use beside Erlang, which rebar3 brings.
-packages="base-files bash coreutils curl dash elixir erlang-proper erlang-proper-dev findutils git grep libc-bin openssl procps python3 rebar3 sed tar"
+packages="base-files bash coreutils curl dash elixir erlang-proper erlang-proper-dev findutils git grep libc-bin openssl procps python3 rebar3 sed tar valkey-server valkey-tools"
 
 suite_of() {
     case $1 in
