@@ -6,6 +6,7 @@
 -module(rekindle_journal).
 
 -export([check/1, open/4, is_for/2, is_shared/1]).
+-export([watch/1]).
 
 -include("rekindle_log.hrl").
 
@@ -182,14 +183,16 @@ watch() ->
             ok
     end.
 
+%% @private Called with its module, to go on in a new version.
+-spec watch(non_neg_integer()) -> ok.
 watch(0) ->
     ok;
 watch(Patience) ->
     lists:foreach(fun tell/1, rekindle_nif:journal_events()),
     timer:sleep(?ASK_EVERY),
     case lists:any(fun(#{journal := Journal}) -> Journal =/= undefined end, rekindle_nif:info()) of
-        true -> watch(?PATIENCE);
-        false -> watch(Patience - 1)
+        true -> ?MODULE:watch(?PATIENCE);
+        false -> ?MODULE:watch(Patience - 1)
     end.
 
 tell({Scope, Location, {down, Error}}) ->
