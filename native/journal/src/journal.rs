@@ -230,13 +230,14 @@ impl Shared {
         })
     }
 
-    /// Tells if this says more than was known.
-    fn remember(&self, what: &Revoked, made_ms: u64, expires_ms: u64) -> bool {
+    fn remember(&self, what: &Revoked, made_ms: u64, expires_ms: u64) {
         let mut revocations = self.revocations.lock();
         match what {
             Revoked::Session(id) => revocations.forget(*id, expires_ms),
             Revoked::All => revocations.flush(made_ms, expires_ms),
-            Revoked::Certificate(wanted) => revocations.revoke(wanted.clone(), made_ms, expires_ms),
+            Revoked::Certificate(wanted) => {
+                revocations.revoke(wanted.clone(), made_ms, expires_ms);
+            }
         }
     }
 
@@ -534,6 +535,9 @@ struct Reader<T> {
     scope: Weak<Scope<T>>,
     log: Box<dyn LogReader>,
     templates: HashMap<ContentHash, Known<T>>,
+    /// The revocations of many sessions at once that were carried out here, by writer and time, with their expiry:
+    /// their times alone do not tell, as those of another clock may be later.
+    carried_out: HashMap<(u64, u64, Option<Wanted>), u64>,
 }
 
 /// A template that the log has.
@@ -555,6 +559,7 @@ impl<T: Portable> Reader<T> {
             scope: Arc::downgrade(scope),
             log,
             templates: HashMap::new(),
+            carried_out: HashMap::new(),
         }
     }
 
@@ -724,17 +729,15 @@ impl<T: Portable> Reader<T> {
             Body::Flush => Revoked::All,
             Body::Revoke(wanted) => Revoked::Certificate(wanted),
         };
-        // Whoever can write to the log can repeat what is in it.
-        let is_news = self.shared.remember(&revoked, made_ms, expires_ms);
+        self.shared.remember(&revoked, made_ms, expires_ms);
         // What was made before this journal has come to nothing that is in the store.
         let is_older = arrival == Arrival::Replayed
             && made_ms.saturating_add(MARGIN_MS) < self.shared.began_ms;
         match revoked {
-            _ if !is_news => {}
             Revoked::Session(id) => {
                 store.delete(SessionKey::Id(&id));
             }
-            _ if is_older => {}
+            _ if is_older || !self.is_first(opened.stamp, &revoked) => {}
             Revoked::All => {
                 scope.clear();
             }
@@ -743,6 +746,21 @@ impl<T: Portable> Reader<T> {
             }
         }
         Ok(())
+    }
+
+    /// Whoever can write to the log can repeat what is in it.
+    fn is_first(&mut self, stamp: Stamp, revoked: &Revoked) -> bool {
+        if self.carried_out.len() == self.carried_out.capacity() {
+            let now_ms = wall_ms();
+            self.carried_out
+                .retain(|_, expires_ms| *expires_ms > now_ms);
+        }
+        let wanted = match revoked {
+            Revoked::Certificate(wanted) => Some(wanted.clone()),
+            _ => None,
+        };
+        let key = (stamp.writer, stamp.made_ms, wanted);
+        self.carried_out.insert(key, stamp.expires_ms).is_none()
     }
 
     /// When a session was made by the store's clock, and the present. `None` if it has had its time: that of who

@@ -115,28 +115,22 @@ struct Until {
 pub(crate) const MARGIN_MS: u64 = 2000;
 
 impl Revocations {
-    /// Revokes one session. This and the next two tell if that says more than was known.
-    pub fn forget(&mut self, id: [u8; 32], expires_ms: u64) -> bool {
-        let former = self.ids.insert(id, expires_ms);
-        if let Some(former) = former.filter(|former| *former > expires_ms) {
-            self.ids.insert(id, former);
-        }
-        former.is_none()
+    /// Revokes one session.
+    pub fn forget(&mut self, id: [u8; 32], expires_ms: u64) {
+        let expiry = self.ids.entry(id).or_default();
+        *expiry = expires_ms.max(*expiry);
     }
 
     /// Revokes all sessions made until `made_ms`.
-    pub fn flush(&mut self, made_ms: u64, expires_ms: u64) -> bool {
-        let former = self.flushed;
-        self.flushed = Some(later(former, made_ms, expires_ms));
-        former.is_none_or(|former| former.made_ms < made_ms)
+    pub fn flush(&mut self, made_ms: u64, expires_ms: u64) {
+        self.flushed = Some(later(self.flushed, made_ms, expires_ms));
     }
 
     /// Revokes the sessions made with these certificates until `made_ms`.
-    pub fn revoke(&mut self, wanted: Wanted, made_ms: u64, expires_ms: u64) -> bool {
+    pub fn revoke(&mut self, wanted: Wanted, made_ms: u64, expires_ms: u64) {
         let former = self.certificates.get(&wanted).copied();
         self.certificates
             .insert(wanted, later(former, made_ms, expires_ms));
-        former.is_none_or(|former| former.made_ms < made_ms)
     }
 
     /// Whether there are any certificates to ask [`is_revoked`](Self::is_revoked) about.
