@@ -843,4 +843,6 @@ fn keep_ms(lifetime_ms: u64) -> u64 {
 #[cfg(any(test, fuzzing))]
 pub mod hostile;
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod tests;

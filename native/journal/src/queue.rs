@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use zeroize::Zeroize;
 
 /// Most bytes of sessions that wait to be written.
-const MAX_BYTES: usize = if cfg!(test) { 64 } else { 32 * 1024 } * 1024;
+const MAX_BYTES: usize = if cfg!(test) { 32 } else { 32 * 1024 } * 1024;
 
 /// Most sessions to write in one go.
 const BATCH: usize = if cfg!(test) { 50 } else { 1000 };

@@ -55,6 +55,16 @@ fn limits(max_sessions: u64) -> Limits {
     }
 }
 
+/// Events are the process's, and whoever takes them takes those of other tests as well.
+static OTHERS: Mutex<Vec<Event>> = Mutex::new(Vec::new());
+
+/// For those whom they concern, but not the model's.
+pub fn put_events_aside() {
+    let mut events = OTHERS.lock();
+    let taken = crate::take_events().into_iter();
+    events.extend(taken.filter(|event| event.scope != b"model"));
+}
+
 impl Fleet {
     /// Events and log are found by its name.
     fn new(name: &str) -> Fleet {
@@ -143,7 +153,6 @@ impl Fleet {
 
     /// What happened to this fleet's journals since the last call.
     fn events(&self) -> Vec<Happened> {
-        static OTHERS: Mutex<Vec<Event>> = Mutex::new(Vec::new());
         let mut events = OTHERS.lock();
         events.extend(crate::take_events());
         let (own, others) = events.drain(..).partition(|event| event.scope == self.name);
