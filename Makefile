@@ -1,9 +1,15 @@
-.PHONY: demo test metrics-test guides matrix soak fuzz sanitize lint bench bench-quick package try-package docs
+.PHONY: demo demo-fleet test metrics-test guides matrix soak fuzz sanitize lint bench bench-quick package try-package docs
 
 # TLS and DTLS clients resuming their sessions out of Rekindle, in a table.
 demo:
 	@scripts/setup.sh
 	@scripts/demo.sh
+
+# Three nodes that share their sessions through Valkey, and a device that goes from one to the other while they are
+# restarted.
+demo-fleet:
+	@scripts/setup.sh valkey-server valkey-cli
+	@scripts/demo_fleet.sh
 
 # All tests. The last line reads `N passed, N failed`.
 test:

@@ -102,6 +102,7 @@ restart(Dir, #{ca := Ca} = Certs) ->
 start_journalled(Dir, Port, #{server := #{ec := #{cert := Cert, key := Key}}}) ->
     Args = [{journal, {folder, filename:join(Dir, "journal")}}],
     Node = rekindle_node:start_ssl([{session_cb_init_args, Args}]),
+    ok = rekindle_node:call(Node, logger, set_primary_config, [level, error]),
     Options = [{versions, ['tlsv1.2']}, {certfile, Cert}, {keyfile, Key}, {port, Port}, {reuseaddr, true}],
     {_, Port} = rekindle_node:call(Node, rekindle_servers, start, [tls, Options]),
     Node.

@@ -208,7 +208,14 @@ seconds(Ms) ->
     io_lib:format("~.1f s", [Ms / 1000]).
 
 log(Level, Label, Format, Args) ->
-    ?LOG_LINE(Level, journal, "rekindle: the journal of ~ts: " ++ Format, [name(Label) | Args]).
+    ?LOG_LINE(Level, journal, "rekindle: the journal of ~ts: " ++ Format, [rekindle_table:scope(Label) | Args]).
 
 log(Level, Scope, Location, Format, Args) ->
-    ?LOG_LINE(Level, journal, "rekindle: the journal of ~ts at ~ts: " ++ Format, [Scope, Location | Args]).
+    ?LOG_LINE(Level, journal, "rekindle: the journal of ~ts at ~ts: " ++ Format, [shown(Scope), Location | Args]).
+
+%% As in tables. A scope that has ended is not there to ask.
+shown(Scope) ->
+    case [Label || #{scope := Label} <- rekindle_nif:info(), name(Label) =:= Scope] of
+        [Label | _] -> rekindle_table:scope(Label);
+        [] -> Scope
+    end.

@@ -1,7 +1,7 @@
 %% @private The scopes as a table for people.
 -module(rekindle_table).
 
--export([of_scopes/1, of_journals/1, bytes/1, duration/1]).
+-export([of_scopes/1, of_journals/1, scope/1, bytes/1, duration/1]).
 
 -define(HEAD, ["scope", "sessions", "memory", "bound", "oldest", "lifetime", "hits", "misses", "hit rate", "inserts", "expired", "evicted", "refused", "faults"]).
 
@@ -50,6 +50,8 @@ row(Info) ->
         Count(hits), Count(misses), percent(HitRate), Count(inserts), Count(expired), Count(evicted), Count(refused), Count(faults)
     ].
 
+%% @doc A scope's transport and name.
+-spec scope(rekindle_admin:label()) -> unicode:chardata().
 scope(Label) ->
     case rekindle_scope:transport(Label) of
         undefined -> rekindle_scope:name(Label);
