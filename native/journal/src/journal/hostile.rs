@@ -20,10 +20,13 @@ pub struct Target {
     valid: Vec<Record>,
 }
 
+/// Id, secret, tail, and whether it is verified.
+type Row = (Vec<u8>, Vec<u8>, Vec<u8>, bool);
+
 /// All that a record could change.
 #[derive(Debug, PartialEq, Eq)]
 struct Content {
-    sessions: Vec<(Vec<u8>, Vec<u8>, Vec<u8>, bool)>,
+    sessions: Vec<Row>,
     applied: u64,
     known: u64,
     revocations: usize,
@@ -354,7 +357,7 @@ mod tests {
             let reason = target.feed(&record);
             // The flush is for all of them.
             let is_birth = record[1] == Kind::Birth as u8;
-            let is_after = record.len() > 0 && is_birth && target.content().sessions.is_empty();
+            let is_after = is_birth && target.content().sessions.is_empty();
             assert_eq!(reason, is_after.then_some(Skipped::Revoked));
         }
         assert_eq!(target.content().revocations, 6);

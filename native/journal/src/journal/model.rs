@@ -475,10 +475,10 @@ impl Model {
         let dropped = self.nodes.iter().map(|node| node.journal.report().dropped);
         let dropped = self.dropped + dropped.sum::<u64>();
         assert!(away <= dropped + self.lost, "{away} are not in the log");
-        for node in 0..NODES {
+        for (node, limit_ms) in LIFETIMES_MS.into_iter().enumerate() {
             let mut missing = Vec::new();
             for (n, born) in self.born.iter().enumerate() {
-                let lifetime_ms = LIFETIMES_MS[node].min(LIFETIMES_MS[born.node]);
+                let lifetime_ms = limit_ms.min(LIFETIMES_MS[born.node]);
                 let age_ms = now_ms - born.at_ms;
                 let (must, may) = self.is_over(node, n);
                 let has = self.has(node, n);

@@ -571,7 +571,8 @@ fn keys_stay_in_force_while_their_file_is_not_there() {
     };
     shares();
     until("health", is_up);
-    let spoil: [(&dyn Fn(), &dyn Fn(), &str); 3] = [
+    type Do<'a> = &'a dyn Fn();
+    let spoil: [(Do, Do, &str); 3] = [
         (
             &|| fs::rename(&path, &away).unwrap(),
             &|| fs::rename(&away, &path).unwrap(),
@@ -693,7 +694,7 @@ fn others_lifetimes_are_heeded() {
     let records = fleet.log.records();
     let of = |lane| records.iter().filter(move |record| record.0 == lane);
     let birth = &of(Lane::Births).next().unwrap().1;
-    let forget = &of(Lane::Control).last().unwrap().1;
+    let forget = &of(Lane::Control).next_back().unwrap().1;
     // Else it would be back where it is read after that.
     assert!(expires_ms(forget) > expires_ms(birth));
 }
