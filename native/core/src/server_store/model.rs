@@ -16,6 +16,15 @@ pub enum Call {
         tail: u16,
         verified: bool,
     },
+    /// Of a session that was made so many times 50 ms ago.
+    Restore {
+        key: u8,
+        template: u8,
+        tail: u16,
+        verified: bool,
+        age: u8,
+        replayed: bool,
+    },
     Lookup(u8),
     Peek(u8),
     Delete(u8),
@@ -78,6 +87,14 @@ fn with_key<R>(key: u8, with: impl FnOnce(SessionKey) -> R) -> R {
     }
 }
 
+/// Sessions that come from elsewhere have ids.
+fn id_key(key: u8) -> u8 {
+    match key % 3 {
+        0 => key ^ 1,
+        _ => key,
+    }
+}
+
 /// Mostly short, some around the longest that a slot holds.
 fn tail_of(number: u16) -> Vec<u8> {
     let len = match number % 16 {
@@ -119,6 +136,17 @@ impl Queue {
             Some(hand) if hand == self.entries.len() => None,
             hand => hand,
         };
+    }
+
+    /// As the newest; or as the oldest, if it was made before all others.
+    fn restore(&mut self, entry: Entry) {
+        match self.entries.first() {
+            Some(oldest) if entry.born <= oldest.born => {
+                self.entries.insert(0, entry);
+                self.hand = self.hand.map(|hand| hand + 1);
+            }
+            _ => self.entries.push(entry),
+        }
     }
 
     fn victim(&mut self, patience: &mut usize) -> Option<usize> {
@@ -201,18 +229,24 @@ impl Model {
         false
     }
 
+    /// Whether there is no room for `entry` as so many more sessions.
+    fn is_short_for(&self, entry: &Entry, sessions: u64) -> bool {
+        // The template is held already.
+        let is_new = |template: u8| !self.templates().contains(&template);
+        let template = entry.template.is_some_and(is_new);
+        let bytes = entry.cost + if template { TEMPLATE_BYTES } else { 0 };
+        self.bytes() + bytes > self.limits.max_bytes
+            || self.sessions() + sessions > self.limits.max_sessions
+    }
+
     /// For an insertion, where `entry` is to come in the place of another or beside all others.
     fn make_room(&mut self, entry: &Entry, now_ms: u64) {
         let sessions = u64::from(self.place(entry.key).is_none());
         let mut patience = PATIENCE;
         for _ in 0..EVICTIONS_AN_INSERT {
-            // The template is held already.
-            let is_new = |template: u8| !self.templates().contains(&template);
-            let template = entry.template.is_some_and(is_new);
-            let bytes = entry.cost + if template { TEMPLATE_BYTES } else { 0 };
-            let is_short = self.bytes() + bytes > self.limits.max_bytes
-                || self.sessions() + sessions > self.limits.max_sessions;
-            if !is_short || !(self.drop_expired(now_ms) || self.evict(&mut patience)) {
+            if !self.is_short_for(entry, sessions)
+                || !(self.drop_expired(now_ms) || self.evict(&mut patience))
+            {
                 return;
             }
         }
@@ -241,6 +275,31 @@ impl Model {
         }
         self.counts.inserts += 1;
         true
+    }
+
+    fn restore(
+        &mut self,
+        entry: Entry,
+        verified: bool,
+        age_ms: u64,
+        arrival: Arrival,
+        now_ms: u64,
+    ) -> Restored {
+        let limits = self.limits;
+        if entry.cost > limits.max_bytes || limits.max_sessions == 0 || age_ms >= limits.lifetime_ms
+        {
+            return Restored::NoRoom;
+        }
+        if self.place(entry.key).is_some() {
+            return Restored::Known;
+        }
+        match arrival {
+            Arrival::Replayed if self.is_short_for(&entry, 1) => return Restored::NoRoom,
+            Arrival::Replayed => {}
+            Arrival::Live => self.make_room(&entry, now_ms),
+        }
+        self.queues[usize::from(verified)].restore(entry);
+        Restored::Stored
     }
 
     fn shrink(&mut self, now_ms: u64, slice: usize) -> usize {
@@ -312,6 +371,39 @@ fn make(call: &Call, store: &ServerStore<u8>, model: &mut Model, now: &mut u64) 
             // Measured before room is made, or not at all.
             model.index_bytes = store.index_bytes.load(Relaxed);
             assert_eq!(stored, model.insert(entry, verified, now_ms));
+        }
+        Call::Restore {
+            key,
+            template,
+            tail,
+            verified,
+            age,
+            replayed,
+        } => {
+            let key = id_key(key);
+            let template = template % 7 + 1;
+            let tail = tail_of(tail);
+            let born_ms = now_ms.saturating_sub(50 * u64::from(age));
+            let arrival = match replayed {
+                true => Arrival::Replayed,
+                false => Arrival::Live,
+            };
+            let held = store.template(&Common(template)).expect("there are few");
+            let restored = store.restore(
+                &[key; 32], &[key; 48], held, &tail, verified, born_ms, arrival, now_ms,
+            );
+            model.index_bytes = store.index_bytes.load(Relaxed);
+            let entry = Entry {
+                key,
+                template: Some(template),
+                born: born_ms / TICK_MS,
+                cost: cost(key, &tail),
+                tail,
+                visited: false,
+            };
+            let age_ms = now_ms - born_ms;
+            let expected = model.restore(entry, verified, age_ms, arrival, now_ms);
+            assert_eq!(restored, expected);
         }
         Call::Lookup(key) => {
             let found = with_key(key, |id| store.lookup(id, now_ms, owned));
@@ -438,7 +530,11 @@ mod tests {
         // Few enough that they come again.
         let key = || 0..48u8;
         let insert = (key(), any::<u8>(), any::<u16>(), any::<bool>());
+        let restore = (insert.clone(), any::<u8>(), any::<bool>());
         prop_oneof![
+            12 => restore.prop_map(|((key, template, tail, verified), age, replayed)| Call::Restore {
+                key, template, tail, verified, age, replayed
+            }),
             20 => insert.prop_map(|(key, template, tail, verified)| Call::Insert {
                 key, template, tail, verified
             }),
