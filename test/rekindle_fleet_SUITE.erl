@@ -23,6 +23,7 @@ groups() ->
             names_are_kept_apart,
             other_keys_open_nothing,
             keys_are_rotated_without_losing_a_session,
+            the_documentation_s_options_are_right,
             the_doctor_sees_what_is_wrong_in_a_fleet,
             the_metrics_have_the_journal,
             it_works_over_tls,
@@ -173,6 +174,26 @@ other_keys_open_nothing(Config) ->
     ?assertMatch([{error, _}], rekindle_node:call(Second, rekindle_admin, doctor, [])),
     stop_all([{First, 0}, {Second, 0}]).
 
+%% The option as docs/journal.md has it, and all of its table.
+the_documentation_s_options_are_right(Config) ->
+    {ok, Text} = file:read_file(filename:join(rekindle_checkout:root(Config), "docs/journal.md")),
+    {match, Blocks} = re:run(Text, "(?s)```erlang\n(.*?)```", [global, {capture, all_but_first, list}]),
+    Parsed = [
+        begin
+            {ok, Tokens, _} = erl_scan:string(Block ++ "."),
+            {ok, {session_cb_init_args, Args}} = erl_parse:parse_term(Tokens),
+            {ok, #{journal := Journal}, []} = rekindle_options:parse(Args),
+            Journal
+        end
+     || [Block] <- Blocks
+    ],
+    ?assertMatch([{folder, _}, {valkey, _, _}], Parsed),
+    {match, Rows} = re:run(Text, "(?m)^\\| `\\{(\\w+), .*`.* \\|", [global, {capture, all_but_first, list}]),
+    Named = lists:usort([Option || [Option] <- Rows] ++ ["password_env"]) -- ["folder", "valkey"],
+    {error, {bad_option, Line}} = rekindle_options:parse([{journal, {valkey, "valkey://a", [{unknown, 1}]}}]),
+    {match, [Allowed]} = re:run(Line, "allowed: \\[(.*)\\]", [{capture, all_but_first, list}]),
+    ?assertEqual(lists:usort(string:lexemes(Allowed, ",")), Named).
+
 %% Step by step, as docs/journal.md has it.
 keys_are_rotated_without_losing_a_session(Config) ->
     Valkey = start_valkey(Config),
@@ -261,7 +282,7 @@ it_works_over_tls(Config) ->
 
 it_works_with_a_cluster(Config) ->
     Servers = [
-        start_valkey(Config, #{options => ["--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--masterauth", "pass word/1"]})
+        start_valkey(Config, #{port => cluster_port(), options => ["--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--masterauth", "pass word/1"]})
      || _ <- [1, 2, 3]
     ],
     [One | _] = Servers,
@@ -289,6 +310,13 @@ start_valkey(Config) ->
 start_valkey(Config, Wanted) ->
     Dir = filename:join(?config(dir, Config), "server" ++ integer_to_list(erlang:unique_integer([positive]))),
     rekindle_valkey:start(?config(program, Config), Dir, Wanted).
+
+%% Servers of a cluster talk to each other on a port that is higher by 10,000.
+cluster_port() ->
+    case rekindle_node:free_port() of
+        Port when Port < 55_000 -> Port;
+        _ -> cluster_port()
+    end.
 
 start_nodes(Count, Valkey, Config) ->
     [start_node(journal(Valkey, Config, []), [], Config) || _ <- lists:seq(1, Count)].

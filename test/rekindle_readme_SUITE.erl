@@ -218,6 +218,8 @@ options(Config) ->
 values(<<"pos_integer()">>) -> [1, 67_108_864];
 values(<<"pos_integer() \\| infinity">>) -> [1, 1000, infinity];
 values(<<"Seconds">>) -> [1, 86_400];
+values(<<"none \\| {folder, Dir} \\| {valkey, Url, Options}">>) ->
+    [none, {folder, "/var/lib/sessions"}, {valkey, "valkey://127.0.0.1", [{key_file, "/etc/keys"}]}];
 values(<<"listener \\| #{Port => Name}">>) -> [listener, #{8883 => a, {{127, 0, 0, 1}, 8883} => b}].
 
 %% ---- commands and files ----
