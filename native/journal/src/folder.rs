@@ -101,7 +101,32 @@ impl Folder {
         task: &str,
         work: impl FnOnce(&mut Open) -> Result<R, Failure>,
     ) -> Result<R, LogError> {
-        let failed = |path: &Path, why| {
+        self.on_engine(task, |engine| engine.with(&mut engine.state.lock(), work))
+    }
+
+    /// Does away with the log if that is so.
+    fn remove_if(
+        &self,
+        task: &str,
+        so: impl FnOnce(&mut Open) -> Result<bool, Failure>,
+    ) -> Result<(), LogError> {
+        self.on_engine(task, |engine| {
+            let state = &mut engine.state.lock();
+            if engine.with(state, so)? {
+                state.open = None;
+                fs::remove_dir_all(engine.path.join(FILES)).map_err(|error| error.to_string())?;
+                state.lock = None;
+            }
+            Ok(())
+        })
+    }
+
+    fn on_engine<R>(
+        &self,
+        task: &str,
+        work: impl FnOnce(&Engine) -> Result<R, String>,
+    ) -> Result<R, LogError> {
+        let told = |path: &Path, why| {
             LogError(format!(
                 "cannot {task} the log in {}: {why}",
                 path.display()
@@ -109,10 +134,8 @@ impl Folder {
         };
         let engine = self
             .engine()
-            .map_err(|failure| failed(&self.asked, failure.reason()))?;
-        engine
-            .with(work)
-            .map_err(|reason| failed(&engine.path, reason))
+            .map_err(|failure| told(&self.asked, failure.reason()))?;
+        work(engine).map_err(|why| told(&engine.path, why))
     }
 
     fn engine(&self) -> Result<&Arc<Engine>, Failure> {
@@ -185,11 +208,17 @@ impl LogWriter for FolderWriter {
         })
     }
 
+    /// A log of which nothing is to be kept is removed: it may have filled the disk, and to drop records from it
+    /// would need room.
+    ///
     /// In all scopes: those that nobody opens any more have their records dropped as well, by the age that they
     /// last asked for. What is from the future, by as much, is from a clock that was wrong.
     fn trim(&mut self, keep: Duration) -> Result<(), LogError> {
         let begun = Instant::now();
         let keep_us = micros(keep);
+        self.folder.remove_if("trim", |open| {
+            is_spent(&open.db, &scopes(&open.db, &self.scope, keep_us)?)
+        })?;
         let scopes = self.folder.with("trim", |open| {
             open.db
                 .prepare_cached(
@@ -197,22 +226,20 @@ impl LogWriter for FolderWriter {
                      ON CONFLICT DO UPDATE SET keep_us = ?2 WHERE keep_us IS NOT ?2",
                 )?
                 .execute(params![self.scope, keep_us])?;
-            scopes(&open.db)
+            scopes(&open.db, &self.scope, keep_us)
         })?;
         for (scope, keep_us) in scopes {
-            let now = now_us();
-            let aged = i64::MIN..=now.saturating_sub(keep_us);
-            let ahead = now.saturating_add(keep_us)..=i64::MAX;
-            for (lane, range) in [Lane::Control, Lane::Births]
+            let (first, last) = kept(keep_us);
+            let (aged, ahead) = ((i64::MIN, first - 1), (last + 1, i64::MAX));
+            for (lane, (from, to)) in LANES
                 .into_iter()
-                .flat_map(|lane| [(lane, aged.clone()), (lane, ahead.clone())])
+                .flat_map(|lane| [(lane, aged), (lane, ahead)])
             {
                 let mut dropped = DROPPED_AT_ONCE;
                 while dropped >= DROPPED_AT_ONCE {
                     if begun.elapsed() >= TRIM {
                         return Ok(());
                     }
-                    let (from, to) = (*range.start(), *range.end());
                     dropped = self
                         .folder
                         .with("trim", |open| drop_some(&open.db, scope, lane, from, to))?;
@@ -250,7 +277,7 @@ impl LogReader for FolderReader {
             let Some(scope) = scope_id(&open.db, &self.scope).optional()? else {
                 return Ok(HashMap::new());
             };
-            [Lane::Control, Lane::Births]
+            LANES
                 .into_iter()
                 .map(|lane| Ok((lane, end(&open.db, scope, lane)?)))
                 .collect()
@@ -297,6 +324,8 @@ impl LogReader for FolderReader {
 
 // ---- tables ----
 
+const LANES: [Lane; 2] = [Lane::Control, Lane::Births];
+
 fn number(lane: Lane) -> i64 {
     match lane {
         Lane::Control => 0,
@@ -309,12 +338,17 @@ fn scope_id(db: &Connection, name: &[u8]) -> rusqlite::Result<i64> {
         .query_row([name], |row| row.get(0))
 }
 
-/// Each scope, with the microseconds that its records are kept.
-fn scopes(db: &Connection) -> Result<Vec<(i64, i64)>, Failure> {
+/// Each scope, with the microseconds that its records are kept: what it asks for now, or did last; the longest
+/// that any did where it never has.
+fn scopes(db: &Connection, asking: &[u8], keep_us: i64) -> Result<Vec<(i64, i64)>, Failure> {
     let mut select = db.prepare_cached(
-        "SELECT id, coalesce(keep_us, (SELECT max(keep_us) FROM scope)) FROM scope",
+        "SELECT id, CASE name WHEN ?1 THEN ?2
+                    ELSE coalesce(keep_us, (SELECT max(keep_us) FROM scope), ?2) END
+         FROM scope",
     )?;
-    let scopes = select.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let scopes = select.query_map(params![asking, keep_us], |row| {
+        Ok((row.get(0)?, row.get(1)?))
+    })?;
     Ok(scopes.collect::<Result<_, _>>()?)
 }
 
@@ -324,6 +358,30 @@ fn end(db: &Connection, scope: i64, lane: Lane) -> rusqlite::Result<i64> {
         .prepare_cached("SELECT max(seq) FROM record WHERE scope = ? AND lane = ?")?
         .query_row([scope, number(lane)], |row| row.get(0))?;
     Ok(last.map_or(i64::MIN, |last| last.saturating_add(1)))
+}
+
+/// The numbers, first and last, of records that are neither too old nor from too far ahead.
+fn kept(keep_us: i64) -> (i64, i64) {
+    let now = now_us();
+    let first = now.saturating_sub(keep_us).saturating_add(1);
+    (first, now.saturating_add(keep_us).saturating_sub(1))
+}
+
+/// Whether there are records, and none of them is to be kept.
+fn is_spent(db: &Connection, scopes: &[(i64, i64)]) -> Result<bool, Failure> {
+    let mut is_some_kept = db.prepare_cached(
+        "SELECT EXISTS (SELECT 1 FROM record WHERE scope = ? AND lane = ? AND seq BETWEEN ? AND ?)",
+    )?;
+    for (scope, keep_us) in scopes {
+        let (first, last) = kept(*keep_us);
+        for lane in LANES {
+            if is_some_kept.query_row([*scope, number(lane), first, last], |row| row.get(0))? {
+                return Ok(false);
+            }
+        }
+    }
+    let mut is_any = db.prepare_cached("SELECT EXISTS (SELECT 1 FROM record)")?;
+    Ok(is_any.query_row([], |row| row.get(0))?)
 }
 
 /// Drops the first [`DROPPED_AT_ONCE`] of the records that are numbered so, or all. Returns how many.
@@ -397,8 +455,11 @@ enum Failure {
 
 impl Engine {
     /// Opens the log if it is not, and does something with it. Says why either failed.
-    fn with<R>(&self, work: impl FnOnce(&mut Open) -> Result<R, Failure>) -> Result<R, String> {
-        let state = &mut *self.state.lock();
+    fn with<R>(
+        &self,
+        state: &mut State,
+        work: impl FnOnce(&mut Open) -> Result<R, Failure>,
+    ) -> Result<R, String> {
         self.opened(state).and_then(work).map_err(|failure| {
             state.open = None;
             let reason = if failure.is_damage(&self.path) {
@@ -502,15 +563,19 @@ fn open(files: &Path) -> Result<Open, Failure> {
     // others could change it, or truncate it and so end the process.
     db.execute_batch(
         "PRAGMA locking_mode = EXCLUSIVE;
-         PRAGMA auto_vacuum = INCREMENTAL;
-         PRAGMA journal_mode = WAL;
          PRAGMA synchronous = NORMAL;
          PRAGMA cache_size = -4096;
          PRAGMA temp_store = MEMORY;
          PRAGMA cell_size_check = ON;
          PRAGMA trusted_schema = OFF;",
     )?;
-    match db.pragma_query_value(None, "user_version", |row| row.get(0))? {
+    let layout = db.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    if layout == 0 {
+        // Before there is anything in the file; and else it would be written to, for which there may be no room.
+        db.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+    }
+    db.pragma_update(None, "journal_mode", "WAL")?;
+    match layout {
         LAYOUT => {}
         0 => {
             let begin = db.transaction()?;

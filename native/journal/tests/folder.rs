@@ -329,6 +329,7 @@ fn the_space_of_what_is_dropped_is_used_again_or_given_back() {
 
     age(folder.path(), SCOPE, 10_000);
     let mut writer = Folder::at(folder.path()).writer(SCOPE);
+    writer.append(Lane::Births, &numbered(0, 1)).unwrap();
     writer.trim(HOUR).unwrap();
     // While it is open.
     assert!(size() < 3 << 20, "{}", size());
@@ -678,6 +679,13 @@ fn is_another_process() {
                     .find(|said| !said.ends_with("done"))
                     .unwrap()
             ),
+            "trim" => {
+                let result = log.writer(SCOPE).trim(Duration::ZERO);
+                println!(
+                    "> {}",
+                    result.map_or_else(|error| error.0, |()| "done".into())
+                );
+            }
             limit => {
                 let current = limit.parse().ok();
                 let limit = Rlimit {
@@ -830,4 +838,18 @@ fn a_full_disk_is_an_error_until_there_is_room() {
     found.dedup();
     assert_eq!(found, (0..acknowledged).collect::<Vec<_>>());
     assert_eq!(damaged(folder.path()), [] as [PathBuf; 0]);
+}
+
+#[test]
+fn a_log_that_has_filled_the_disk_goes_when_all_of_it_is_too_old() {
+    let folder = TempDir::new().unwrap();
+    let mut child = Process::start(folder.path());
+    child.ask("2000000");
+    for _ in 0..3 {
+        child.ask("fill");
+    }
+    assert_eq!(child.ask("trim"), "done");
+    assert_eq!(child.ask("append"), "done");
+    let size = fs::metadata(database(folder.path())).unwrap().len();
+    assert!(size < 100_000, "{size}");
 }
