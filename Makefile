@@ -1,4 +1,5 @@
-.PHONY: demo demo-fleet test metrics-test guides matrix soak fuzz sanitize lint bench bench-quick package try-package docs
+.PHONY: demo demo-fleet test metrics-test guides matrix soak fuzz sanitize lint bench bench-quick bench-journal package \
+    try-package docs
 
 # TLS and DTLS clients resuming their sessions out of Rekindle, in a table.
 demo:
@@ -57,6 +58,12 @@ bench:
 bench-quick:
 	@scripts/setup.sh
 	@bench/run.sh quick _build/bench/quick
+
+# Journals: what they cost, how fast and how large they are, what is lost when, and a fleet restarted. Some ten minutes;
+# the tables go to bench/results.
+bench-journal:
+	@scripts/setup.sh valkey-server valkey-cli
+	@bench/journal_fleet.sh full
 
 # Random input: a short run, or `make fuzz SECONDS=600` for so long, twice.
 fuzz:

@@ -1,7 +1,7 @@
 %% @doc CPU time and memory of a process of the operating system, by what Linux says of its threads.
 -module(bench_clock).
 
--export([cpu/0, cpu/1, rss/0, settle/0]).
+-export([cpu/0, cpu/1, cpu/2, rss/0, settle/0]).
 -export([median/1, percentile/2]).
 
 %% @doc Nanoseconds all threads of this node have run, user and system, also those of the native library.
@@ -11,9 +11,16 @@ cpu() ->
 
 -spec cpu(OsPid :: string()) -> non_neg_integer().
 cpu(OsPid) ->
+    cpu(OsPid, fun(_) -> true end).
+
+%% @doc The same of the threads with such a name.
+-spec cpu(OsPid :: string(), fun((Name :: binary()) -> boolean())) -> non_neg_integer().
+cpu(OsPid, IsMeant) ->
     Tasks = "/proc/" ++ OsPid ++ "/task",
     case file:list_dir(Tasks) of
-        {ok, Ids} -> lists:sum([thread(filename:join([Tasks, Id, "schedstat"])) || Id <- Ids]);
+        {ok, Ids} ->
+            Threads = [filename:join(Tasks, Id) || Id <- Ids],
+            lists:sum([thread(filename:join(Thread, "schedstat")) || Thread <- Threads, IsMeant(name(Thread))]);
         {error, _} when OsPid =:= "self" -> 1_000_000 * element(1, erlang:statistics(runtime))
     end.
 
@@ -22,6 +29,12 @@ thread(File) ->
         {ok, Text} -> binary_to_integer(hd(binary:split(Text, <<" ">>)));
         %% The thread has ended.
         {error, _} -> 0
+    end.
+
+name(Thread) ->
+    case file:read_file(filename:join(Thread, "comm")) of
+        {ok, Name} -> string:trim(Name);
+        {error, _} -> <<>>
     end.
 
 %% @doc Resident bytes of this node.
