@@ -13,6 +13,8 @@
 //!   a power cut; the engine itself does at each checkpoint.
 //! - The number of a record is the microsecond it was appended at, or the next free one. So age is a range.
 //! - After any error the database is closed, and opened again by the next call.
+//! - The engine goes on with files that somebody else has removed or cut short: what it then writes is gone with the
+//!   process. So they are looked at before each use, two `stat`s a batch.
 
 use crate::log::{Lane, LogError, LogReader, LogWriter, Record};
 use once_cell::sync::{Lazy, OnceCell};
@@ -22,7 +24,7 @@ use rustix::fs::{flock, FlockOperation};
 use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::thread;
@@ -199,7 +201,7 @@ impl LogWriter for FolderWriter {
         self.folder.with("sync", |open| {
             if !open.is_synced {
                 // What is not in this file is in the database, which was synced when it got there.
-                File::open(&open.write_ahead)
+                File::open(&open.files[WRITE_AHEAD])
                     .and_then(|file| file.sync_data())
                     .map_err(failed("write to the disk"))?;
                 open.is_synced = true;
@@ -441,8 +443,54 @@ struct State {
 
 struct Open {
     db: Connection,
-    write_ahead: PathBuf,
+    /// The database, and its write-ahead log.
+    files: [PathBuf; 2],
+    /// How they were left, if they were there.
+    left: [Option<Left>; 2],
     is_synced: bool,
+}
+
+const WRITE_AHEAD: usize = 1;
+
+struct Left {
+    inode: u64,
+    bytes: u64,
+}
+
+impl Open {
+    /// Fails if the files are not as they were left, but for being longer.
+    fn check(&self) -> Result<(), Failure> {
+        for (path, left) in self.files.iter().zip(&self.left) {
+            let (Some(left), found) = (left, look(path)?) else {
+                continue;
+            };
+            if !found.is_some_and(|found| found.inode == left.inode && found.bytes >= left.bytes) {
+                return Err(Failure::Damage(
+                    "somebody has removed, replaced or cut short its files".into(),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn leave(&mut self) -> Result<(), Failure> {
+        for (path, left) in self.files.iter().zip(&mut self.left) {
+            *left = look(path)?;
+        }
+        Ok(())
+    }
+}
+
+/// How a file is, if there is one.
+fn look(path: &Path) -> Result<Option<Left>, Failure> {
+    match fs::metadata(path) {
+        Ok(found) => Ok(Some(Left {
+            inode: found.ino(),
+            bytes: found.len(),
+        })),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Failure::Io("look at its files", error)),
+    }
 }
 
 enum Failure {
@@ -460,7 +508,12 @@ impl Engine {
         state: &mut State,
         work: impl FnOnce(&mut Open) -> Result<R, Failure>,
     ) -> Result<R, String> {
-        self.opened(state).and_then(work).map_err(|failure| {
+        let worked = self.opened(state).and_then(|open| {
+            let result = work(open)?;
+            open.leave()?;
+            Ok(result)
+        });
+        worked.map_err(|failure| {
             state.open = None;
             let reason = if failure.is_damage(&self.path) {
                 let reason = self.move_aside(&failure.reason());
@@ -476,7 +529,7 @@ impl Engine {
 
     fn opened<'a>(&self, state: &'a mut State) -> Result<&'a mut Open, Failure> {
         match state.open {
-            Some(ref mut open) => Ok(open),
+            Some(ref mut open) => open.check().map(|()| open),
             None => {
                 let files = self.path.join(FILES);
                 make_folder(&files)?;
@@ -594,7 +647,8 @@ fn open(files: &Path) -> Result<Open, Failure> {
     }
     Ok(Open {
         db,
-        write_ahead: write_ahead(files),
+        files: [path, write_ahead(files)],
+        left: [None, None],
         is_synced: false,
     })
 }
