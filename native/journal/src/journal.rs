@@ -374,14 +374,14 @@ impl<T: Portable> Writer<T> {
         }
         self.shared.renew_keys();
         self.tidy();
-        let batch = self.shared.queue.take(self.patience());
+        let mut batch = self.shared.queue.take(self.patience());
         if batch.is_empty() {
             if batch.is_last {
                 let _ = self.log.sync();
             }
             return !batch.is_last;
         }
-        let is_written = self.write(&batch);
+        let is_written = self.write(&mut batch);
         if !is_written {
             self.give_up(batch);
         }
@@ -404,15 +404,7 @@ impl<T: Portable> Writer<T> {
             let synced = self.log.sync();
             self.note(synced);
         }
-        // Not before the lifetimes of others are known, or it takes long.
-        let is_time = |since: Instant| since.elapsed() >= TRIM_EVERY;
-        let is_known = self.shared.status.is_replayed.load(Relaxed) || is_time(self.began);
-        if is_known && self.trimmed.is_none_or(is_time) {
-            self.trimmed = Some(Instant::now());
-            self.shared.revocations.lock().expire(wall_ms());
-            let trimmed = self
-                .log
-                .trim(Duration::from_millis(self.shared.keep_ms(self.lifetime_ms)));
+        if let Some(trimmed) = self.trim_in_time() {
             self.note(trimmed);
         }
         if let Some(notice) = self.log.take_notice() {
@@ -420,8 +412,22 @@ impl<T: Portable> Writer<T> {
         }
     }
 
+    /// Drops what is too old where that is due.
+    fn trim_in_time(&mut self) -> Option<Result<(), LogError>> {
+        // Not before the lifetimes of others are known, or it takes long.
+        let is_time = |since: Instant| since.elapsed() >= TRIM_EVERY;
+        let is_known = self.shared.status.is_replayed.load(Relaxed) || is_time(self.began);
+        if !is_known || !self.trimmed.is_none_or(is_time) {
+            return None;
+        }
+        self.trimmed = Some(Instant::now());
+        self.shared.revocations.lock().expire(wall_ms());
+        let keep = Duration::from_millis(self.shared.keep_ms(self.lifetime_ms));
+        Some(self.log.trim(keep))
+    }
+
     /// Writes until it is done, and tells if it was. Once the journal ends it is tried for the last time.
-    fn write(&mut self, batch: &Batch) -> bool {
+    fn write(&mut self, batch: &mut Batch) -> bool {
         let mut retry = FIRST_RETRY;
         loop {
             let is_last_try = self.shared.queue.is_closed();
@@ -431,11 +437,12 @@ impl<T: Portable> Writer<T> {
             if is_done || is_last_try {
                 return is_done;
             }
-            // The log may have lost what it had.
-            self.announced.clear();
+            // A log that is full has room again once what is too old is dropped. Whether it does, the next try tells.
+            let _ = self.trim_in_time();
             self.shared.queue.pause(retry);
             retry = LAST_RETRY.min(2 * retry);
             self.shared.renew_keys();
+            self.shared.queue.catch_up(batch);
         }
     }
 
@@ -522,7 +529,11 @@ impl<T: Portable> Writer<T> {
         last.is_some_and(|last_ms| now_ms().saturating_sub(*last_ms) < self.lifetime_ms / 4)
     }
 
-    fn note(&self, result: Result<(), LogError>) {
+    fn note(&mut self, result: Result<(), LogError>) {
+        if result.is_err() {
+            // The log may have lost what it had.
+            self.announced.clear();
+        }
         self.shared
             .set(Part::Writer, result.map_err(|error| error.0));
     }

@@ -152,6 +152,12 @@ impl Queue {
         }
     }
 
+    /// Moves revocations that came later to a batch that is not written yet: no session is to be in the log before
+    /// the revocation that it had meanwhile.
+    pub fn catch_up(&self, batch: &mut Batch) {
+        batch.notes.append(&mut self.waiting.lock().notes);
+    }
+
     /// Waits for the first to come, and tells if more may follow it.
     fn wait(&self, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
@@ -218,6 +224,23 @@ mod tests {
         let ids: Vec<_> = batch.births.iter().map(|birth| birth.id[0]).collect();
         assert_eq!((ids, batch.notes.len()), (vec![2, 3], 1));
         assert_eq!(queue.push_birth(birth(4, 2 * third)), 0);
+    }
+
+    #[test]
+    fn a_batch_that_waits_gets_the_revocations_made_meanwhile() {
+        let queue = Queue::default();
+        queue.push_birth(birth(1, 0));
+        let mut batch = queue.take(Duration::ZERO);
+        queue.push_birth(birth(2, 0));
+        queue.push_note(Note {
+            what: Revoked::Session([1; 32]),
+            made_ms: 0,
+            expires_ms: 1,
+        });
+        queue.catch_up(&mut batch);
+        assert_eq!((batch.births.len(), batch.notes.len()), (1, 1));
+        let next = queue.take(Duration::ZERO);
+        assert_eq!((next.births.len(), next.notes.len()), (1, 0));
     }
 
     #[test]
