@@ -464,10 +464,13 @@ impl Open {
             let (Some(left), found) = (left, look(path)?) else {
                 continue;
             };
-            if !found.is_some_and(|found| found.inode == left.inode && found.bytes >= left.bytes) {
-                return Err(Failure::Damage(
-                    "somebody has removed, replaced or cut short its files".into(),
-                ));
+            match found {
+                Some(found) if found.inode == left.inode && found.bytes >= left.bytes => {}
+                Some(_) => {
+                    let what = "somebody has replaced its files, or cut them short";
+                    return Err(Failure::Damage(what.into()));
+                }
+                None => return Err(Failure::Removed),
             }
         }
         Ok(())
@@ -498,6 +501,7 @@ enum Failure {
     /// What was tried, and what came of it.
     Io(&'static str, io::Error),
     InUse,
+    Removed,
     Damage(String),
 }
 
@@ -681,6 +685,7 @@ impl Failure {
             },
             Failure::Io(tried, error) => format!("cannot {tried}: {error}"),
             Failure::InUse => "it is in use by another process".into(),
+            Failure::Removed => "somebody has removed its files".into(),
             Failure::Damage(what) => what.clone(),
         }
     }
@@ -690,7 +695,7 @@ impl Failure {
         let error = match self {
             Failure::Engine(error) => error,
             Failure::Damage(_) => return true,
-            Failure::Io(..) | Failure::InUse => return false,
+            Failure::Io(..) | Failure::InUse | Failure::Removed => return false,
         };
         // Other errors are about values and tables that are not what was written.
         let Some(error) = error.sqlite_error() else {

@@ -343,18 +343,35 @@ fn a_folder_that_is_removed_is_made_again() {
     writer.sync().unwrap();
     writer.append(Lane::Births, &numbered(0, 10)).unwrap();
     fs::remove_dir_all(&log).unwrap();
-    writer.append(Lane::Births, &numbered(10, 20)).unwrap();
-    let error = writer.sync().unwrap_err().0;
-    assert!(error.contains("cannot sync the log in"), "{error}");
-    assert!(
-        error.ends_with("No such file or directory (os error 2)"),
-        "{error}"
-    );
+    let appended = writer.append(Lane::Births, &numbered(10, 20));
+    let error = appended.unwrap_err().0;
+    assert!(error.starts_with("cannot append to the log in"), "{error}");
+    assert!(error.ends_with("somebody has removed its files"), "{error}");
     writer.append(Lane::Births, &numbered(20, 30)).unwrap();
     writer.sync().unwrap();
     assert_eq!(writer.take_notice(), None);
     drop(writer);
     assert_eq!(read(&log, SCOPE), newest_first(20, 30));
+}
+
+/// The engine itself would go on, and what it wrote would be gone with the process.
+#[test]
+fn files_that_are_cut_short_while_open_are_set_aside() {
+    for file in ["records.sqlite", "records.sqlite-wal"] {
+        let folder = TempDir::new().unwrap();
+        let mut writer = Folder::at(folder.path()).writer(SCOPE);
+        writer.append(Lane::Births, &numbered(0, 10)).unwrap();
+        let path = folder.path().join("log").join(file);
+        let open = OpenOptions::new().write(true).open(path).unwrap();
+        open.set_len(0).unwrap();
+        let appended = writer.append(Lane::Births, &numbered(10, 20));
+        let error = appended.unwrap_err().0;
+        assert!(error.contains("cut them short"), "{error}");
+        assert!(writer.take_notice().is_some());
+        writer.append(Lane::Births, &numbered(20, 30)).unwrap();
+        drop(writer);
+        assert_eq!(read(folder.path(), SCOPE), newest_first(20, 30));
+    }
 }
 
 #[test]
