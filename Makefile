@@ -59,11 +59,12 @@ bench-quick:
 	@scripts/setup.sh
 	@bench/run.sh quick _build/bench/quick
 
-# Journals: what they cost, how fast and how large they are, what is lost when, and a fleet restarted. Some ten minutes;
-# the tables go to bench/results.
+# Journals: what they cost, how fast and how large they are, what is lost when, a fleet restarted, and handshakes while
+# a log fails. Some twenty minutes; the tables go to bench/results.
 bench-journal:
 	@scripts/setup.sh valkey-server valkey-cli
 	@bench/journal_fleet.sh full
+	@bench/journal_faults.sh
 
 # Random input: a short run, or `make fuzz SECONDS=600` for so long, twice.
 fuzz:
