@@ -314,6 +314,7 @@ mod tests {
     use super::*;
     use proptest::collection::vec;
     use proptest::prelude::*;
+    use std::collections::HashSet;
 
     /// Nothing of these is applied, and each is counted under one reason.
     fn refuses(records: impl IntoIterator<Item = Record>) -> Vec<(Skipped, u64)> {
@@ -362,6 +363,16 @@ mod tests {
         }
         assert_eq!(target.content().revocations, 6);
         assert_eq!(target.content().templates, 2);
+    }
+
+    /// Of one body, with one nonce, one record would come of it again.
+    #[test]
+    fn no_nonce_comes_twice() {
+        let (keys, context, now_ms) = (keys(), context(), wall_ms());
+        let records: HashSet<Record> = (0..1000)
+            .map(|_| sealed(&keys, &context, now_ms, &Body::Flush))
+            .collect();
+        assert_eq!(records.len(), 1000);
     }
 
     #[test]
