@@ -188,3 +188,6 @@ fn later(former: Option<Until>, made_ms: u64, expires_ms: u64) -> Until {
         expires_ms: expires_ms.max(former.expires_ms),
     }
 }
+
+#[cfg(test)]
+mod tests;
