@@ -19,6 +19,10 @@ const BATCH: usize = if cfg!(test) { 50 } else { 1000 };
 /// who stores it.
 const GATHER: Duration = Duration::from_millis(1);
 
+/// How long the writer looks for more by itself, while sessions keep coming, before it has to be woken: to wake a
+/// thread takes longer than all else that a registration does here.
+const LINGER: Duration = Duration::from_millis(20);
+
 /// A session that was stored. Wiped when dropped, and boxed in a queue: what is moved leaves its bytes behind.
 pub(crate) struct Birth {
     pub id: [u8; 32],
@@ -85,6 +89,8 @@ struct Waiting {
     is_closed: bool,
     /// Whether the writer sleeps until something comes: only then it has to be woken.
     is_awaited: bool,
+    /// Whether the writer has just had something to do.
+    is_busy: bool,
 }
 
 impl Waiting {
@@ -145,6 +151,7 @@ impl Queue {
         let count = waiting.births.len().min(BATCH);
         let births: VecDeque<Box<Birth>> = waiting.births.drain(..count).collect();
         waiting.bytes -= births.iter().map(|birth| birth.bytes()).sum::<usize>();
+        waiting.is_busy = count > 0;
         Batch {
             births,
             notes: std::mem::take(&mut waiting.notes),
@@ -162,7 +169,14 @@ impl Queue {
     fn wait(&self, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
         let mut waiting = self.waiting.lock();
-        let mut is_timed_out = false;
+        let lingers_until = deadline.min(Instant::now() + LINGER);
+        while waiting.is_busy && waiting.is_empty() && !waiting.is_closed {
+            let now = Instant::now();
+            // Not `is_awaited`: nobody has to wake the writer.
+            self.filled.wait_until(&mut waiting, now + GATHER);
+            waiting.is_busy = now < lingers_until;
+        }
+        let mut is_timed_out = Instant::now() >= deadline;
         while waiting.is_empty() && !waiting.is_closed && !is_timed_out {
             waiting.is_awaited = true;
             is_timed_out = self.filled.wait_until(&mut waiting, deadline).timed_out();
