@@ -72,7 +72,7 @@ registration(#{registrations := {Rounds, Burst, Single}} = Setting) ->
         [
             "\n## What a registration costs\n\nCPU time in nanoseconds of a call of `rekindle:update/3` with a session as OTP has it, "
             "that of all threads but the journal's: where ", count(Burst), " calls follow each other; and where each comes 3 ms after "
-            "the one before, with that timer's costs, and wakes the journal's thread. Medians of ", integer_to_list(Rounds),
+            "the one before, with that timer's costs. Medians of ", integer_to_list(Rounds),
             " rounds by turns. Mark: the journal adds less than 2,000.\n\n",
             table(["journal", "one of many", "added", "timer and a single one", "added"], [
                 [atom_to_list(Kind)] ++ lists:append([[whole(Value), whole(Value - Base)] || {Value, Base} <- lists:zip(Values, None)])
