@@ -1,6 +1,6 @@
 #!/bin/sh
-# Random input, for so many seconds, or a short run of a fixed number of executions: the store beside a naive one
-# under libFuzzer, then options and sessions as random terms. The last line says what ran and what was skipped.
+# Random input, for so many seconds, or a short run of a fixed number of executions: the store beside a naive one and
+# the journal's reader under libFuzzer, half of the time each, then options and sessions as random terms. The last line says what ran and what was skipped.
 set -u
 cd "$(dirname "$0")/.."
 seconds=${1:-}
@@ -12,11 +12,13 @@ terms() {
         erl -noshell -pa _build/default/lib/rekindle/ebin -pa _build/fuzz -run rekindle_fuzz "$@"
 }
 
-# New input that finds something new goes to target/fuzz/store; what is in the repository stays as it is.
-store() {
-    mkdir -p target/fuzz/store
+# New input that finds something new goes to target/fuzz; what is in the repository stays as it is.
+native() {
+    name=$1
+    shift
+    mkdir -p "target/fuzz/$name"
     env PATH="$PWD/target/tools/bin:$PATH" CARGO_TARGET_DIR=target/fuzz \
-        cargo +nightly fuzz run --fuzz-dir native/fuzz store target/fuzz/store native/fuzz/corpus/store -- \
+        cargo +nightly fuzz run --fuzz-dir native/fuzz "$name" "target/fuzz/$name" "native/fuzz/corpus/$name" -- \
         -max_len=1024 -len_control=0 -print_final_stats=1 "$@"
 }
 
@@ -27,12 +29,18 @@ can_fuzz() {
 }
 
 if can_fuzz; then
-    ran="store, terms"
+    ran="store, journal, terms"
     skipped=nothing
-    if [ -n "$seconds" ]; then store -max_total_time="$seconds"; else store -runs=2000; fi || status=1
+    for name in store journal; do
+        if [ -n "$seconds" ]; then
+            native "$name" -max_total_time=$((seconds / 2 + 1))
+        else
+            native "$name" -runs=1000
+        fi || status=1
+    done
 else
     ran=terms
-    skipped="store (needs a nightly Rust and cargo-fuzz)"
+    skipped="store, journal (need a nightly Rust and cargo-fuzz)"
 fi
 if [ -n "$seconds" ]; then terms seconds "$seconds"; else terms main 10000; fi || status=1
 

@@ -222,6 +222,12 @@ pub enum Feed {
         lifetime_s: u16,
         body: Vec<u8>,
     },
+    /// A session of another node, whose tail is its certificate.
+    Session {
+        n: u8,
+        after_s: i16,
+        tail: Vec<u8>,
+    },
 }
 
 /// Feeds a node with records, and panics if one that was not sealed with a key changes anything.
@@ -253,6 +259,14 @@ pub fn check(feeds: &[Feed]) {
                 let context = Context::new(SCOPE, LAYOUT);
                 let record = seal_plain(&keys(), &context, stamp, kind, body);
                 target.check_whole(&record.expect("random bytes"));
+            }
+            Feed::Session { n, after_s, tail } => {
+                let n = u32::from(*n);
+                let (id, secret, hash) = (id(n), secret(n), content_hash(b"template"));
+                let made_ms = wall_ms().saturating_add_signed(1000 * i64::from(*after_s));
+                let context = Context::new(SCOPE, LAYOUT);
+                let body = birth(&id, &secret, &hash, tail);
+                target.check_whole(&sealed(&keys(), &context, made_ms, &body));
             }
         }
     }
@@ -576,9 +590,11 @@ mod tests {
             any::<u16>(),
             vec(any::<u8>(), 0..200),
         );
+        let session = (any::<u8>(), any::<i16>(), vec(any::<u8>(), 0..200));
         prop_oneof![
             vec(any::<u8>(), 0..300).prop_map(Feed::Bytes),
             (any::<u8>(), vec(edit(), 0..4)).prop_map(|(which, edits)| Feed::Edited(which, edits)),
+            session.prop_map(|(n, after_s, tail)| Feed::Session { n, after_s, tail }),
             sealed.prop_map(|(kind, after_s, lifetime_s, body)| Feed::Sealed {
                 kind,
                 after_s,
