@@ -45,7 +45,7 @@ lint:
 	@scripts/setup.sh
 	cargo fmt --check
 	cargo clippy --quiet --workspace --all-targets --locked -- -D warnings
-	cargo clippy --quiet --workspace --all-targets --locked --features rekindle_nif/testing -- -D warnings
+	cargo clippy --quiet --package rekindle_nif --package rekindle_core --locked --features rekindle_nif/testing -- -D warnings
 	rebar3 xref
 	rebar3 dialyzer
 
