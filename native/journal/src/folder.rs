@@ -1,13 +1,12 @@
 //! The log in a folder, for one node: an SQLite database that this process alone has open.
 //!
-//! Of the engines measured, with a million records of 250 bytes in batches of 50 to 500 and an fsync every
-//! 200 ms, SQLite 3.51 wrote 300,000 records/s (2.7 s of CPU, 700 MB written, 280 MB kept) and read 3,700,000/s
-//! newest first; dropping half of them took a second, and memory peaked at 8 MB. fjall 2.11 wrote 100,000/s
-//! (2.3 s of CPU, 530 MB written), with stalls of half a second, three threads and 33 MB; it lets a second
-//! process in, and its next major version needs a newer Rust. redb 2.6 keeps nothing over `kill -9` without an
-//! fsync a batch, and dropping 50,000 of 100,000 records wrote 780 MB and made a file of 50 MB one of 830 MB.
-//! LMDB maps its file, so that a truncated file or a full disk ends the node. What SQLite does with a full disk
-//! and with damaged files is tested by its makers at every call, and answered with an error that tells which.
+//! With a million records of 250 bytes, in batches of 50 to 500 and an fsync every 200 ms, SQLite wrote
+//! 270,000 records/s (3 s of CPU, 700 MB written, 280 MB kept) and read 2,400,000/s newest first; dropping half
+//! of them took a second, and memory peaked at 8 MB. fjall 2.11 wrote 100,000/s (2.3 s of CPU, 530 MB written),
+//! with a stall of half a second, three threads and 33 MB; a damaged byte of its smaller files keeps it shut, it
+//! lets a second process in, and its next major version needs a newer Rust. redb 2.6 wrote 170,000/s, but to
+//! drop 50,000 of 100,000 records it took three seconds, wrote 780 MB and made a file of 50 MB one of 830 MB. LMDB was
+//! not tried: it maps its file, so that a truncated one or a full disk can end the node.
 //!
 //! - A commit is in the write-ahead log, and so outlives the process. [`sync`](LogWriter::sync) makes it outlive
 //!   a power cut; the engine itself does at each checkpoint.
@@ -116,7 +115,8 @@ impl Folder {
             let state = &mut engine.state.lock();
             if engine.with(state, so)? {
                 state.open = None;
-                fs::remove_dir_all(engine.path.join(FILES)).map_err(|error| error.to_string())?;
+                fs::remove_dir_all(engine.path.join(FILES))
+                    .map_err(|error| format!("cannot remove it: {error}"))?;
                 state.lock = None;
             }
             Ok(())
@@ -537,6 +537,8 @@ impl Engine {
             None => {
                 let files = self.path.join(FILES);
                 make_folder(&files)?;
+                // One from before would be in the way.
+                state.lock = None;
                 state.lock = Some(lock(&self.path.join(LOCK))?);
                 Ok(state.open.insert(open(&files)?))
             }

@@ -202,18 +202,23 @@ fn a_folder_that_is_opened_by_several_names_at_once_is_one_log() {
     thread::scope(|threads| {
         for (n, name) in names.iter().enumerate() {
             threads.spawn(move || {
-                let mut writer = Folder::at(name).writer(SCOPE);
                 for round in 0..100 {
+                    // Opened by one while another closes it, and while a process is forked that has it open.
+                    let mut writer = Folder::at(name).writer(SCOPE);
                     let from = 1000 * n + 10 * round;
                     writer
                         .append(Lane::Births, &numbered(from, from + 10))
                         .unwrap();
                     writer.sync().unwrap();
                     writer.trim(HOUR).unwrap();
-                    // Closed and opened by one while others open and close it.
-                    writer = Folder::at(name).writer(SCOPE);
+                    drop(writer);
+                    // Now and then, all are closed.
+                    thread::sleep(Duration::from_millis(n as u64 * 7));
                 }
             });
+        }
+        for _ in 0..100 {
+            assert!(Command::new("true").status().unwrap().success());
         }
     });
     let mut all = read(folder.path(), SCOPE);
@@ -292,6 +297,8 @@ fn records_of_a_clock_that_was_far_ahead_go_and_later_ones_come_after_those_that
     drop(writer);
     assert_eq!(read(folder.path(), SCOPE), newest_first(0, 20));
 
+    // With another scope's, so that the log is not spent.
+    append(folder.path(), "other", &numbered(0, 1));
     age(folder.path(), SCOPE, -1801);
     append(folder.path(), SCOPE, &numbered(20, 30));
     let mut writer = Folder::at(folder.path()).writer(SCOPE);
@@ -590,6 +597,76 @@ fn a_damaged_log_is_moved_aside_and_the_two_newest_are_kept() {
 }
 
 #[test]
+fn a_log_that_says_itself_that_it_may_not_be_written_to_is_damaged() {
+    let folder = TempDir::new().unwrap();
+    append(folder.path(), SCOPE, &numbered(0, 1));
+    let database = OpenOptions::new()
+        .write(true)
+        .open(database(folder.path()))
+        .unwrap();
+    // What a program must know to write to it.
+    database.write_all_at(&[3], 18).unwrap();
+    let mut writer = Folder::at(folder.path()).writer(SCOPE);
+    let error = writer.append(Lane::Births, &numbered(1, 2)).unwrap_err().0;
+    assert!(
+        error.contains("damaged (attempt to write a readonly database"),
+        "{error}"
+    );
+    writer.append(Lane::Births, &numbered(1, 2)).unwrap();
+    drop(writer);
+    assert_eq!(read(folder.path(), SCOPE), [1]);
+}
+
+#[test]
+fn a_log_whose_tables_are_not_what_they_were_is_damaged() {
+    for (change, why) in [
+        ("DROP TABLE scope", "no such table: scope"),
+        (
+            "DROP TABLE record; CREATE TABLE record (scope, lane, seq, sealed);
+             INSERT INTO record VALUES (1, 1, 1, 'text')",
+            "Invalid column type Text",
+        ),
+    ] {
+        let folder = TempDir::new().unwrap();
+        append(folder.path(), SCOPE, &numbered(0, 1));
+        let db = rusqlite::Connection::open(database(folder.path())).unwrap();
+        db.execute_batch(change).unwrap();
+        drop(db);
+        let log = Folder::at(folder.path());
+        let error = try_read(&log, SCOPE, Lane::Births).unwrap_err();
+        assert!(error.contains(&format!("damaged ({why}")), "{error}");
+        assert_eq!(try_read(&log, SCOPE, Lane::Births), Ok(vec![]));
+    }
+}
+
+#[test]
+fn a_log_in_which_a_later_record_comes_before_an_earlier_one_is_damaged() {
+    let folder = TempDir::new().unwrap();
+    append(folder.path(), SCOPE, &numbered(0, 10));
+    let db = rusqlite::Connection::open(database(folder.path())).unwrap();
+    let query = "SELECT seq FROM record LIMIT 1 OFFSET 5";
+    let seq: i64 = db.query_row(query, [], |row| row.get(0)).unwrap();
+    drop(db);
+    let mut bytes = fs::read(database(folder.path())).unwrap();
+    let places = bytes
+        .windows(8)
+        .filter(|window| *window == seq.to_be_bytes());
+    assert_eq!(places.count(), 1);
+    let at = bytes
+        .windows(8)
+        .position(|window| window == seq.to_be_bytes());
+    bytes[at.unwrap()] = 0x7f;
+    fs::write(database(folder.path()), bytes).unwrap();
+    let log = Folder::at(folder.path());
+    let error = try_read(&log, SCOPE, Lane::Births).unwrap_err();
+    assert!(
+        error.contains("damaged (records are out of order)"),
+        "{error}"
+    );
+    assert_eq!(try_read(&log, SCOPE, Lane::Births), Ok(vec![]));
+}
+
+#[test]
 fn a_log_of_another_layout_is_moved_aside() {
     let folder = TempDir::new().unwrap();
     append(folder.path(), SCOPE, &numbered(0, 1));
@@ -822,6 +899,15 @@ fn a_folder_that_may_not_be_written_to_is_an_error_until_it_may() {
         allow(&path, 0o600);
         assert_eq!(child.ask("append"), "done");
     }
+
+    allow(&log, 0o500);
+    let error = child.ask("trim");
+    assert!(
+        error.ends_with("cannot remove it: Permission denied (os error 13)"),
+        "{error}"
+    );
+    assert_eq!(child.ask("append"), "done");
+    allow(&log, 0o700);
     assert_eq!(damaged(&log), [] as [PathBuf; 0]);
 }
 
