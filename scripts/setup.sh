@@ -79,8 +79,8 @@ has_applications() {
 }
 
 rust=$(cargo --version 2>/dev/null | cut -d ' ' -f 2)
-if [ "$(printf '%s\n' 1.85 "$rust" | sort -V | head -n 1)" != 1.85 ]; then
-    echo "Missing: Rust 1.85 or later${rust:+, this is $rust}. Get it from https://rustup.rs and run this again." >&2
+if [ "$(printf '%s\n' 1.91 "$rust" | sort -V | head -n 1)" != 1.91 ]; then
+    echo "Missing: Rust 1.91 or later${rust:+, this is $rust}. Get it from https://rustup.rs and run this again." >&2
     exit 1
 fi
 
