@@ -5,6 +5,7 @@
 #![deny(unsafe_code)]
 
 mod clock;
+#[cfg(not(fuzzing))]
 mod folder;
 mod journal;
 mod keys;
@@ -16,8 +17,10 @@ mod revocations;
 mod status;
 #[cfg(any(test, fuzzing))]
 mod testing;
+#[cfg(not(fuzzing))]
 mod valkey;
 
+#[cfg(not(fuzzing))]
 pub use folder::{Folder, FolderReader, FolderWriter};
 #[cfg(fuzzing)]
 pub use journal::hostile;
@@ -28,4 +31,5 @@ pub use portable::{issuers, revoke, Content, Portable};
 pub use record::Skipped;
 pub use revocations::Wanted;
 pub use status::{take_events, Event, Happened, Report};
+#[cfg(not(fuzzing))]
 pub use valkey::{Password, ValkeyConfig, ValkeyReader, ValkeyWriter};

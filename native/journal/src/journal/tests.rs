@@ -557,6 +557,9 @@ fn keys_stay_in_force_while_their_file_is_not_there() {
     let fleet = Fleet::new("no file");
     let path = fleet.key_file("keys");
     let away = fleet.key_file("away");
+    // With its folder, so that the file comes back as it was.
+    let folder = fleet.folder.path();
+    let folder_away = folder.with_extension("away");
     let mut options = fleet.options();
     options.keys.make = true;
     let (one, other) = (fleet.node_with(options, limits(u64::MAX)), fleet.replayed());
@@ -574,8 +577,8 @@ fn keys_stay_in_force_while_their_file_is_not_there() {
     type Do<'a> = &'a dyn Fn();
     let spoil: [(Do, Do, &str); 3] = [
         (
-            &|| fs::rename(&path, &away).unwrap(),
-            &|| fs::rename(&away, &path).unwrap(),
+            &|| fs::rename(folder, &folder_away).unwrap(),
+            &|| fs::rename(&folder_away, folder).unwrap(),
             "No such file",
         ),
         (&|| rights(0o644), &|| rights(0o600), "mode 644"),
