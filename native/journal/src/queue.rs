@@ -263,9 +263,16 @@ mod tests {
         for n in 0..=BATCH {
             queue.push_birth(birth(n as u8, 0));
         }
+        queue.push_note(Note {
+            what: Revoked::All,
+            made_ms: 0,
+            expires_ms: 1,
+        });
         queue.close();
         let first = queue.take(Duration::from_secs(60));
         assert_eq!((first.births.len(), first.is_last), (BATCH, false));
+        // Revocations do not wait for sessions.
+        assert_eq!(first.notes.len(), 1);
         let second = queue.take(Duration::from_secs(60));
         assert_eq!((second.births.len(), second.is_last), (1, true));
         assert!(queue.take(Duration::from_secs(60)).is_last);

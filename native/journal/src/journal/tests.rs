@@ -702,6 +702,63 @@ fn others_lifetimes_are_heeded() {
     assert!(expires_ms(forget) > expires_ms(birth));
 }
 
+/// Or it would be back for a while, where the clocks of who made it and who revoked it differ.
+#[test]
+fn a_revocation_outlives_its_session_by_what_clocks_may_differ() {
+    let fleet = Fleet::new("outlived");
+    let minute = Limits {
+        lifetime_ms: 60_000,
+        ..limits(u64::MAX)
+    };
+    let node = fleet.node_with(fleet.options(), minute);
+    node.born(1);
+    node.forget(1);
+    node.wait_for_writing(3);
+    let expiries = |lane| {
+        let records = fleet.log.records().into_iter();
+        let records = records.filter(move |record| record.0 == lane);
+        records.map(|(_, record)| expires_ms(&record))
+    };
+    let revoked_until_ms = expiries(Lane::Control).min().unwrap();
+    assert!(revoked_until_ms >= expiries(Lane::Births).max().unwrap() + 2 * MAX_AHEAD_MS);
+}
+
+/// A reader that notes what it is asked for.
+struct Watched(Box<dyn LogReader>, Arc<Mutex<Vec<Option<Lane>>>>);
+
+impl LogReader for Watched {
+    fn mark(&mut self) -> Result<(), LogError> {
+        self.0.mark()
+    }
+
+    fn older(&mut self, lane: Lane, limit: usize) -> Result<Vec<Record>, LogError> {
+        self.1.lock().push(Some(lane));
+        self.0.older(lane, limit)
+    }
+
+    fn newer(&mut self, limit: usize, wait: Duration) -> Result<Vec<(Lane, Record)>, LogError> {
+        self.1.lock().push(None);
+        self.0.newer(limit, wait)
+    }
+}
+
+#[test]
+fn what_others_do_is_followed_during_a_long_replay() {
+    let fleet = Fleet::new("long replay");
+    fleet.append_template();
+    for n in 0..3 * PAGE as u32 {
+        fleet.log.append(Lane::Births, fleet.sealed_birth(n, 0));
+    }
+    let asked = Arc::default();
+    let reader = Box::new(Watched(fleet.log.reader(0, usize::MAX), Arc::clone(&asked)));
+    let (_reference, scope) = open(&fleet.name, limits(u64::MAX));
+    let journal = Journal::start(&scope, fleet.options(), fleet.log.writer(), reader).unwrap();
+    until("the replay", || journal.report().replay_ms.is_some());
+    let (control, births) = (Some(Lane::Control), Some(Lane::Births));
+    let expected = [control, control, births, None, births, None, births, None];
+    assert_eq!(asked.lock()[..expected.len()], expected);
+}
+
 #[test]
 fn a_session_has_the_time_that_is_left() {
     let fleet = Fleet::new("clocks");
@@ -818,14 +875,15 @@ fn the_threads_end_where_the_log_is_down() {
     let fleet = Fleet::new("ended down");
     fleet.log.switch(|log| log.is_down = true);
     let node = fleet.node();
-    let shared = Arc::downgrade(&node.journal().0);
+    let shared = Arc::clone(&node.journal().0);
     node.born(1);
     // The writer has it, and tries again and again.
     until("the writer", || node.report().queued == 0);
     node.born(2);
     node.forget(2);
     drop(node);
-    until("the threads' end", || shared.strong_count() == 0);
+    until("the threads' end", || Arc::strong_count(&shared) == 1);
+    assert_eq!(shared.status.dropped.load(Relaxed), 2);
     let notices = fleet.events().into_iter();
     let notices: Vec<_> = notices
         .filter(|what| matches!(what, Happened::Noticed(what) if what.starts_with("1 revocations")))
