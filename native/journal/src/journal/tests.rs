@@ -375,16 +375,16 @@ fn a_log_that_fails_loses_nothing_that_is_not_counted() {
     let births = 1..1000;
     births.clone().for_each(|n| one.born(n));
     let dropped = one.report().dropped;
-    assert!((100..1000).contains(&dropped), "{dropped}");
-    fleet
-        .log
-        .switch(|log| (log.is_down, log.half_appends) = (false, 3));
+    assert!(dropped >= 100, "{dropped}");
+    fleet.log.switch(|log| {
+        (log.is_down, log.half_appends) = (false, 3);
+        log.is_doubling = true;
+    });
     until("sessions", || other.has(999) && one.report().queued == 0);
     until("health", || {
         [&one, &other].map(|node| node.report().health) == [Some(Ok(())), Some(Ok(()))]
     });
     let lost = births.filter(|n| !other.has(*n)).count() as u64;
-    // Those of the first waited twice.
     assert!(
         lost <= one.report().dropped && lost > 0,
         "{lost} of {dropped}"
@@ -399,7 +399,7 @@ fn a_log_that_fails_loses_nothing_that_is_not_counted() {
                 assert!(error.contains("it is down"), "{error}");
                 downs += 1;
             }
-            Happened::Up { dropped, .. } => ups += 1 + usize::from(dropped > 10_000),
+            Happened::Up { .. } => ups += 1,
             what => panic!("{what:?}"),
         }
     }
