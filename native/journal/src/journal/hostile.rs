@@ -457,6 +457,22 @@ mod tests {
         assert_eq!(target.content().sessions, []);
     }
 
+    /// Their tags are the same, as an attacker could have searched for.
+    #[test]
+    fn names_are_told_apart_in_full() {
+        let scopes = [&b"scope 14615"[..], b"scope 27230"];
+        let layouts = [&b"layout 68445"[..], b"layout 85142"];
+        let [here, other_scope, other_layout] = [(0, 0), (1, 0), (0, 1)]
+            .map(|(scope, layout)| Context::new(scopes[scope], layouts[layout]));
+        for birth in target_births(&here) {
+            let opened_in = |context| super::super::open(&keys(), context, &birth, wall_ms());
+            assert!(opened_in(&here).is_ok());
+            for other in [&other_scope, &other_layout] {
+                assert_eq!(opened_in(other).err(), Some(Skipped::Forged));
+            }
+        }
+    }
+
     #[test]
     fn a_name_does_not_run_into_the_next() {
         let record = others(&keys(), &Context::new(b"hostilel", b"ayout"), wall_ms());

@@ -527,6 +527,33 @@ impl Model {
     }
 }
 
+#[test]
+fn templates_are_in_the_log_as_long_as_sessions_refer_to_them() {
+    let mut model = Model::new([u64::MAX; NODES]);
+    let birth = Step::Birth {
+        node: 0,
+        certificate: 0,
+    };
+    let longest = LIFETIMES_MS.into_iter().max().unwrap();
+    for _ in 0..40 {
+        model.take(&birth);
+        model.take(&Step::Quiesce);
+        model.take(&Step::Pass { ms: longest / 3 });
+        (0..NODES).for_each(|node| model.take(&Step::Trim { node }));
+        super::tests::put_events_aside();
+    }
+    let crash = Step::Crash {
+        node: 1,
+        late: 0,
+        at_once: 1,
+    };
+    model.take(&crash);
+    model.take(&Step::Quiesce);
+    assert!(model.has(1, 39) && !model.has(1, 0));
+    // Each time there was a session and its template.
+    assert!(model.log.records().len() < 60);
+}
+
 fn step() -> impl Strategy<Value = Step> {
     let node = || 0..NODES;
     let which = any::<prop::sample::Index>;
@@ -559,7 +586,7 @@ fn bounds() -> impl Strategy<Value = [u64; NODES]> {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: ProptestConfig::default().cases / 4,
+        cases: 64,
         failure_persistence: None,
         ..ProptestConfig::default()
     })]
