@@ -106,7 +106,7 @@ impl Journal {
             };
             spawn("rekindle-reader", &shared, Part::Reader, read)?;
         } else {
-            shared.status.is_replayed.store(true, Relaxed);
+            shared.status.note_replay(0);
         }
         Ok(journal)
     }
@@ -180,7 +180,6 @@ impl Journal {
         let shared = &self.0;
         let status = &shared.status;
         let (health, since_ms, last_error) = status.health();
-        let is_replayed = status.is_replayed.load(Relaxed);
         Report {
             location: shared.options.location.clone(),
             health,
@@ -201,7 +200,7 @@ impl Journal {
             revocations: shared.revocations.lock().len() as u64,
             lag_ms: status.lag_ms.load(Relaxed),
             clock_ahead_ms: status.clock_ahead_ms.load(Relaxed),
-            replay_ms: is_replayed.then(|| status.replay_ms.load(Relaxed)),
+            replay_ms: status.replay_ms.get().copied(),
             keys: shared.key_ids(),
             is_shared: shared.options.is_shared,
         }
@@ -416,7 +415,7 @@ impl<T: Portable> Writer<T> {
     fn trim_in_time(&mut self) -> Option<Result<(), LogError>> {
         // Not before the lifetimes of others are known, or it takes long.
         let is_time = |since: Instant| since.elapsed() >= TRIM_EVERY;
-        let is_known = self.shared.status.is_replayed.load(Relaxed) || is_time(self.began);
+        let is_known = self.shared.status.replay_ms.get().is_some() || is_time(self.began);
         if !is_known || !self.trimmed.is_none_or(is_time) {
             return None;
         }
@@ -608,8 +607,7 @@ impl<T: Portable> Reader<T> {
         }
         let took_ms = begun.elapsed().as_millis() as u64;
         let status = &self.shared.status;
-        status.replay_ms.store(took_ms, Relaxed);
-        status.is_replayed.store(true, Relaxed);
+        status.note_replay(took_ms);
         self.shared.tell(Happened::Replayed {
             sessions: status.applied.load(Relaxed),
             took_ms,

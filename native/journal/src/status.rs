@@ -1,10 +1,10 @@
 //! What a journal did and how it is, for operators.
 
 use crate::record::Skipped;
-use once_cell::sync::Lazy;
+use once_cell::sync::{Lazy, OnceCell};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 /// Most events that wait to be told.
@@ -72,8 +72,8 @@ pub(crate) struct Status {
     pub known: AtomicU64,
     pub lag_ms: AtomicU64,
     pub clock_ahead_ms: AtomicI64,
-    pub is_replayed: AtomicBool,
-    pub replay_ms: AtomicU64,
+    /// How long the replay took, once it is done.
+    pub replay_ms: OnceCell<u64>,
     pub skipped: [AtomicU64; Skipped::ALL.len()],
     health: Mutex<Health>,
 }
@@ -82,11 +82,10 @@ pub(crate) struct Status {
 struct Health {
     /// Why a part does not work.
     errors: [Option<String>; PARTS],
-    /// Which parts have worked at all.
-    proven: [bool; PARTS],
+    /// Whether anything has been written at all.
+    has_written: bool,
     last_error: Option<String>,
     since: Option<Instant>,
-    was_down: bool,
     dropped_before: u64,
 }
 
@@ -131,7 +130,19 @@ pub struct Report {
     pub is_shared: bool,
 }
 
+impl Health {
+    /// The first error: without keys the writer fails as well, and they are the cause.
+    fn error(&self) -> Option<&String> {
+        self.errors.iter().flatten().next()
+    }
+}
+
 impl Status {
+    /// Notes that the replay is done, which happens once, and took so many milliseconds.
+    pub fn note_replay(&self, took_ms: u64) {
+        let _ = self.replay_ms.set(took_ms);
+    }
+
     pub fn skip(&self, reason: Skipped) {
         self.skipped[reason.index()].fetch_add(1, Relaxed);
     }
@@ -139,20 +150,14 @@ impl Status {
     /// Notes that a part works, or why it does not, and tells if the journal as a whole has changed by that.
     pub fn set(&self, part: Part, state: Result<(), String>) -> Option<Happened> {
         let mut health = self.health.lock();
-        let part = part as usize;
-        let was_down = health.was_down;
-        match state {
-            Ok(()) => {
-                health.errors[part] = None;
-                health.proven[part] = true;
-            }
-            Err(error) => {
-                health.last_error = Some(error.clone());
-                health.errors[part] = Some(error);
-            }
+        let was_down = health.error().is_some();
+        health.has_written |= part == Part::Writer && state.is_ok();
+        let error = state.err();
+        if error.is_some() {
+            health.last_error.clone_from(&error);
         }
-        let error = health.errors.iter().flatten().next().cloned();
-        health.was_down = error.is_some();
+        health.errors[part as usize] = error;
+        let error = health.error().cloned();
         match (was_down, error) {
             (false, Some(error)) => {
                 health.since = Some(Instant::now());
@@ -176,11 +181,10 @@ impl Status {
     /// Health, for how long in milliseconds, and the last error.
     pub fn health(&self) -> (Option<Result<(), String>>, u64, Option<String>) {
         let health = self.health.lock();
-        // Without keys the writer fails as well: the first is the cause.
-        let error = health.errors.iter().flatten().next();
+        let error = health.error();
         let state = match error {
             Some(error) => Some(Err(error.clone())),
-            None => health.proven[Part::Writer as usize].then_some(Ok(())),
+            None => health.has_written.then_some(Ok(())),
         };
         let last_error = error.or(health.last_error.as_ref()).cloned();
         let since = health.since.map_or(0, |since| since.elapsed().as_millis());

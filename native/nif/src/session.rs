@@ -82,7 +82,6 @@ pub fn insert<'a>(
                 time_stamp,
                 server_name: own.server_name_at,
             },
-            may_be_kept,
         });
         if let Some(template) = template {
             let journal = scope.attached::<Journal>();
@@ -329,11 +328,6 @@ fn find_time_stamp<'a>(fields: &[Term<'a>], key: Term<'a>) -> Option<usize> {
     }
 }
 
-/// Whether the fields may be kept as a template.
-pub fn may_be_kept(fields: &[Term]) -> bool {
-    !may_hold_private_key(fields)
-}
-
 /// Whether these are fields that a template of this node could have: a session record with nothing where
 /// sessions have their own.
 pub fn are_fields_of_template(fields: &[Term], holes: Holes) -> bool {
@@ -376,7 +370,7 @@ pub fn certificate_of<'a>(session: &Session<'a, Template>) -> Option<Cow<'a, [u8
 
 /// Whether one of `fields` is, or has within, what a private key is made of: a key record, or a map or a
 /// fun that stands for a key kept elsewhere. No field of a session but that of the key has any of these.
-fn may_hold_private_key(fields: &[Term]) -> bool {
+pub fn may_hold_private_key(fields: &[Term]) -> bool {
     fields.iter().any(|field| is_key_like(*field, 0))
 }
 

@@ -113,8 +113,6 @@ impl Template {
 pub struct Shared<'a, 'b> {
     pub fields: &'b [Term<'a>],
     pub holes: Holes,
-    /// Whether the fields may be kept. Asked once for each template.
-    pub may_be_kept: fn(&[Term<'a>]) -> bool,
 }
 
 impl Pattern<Template> for Shared<'_, '_> {
@@ -139,7 +137,7 @@ impl Pattern<Template> for Shared<'_, '_> {
     }
 
     fn make(&self) -> Option<(Template, u64)> {
-        if self.fields.len() > MAX_FIELDS || !(self.may_be_kept)(self.fields) {
+        if self.fields.len() > MAX_FIELDS || session::may_hold_private_key(self.fields) {
             return None;
         }
         let mut boxed = Vec::new();
@@ -218,7 +216,6 @@ impl Portable for Template {
             store.template(&Shared {
                 fields: &fields,
                 holes,
-                may_be_kept: session::may_be_kept,
             })
         })
     }
