@@ -188,9 +188,10 @@ watch() ->
 watch(0) ->
     ok;
 watch(Patience) ->
-    lists:foreach(fun tell/1, rekindle_nif:journal_events()),
+    {Events, IsAnyJournal} = rekindle_nif:journal_events(),
+    lists:foreach(fun tell/1, Events),
     timer:sleep(?ASK_EVERY),
-    case lists:any(fun(#{journal := Journal}) -> Journal =/= undefined end, rekindle_nif:info()) of
+    case IsAnyJournal of
         true -> ?MODULE:watch(?PATIENCE);
         false -> ?MODULE:watch(Patience - 1)
     end.

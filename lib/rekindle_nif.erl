@@ -190,7 +190,7 @@ own_certificates(_Number) ->
 open_journal(_Store, _Journal) ->
     ?NOT_LOADED.
 
--spec journal_events() -> [event()].
+-spec journal_events() -> {[event()], IsAnyJournal :: boolean()}.
 journal_events() ->
     ?NOT_LOADED.
 

@@ -12,6 +12,7 @@
     openssl_save/4,
     both/3,
     openssl_offer/4,
+    session_id/1,
     openssl_renegotiate/3,
     curl/2,
     python/2,
@@ -97,6 +98,13 @@ openssl_save(Proto, Port, File, Opts) ->
 -spec openssl_offer(proto(), inet:port_number(), file:filename(), opts()) -> result().
 openssl_offer(Proto, Port, File, Opts) ->
     openssl("openssl s_client -sess_in", Proto, Port, ["-sess_in", File], quit(), Opts).
+
+%% @doc The id of a session that was saved, as the administration has it.
+-spec session_id(file:filename()) -> binary().
+session_id(File) ->
+    {0, Text} = run("openssl", ["sess_id", "-in", File, "-noout", "-text"], [], ?TIMEOUT),
+    {match, [Id]} = re:run(Text, "Session-ID: ([0-9A-F]+)", [{capture, all_but_first, binary}]),
+    Id.
 
 %% @doc Offers the session saved in `File', renegotiates, and sends a line that must come
 %% back.

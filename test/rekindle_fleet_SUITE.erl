@@ -7,6 +7,8 @@
 
 -compile([export_all, nowarn_export_all]).
 
+-import(rekindle_journals, [key/1, write_keys/2, save/3, save/4, offer/3, offer/4, servers/1, journal/2]).
+
 -define(EACH, ["valkey-server", "redis-server"]).
 
 all() ->
@@ -98,7 +100,7 @@ what_is_revoked_on_one_node_is_revoked_on_all(Config) ->
     Forgotten = save(1, FirstPort, Config),
     Flushed = save(2, SecondPort, Config),
     await(fun() -> sessions(First) =:= 2 andalso sessions(Second) =:= 2 end),
-    {ok, 1} = rekindle_node:call(Second, rekindle_admin, forget, [session_id(Forgotten)]),
+    {ok, 1} = rekindle_node:call(Second, rekindle_admin, forget, [rekindle_clients:session_id(Forgotten)]),
     await(fun() -> sessions(First) =:= 1 end),
     ?assertMatch(#{resumed := 0}, offer(Forgotten, FirstPort, Config)),
     ?assertMatch(#{resumed := 1}, offer(Flushed, FirstPort, Config)),
@@ -359,38 +361,6 @@ openssl_certs(Dir) ->
     ],
     #{ca => Ca, cert => Cert, key => Key}.
 
-key(Id) ->
-    [Id, " ", base64:encode(crypto:strong_rand_bytes(32)), "\n"].
-
-write_keys(File, Keys) ->
-    New = File ++ ".new",
-    ok = file:write_file(New, Keys),
-    ok = file:change_mode(New, 8#600),
-    ok = file:rename(New, File).
-
-save(N, Port, Config) ->
-    save(N, Port, Config, #{}).
-
-save(N, Port, Config, Identity) ->
-    File = filename:join(?config(dir, Config), lists:flatten(io_lib:format("~0p.session", [N]))),
-    #{full := 1} = rekindle_clients:openssl_save(tls, Port, File, client(Config, Identity)),
-    File.
-
-offer(File, Port, Config) ->
-    offer(File, Port, Config, #{}).
-
-offer(File, Port, Config, Identity) ->
-    rekindle_clients:openssl_offer(tls, Port, File, client(Config, Identity)).
-
-client(Config, Identity) ->
-    #{ca := Ca} = ?config(certs, Config),
-    Identity#{cafile => Ca}.
-
-session_id(File) ->
-    {0, Text} = rekindle_clients:run("openssl", ["sess_id", "-in", File, "-noout", "-text"], [], 10_000),
-    {match, [Id]} = re:run(Text, "Session-ID: ([0-9A-F]+)", [{capture, all_but_first, list}]),
-    Id.
-
 await(Condition) ->
     rekindle_node:await(Condition).
 
@@ -398,9 +368,3 @@ sessions(Node) ->
     [#{sessions := Sessions}] = servers(Node),
     Sessions.
 
-journal(Node, Key) ->
-    [#{journal := #{Key := Value}}] = servers(Node),
-    Value.
-
-servers(Node) ->
-    [Info || #{role := server} = Info <- rekindle_node:call(Node, rekindle_admin, info, [])].

@@ -8,6 +8,9 @@
 
 -compile([export_all, nowarn_export_all]).
 
+-import(rekindle_journals, [servers/1, journal/2]).
+-import(rekindle_node, [kill/1]).
+
 all() ->
     [{group, restart}, {group, revocation}, {group, trouble}].
 
@@ -55,29 +58,29 @@ end_per_testcase(_Case, _Config) ->
 
 sessions_outlive_a_stop_and_a_kill(Config) ->
     First = start(Config, []),
-    Saved = [save(tls, N, Config) || N <- lists:seq(1, 5)],
+    Saved = [save(N, Config) || N <- lists:seq(1, 5)],
     await_written(5, First),
     stop(First),
     Second = start(Config, []),
     await_applied(5, Second),
-    [?assertMatch(#{resumed := 1}, offer(tls, File, Config)) || File <- Saved],
-    Later = save(tls, 6, Config),
+    [?assertMatch(#{resumed := 1}, offer(File, Config)) || File <- Saved],
+    Later = save(6, Config),
     await_written(1, Second),
     kill(Second),
     Third = start(Config, []),
     await_applied(6, Third),
-    [?assertMatch(#{resumed := 1}, offer(tls, File, Config)) || File <- [Later | Saved]],
+    [?assertMatch(#{resumed := 1}, offer(File, Config)) || File <- [Later | Saved]],
     [#{hits := 6, misses := 0, faults := 0}] = servers(Third),
     rekindle_node:stop(Third).
 
 dtls_sessions_outlive_a_restart(Config) ->
     First = start(dtls, Config, [], [{versions, ['dtlsv1.2']}]),
-    Saved = save(dtls, 1, Config),
+    Saved = save(1, Config, #{proto => dtls}),
     await_written(1, First),
     kill(First),
     Second = start(dtls, Config, [], [{versions, ['dtlsv1.2']}]),
     await_applied(1, Second),
-    ?assertMatch(#{resumed := 1}, offer(dtls, Saved, Config)),
+    ?assertMatch(#{resumed := 1}, offer(Saved, Config, #{proto => dtls})),
     rekindle_node:stop(Second).
 
 client_certificates_outlive_a_restart(Config) ->
@@ -85,75 +88,75 @@ client_certificates_outlive_a_restart(Config) ->
     Verify = [{versions, ['tlsv1.2']}, {verify, verify_peer}, {fail_if_no_peer_cert, true}, {cacertfile, Ca}, {reuse_sessions, true}],
     First = start(tls, Config, [], Verify),
     Identity = #{certfile => Cert, keyfile => Key},
-    Saved = save(tls, 1, Config, Identity),
+    Saved = save(1, Config, Identity),
     await_written(1, First),
     kill(First),
     Second = start(tls, Config, [], Verify),
     await_applied(1, Second),
     #{sessions := [#{peer := #{subject := Subject}}]} = rekindle_node:call(Second, rekindle_admin, sessions, []),
     ?assert(is_binary(Subject)),
-    ?assertMatch(#{resumed := 1}, offer(tls, Saved, Config, Identity)),
+    ?assertMatch(#{resumed := 1}, offer(Saved, Config, Identity)),
     rekindle_node:stop(Second).
 
 a_named_scope_outlives_a_restart_on_another_port(Config) ->
     Other = rekindle_node:free_port(),
     Names = [{scope, #{?config(port, Config) => mqtt, Other => mqtt}}],
     First = start(Config, Names),
-    Saved = save(tls, 1, Config),
+    Saved = save(1, Config),
     await_written(1, First),
     stop(First),
     Elsewhere = lists:keystore(port, 1, Config, {port, Other}),
     Second = start(Elsewhere, Names),
     await_applied(1, Second),
-    ?assertMatch(#{resumed := 1}, offer(tls, Saved, Elsewhere)),
+    ?assertMatch(#{resumed := 1}, offer(Saved, Elsewhere)),
     rekindle_node:stop(Second).
 
 upgraded_sockets_outlive_a_restart(Config) ->
     First = start(upgrade, Config, [], [{versions, ['tlsv1.2']}]),
-    Saved = save(tls, 1, Config),
+    Saved = save(1, Config),
     await_written(1, First),
     kill(First),
     Second = start(upgrade, Config, [], [{versions, ['tlsv1.2']}]),
     %% ssl opens the cache with the first of them.
-    _ = save(tls, 2, Config),
+    _ = save(2, Config),
     await_applied(1, Second),
-    ?assertMatch(#{resumed := 1}, offer(tls, Saved, Config)),
+    ?assertMatch(#{resumed := 1}, offer(Saved, Config)),
     rekindle_node:stop(Second).
 
 %% ---- revocation ----
 
 what_was_revoked_does_not_come_back(Config) ->
     First = start(Config, []),
-    Flushed = save(tls, 1, Config),
+    Flushed = save(1, Config),
     await_written(1, First),
     {ok, 1} = rekindle_node:call(First, rekindle_admin, flush, []),
     %% Who makes a session in the two seconds after a flush may have to make it again after a restart.
     timer:sleep(2500),
-    Forgotten = save(tls, 2, Config),
-    Kept = save(tls, 3, Config),
+    Forgotten = save(2, Config),
+    Kept = save(3, Config),
     #{sessions := [#{id := _}, #{id := _}] = Sessions} = rekindle_node:call(First, rekindle_admin, sessions, []),
     %% Two handshakes can take less than a second: which is which, the file tells.
-    [Id] = [Id || #{id := Id} <- Sessions, Id =:= session_id(Forgotten)],
+    [Id] = [Id || #{id := Id} <- Sessions, Id =:= rekindle_clients:session_id(Forgotten)],
     {ok, 1} = rekindle_node:call(First, rekindle_admin, forget, [Id]),
     await(fun() -> journal(First, queued) =:= 0 andalso journal(First, written) >= 6 end),
     kill(First),
     Second = start(Config, []),
     await_replayed(Second),
-    ?assertMatch(#{resumed := 0}, offer(tls, Flushed, Config)),
-    ?assertMatch(#{resumed := 0}, offer(tls, Forgotten, Config)),
-    ?assertMatch(#{resumed := 1}, offer(tls, Kept, Config)),
+    ?assertMatch(#{resumed := 0}, offer(Flushed, Config)),
+    ?assertMatch(#{resumed := 0}, offer(Forgotten, Config)),
+    ?assertMatch(#{resumed := 1}, offer(Kept, Config)),
     ?assertMatch(#{revoked := 2}, journal(Second, skipped)),
     rekindle_node:stop(Second).
 
 what_has_expired_does_not_come_back(Config) ->
     First = start(Config, [{lifetime, 3}]),
-    Saved = save(tls, 1, Config),
+    Saved = save(1, Config),
     await_written(1, First),
     stop(First),
     Second = start(Config, [{lifetime, 3}]),
     await_replayed(Second),
     timer:sleep(3500),
-    ?assertMatch(#{resumed := 0}, offer(tls, Saved, Config)),
+    ?assertMatch(#{resumed := 0}, offer(Saved, Config)),
     await_written(1, Second),
     stop(Second),
     timer:sleep(3500),
@@ -166,7 +169,7 @@ what_has_expired_does_not_come_back(Config) ->
 %% It may trust other authorities than the one before.
 a_listener_opened_again_does_not_have_the_old_sessions(Config) ->
     Node = start(Config, []),
-    Saved = save(tls, 1, Config),
+    Saved = save(1, Config),
     await_written(1, Node),
     ok = rekindle_node:run(Node, fun() ->
         rekindle_servers:stop(whereis(the_server)),
@@ -174,12 +177,12 @@ a_listener_opened_again_does_not_have_the_old_sessions(Config) ->
         ok
     end),
     listen(Node, tls, Config, [{versions, ['tlsv1.2']}]),
-    ?assertMatch(#{resumed := 0}, offer(tls, Saved, Config)),
+    ?assertMatch(#{resumed := 0}, offer(Saved, Config)),
     await(fun() -> journal(Node, queued) =:= 0 end),
     kill(Node),
     Second = start(Config, []),
     await_replayed(Second),
-    ?assertMatch(#{resumed := 0}, offer(tls, Saved, Config)),
+    ?assertMatch(#{resumed := 0}, offer(Saved, Config)),
     rekindle_node:stop(Second).
 
 %% ---- trouble ----
@@ -210,8 +213,8 @@ a_folder_that_cannot_be_used_costs_only_the_journal(Config) ->
     Folder = ?config(folder, Config),
     ok = file:write_file(Folder, "a file is in its place"),
     Node = start(Config, []),
-    Saved = save(tls, 1, Config),
-    ?assertMatch(#{resumed := 1}, offer(tls, Saved, Config)),
+    Saved = save(1, Config),
+    ?assertMatch(#{resumed := 1}, offer(Saved, Config)),
     await(fun() -> journal(Node, state) =:= down end),
     ?assertNotEqual(nomatch, string:find(journal(Node, last_error), Folder)),
     [Line] = [Line || {error, Line} <- rekindle_node:call(Node, rekindle_admin, doctor, [])],
@@ -222,16 +225,17 @@ a_folder_that_cannot_be_used_costs_only_the_journal(Config) ->
     kill(Node),
     Second = start(Config, []),
     await_applied(1, Second),
-    ?assertMatch(#{resumed := 1}, offer(tls, Saved, Config)),
+    ?assertMatch(#{resumed := 1}, offer(Saved, Config)),
     rekindle_node:stop(Second).
 
 a_key_file_that_others_may_read_is_not_used(Config) ->
     KeyFile = filename:join(?config(dir, Config), "my_keys"),
-    Key = base64:encode(crypto:strong_rand_bytes(32)),
-    ok = file:write_file(KeyFile, ["2026-11 ", Key, "\n"]),
+    Written = iolist_to_binary(rekindle_journals:key("2026-11")),
+    ok = rekindle_journals:write_keys(KeyFile, [Written]),
+    [_, Key] = string:lexemes(Written, " \n"),
     ok = file:change_mode(KeyFile, 8#640),
     Node = start(Config, [{journal, {folder, ?config(folder, Config), [{key_file, KeyFile}]}}]),
-    _ = save(tls, 1, Config),
+    _ = save(1, Config),
     await(fun() -> journal(Node, state) =:= down end),
     Error = journal(Node, last_error),
     ?assertNotEqual({Error, nomatch}, {Error, string:find(Error, "mode 640")}),
@@ -244,16 +248,16 @@ a_key_file_that_others_may_read_is_not_used(Config) ->
 
 two_nodes_do_not_share_a_folder(Config) ->
     First = start(Config, []),
-    Saved = save(tls, 1, Config),
+    Saved = save(1, Config),
     await_written(1, First),
     Elsewhere = lists:keystore(port, 1, Config, {port, rekindle_node:free_port()}),
     Second = start(Elsewhere, []),
-    Own = save(tls, 2, Elsewhere),
-    ?assertMatch(#{resumed := 1}, offer(tls, Own, Elsewhere)),
+    Own = save(2, Elsewhere),
+    ?assertMatch(#{resumed := 1}, offer(Own, Elsewhere)),
     await(fun() -> journal(Second, state) =:= down end),
     Error = journal(Second, last_error),
     ?assertNotEqual({Error, nomatch}, {Error, string:find(Error, "in use")}),
-    ?assertMatch(#{resumed := 1}, offer(tls, Saved, Config)),
+    ?assertMatch(#{resumed := 1}, offer(Saved, Config)),
     kill(First),
     await_written(1, Second),
     rekindle_node:stop(Second).
@@ -261,7 +265,7 @@ two_nodes_do_not_share_a_folder(Config) ->
 %% As a power cut leaves it: the newest file ends anywhere.
 a_torn_log_gives_back_all_but_its_end(Config) ->
     First = start(Config, []),
-    Saved = [save(tls, N, Config) || N <- lists:seq(1, 4)],
+    Saved = [save(N, Config) || N <- lists:seq(1, 4)],
     await_written(4, First),
     kill(First),
     {ok, Files} = files(?config(folder, Config)),
@@ -275,7 +279,7 @@ a_torn_log_gives_back_all_but_its_end(Config) ->
     ok = file:close(Device),
     Second = start(Config, []),
     await_replayed(Second),
-    Resumed = lists:sum([N || File <- Saved, #{resumed := N} <- [offer(tls, File, Config)]]),
+    Resumed = lists:sum([N || File <- Saved, #{resumed := N} <- [offer(File, Config)]]),
     ct:log("~b of 4 resumed", [Resumed]),
     ?assert(Resumed >= 3),
     ?assertEqual(up, journal(Second, state)),
@@ -314,34 +318,17 @@ stop(Node) ->
     ok = rekindle_node:call(Node, init, stop, []),
     receive {'DOWN', Monitor, _, _, _} -> ok after 30_000 -> error(still_running) end.
 
-kill(Node) ->
-    Monitor = monitor(process, Node),
-    Pid = rekindle_node:call(Node, os, getpid, []),
-    {0, _} = rekindle_clients:run("kill", ["-9", Pid], [], 10_000),
-    receive {'DOWN', Monitor, _, _, _} -> ok after 30_000 -> error(still_running) end.
+save(N, Config) ->
+    save(N, Config, #{}).
 
-save(Proto, N, Config) ->
-    save(Proto, N, Config, #{}).
+save(N, Config, Client) ->
+    rekindle_journals:save(N, ?config(port, Config), Config, Client).
 
-save(Proto, N, Config, Identity) ->
-    File = filename:join(?config(dir, Config), integer_to_list(N) ++ ".session"),
-    #{full := 1} = rekindle_clients:openssl_save(Proto, ?config(port, Config), File, client(Config, Identity)),
-    File.
+offer(File, Config) ->
+    offer(File, Config, #{}).
 
-offer(Proto, File, Config) ->
-    offer(Proto, File, Config, #{}).
-
-offer(Proto, File, Config, Identity) ->
-    rekindle_clients:openssl_offer(Proto, ?config(port, Config), File, client(Config, Identity)).
-
-client(Config, Identity) ->
-    #{ca := Ca} = ?config(certs, Config),
-    Identity#{cafile => Ca}.
-
-session_id(File) ->
-    {0, Text} = rekindle_clients:run("openssl", ["sess_id", "-in", File, "-noout", "-text"], [], 10_000),
-    {match, [Id]} = re:run(Text, "Session-ID: ([0-9A-F]+)", [{capture, all_but_first, binary}]),
-    Id.
+offer(File, Config, Client) ->
+    rekindle_journals:offer(File, ?config(port, Config), Config, Client).
 
 await_written(Sessions, Node) ->
     %% And what they have in common.
@@ -355,14 +342,6 @@ await_replayed(Node) ->
 
 await(Condition) ->
     rekindle_node:await(Condition).
-
-%% Of the newest scope.
-journal(Node, Key) ->
-    #{journal := #{Key := Value}} = lists:last(servers(Node)),
-    Value.
-
-servers(Node) ->
-    [Info || #{role := server} = Info <- rekindle_node:call(Node, rekindle_admin, info, [])].
 
 files(Folder) ->
     Found = filelib:fold_files(Folder, ".*", true, fun(File, Files) -> [File | Files] end, []),

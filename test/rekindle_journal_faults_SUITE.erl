@@ -8,6 +8,9 @@
 
 -compile([export_all, nowarn_export_all]).
 
+-import(rekindle_journals, [key/1, write_keys/2, save/3, offer/3, journal/2]).
+-import(rekindle_node, [kill/1]).
+
 -define(PASSWORD, "pass word/1").
 -define(OTHER_PASSWORD, "another pass word").
 
@@ -66,8 +69,7 @@ init_per_testcase(Case, Config) ->
     Dir = filename:join(?config(priv_dir, Config), Case),
     ok = file:make_dir(Dir),
     KeyFile = filename:join(Dir, "keys"),
-    ok = file:write_file(KeyFile, ["a ", base64:encode(crypto:strong_rand_bytes(32)), "\n"]),
-    ok = file:change_mode(KeyFile, 8#600),
+    ok = write_keys(KeyFile, [key("a")]),
     [{dir, Dir}, {key_file, KeyFile} | Config].
 
 end_per_testcase(_Case, Config) ->
@@ -240,7 +242,7 @@ fault(#{first := {Node, Port}, ports := Ports} = World, Config, #{break := Break
     Made = [save({made, N}, Port, Config) || N <- [1, 2, 3]],
     Short = save(short, Port, Config),
     ?assertEqual([1, 1, 1, 1, 1], [resumed(File, Port, Config) || File <- [Before, Short | Made]]),
-    [{ok, 1} = rekindle_node:call(Node, rekindle_admin, forget, [session_id(File)]) || File <- [Before, Short]],
+    [{ok, 1} = rekindle_node:call(Node, rekindle_admin, forget, [rekindle_clients:session_id(File)]) || File <- [Before, Short]],
     Longest = await_handshakes(?MEANWHILE, Traffic, Node),
     await(fun() -> finds(maps:get(finds, Expected, ""), Node) end),
     _ = Mend(),
@@ -342,28 +344,11 @@ await_handshakes(Wanted, {Count, _} = Traffic, Node, Longest) ->
         false -> timer:sleep(20), await_handshakes(Wanted, Traffic, Node, Now)
     end.
 
-save(Name, Port, Config) ->
-    File = filename:join(?config(dir, Config), lists:flatten(io_lib:format("~0p.session", [Name]))),
-    #{full := 1} = rekindle_clients:openssl_save(tls, Port, File, client(Config)),
-    File.
-
-offer(File, Port, Config) ->
-    rekindle_clients:openssl_offer(tls, Port, File, client(Config)).
-
 %% A handshake in any case.
 resumed(File, Port, Config) ->
     #{full := Full, resumed := Resumed} = offer(File, Port, Config),
     ?assertEqual(1, Full + Resumed),
     Resumed.
-
-client(Config) ->
-    #{ca := Ca} = ?config(certs, Config),
-    #{cafile => Ca}.
-
-session_id(File) ->
-    {0, Text} = rekindle_clients:run("openssl", ["sess_id", "-in", File, "-noout", "-text"], [], 10_000),
-    {match, [Id]} = re:run(Text, "Session-ID: ([0-9A-F]+)", [{capture, all_but_first, list}]),
-    Id.
 
 %% ---- nodes ----
 
@@ -421,12 +406,6 @@ start_node(Journal, Port, Config) ->
     {_, Port} = rekindle_node:call(Node, rekindle_servers, start, [tls, Options]),
     {Node, Port}.
 
-kill(Node) ->
-    Monitor = monitor(process, Node),
-    Pid = rekindle_node:call(Node, os, getpid, []),
-    {0, _} = rekindle_clients:run("kill", ["-9", Pid], [], 10_000),
-    receive {'DOWN', Monitor, _, _, _} -> ok after 30_000 -> error(still_running) end.
-
 watch_log(Node) ->
     ok = rekindle_node:run(Node, fun() ->
         Self = self(),
@@ -459,10 +438,6 @@ longest_queue(Node) ->
 
 caches() ->
     lists:sort([Pid || {_, Pid, _, _} <- supervisor:which_children(ssl_server_session_cache_sup), is_pid(Pid)]).
-
-journal(Node, Key) ->
-    [#{journal := #{Key := Value}}] = [Info || #{role := server} = Info <- rekindle_node:call(Node, rekindle_admin, info, [])],
-    Value.
 
 %% A server that keeps silent takes some seconds each time it is tried.
 await(Condition) ->

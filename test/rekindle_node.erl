@@ -1,7 +1,7 @@
 %% @doc A node of its own for a test: another ssl, another environment, and nothing left of it after.
 -module(rekindle_node).
 
--export([start/1, start/2, start_ssl/1, stop/1, call/4, run/2, await/1, free_port/0]).
+-export([start/1, start/2, start_ssl/1, stop/1, kill/1, call/4, run/2, await/1, free_port/0]).
 -export([apply_fun/1]).
 
 -define(KEYS, [session_cb, server_session_cb, client_session_cb]).
@@ -33,6 +33,13 @@ start_ssl(SslEnv) ->
 -spec stop(pid()) -> ok.
 stop(Node) ->
     peer:stop(Node).
+
+%% @doc Ends it as the system does that has no memory left.
+-spec kill(pid()) -> ok.
+kill(Node) ->
+    Monitor = monitor(process, Node),
+    {0, _} = rekindle_clients:run("kill", ["-9", call(Node, os, getpid, [])], [], 10_000),
+    receive {'DOWN', Monitor, _, _, _} -> ok after 30_000 -> error(still_running) end.
 
 -spec call(pid(), module(), atom(), [term()]) -> term().
 call(Node, Module, Function, Args) ->

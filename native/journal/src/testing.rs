@@ -3,13 +3,14 @@
 #![cfg_attr(fuzzing, allow(dead_code))]
 
 use crate::clock::wall_ms;
-use crate::{Content, Lane, LogError, LogReader, LogWriter, Portable, Record};
+use crate::{Content, KeyFile, Lane, LogError, LogReader, LogWriter, Options, Portable, Record};
 use once_cell::sync::Lazy;
 use parking_lot::{Condvar, Mutex};
 use rekindle_core::{
     Join, Limits, Pattern, Reference, Registry, Scope, ServerStore, Session, Store,
 };
 use std::borrow::Cow;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -232,6 +233,23 @@ impl Portable for Common {
 }
 
 static REGISTRY: Lazy<Registry<Common>> = Lazy::new(Registry::new);
+
+pub const LAYOUT: &[u8] = b"layout";
+
+/// Of a journal whose log others share, and whose keys are in this file.
+pub fn options(scope: &[u8], key_file: PathBuf) -> Options {
+    Options {
+        scope: scope.into(),
+        layout: LAYOUT.into(),
+        keys: KeyFile {
+            path: key_file,
+            make: false,
+        },
+        location: "memory".into(),
+        is_shared: true,
+        is_fresh: false,
+    }
+}
 
 /// Opens a scope. It ends when the first of the two is dropped.
 pub fn open(name: &[u8], limits: Limits) -> (Reference<Common>, Arc<Scope<Common>>) {

@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -204,11 +205,11 @@ fn bounded<T: Send + 'static>(what: impl FnOnce() -> T + Send + 'static) -> T {
     ended.recv_timeout(PATIENCE).expect("it hangs")
 }
 
-fn records(range: std::ops::Range<u32>) -> Vec<Record> {
+fn records(range: Range<u32>) -> Vec<Record> {
     range.map(|n| format!("record {n}").into_bytes()).collect()
 }
 
-fn births(range: std::ops::Range<u32>) -> Vec<(Lane, Record)> {
+fn births(range: Range<u32>) -> Vec<(Lane, Record)> {
     records(range)
         .into_iter()
         .map(|record| (Lane::Births, record))
@@ -232,6 +233,27 @@ fn read(reader: &mut ValkeyReader, count: usize) -> Vec<(Lane, Record)> {
         );
     }
     all
+}
+
+/// Writes these as soon as the server takes them.
+fn write_again(writer: &mut ValkeyWriter, range: Range<u32>) {
+    until("it is written to again", || {
+        writer.append(Lane::Births, &records(range.clone())).ok()
+    });
+}
+
+/// All that is read until these have been.
+fn read_again(reader: &mut ValkeyReader, range: Range<u32>) -> Vec<(Lane, Record)> {
+    let mut found = Vec::new();
+    until("all are read", || {
+        let newer = reader.newer(1000, Duration::from_millis(100));
+        found.extend(newer.unwrap_or_default());
+        births(range.clone())
+            .iter()
+            .all(|birth| found.contains(birth))
+            .then_some(())
+    });
+    found
 }
 
 fn all_older(reader: &mut ValkeyReader, lane: Lane, limit: usize) -> Vec<Record> {
@@ -511,9 +533,7 @@ fn a_server_that_is_killed_and_comes_back_empty() {
                 .and_then(|_| behind.newer(3, Duration::ZERO)),
         );
         server.restart();
-        until("it is written to again", || {
-            writer.append(Lane::Births, &records(11..12)).ok()
-        });
+        write_again(&mut writer, 11..12);
         assert_eq!(read(&mut reader, 1), births(11..12));
         // What was there before is gone; that is the beginning then.
         assert!(all_older(&mut behind, Lane::Births, 3).len() <= 7);
@@ -578,22 +598,9 @@ fn a_server_that_stops_makes_errors_and_hangs_nobody() {
                 (writer, reader)
             });
         server.signal("CONT");
-        until("it is written to again", || {
-            writer.append(Lane::Births, &records(10..20)).ok()
-        });
+        write_again(&mut writer, 10..20);
         // What was sent before may have arrived as well.
-        let mut found = Vec::new();
-        until("all are read", || {
-            found.extend(
-                reader
-                    .newer(100, Duration::from_millis(200))
-                    .unwrap_or_default(),
-            );
-            births(10..20)
-                .iter()
-                .all(|birth| found.contains(birth))
-                .then_some(())
-        });
+        let found = read_again(&mut reader, 10..20);
         assert!(!found.contains(&births(0..1)[0]));
     });
 }
@@ -1057,21 +1064,8 @@ fn a_cluster_shares_the_partitions() {
             (writer, reader)
         });
         servers[1].signal("CONT");
-        until("it is written to again", || {
-            writer.append(Lane::Births, &records(2000..2600)).ok()
-        });
-        let mut found = Vec::new();
-        until("all are read", || {
-            found.extend(
-                reader
-                    .newer(1000, Duration::from_millis(100))
-                    .unwrap_or_default(),
-            );
-            births(2000..2600)
-                .iter()
-                .all(|birth| found.contains(birth))
-                .then_some(())
-        });
+        write_again(&mut writer, 2000..2600);
+        read_again(&mut reader, 2000..2600);
 
         // The streams move to other servers, and the one in the URL ends.
         let id: String = cmd("CLUSTER")
@@ -1091,9 +1085,7 @@ fn a_cluster_shares_the_partitions() {
                 .map(|a| a.to_string())
                 .collect::<Vec<_>>(),
         );
-        until("it is written to again", || {
-            writer.append(Lane::Births, &records(3000..3012)).ok()
-        });
+        write_again(&mut writer, 3000..3012);
         until("it is read again", || {
             reader.newer(1000, Duration::from_millis(100)).ok()
         });
@@ -1105,20 +1097,7 @@ fn a_cluster_shares_the_partitions() {
                 .query(&mut server.admin())
                 .unwrap();
         }
-        until("it is written to again", || {
-            writer.append(Lane::Births, &records(3012..3024)).ok()
-        });
-        let mut found = Vec::new();
-        until("all are read", || {
-            found.extend(
-                reader
-                    .newer(1000, Duration::from_millis(100))
-                    .unwrap_or_default(),
-            );
-            births(3012..3024)
-                .iter()
-                .all(|birth| found.contains(birth))
-                .then_some(())
-        });
+        write_again(&mut writer, 3012..3024);
+        read_again(&mut reader, 3012..3024);
     });
 }

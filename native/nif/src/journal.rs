@@ -156,31 +156,35 @@ fn path(binary: Binary) -> PathBuf {
     PathBuf::from(OsStr::from_bytes(&binary))
 }
 
-/// What happened to the journals since the last call, the oldest first; see `rekindle_journal`.
+/// What happened to the journals since the last call, the oldest first, and whether there is any journal; see
+/// `rekindle_journal`.
 #[rustler::nif]
-fn journal_events(env: Env) -> Vec<Term> {
-    let text = |text: &str| terms::binary(env, text.as_bytes());
-    take_events()
-        .into_iter()
+fn journal_events(env: Env) -> (Vec<Term>, bool) {
+    let events = take_events()
+        .iter()
         .map(|event| {
-            let what = match &event.what {
-                Happened::Down(error) => (atoms::down(), text(error)).encode(env),
-                Happened::Up { after_ms, dropped } => {
-                    (atoms::up(), *after_ms, *dropped).encode(env)
-                }
-                Happened::Replayed { sessions, took_ms } => {
-                    (atoms::replayed(), *sessions, *took_ms).encode(env)
-                }
-                Happened::Noticed(notice) => (atoms::noticed(), text(notice)).encode(env),
-            };
-            (
-                terms::binary(env, &event.scope),
-                text(&event.location),
-                what,
-            )
-                .encode(env)
+            let scope = terms::binary(env, &event.scope);
+            let location = terms::binary(env, event.location.as_bytes());
+            (scope, location, happened(env, &event.what)).encode(env)
         })
-        .collect()
+        .collect();
+    let scopes = REGISTRY.scopes();
+    let is_any = scopes
+        .iter()
+        .any(|scope| scope.attached::<Journal>().is_some());
+    (events, is_any)
+}
+
+fn happened<'a>(env: Env<'a>, what: &Happened) -> Term<'a> {
+    let text = |text: &str| terms::binary(env, text.as_bytes());
+    match what {
+        Happened::Down(error) => (atoms::down(), text(error)).encode(env),
+        Happened::Up { after_ms, dropped } => (atoms::up(), *after_ms, *dropped).encode(env),
+        Happened::Replayed { sessions, took_ms } => {
+            (atoms::replayed(), *sessions, *took_ms).encode(env)
+        }
+        Happened::Noticed(notice) => (atoms::noticed(), text(notice)).encode(env),
+    }
 }
 
 /// Reads a scope's key file anew: `{ok, Names}`, `{error, Line}`, or `undefined` where there is no journal.

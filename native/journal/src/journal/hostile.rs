@@ -2,12 +2,11 @@
 
 use super::*;
 use crate::record::{kind_of, seal_plain, Kind};
-use crate::testing::{id, key_line, open, secret, store, Common, Memory};
+use crate::testing::{id, key_line, open, options, secret, store, Common, Memory, LAYOUT};
 use rekindle_core::{Limits, Reference};
 use sha2::{Digest, Sha256};
 
 const SCOPE: &[u8] = b"hostile";
-const LAYOUT: &[u8] = b"layout";
 const HOUR_MS: u64 = 3_600_000;
 /// Session 0 is the node's own, and the next come from another one.
 const SESSIONS: u32 = 4;
@@ -102,17 +101,7 @@ impl Default for Target {
             lifetime_ms: HOUR_MS,
         };
         let (reference, scope) = open(SCOPE, limits);
-        let options = Options {
-            scope: SCOPE.into(),
-            layout: LAYOUT.into(),
-            keys: KeyFile {
-                path: "/nonexistent".into(),
-                make: false,
-            },
-            location: "by hand".into(),
-            is_shared: true,
-            is_fresh: false,
-        };
+        let options = options(SCOPE, "/nonexistent".into());
         let shared = Arc::new(Shared::new(&scope, options).expect("a random number"));
         *shared.keys.write() = Some(Arc::new(keys()));
         let context = Context::new(SCOPE, LAYOUT);

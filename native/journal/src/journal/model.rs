@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::clock::set_moved;
-use crate::testing::{id, key_line, open, secret, store, Common, Memory};
+use crate::testing::{id, key_line, open, options, secret, store, Common, Memory, LAYOUT};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use rekindle_core::{Limits, Reference};
@@ -23,7 +23,6 @@ const APART_MS: u64 = 2_000;
 const SLACK_MS: u64 = 3_000;
 
 const SCOPE: &[u8] = b"model";
-const LAYOUT: &[u8] = b"layout";
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -192,17 +191,7 @@ impl Model {
             lifetime_ms: LIFETIMES_MS[node],
         };
         let (reference, scope) = open(SCOPE, limits);
-        let options = Options {
-            scope: SCOPE.into(),
-            layout: LAYOUT.into(),
-            keys: KeyFile {
-                path: "/nonexistent".into(),
-                make: false,
-            },
-            location: "memory".into(),
-            is_shared: true,
-            is_fresh: false,
-        };
+        let options = options(SCOPE, "/nonexistent".into());
         let shared = Arc::new(Shared::new(&scope, options).unwrap());
         *shared.keys.write() = Some(Arc::new(keys()));
         let mut reader = Reader::new(Arc::clone(&shared), &scope, self.log.reader(late, at_once));

@@ -1,7 +1,7 @@
 //! Journals at work, with their threads, on one log in memory.
 
 use super::*;
-use crate::testing::{id, key_line, open, secret, store, Common, Memory, USELESS};
+use crate::testing::{id, key_line, open, options, secret, store, Common, Memory, LAYOUT, USELESS};
 use rekindle_core::{Limits, Reference};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
@@ -12,7 +12,6 @@ use std::sync::mpsc;
 use tempfile::TempDir;
 
 const HOUR_MS: u64 = 3_600_000;
-const LAYOUT: &[u8] = b"layout";
 
 /// A log, and the key files of those who use it.
 struct Fleet {
@@ -82,17 +81,7 @@ impl Fleet {
     }
 
     fn options(&self) -> Options {
-        Options {
-            scope: self.name.clone(),
-            layout: LAYOUT.into(),
-            keys: KeyFile {
-                path: self.key_file("keys"),
-                make: false,
-            },
-            location: "memory".into(),
-            is_shared: true,
-            is_fresh: false,
-        }
+        options(&self.name, self.key_file("keys"))
     }
 
     fn node(&self) -> Node {
