@@ -63,8 +63,8 @@ bench-quick:
 # a log fails. Some twenty minutes; the tables go to bench/results.
 bench-journal:
 	@scripts/setup.sh valkey-server valkey-cli
-	@bench/journal_fleet.sh full
-	@bench/journal_faults.sh
+	@bench/erl.sh bench_journal full bench/results $$(command -v python3)
+	@bench/erl.sh bench_journal_faults bench/results $$(command -v python3)
 
 # Random input: a short run, or `make fuzz SECONDS=600` for so long, twice.
 fuzz:

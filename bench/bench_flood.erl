@@ -41,20 +41,9 @@ run(Dir, Name, #{devices := Devices, resumptions := Resumptions} = Settings) ->
 
 listen(Dir) ->
     Template = bench_sessions:template(Dir, {ecdsa, false}),
-    Self = self(),
-    spawn(fun() ->
-        {ok, Listener} = ssl:listen(0, [
-            {ip, {127, 0, 0, 1}}, {versions, ['tlsv1.2']}, {active, false}, {reuseaddr, true}, {nodelay, true}
-            | bench_certs:server_opts(Dir, {ecdsa, false})
-        ]),
-        [spawn_link(bench_handshakes, accept, [Listener]) || _ <- lists:seq(1, 4)],
-        {ok, {_, Port}} = ssl:sockname(Listener),
-        Self ! {listening, Port, bench_process:cache_of(Listener)},
-        timer:sleep(infinity)
-    end),
-    receive
-        {listening, Port, Cache} -> {Port, Cache, Template}
-    end.
+    Listener = bench_handshakes:listen(Dir, {ecdsa, false}, 0),
+    {ok, {_, Port}} = ssl:sockname(Listener),
+    {Port, bench_process:cache_of(Listener), Template}.
 
 %% @private Answers when all lookups and registrations are done.
 flood(Cache, Template, #{lookups := Lookups, sessions := Sessions}) ->

@@ -9,7 +9,7 @@
 -module(bench_handshakes).
 
 -export([run/4]).
--export([accept/1]).
+-export([listen/3, accept/1]).
 
 %% Numbers of connections. `busy' is for the last of the sizes only, and may be left out.
 -type settings() :: #{
@@ -33,7 +33,7 @@
 run(Dir, Workload, Sizes, #{python := Python} = Settings) ->
     Servers = [server(Name, Dir, Workload, lists:last(Sizes)) || Name <- [default, rekindle]],
     Client = open_port({spawn_executable, Python}, [
-        {args, [filename:join(bench_folder(), "handshakes.py"), filename:join(Dir, "client.pem")]},
+        {args, ["bench/handshakes.py", filename:join(Dir, "client.pem")]},
         {line, 1 bsl 24},
         exit_status
     ]),
@@ -50,9 +50,6 @@ run(Dir, Workload, Sizes, #{python := Python} = Settings) ->
     [bench_node:stop(Node) || #{node := Node} <- Servers],
     Rows.
 
-bench_folder() ->
-    os:getenv("REKINDLE_BENCH", "bench").
-
 %% ---- the servers ----
 
 server(Name, Dir, Workload, Size) ->
@@ -63,23 +60,27 @@ server(Name, Dir, Workload, Size) ->
             rekindle -> [{session_cb_init_args, [{max_bytes, bench_store:max_bytes(Size)}]}]
         end,
     Node = bench_node:start({Name, Env}),
-    Started = bench_node:call(Node, fun() -> listen(Dir, Workload) end),
+    Started = bench_node:call(Node, fun() -> start(Dir, Workload) end),
     Started#{node => Node, name => Name, os_pid => bench_node:os_pid(Node)}.
 
-listen(Dir, Workload) ->
+start(Dir, Workload) ->
     Template = bench_sessions:template(Dir, Workload),
+    Listener = listen(Dir, Workload, 0),
+    {ok, {_, Port}} = ssl:sockname(Listener),
+    Cache = bench_process:cache_of(Listener),
+    #{port => Port, cache => Cache, keeper => spawn(fun() -> keep(Template, Cache) end)}.
+
+%% @doc A listener at this port, or at any if it is 0, that stays when the caller ends.
+-spec listen(file:filename(), bench_sessions:workload(), inet:port_number()) -> ssl:sslsocket().
+listen(Dir, Workload, Port) ->
     Self = self(),
-    %% The caller ends with the call, and would take the listener with it.
     Keeper = spawn(fun() ->
-        {ok, Listener} = ssl:listen(0, options(Dir, Workload)),
+        {ok, Listener} = ssl:listen(Port, options(Dir, Workload)),
         [spawn_link(?MODULE, accept, [Listener]) || _ <- lists:seq(1, ?ACCEPTORS)],
-        {ok, {_, Port}} = ssl:sockname(Listener),
-        Self ! {self(), Port, bench_process:cache_of(Listener)},
-        keep(Template, bench_process:cache_of(Listener))
+        Self ! {self(), Listener},
+        timer:sleep(infinity)
     end),
-    receive
-        {Keeper, Port, Cache} -> #{port => Port, cache => Cache, keeper => Keeper}
-    end.
+    receive {Keeper, Listener} -> Listener end.
 
 options(Dir, Workload) ->
     [

@@ -1,5 +1,5 @@
-%% @doc Measures journals: what they cost, how fast they are, how large, and what is lost when. Started by
-%% journal_fleet.sh; writes `journal_fleet.md'.
+%% @doc Measures journals: what they cost, how fast they are, how large, and what is lost when. Writes
+%% `journal_fleet.md'.
 -module(bench_journal).
 
 -export([start/1]).

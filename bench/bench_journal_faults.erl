@@ -11,16 +11,18 @@
 %% Connections of a kind a turn, and how many are due each second.
 -define(COUNT, 500).
 -define(RATES, #{full => 100, resumed => 200}).
--define(ACCEPTORS, 8).
 -define(PASSWORD, "a password").
 
--record(cell, {
-    name :: string(),
-    node :: pid(),
-    port :: inet:port_number(),
-    break = fun() -> ok end :: fun(() -> term()),
-    mend = fun() -> ok end :: fun(() -> term())
-}).
+%% A node. `state' is what its journal has to say at the end of a turn; `mend_at_last' is done after all of them.
+-type cell() :: #{
+    name := string(),
+    node := pid(),
+    port := inet:port_number(),
+    state := undefined | up | down,
+    break := fun(() -> term()),
+    mend := fun(() -> term()),
+    mend_at_last => fun(() -> term())
+}.
 
 %% @doc The arguments are the folder for the results and Python's command.
 -spec start([string()]) -> no_return().
@@ -31,57 +33,88 @@ start([Results, Python]) ->
     ok = bench_certs:make(Dir, 0),
     ok = file:write_file(keys(Dir), ["a ", base64:encode(crypto:strong_rand_bytes(32)), "\n"]),
     ok = file:change_mode(keys(Dir), 8#600),
-    Disk = filename:join(Dir, "disk"),
-    ok = file:make_dir(Disk),
-    {Mounted, _} = rekindle_clients:run("mount", ["-t", "tmpfs", "-o", "size=8m", "tmpfs", Disk], [], 10_000),
-    Table =
+    Disks = [
+        {Kind, Disk}
+     || {Kind, Options} <- [{"disk full", "size=8m"}, {"read-only", "ro"}], Disk <- mounted(filename:join(Dir, Kind), Options)
+    ],
+    Measured =
         try
-            measure(cells(Dir, [Disk || Mounted =:= 0]), Dir, Python)
+            measure(cells(Dir, Disks), Dir, Python)
         after
-            _ = rekindle_clients:run("umount", ["-l", Disk], [], 10_000),
+            [rekindle_clients:run("umount", ["-l", Disk], [], 10_000) || {_, Disk} <- Disks],
             file:del_dir_r(Dir)
         end,
     Machine = bench_report:machine("journal_faults", erlang:monotonic_time(second) - Began),
-    ok = file:write_file(filename:join(Results, "journal_faults.md"), page(Table, Machine)),
+    ok = file:write_file(filename:join(Results, "journal_faults.md"), page(Measured, Machine)),
     halt(0).
 
 %% ---- the nodes ----
 
+mounted(Disk, Options) ->
+    ok = file:make_dir(Disk),
+    {Status, _} = rekindle_clients:run("mount", ["-t", "tmpfs", "-o", Options, "tmpfs", Disk], [], 10_000),
+    [Disk || Status =:= 0].
+
 cells(Dir, Disks) ->
-    [Working, Ending, Silent, Full] = [start_valkey(Dir, Name, #{}) || Name <- ["working", "ending", "silent", "full"]],
-    Memory = fun(Bytes) -> fun() -> "OK" = rekindle_valkey:command(Full, ["CONFIG", "SET", "maxmemory", Bytes]) end end,
+    Servers = [Working, _, Silent, Stopped, Full, Locked, Cut, Corrupted] = [start_valkey(Dir, #{}) || _ <- lists:seq(1, 8)],
+    put(killed, lists:nth(2, Servers)),
+    #{port := Port} = get(killed),
+    [CutProxy, CorruptProxy] = [rekindle_proxy:start(maps:get(port, Server)) || Server <- [Cut, Corrupted]],
+    Shared = filename:join(Dir, "journal"),
     [
-        cell("none", none, Dir),
-        cell("none, once more", none, Dir),
-        cell("Valkey", valkey(Working, Dir), Dir),
-        (cell("Valkey, killed", valkey(Ending, Dir), Dir))#cell{
-            break = fun() -> rekindle_valkey:stop(get_server(Ending)) end,
-            mend = fun() -> put(ending, start_valkey(Dir, "ending", maps:with([port], Ending))) end
-        },
-        (cell("Valkey, stopped (SIGSTOP)", valkey(Silent, Dir), Dir))#cell{
-            break = fun() -> rekindle_valkey:suspend(Silent) end,
-            mend = fun() -> rekindle_valkey:resume(Silent) end
-        },
-        (cell("Valkey, full", valkey(Full, Dir), Dir))#cell{break = Memory("1mb"), mend = Memory("0")},
-        cell("folder", folder(filename:join(Dir, "journal"), Dir), Dir)
-        | [
-            (cell("folder, disk full", folder(filename:join(Disk, "journal"), Dir), Dir))#cell{
-                break = fun() -> fill(filename:join(Disk, "filler")) end,
-                mend = fun() -> ok = file:delete(filename:join(Disk, "filler")) end
-            }
-         || Disk <- Disks
-        ]
-    ].
+        cell("none", none, Dir, #{state => undefined}),
+        cell("none, once more", none, Dir, #{state => undefined}),
+        cell("Valkey", valkey(Working, Dir), Dir, #{state => up}),
+        cell("Valkey, killed, and empty afterwards", valkey(get(killed), Dir), Dir, #{
+            break => fun() -> rekindle_valkey:stop(get(killed)) end,
+            mend => fun() -> put(killed, start_valkey(Dir, #{port => Port})) end
+        }),
+        cell("Valkey, stopped (SIGSTOP)", valkey(Silent, Dir), Dir, #{
+            break => fun() -> rekindle_valkey:suspend(Silent) end,
+            mend => fun() -> rekindle_valkey:resume(Silent) end
+        }),
+        cell("Valkey, stopped all the time", valkey(Stopped, Dir), Dir, #{
+            break => fun() -> rekindle_valkey:suspend(Stopped) end,
+            mend_at_last => fun() -> rekindle_valkey:resume(Stopped) end
+        }),
+        cell("Valkey, full", valkey(Full, Dir), Dir, #{
+            break => fun() -> configure(Full, "maxmemory", "1mb") end,
+            mend => fun() -> configure(Full, "maxmemory", "0") end
+        }),
+        cell("Valkey, another password", valkey(Locked, Dir), Dir, #{
+            break => fun() ->
+                configure(Locked, "requirepass", "another"),
+                rekindle_valkey:command(Locked#{password := "another"}, ["CLIENT", "KILL", "TYPE", "normal"])
+            end,
+            mend => fun() -> configure(Locked#{password := "another"}, "requirepass", ?PASSWORD) end
+        }),
+        proxied("Valkey, connections cut in a batch", Cut, CutProxy, {cut, to_server, 700}, Dir),
+        proxied("Valkey, answers corrupted", Corrupted, CorruptProxy, {flip, to_client, 11}, Dir),
+        cell("folder", folder(Shared, Dir), Dir, #{state => up}),
+        cell("folder, in use by another node", folder(Shared, Dir), Dir, #{})
+    ] ++ [on_disk(Kind, Disk, Dir) || {Kind, Disk} <- Disks].
 
-get_server(First) ->
-    case get(ending) of
-        undefined -> First;
-        Server -> Server
-    end.
+proxied(Name, Server, Proxy, Mode, Dir) ->
+    cell(Name, valkey(Server#{port := rekindle_proxy:port(Proxy)}, Dir), Dir, #{
+        break => fun() -> rekindle_proxy:set(Proxy, Mode) end,
+        mend => fun() -> rekindle_proxy:set(Proxy, pass) end
+    }).
 
-start_valkey(Dir, Name, Wanted) ->
+on_disk(Kind, Disk, Dir) ->
+    Filler = filename:join(Disk, "filler"),
+    Faults = #{
+        "read-only" => #{},
+        "disk full" => #{break => fun() -> fill(Filler) end, mend => fun() -> ok = file:delete(Filler) end}
+    },
+    cell("folder, " ++ Kind, folder(filename:join(Disk, "journal"), Dir), Dir, maps:get(Kind, Faults)).
+
+start_valkey(Dir, Wanted) ->
     [Program | _] = rekindle_valkey:programs(),
-    rekindle_valkey:start(Program, filename:join(Dir, Name), Wanted#{password => ?PASSWORD}).
+    Folder = filename:join(Dir, "server" ++ integer_to_list(erlang:unique_integer([positive]))),
+    rekindle_valkey:start(Program, Folder, Wanted#{password => ?PASSWORD}).
+
+configure(Server, Name, Value) ->
+    "OK" = rekindle_valkey:command(Server, ["CONFIG", "SET", Name, Value]).
 
 valkey(Server, Dir) -> {valkey, rekindle_valkey:url(Server), [{key_file, keys(Dir)}]}.
 
@@ -93,65 +126,58 @@ fill(File) ->
     [rekindle_clients:run("dd", ["if=/dev/zero", "of=" ++ File, Size, "oflag=append", "conv=notrunc"], [], 10_000)
      || Size <- ["bs=64k", "bs=512"]].
 
-cell(Name, Journal, Dir) ->
+-spec cell(string(), rekindle:journal(), file:filename(), map()) -> cell().
+cell(Name, Journal, Dir, Fault) ->
     Port = rekindle_node:free_port(),
     Node = bench_node:start({rekindle, [{session_cb_init_args, [{journal, Journal}, {scope, #{Port => fleet}}]}]}),
-    ok = bench_node:call(Node, fun() -> listen(Port, Dir) end),
-    #cell{name = Name, node = Node, port = Port}.
-
-listen(Port, Dir) ->
-    Self = self(),
-    %% The caller ends with the call, and would take the listener with it.
-    _ = spawn(fun() ->
-        {ok, Listener} = ssl:listen(Port, [
-            {ip, {127, 0, 0, 1}}, {versions, ['tlsv1.2']}, {active, false}, {nodelay, true}, {reuseaddr, true},
-            {backlog, 1024}, {log_level, none}
-            | bench_certs:server_opts(Dir, {ecdsa, false})
-        ]),
-        [spawn_link(bench_handshakes, accept, [Listener]) || _ <- lists:seq(1, ?ACCEPTORS)],
-        Self ! listening,
-        timer:sleep(infinity)
-    end),
-    receive listening -> ok end.
+    _ = bench_node:call(Node, fun() -> bench_handshakes:listen(Dir, {ecdsa, false}, Port) end),
+    Nothing = fun() -> ok end,
+    maps:merge(#{name => Name, node => Node, port => Port, state => down, break => Nothing, mend => Nothing}, Fault).
 
 %% ---- the rounds ----
 
 measure(Cells, Dir, Python) ->
-    Script = filename:join(os:getenv("REKINDLE_BENCH", "bench"), "handshakes.py"),
     Client = open_port({spawn_executable, Python}, [
-        {args, [Script, filename:join(Dir, "client.pem")]}, {line, 1 bsl 24}, exit_status
+        {args, ["bench/handshakes.py", filename:join(Dir, "client.pem")]}, {line, 1 bsl 24}, exit_status
     ]),
     Kinds = maps:keys(?RATES),
     [connect(Cell, Client, Kind, 30) || Cell <- Cells, Kind <- Kinds],
     Rounds = [{Round, Cell} || Round <- lists:seq(1, ?ROUNDS), Cell <- Cells],
     Turns = lists:append([turn(Round, Cell, Kinds, Client) || {Round, Cell} <- Rounds]),
-    Rows = [row(Kind, Cell, [Turn || {K, N, Turn} <- Turns, K =:= Kind, N =:= Name]) || Kind <- Kinds, #cell{name = Name} = Cell <- Cells],
-    [bench_node:stop(Node) || #cell{node = Node} <- Cells],
-    Rows.
+    Rows = [row(Kind, Cell, [Turn || {K, N, Turn} <- Turns, K =:= Kind, N =:= Name]) || Kind <- Kinds, #{name := Name} = Cell <- Cells],
+    Recovered = [recovery(Cell) || #{mend_at_last := _} = Cell <- Cells],
+    [bench_node:stop(Node) || #{node := Node} <- Cells],
+    {Rows, Recovered}.
 
-turn(Round, #cell{name = Name, break = Break, mend = Mend} = Cell, Kinds, Client) ->
+%% How long the journal had not worked, and how long it took to do so again, in milliseconds.
+recovery(#{mend_at_last := Mend} = Cell) ->
+    #{since := Seconds} = journal(Cell),
+    _ = Mend(),
+    Began = erlang:monotonic_time(millisecond),
+    ok = rekindle_node:await(fun() -> state(Cell) =:= up end),
+    {1000 * Seconds, erlang:monotonic_time(millisecond) - Began}.
+
+turn(Round, #{name := Name, break := Break, mend := Mend, state := Expected} = Cell, Kinds, Client) ->
     io:format("round ~b: ~ts~n", [Round, Name]),
     _ = Break(),
     Turn = [{Kind, Name, connect(Cell, Client, Kind, ?COUNT)} || Kind <- Kinds],
+    %% The fault was one.
     State = state(Cell),
-    State =:= expected(Name) orelse error({Name, State}),
+    State =:= Expected orelse error({Name, State}),
     _ = Mend(),
     Turn.
 
-%% The fault was one.
-expected("none" ++ _) -> undefined;
-expected(Name) when Name =:= "Valkey"; Name =:= "folder" -> up;
-expected(_) -> down.
+state(Cell) ->
+    case journal(Cell) of
+        #{state := State} -> State;
+        undefined -> undefined
+    end.
 
-state(#cell{node = Node}) ->
-    bench_node:call(Node, fun() ->
-        case [Journal || #{role := server, journal := Journal} <- rekindle_admin:info()] of
-            [#{state := State}] -> State;
-            [undefined] -> undefined
-        end
-    end).
+journal(#{node := Node}) ->
+    [Journal] = bench_node:call(Node, fun() -> [Journal || #{role := server, journal := Journal} <- rekindle_admin:info()] end),
+    Journal.
 
-connect(#cell{port = Port, node = Node}, Client, Kind, Count) ->
+connect(#{port := Port, node := Node}, Client, Kind, Count) ->
     OsPid = bench_node:os_pid(Node),
     Before = bench_clock:cpu(OsPid),
     port_command(Client, io_lib:format("~b ~s ~b ~b~n", [Port, Kind, Count, maps:get(Kind, ?RATES)])),
@@ -162,7 +188,7 @@ connect(#cell{port = Port, node = Node}, Client, Kind, Count) ->
             error({client_ended, Status})
     end.
 
-row(Kind, #cell{name = Name}, Turns) ->
+row(Kind, #{name := Name}, Turns) ->
     All = lists:append([Of || {_, Of} <- Turns]),
     Figures = [
         bench_clock:percentile(All, 0.5),
@@ -173,7 +199,7 @@ row(Kind, #cell{name = Name}, Turns) ->
 
 %% ---- the page ----
 
-page(Rows, #{cpu := Cpu, cores := Cores, otp := Otp, seconds := Seconds, load_after := Load, commit := Commit}) ->
+page({Rows, Recovered}, #{cpu := Cpu, cores := Cores, otp := Otp, seconds := Seconds, load_after := Load, commit := Commit}) ->
     [
         "# Handshakes while a journal's log fails\n\n"
         "One node each, TLS 1.2, ECDSA P-256, no client certificates. ", integer_to_list(?ROUNDS), " turns of ",
@@ -182,6 +208,10 @@ page(Rows, #{cpu := Cpu, cores := Cores, otp := Otp, seconds := Seconds, load_af
         "latency counts from when one was due to the first byte after its handshake, CPU is the whole node's, journal included. "
         "A log fails as its turn begins. Ratios are to the first row; the second one tells how far they go by chance. "
         "Each handshake was of the kind that is said: none failed, and all that were to be resumed were.\n\n",
+        [
+            io_lib:format("The server that was stopped all the time was so for ~b s; ~.1f s after that its journal worked again.\n\n", [Down div 1000, Up / 1000])
+         || {Down, Up} <- Recovered
+        ],
         Cpu, ", ", integer_to_list(Cores), " cores, shared with the clients; OTP ", Otp, "; commit ", Commit, "; took ",
         integer_to_list(Seconds), " s; load ", Load, " after.\n",
         [table(Kind, [Row || {K, _, _, _} = Row <- Rows, K =:= Kind]) || Kind <- maps:keys(?RATES)]

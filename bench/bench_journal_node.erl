@@ -38,18 +38,10 @@ cpu_since(#{cpu_before := Before} = Running) ->
     call(Running, fun runtime/0) - Before.
 
 listen(Certs, Port) ->
-    Self = self(),
-    %% The caller ends with the call, and would take the listener with it.
-    Keeper = spawn(fun() ->
-        Options = [{ip, {127, 0, 0, 1}}, {versions, ['tlsv1.2']}, {reuseaddr, true}],
-        {ok, Listener} = ssl:listen(Port, Options ++ bench_certs:server_opts(Certs, {ecdsa, false})),
-        State = sys:get_state(bench_process:cache_of(Listener)),
-        [Cache] = [Field || Field <- tuple_to_list(State), is_tuple(Field), element(1, Field) =:= server],
-        persistent_term:put({?MODULE, cache}, Cache),
-        Self ! {self(), listening},
-        timer:sleep(infinity)
-    end),
-    receive {Keeper, listening} -> ok end.
+    Listener = bench_handshakes:listen(Certs, {ecdsa, false}, Port),
+    State = sys:get_state(bench_process:cache_of(Listener)),
+    [Cache] = [Field || Field <- tuple_to_list(State), is_tuple(Field), element(1, Field) =:= server],
+    persistent_term:put({?MODULE, cache}, Cache).
 
 -spec stop(running()) -> ok.
 stop(#{node := Node}) ->

@@ -7,7 +7,6 @@
 -export([run/4]).
 
 -define(NODES, 3).
--define(ACCEPTORS, 8).
 
 %% @doc A row for the first storm, of devices without a session, and one for that after the restarts.
 -spec run(file:filename(), default | rekindle, rekindle:journal(), #{python := string(), devices := pos_integer()}) -> [map()].
@@ -15,7 +14,7 @@ run(Certs, Name, Journal, #{python := Python, devices := Devices}) ->
     Ports = [rekindle_node:free_port() || _ <- lists:seq(1, ?NODES)],
     Nodes = [start(Certs, Name, Journal, Port, 2 * Devices) || Port <- Ports],
     Client = open_port({spawn_executable, Python}, [
-        {args, [filename:join(os:getenv("REKINDLE_BENCH", "bench"), "devices.py"), integer_to_list(Devices)]},
+        {args, ["bench/devices.py", integer_to_list(Devices)]},
         {line, 1 bsl 16},
         exit_status
     ]),
@@ -39,23 +38,8 @@ start(Certs, Name, Journal, Port, Room) ->
         rekindle => [{session_cb_init_args, [{scope, #{Port => devices}}, {journal, Journal}]}]
     },
     Node = bench_node:start({Name, maps:get(Name, Env)}),
-    ok = bench_node:call(Node, fun() -> listen(Certs, Port) end),
+    _ = bench_node:call(Node, fun() -> bench_handshakes:listen(Certs, {ecdsa, false}, Port) end),
     Node.
-
-listen(Certs, Port) ->
-    Self = self(),
-    %% The caller ends with the call, and would take the listener with it.
-    Keeper = spawn(fun() ->
-        {ok, Listener} = ssl:listen(Port, [
-            {ip, {127, 0, 0, 1}}, {versions, ['tlsv1.2']}, {active, false}, {reuseaddr, true}, {nodelay, true},
-            {backlog, 1024}, {log_level, none}
-            | bench_certs:server_opts(Certs, {ecdsa, false})
-        ]),
-        [spawn_link(bench_handshakes, accept, [Listener]) || _ <- lists:seq(1, ?ACCEPTORS)],
-        Self ! {self(), listening},
-        timer:sleep(infinity)
-    end),
-    receive {Keeper, listening} -> ok end.
 
 await_sessions(Node, Devices) ->
     bench_node:call(Node, fun() -> await_here(Devices, 5000) end).

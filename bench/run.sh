@@ -10,16 +10,13 @@ case "$mode" in
     *) echo "Usage: bench/run.sh quick|full [results folder]" >&2; exit 2 ;;
 esac
 results=${2:-bench/results}
-build=_build/bench/ebin
 
 if [ ! -r /proc/self/schedstat ]; then
     echo "The benchmarks read CPU time and memory from /proc: they need Linux, with schedstat." >&2
     exit 1
 fi
 
-rebar3 compile
-mkdir -p "$build" "$results"
-erlc -o "$build" bench/*.erl test/rekindle_servers.erl
+mkdir -p "$results"
 
 # The first of these with the library for plots; any will do for the handshakes.
 python=$(command -v python3)
@@ -45,8 +42,7 @@ if [ "$mode" = full ]; then
     core="operations $core"
 fi
 
-REKINDLE_BENCH=$(pwd)/bench erl -noinput -pa _build/default/lib/rekindle/ebin "$build" \
-    -run rekindle_bench start "$mode" "$results" "$python"
+bench/erl.sh rekindle_bench "$mode" "$results" "$python"
 
 for table in $core; do
     { echo; cat "$results/$table.md"; } >>"$results/RESULTS.md"

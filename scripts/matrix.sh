@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs the Common Test suites on each OTP release that is named: on this machine's own as it is, on another one in
+# Runs the Common Test suites on each OTP release that is named, all at once: on this machine's own as it is, on another one in
 # a root folder with the packages of the Debian suite that has it. Nothing is installed, and only the tests see what
 # is mounted there. A line for each release; the last line reads `N passed, N failed`.
 #
@@ -171,21 +171,30 @@ failed=0
 rebar3 compile &&
     cargo build --quiet --locked --package rekindle_nif --features testing --target-dir target || exit 1
 
+# They wait more than they work, so all run at once.
+tested=
 for release in ${*:-$host 27 29}; do
     log=$matrix/$release.log
     suite=$(suite_of "$release")
     folder=$matrix/$suite
     root=$folder/root
     if [ "$release" = "$host" ]; then
-        scripts/test.sh suites >"$log" 2>&1
-        report "$release (host)"
+        echo "$release (host)" >"$matrix/$release.name"
+        scripts/test.sh suites >"$log" 2>&1 &
     elif [ -n "$suite" ] && provide; then
+        cat "$root/usr/lib/erlang/releases/$release/OTP_VERSION" >"$matrix/$release.name"
         copy_checkout
-        test_in_root >"$log" 2>&1
-        report "$(cat "$root/usr/lib/erlang/releases/$release/OTP_VERSION")"
+        test_in_root >"$log" 2>&1 &
     else
         echo "OTP $release: SKIPPED. It cannot be had from this machine's Debian mirror, and NOTHING WAS TESTED ON IT."
+        continue
     fi
+    tested="$tested $release"
+done
+wait
+for release in $tested; do
+    log=$matrix/$release.log
+    report "$(cat "$matrix/$release.name")"
 done
 
 echo "$passed passed, $failed failed"
