@@ -60,7 +60,7 @@ bench-quick:
 	@bench/run.sh quick _build/bench/quick
 
 # Journals: what they cost, how fast and how large they are, what is lost when, a fleet restarted, and handshakes while
-# a log fails. Some twenty minutes; the tables go to bench/results.
+# a log fails. Some half an hour; the tables go to bench/results.
 bench-journal:
 	@scripts/setup.sh valkey-server valkey-cli
 	@bench/erl.sh bench_journal full bench/results $$(command -v python3)

@@ -7,7 +7,7 @@
 
 -export([start/1]).
 
--define(ROUNDS, 5).
+-define(ROUNDS, 10).
 %% Connections of a kind a turn, and how many are due each second.
 -define(COUNT, 500).
 -define(RATES, #{full => 100, resumed => 200}).

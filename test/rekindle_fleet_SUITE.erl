@@ -24,6 +24,7 @@ groups() ->
             a_listener_without_a_name_shares_nothing,
             names_are_kept_apart,
             other_keys_open_nothing,
+            sessions_of_another_release_of_ssl_are_left_out,
             keys_are_rotated_without_losing_a_session,
             the_documentation_s_options_are_right,
             the_doctor_sees_what_is_wrong_in_a_fleet,
@@ -176,6 +177,33 @@ other_keys_open_nothing(Config) ->
     ?assertMatch([{error, _}], rekindle_node:call(Second, rekindle_admin, doctor, [])),
     stop_all([{First, 0}, {Second, 0}]).
 
+sessions_of_another_release_of_ssl_are_left_out(Config) ->
+    Valkey = start_valkey(Config),
+    [{First, FirstPort}] = start_nodes(1, Valkey, Config),
+    Saved = save(1, FirstPort, Config),
+    await(fun() -> journal(First, written) =:= 2 end),
+    {Second, SecondPort} = start_node(journal(Valkey, Config, []), [], Config, fun say_that_ssl_is_another/1),
+    await(fun() -> maps:get(layout, journal(Second, skipped)) =:= 2 end),
+    ?assertMatch(#{resumed := 0}, offer(Saved, SecondPort, Config)),
+    [{warning, Line}] = rekindle_node:call(Second, rekindle_admin, doctor, []),
+    ?assertNotEqual({Line, nomatch}, {Line, string:find(Line, "another release of OTP's ssl")}),
+    %% Among themselves they share.
+    {Third, ThirdPort} = start_node(journal(Valkey, Config, []), [], Config, fun say_that_ssl_is_another/1),
+    Own = save(2, SecondPort, Config),
+    await(fun() -> sessions(Third) =:= 2 end),
+    ?assertMatch(#{resumed := 1}, offer(Own, ThirdPort, Config)),
+    ?assertEqual(0, journal(First, applied)),
+    stop_all([{Node, 0} || Node <- [First, Second, Third]]).
+
+say_that_ssl_is_another(Node) ->
+    rekindle_node:run(Node, fun() ->
+        Env = application:get_all_env(ssl),
+        {ok, [{application, ssl, Keys}]} = file:consult(code:where_is_file("ssl.app")),
+        ok = application:unload(ssl),
+        ok = application:load({application, ssl, lists:keystore(vsn, 1, Keys, {vsn, "0.1"})}),
+        application:set_env([{ssl, Env}])
+    end).
+
 %% The option as docs/journal.md has it, and all of its table.
 the_documentation_s_options_are_right(Config) ->
     {ok, Text} = file:read_file(filename:join(rekindle_checkout:root(Config), "docs/journal.md")),
@@ -327,10 +355,15 @@ journal(Valkey, Config, More) ->
     [{journal, {valkey, rekindle_valkey:url(Valkey), [{key_file, ?config(key_file, Config)} | More]}}].
 
 start_node(Args, TlsOptions, Config) ->
+    start_node(Args, TlsOptions, Config, fun(_) -> ok end).
+
+start_node(Args, TlsOptions, Config, BeforeSsl) ->
     #{server := #{ec := #{cert := Cert, key := Key}}} = ?config(certs, Config),
     Port = proplists:get_value(port, TlsOptions, rekindle_node:free_port()),
     Scope = [{scope, #{Port => fleet}} || not lists:keymember(scope, 1, Args)],
-    Node = rekindle_node:start_ssl([{session_cb_init_args, Args ++ Scope}]),
+    Node = rekindle_node:start([{session_cb_init_args, Args ++ Scope}]),
+    ok = BeforeSsl(Node),
+    {ok, _} = rekindle_node:call(Node, application, ensure_all_started, [ssl]),
     Own = [{certfile, Cert}, {keyfile, Key}, {port, Port}, {versions, ['tlsv1.2']}],
     Options = TlsOptions ++ [Option || {Name, _} = Option <- Own, not lists:keymember(Name, 1, TlsOptions)],
     {_, Port} = rekindle_node:call(Node, rekindle_servers, start, [tls, Options]),

@@ -28,6 +28,7 @@ groups() ->
             stopped_for_some_seconds,
             full,
             started_again_empty,
+            emptied,
             another_password
         ]},
         {network, [], [
@@ -109,6 +110,19 @@ started_again_empty(Config) ->
     fault(Fleet, Config, #{
         break => fun() -> rekindle_valkey:stop(Valkey) end,
         mend => fun() -> start_valkey(Config, #{port => maps:get(port, Valkey)}) end,
+        elsewhere => fun(_) -> (maps:get(start, Fleet))() end
+    }).
+
+%% Without an error of the server's that would tell. A node that starts then reads what was made since, which
+%% refers to what was in the log before.
+emptied(Config) ->
+    Valkey = start_valkey(Config, #{}),
+    Fleet = fleet(both(Valkey, Config), Config),
+    fault(Fleet, Config, #{
+        break => fun() -> "OK" = rekindle_valkey:command(Valkey, ["FLUSHALL"]) end,
+        mend => fun() -> ok end,
+        is_brief => true,
+        says => "somebody has emptied it",
         elsewhere => fun(_) -> (maps:get(start, Fleet))() end
     }).
 

@@ -615,6 +615,9 @@ pub struct ValkeyWriter {
     births: usize,
     /// What was last trimmed to.
     keep: Option<Duration>,
+    /// The last entry of the control lane from here. Births come soon enough after it that it is still there, or the
+    /// log was emptied, and has nothing of what they refer to.
+    witness: Option<Id>,
 }
 
 impl ValkeyWriter {
@@ -624,6 +627,7 @@ impl ValkeyWriter {
             streams: Streams::new(config, scope),
             births: 0,
             keep: None,
+            witness: None,
         }
     }
 
@@ -641,6 +645,7 @@ impl ValkeyWriter {
 
 impl LogWriter for ValkeyWriter {
     fn append(&mut self, lane: Lane, records: &[Record]) -> Result<(), LogError> {
+        let doing = "appending to";
         let streams = self.streams.of(lane);
         let mut records = records.iter().peekable();
         while records.peek().is_some() {
@@ -656,11 +661,25 @@ impl LogWriter for ValkeyWriter {
                 commands.push((stream, xadd));
                 bytes += record.len();
             }
+            let added = commands.len();
             if records.peek().is_none() {
                 commands.extend(self.expiry(streams.clone()));
             }
-            self.streams
-                .call("appending to", &commands, Duration::ZERO)?;
+            let witness = self.witness.filter(|_| lane == Lane::Births);
+            commands.extend(witness.map(|id| {
+                let (key, id) = (&self.streams.keys[CONTROL], id.to_string());
+                (CONTROL, command("XREVRANGE", &[key, &id, &id]))
+            }));
+            let mut answers = self.streams.call(doing, &commands, Duration::ZERO)?;
+            if lane == Lane::Control {
+                self.witness = match &answers[added - 1] {
+                    Value::BulkString(id) => Id::parse(id),
+                    _ => None,
+                };
+            } else if witness.is_some() && answers.pop() == Some(Value::Array(Vec::new())) {
+                self.witness = None;
+                return Err(self.streams.error(doing, "somebody has emptied it"));
+            }
         }
         Ok(())
     }

@@ -577,6 +577,29 @@ fn a_stream_that_begins_anew_with_earlier_ids_is_read() {
 }
 
 #[test]
+fn a_log_that_somebody_empties_is_an_error_once() {
+    each(|program| {
+        let server = Server::start(program);
+        let config = ValkeyConfig {
+            partitions: 2,
+            ..server.config()
+        };
+        let (mut writer, mut reader) = ends(&config);
+        reader.mark().unwrap();
+        writer.append(Lane::Control, &records(0..1)).unwrap();
+        writer.trim(PATIENCE).unwrap();
+        writer.append(Lane::Births, &records(1..2)).unwrap();
+        assert_eq!(read(&mut reader, 2).len(), 2);
+        let () = cmd("FLUSHALL").query(&mut server.admin()).unwrap();
+        assert!(said(writer.append(Lane::Births, &records(2..3))).contains("emptied"));
+        writer.append(Lane::Control, &records(3..4)).unwrap();
+        writer.append(Lane::Births, &records(4..5)).unwrap();
+        let found = read(&mut reader, 3);
+        assert!(found.contains(&births(4..5)[0]), "{found:?}");
+    });
+}
+
+#[test]
 fn a_server_that_stops_makes_errors_and_hangs_nobody() {
     each(|program| {
         let server = Server::start(program);
