@@ -15,6 +15,7 @@ all() ->
         the_client_manager_starts_over_after_a_fault,
         a_client_without_its_library_makes_full_handshakes,
         a_listener_that_could_open_no_store_works,
+        a_listener_that_could_open_no_journal_works,
         faults_are_logged_less_and_less_and_without_secrets,
         faults_of_a_client_that_starts_over_are_logged_less_and_less
     ].
@@ -159,6 +160,26 @@ a_listener_that_could_open_no_store_works(Config) ->
     ?assertEqual([], scopes(Node, server)),
     rekindle_node:stop(Node).
 
+a_listener_that_could_open_no_journal_works(Config) ->
+    [
+        begin
+            Folder = filename:join(?config(priv_dir, Config), lists:concat(["journal_", Mode])),
+            Node = start(Config, [{session_cb_init_args, [{journal, {folder, Folder}}]}]),
+            %% The store is opened before it.
+            ok = rekindle_node:call(Node, rekindle_nif, inject_one_fault, [Mode, 1]),
+            {_, Port} = start_server(Node, Config),
+            Caches = cache_processes(Node),
+            ?assertEqual({1, 5}, reconnect(Port)),
+            ?assertEqual(Caches, cache_processes(Node)),
+            ?assertMatch([#{journal := undefined, faults := 0}], scopes(Node, server)),
+            %% Another listener has one.
+            _ = start_server(Node, Config),
+            ?assertMatch([#{}], [Journal || #{journal := Journal} <- scopes(Node, server), Journal =/= undefined]),
+            rekindle_node:stop(Node)
+        end
+     || Mode <- [panic, refusal]
+    ].
+
 faults_are_logged_less_and_less_and_without_secrets(Config) ->
     Node = start(Config),
     Secret = <<"this is a master secret of 48 bytes, not to be s">>,
@@ -211,7 +232,10 @@ logged() ->
     end.
 
 start(Config) ->
-    Node = rekindle_node:start([], [?config(faulty, Config)]),
+    start(Config, []).
+
+start(Config, SslEnv) ->
+    Node = rekindle_node:start(SslEnv, [?config(faulty, Config)]),
     {ok, _} = rekindle_node:call(Node, application, ensure_all_started, [ssl]),
     Node.
 

@@ -28,6 +28,8 @@ groups() ->
             keys_are_rotated_without_losing_a_session,
             the_documentation_s_options_are_right,
             the_doctor_sees_what_is_wrong_in_a_fleet,
+            the_doctor_sees_clocks_that_differ,
+            without_a_key_file_nodes_wait_for_it,
             the_metrics_have_the_journal,
             it_works_over_tls,
             it_works_with_a_cluster
@@ -271,6 +273,35 @@ the_doctor_sees_what_is_wrong_in_a_fleet(Config) ->
     ?assertNotEqual(nomatch, string:find(Down, "the journal does not work")),
     ?assertEqual(nomatch, string:find(Down, maps:get(password, Valkey))),
     stop_all([{First, 0}, {Second, 0}]).
+
+the_doctor_sees_clocks_that_differ(Config) ->
+    Valkey = start_valkey(Config),
+    Proxy = rekindle_proxy:start(maps:get(port, Valkey)),
+    rekindle_proxy:set(Proxy, {clock_ahead, 10}),
+    {Node, _} = start_node(journal(Valkey#{port := rekindle_proxy:port(Proxy)}, Config, []), [], Config),
+    await(fun() -> journal(Node, clock_ahead) > 5000 end),
+    [{warning, Line}] = rekindle_node:call(Node, rekindle_admin, doctor, []),
+    ?assertMatch({Line, {match, _}}, {Line, re:run(Line, "clocks .* differ by (9\\.9|10\\.\\d) s")}),
+    rekindle_node:stop(Node),
+    rekindle_proxy:stop(Proxy).
+
+without_a_key_file_nodes_wait_for_it(Config) ->
+    Valkey = start_valkey(Config),
+    KeyFile = filename:join(?config(dir, Config), "later"),
+    Later = lists:keystore(key_file, 1, Config, {key_file, KeyFile}),
+    [{First, FirstPort}, {Second, SecondPort}] = Nodes = start_nodes(2, Valkey, Later),
+    Saved = save(1, FirstPort, Config),
+    ?assertMatch(#{resumed := 1}, offer(Saved, FirstPort, Config)),
+    ?assertMatch(#{resumed := 0}, offer(Saved, SecondPort, Config)),
+    [{error, Line}] = rekindle_node:call(First, rekindle_admin, doctor, []),
+    ?assertNotEqual({Line, nomatch}, {Line, string:find(Line, KeyFile)}),
+    %% It is the same on all: nobody makes one.
+    ?assertNot(filelib:is_file(KeyFile)),
+    write_keys(KeyFile, [key("a")]),
+    await(fun() -> sessions(First) =:= 2 andalso sessions(Second) =:= 2 end),
+    ?assertMatch(#{resumed := 1}, offer(Saved, SecondPort, Config)),
+    ?assertEqual([], rekindle_node:call(First, rekindle_admin, doctor, [])),
+    stop_all(Nodes).
 
 the_metrics_have_the_journal(Config) ->
     Valkey = start_valkey(Config),

@@ -16,13 +16,15 @@
     | hold
     | {delay, Ms :: non_neg_integer()}
     | {cut, direction(), Bytes :: non_neg_integer()}
-    | {flip, direction(), Every :: pos_integer()}.
+    | {flip, direction(), Every :: pos_integer()}
+    | {clock_ahead, Seconds :: pos_integer()}.
 %% <dl>
 %% <dt>`pass'</dt><dd>bytes go through</dd>
 %% <dt>`hold'</dt><dd>connections are taken, and nothing goes through until another mode is set</dd>
 %% <dt>`delay'</dt><dd>what comes is held for so long, each time</dd>
 %% <dt>`cut'</dt><dd>each connection is reset after so many more bytes</dd>
 %% <dt>`flip'</dt><dd>one bit is another in each so many-th byte of a connection</dd>
+%% <dt>`clock_ahead'</dt><dd>what Valkey answers to TIME is so much later</dd>
 %% </dl>
 
 -define(HELD_MS, 20).
@@ -124,6 +126,14 @@ treat({cut, Direction, After}, Direction, Bytes, Seen) when Seen + byte_size(Byt
 treat({flip, Direction, Every}, Direction, Bytes, Seen) ->
     Numbered = lists:zip(lists:seq(Seen + 1, Seen + byte_size(Bytes)), binary_to_list(Bytes)),
     << <<(flip(Number rem Every, Byte))>> || {Number, Byte} <- Numbered >>;
+treat({clock_ahead, Seconds}, to_client, Bytes, _) ->
+    case re:run(Bytes, "^\\*2\r\n\\$10\r\n(\\d{10})\r\n\\$\\d\r\n", [{capture, all_but_first, index}]) of
+        {match, [{At, 10}]} ->
+            <<Before:At/binary, Time:10/binary, After/binary>> = Bytes,
+            <<Before/binary, (integer_to_binary(binary_to_integer(Time) + Seconds))/binary, After/binary>>;
+        nomatch ->
+            Bytes
+    end;
 treat(_, _, Bytes, _) ->
     Bytes.
 

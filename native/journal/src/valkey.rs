@@ -29,7 +29,7 @@ const ANSWER: Duration = Duration::from_secs(3);
 const CHUNK: (usize, usize) = (500, 1 << 20);
 /// Longer records are nobody's that this journal knows.
 const MAX_RECORD: usize = 1 << 20;
-const MAX_PARTITIONS: u16 = 1024;
+const MAX_PARTITIONS: u16 = 64;
 /// How often a reader looks for streams that have begun anew.
 const CHECK: Duration = Duration::from_secs(1);
 /// How often the streams of a cluster are asked for something new.
@@ -63,7 +63,7 @@ pub struct ValkeyConfig {
     /// Whether the server is one of a cluster.
     pub cluster: bool,
     /// How many streams the sessions are spread over, the same number for all who share the log. 1 does, but
-    /// for a cluster whose servers are to share the load; 1024 at most.
+    /// for a cluster whose servers are to share the load; 64 at most.
     pub partitions: u16,
 }
 
@@ -1048,14 +1048,14 @@ mod tests {
             ),
             (
                 ValkeyConfig {
-                    partitions: 1025,
+                    partitions: 65,
                     ..config("redis://host")
                 },
                 false,
             ),
             (
                 ValkeyConfig {
-                    partitions: 1024,
+                    partitions: 64,
                     ..config("redis://host")
                 },
                 true,
