@@ -41,6 +41,8 @@ start([Results, Python]) ->
         try
             measure(cells(Dir, Disks), Dir, Python)
         after
+            %% They end with this process, but not with the node.
+            lists:foreach(fun rekindle_valkey:stop/1, servers()),
             [rekindle_clients:run("umount", ["-l", Disk], [], 10_000) || {_, Disk} <- Disks],
             file:del_dir_r(Dir)
         end,
@@ -111,7 +113,12 @@ on_disk(Kind, Disk, Dir) ->
 start_valkey(Dir, Wanted) ->
     [Program | _] = rekindle_valkey:programs(),
     Folder = filename:join(Dir, "server" ++ integer_to_list(erlang:unique_integer([positive]))),
-    rekindle_valkey:start(Program, Folder, Wanted#{password => ?PASSWORD}).
+    Server = rekindle_valkey:start(Program, Folder, Wanted#{password => ?PASSWORD}),
+    put(servers, [Server | servers()]),
+    Server.
+
+servers() ->
+    [Server || #{owner := Owner} = Server <- case get(servers) of undefined -> []; All -> All end, is_process_alive(Owner)].
 
 configure(Server, Name, Value) ->
     "OK" = rekindle_valkey:command(Server, ["CONFIG", "SET", Name, Value]).
