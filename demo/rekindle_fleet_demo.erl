@@ -31,6 +31,13 @@ main() ->
 demonstrate(Dir) ->
     [Program | _] = rekindle_valkey:programs(),
     Valkey = rekindle_valkey:start(Program, filename:join(Dir, "valkey")),
+    try
+        demonstrate(Dir, Program, Valkey)
+    after
+        rekindle_valkey:stop(Valkey)
+    end.
+
+demonstrate(Dir, Program, Valkey) ->
     KeyFile = filename:join(Dir, "keys"),
     ok = file:write_file(KeyFile, ["demo ", base64:encode(crypto:strong_rand_bytes(32)), "\n"]),
     ok = file:change_mode(KeyFile, 8#600),
