@@ -3,12 +3,14 @@
 %%
 %% Each function but {@link init/1} answers, whatever fails below it: with what an empty cache would
 %% answer, a fault counted in {@link rekindle_admin:info/0}, and a log line at the 1st, 2nd, 4th, 8th …
-%% fault of a cache. Only {@link size/1} raises, and only after a fault and where ssl_manager expects it.
+%% fault of a cache. Only {@link size/1} raises: after a fault, where ssl_manager expects it; and where OTP's
+%% process for a server cannot be saved.
 %% Otherwise OTP's processes do not survive a callback that raises; see docs/otp.md for what they ask and why
 %% each answer is what it is.
 -module(rekindle).
 
 -behaviour(ssl_session_cache_api).
+-compile({inline, [find/3]}).
 
 -include("rekindle_log.hrl").
 
@@ -60,8 +62,9 @@
     store :: rekindle_nif:store() | unavailable,
     %% The process of OTP's that ran init/1.
     owner :: pid(),
-    %% What OTP's process takes for the bound of its book-keeping.
-    max :: integer(),
+    %% The scope's name; `no_room' where OTP's process cannot take a session. The first version of this module
+    %% kept a number here.
+    label :: rekindle_admin:label() | no_room | undefined | integer(),
     notes :: atomics:atomics_ref()
 }).
 -record(client, {
@@ -73,11 +76,13 @@
 -opaque cache() :: #server{} | #client{}.
 %% What {@link init/1} gives to OTP's process. When nobody has it any more, the sessions in it are dropped.
 
-%% What `notes' holds: calls that failed; of a server, whether the owner has registered a session; of a
-%% client, whether one of the owner's calls has failed.
+%% What `notes' holds: calls that failed; of a server, what rekindle_order keeps there; of a client, whether one
+%% of the owner's calls has failed.
 -define(FAULTS, 1).
--define(REGISTERED, 2).
 -define(ADRIFT, 2).
+
+%% Where OTP's process keeps templates of sessions; see find/3.
+-define(TEMPLATES, rekindle_templates).
 
 %% The value of `Expression', or `Otherwise' where it fails. A macro, so that a lookup makes no fun.
 -define(ATTEMPT(Cache, Otherwise, Expression),
@@ -95,17 +100,25 @@
 %%
 %% A wrong option or a missing native library is logged in one line and exits with
 %% `{shutdown, {bad_option, Line}}' or `{shutdown, {native_library, Line}}', which ends ssl:listen or
-%% the start of ssl. Options of others are left alone.
+%% the start of ssl. But where a process is started in place of another, it gets a cache that keeps nothing:
+%% its listener or supervisor would not survive an exit. Options of others are left alone.
 -spec init([option() | {role, server | client} | term()]) -> cache().
 init(Args) ->
-    require_native_library(),
-    case rekindle_options:parse(Args) of
-        {ok, #{role := Role} = Options, Foreign} ->
-            log_once(foreign_options, names(Foreign), fun log_foreign_options/1),
-            log_once(missing_keys, rekindle_options:missing_keys(), fun log_missing_keys/1),
-            open(Role, Options);
-        {error, {bad_option, Line}} ->
-            refuse(bad_option, Line)
+    try
+        require_native_library(),
+        open(Args)
+    catch
+        throw:{refused, What, Line, Label} ->
+            %% ssl_manager calls this again where it starts over.
+            case rekindle_otp:is_in_operation() orelse get(?MODULE) =/= undefined of
+                true ->
+                    log_refusal_once(What, Line),
+                    without_store(Args, Label);
+                false ->
+                    log_refusal(What, Line),
+                    %% A `shutdown' reason spares the reader the crash report of OTP's process.
+                    exit({shutdown, {What, Line}})
+            end
     end.
 
 %% @doc Drops all sessions of the cache.
@@ -117,8 +130,11 @@ terminate(Cache) ->
 %% stamped with the present, or some milliseconds before: the store alone decides on its age. A client's
 %% comes as it was stored.
 -spec lookup(cache(), key()) -> session() | undefined.
-lookup(#server{store = Store} = Cache, Key) ->
-    ?ATTEMPT(Cache, undefined, rekindle_nif:server_lookup(Store, Key));
+lookup(#server{store = Store, owner = Owner, notes = Notes} = Cache, Key) ->
+    case rekindle_order:lookup(Notes, Key) of
+        none -> ?ATTEMPT(Cache, undefined, find(Store, Owner, Key));
+        Stub -> Stub
+    end;
 lookup(#client{store = Store, owner = Owner} = Cache, Key) ->
     %% A connection still has to find the session it has offered to its server, even if it was deleted
     %% in the meantime; the manager must not, or it would delete it from its books twice.
@@ -131,15 +147,15 @@ lookup(#client{store = Store, owner = Owner} = Cache, Key) ->
 %% @doc Stores the session under the key, in place of one that may be there.
 -spec update(cache(), key(), session()) -> ok.
 update(Cache, Key, Session) ->
-    note_registration(Cache),
+    note_registration(Cache, Key, Session),
     _ = ?ATTEMPT(Cache, refused, rekindle_nif:insert(store(Cache), Key, Session)),
     ok.
 
 %% @doc Drops the session under the key. On the server it is not obeyed when OTP's process asks: what
 %% that process drops is its only note of order, not a session anyone wants gone.
 -spec delete(cache(), key()) -> ok.
-delete(#server{owner = Owner}, _Key) when Owner =:= self() ->
-    ok;
+delete(#server{owner = Owner, notes = Notes}, _Key) when Owner =:= self() ->
+    rekindle_order:drop(Notes);
 delete(Cache, Key) ->
     ?ATTEMPT(Cache, ok, rekindle_nif:delete(store(Cache), Key)).
 
@@ -161,43 +177,68 @@ select_session(#server{}, _PartialKey) ->
 select_session(#client{store = Store} = Cache, PartialKey) ->
     ?ATTEMPT(Cache, [], rekindle_nif:select(Store, PartialKey)).
 
-%% @doc How many sessions there are, except when OTP's server process asks: it means «do I have to make
-%% room?», and is told that it has none to make at first, and has just one to make ever after. Then its
-%% own order of sessions holds one entry, and it never looks for a session that the store has dropped.
+%% @doc How many sessions there are, except when OTP's server process asks: it means «is there a session in my
+%% order that I should drop?», and is told 0 while its order is empty, and 1 ever after. So it replaces the one
+%% session in its order, whatever its maximum is. See rekindle_order.
 %%
 %% Where one of its calls has failed, ssl_manager's order of sessions may no longer be that of the store. It
-%% asks for the size before it registers a session, and starts over with another cache where that raises.
--spec size(cache()) -> non_neg_integer() | integer().
-size(#server{owner = Owner, max = Max, notes = Notes}) when Owner =:= self() ->
-    case atomics:get(Notes, ?REGISTERED) of
-        0 -> 0;
-        1 -> Max
-    end;
+%% asks for the size before it registers a session, and starts over with another cache where that raises. So
+%% it does where the native library was loaded again, and does not know the store.
+-spec size(cache()) -> non_neg_integer().
+size(#server{owner = Owner, label = no_room}) when Owner =:= self() ->
+    %% OTP's process would crash, and log the session.
+    exit({shutdown, no_room});
+size(#server{owner = Owner, notes = Notes}) when Owner =:= self() ->
+    rekindle_order:size(Notes);
 size(#client{store = Store, owner = Owner} = Cache) when Owner =:= self() ->
-    case {?ATTEMPT(Cache, failed, rekindle_nif:size(Store)), is_adrift(Cache)} of
-        {failed, _} -> 0;
-        {Size, false} -> Size;
-        {_, true} -> error(books_adrift)
+    try rekindle_nif:size(Store) of
+        Size ->
+            is_adrift(Cache) andalso error(books_adrift),
+            Size
+    catch
+        Class:Reason ->
+            fault(Cache, Class, Reason),
+            %% A library that does not know the store has been loaded since.
+            Reason =:= badarg andalso is_reference(Store) andalso error(books_adrift),
+            0
     end;
 size(Cache) ->
     ?ATTEMPT(Cache, 0, rekindle_nif:size(store(Cache))).
 
+open(Args) ->
+    case rekindle_options:parse(Args) of
+        {ok, #{role := Role} = Options, Foreign} ->
+            log_once(foreign_options, names(Foreign), fun log_foreign_options/1),
+            log_once(missing_keys, rekindle_options:missing_keys(), fun log_missing_keys/1),
+            open(Role, Options);
+        {error, {bad_option, Line}} ->
+            refuse(bad_option, Line)
+    end.
+
 open(client, _Options) ->
-    #client{
-        store = open_store(fun() -> rekindle_nif:open_client(client) end),
-        owner = self(),
-        notes = notes_of_client()
-    };
+    {Store, _} = open_store(fun() -> {rekindle_nif:open_client(client), client} end),
+    client(Store);
 open(server, #{scope := ScopeOption, journal := Journal} = Options) ->
     #{max := Max, lifetime := SslLifetime} = ssl_config:pre_1_3_session_opts(server),
-    Max =/= 0 orelse refuse(bad_option, no_room()),
+    %% A process that is restarted has the maximum of the one before, which was not 0.
+    Max =/= 0 orelse rekindle_otp:is_restart() orelse refuse(bad_option, no_room(), no_room),
     Open = fun() ->
         {Label, Socket, Join} = rekindle_scope:of_server(ScopeOption),
         Store = rekindle_nif:open_server(Label, Socket, Join, rekindle_options:to_native(limits(Options, SslLifetime))),
         open_journal(Store, Label, Socket, Journal),
-        Store
+        {Store, Label}
     end,
-    #server{store = open_store(Open), owner = self(), max = Max, notes = atomics:new(2, [])}.
+    {Store, Label} = open_store(Open),
+    server(Store, Label).
+
+server(Store, Label) ->
+    #server{store = Store, owner = self(), label = Label, notes = atomics:new(2, [])}.
+
+client(Store) ->
+    #client{store = Store, owner = self(), notes = notes_of_client()}.
+
+without_store([{role, server} | _], Label) -> server(unavailable, Label);
+without_store(_, _) -> client(unavailable).
 
 open_journal(Store, Label, Socket, Journal) ->
     try
@@ -239,14 +280,14 @@ open_store(Open) ->
     catch
         Class:Reason ->
             ?LOG_LINE(error, no_store, "rekindle: no store could be opened, nothing will be cached: ~0tp", [{Class, Reason}]),
-            unavailable
+            {unavailable, undefined}
     end.
 
 %% Before anything can fail: OTP's process has the session in its order from now on, whatever becomes of it
 %% here.
-note_registration(#server{owner = Owner, notes = Notes}) when Owner =:= self() ->
-    atomics:put(Notes, ?REGISTERED, 1);
-note_registration(_) ->
+note_registration(#server{owner = Owner, notes = Notes}, Key, Session) when Owner =:= self() ->
+    rekindle_order:register(Notes, Key, Session);
+note_registration(_, _, _) ->
     ok.
 
 %% Whether what the owner has noted of the sessions may differ from what is stored.
@@ -258,39 +299,42 @@ note_drift(#client{owner = Owner, notes = Notes}) when Owner =:= self() ->
 note_drift(_) ->
     ok.
 
+%% OTP's process keeps what its sessions have in common on its own heap, where a lookup need not copy it to. Of
+%% what is in its dictionary the native library knows what is its own, and replaces anything else.
+find(Store, Owner, Key) when Owner =:= self() ->
+    case rekindle_nif:server_lookup(Store, Key, get(?TEMPLATES)) of
+        {kept, Templates, Session} ->
+            put(?TEMPLATES, Templates),
+            Session;
+        {plain, Term} ->
+            Term;
+        SessionOrUndefined ->
+            SessionOrUndefined
+    end;
+find(Store, _Owner, Key) ->
+    rekindle_nif:server_lookup(Store, Key).
+
 store(#server{store = Store}) -> Store;
 store(#client{store = Store}) -> Store.
 
-%% Logged from a process of its own, because a log handler may block.
 fault(Cache, Class, Reason) ->
     note_drift(Cache),
     Count = atomics:add_get(notes(Cache), ?FAULTS, 1),
     try
-        Count band (Count - 1) =:= 0 andalso spawn(fun() -> log_fault(Count, Class, Reason) end),
-        _ = rekindle_nif:count_fault(store(Cache)),
-        ok
+        rekindle_faults:note(store(Cache), label(Cache), Count, Class, Reason)
     catch
-        %% The library is gone, or no process can be started: the fault is not counted, or not logged.
+        %% No process can be started: the fault is not logged.
         _:_ -> ok
     end.
 
 notes(#server{notes = Notes}) -> Notes;
 notes(#client{notes = Notes}) -> Notes.
 
-log_fault(Count, Class, Reason) ->
-    ?LOG_LINE(
-        error, fault,
-        "rekindle: a call failed in the native library (~ts:~ts), ~b so far in this cache",
-        [Class, shown(Reason), Count]
-    ).
-
-%% Of a reason only what cannot hold any part of a session.
-shown(nif_panicked) -> ["nif_panicked, last at ", rekindle_nif:last_panic()];
-shown(Reason) when is_atom(Reason) -> atom_to_list(Reason);
-shown(_) -> "...".
+label(#server{label = Label}) -> Label;
+label(#client{}) -> client.
 
 require_native_library() ->
-    case rekindle_nif:loaded() of
+    case rekindle_faults:library() of
         ok ->
             ok;
         {error, {File, Reason}} ->
@@ -300,18 +344,22 @@ require_native_library() ->
 
 -spec refuse(atom(), string()) -> no_return().
 refuse(What, Line) ->
-    log_refusal(What, Line),
-    %% A `shutdown' reason spares the reader the crash report of OTP's process.
-    exit({shutdown, {What, Line}}).
+    refuse(What, Line, undefined).
+
+-spec refuse(atom(), string(), no_room | undefined) -> no_return().
+refuse(What, Line, Label) ->
+    throw({refused, What, Line, Label}).
 
 %% A listener is refused when it is opened. Where the cache of upgraded sockets is, each of them asks for it
 %% again, and as often as clients like.
 log_refusal(What, Line) ->
-    Log = fun(_) -> ?LOG_LINE(error, What, "~ts", [Line]) end,
     case rekindle_scope:is_of_upgraded_sockets() of
-        true -> log_once(refusal, Line, Log);
-        false -> Log(Line)
+        true -> log_refusal_once(What, Line);
+        false -> ?LOG_LINE(error, What, "~ts", [Line])
     end.
+
+log_refusal_once(What, Line) ->
+    log_once(refusal, Line, fun(_) -> ?LOG_LINE(error, What, "~ts", [Line]) end).
 
 no_room() ->
     %% OTP's process crashes at the first session then, whatever it is answered.

@@ -14,7 +14,7 @@
 -export([reload_keys/0]).
 -export([doctor/0]).
 
--export_type([info/0, journal/0, skipped/0, label/0, which/0, session/0, peer/0, wanted/0, page/0, next/0, limit/0]).
+-export_type([info/0, refusal/0, journal/0, skipped/0, label/0, which/0, session/0, peer/0, wanted/0, page/0, next/0, limit/0]).
 -export_type([no_such_scope/0, bad_option/0]).
 
 -type info() :: #{
@@ -24,6 +24,8 @@
     sessions := non_neg_integer(),
     bytes := non_neg_integer(),
     templates := non_neg_integer(),
+    certificates := non_neg_integer(),
+    certified := non_neg_integer(),
     oldest := non_neg_integer() | undefined,
     max_bytes := pos_integer() | infinity,
     max_sessions := pos_integer() | infinity,
@@ -31,13 +33,22 @@
     inserts := non_neg_integer(),
     hits := non_neg_integer(),
     misses := non_neg_integer(),
+    evicted_misses := non_neg_integer(),
     hit_rate := float() | undefined,
     expired := non_neg_integer(),
     evicted := non_neg_integer(),
+    moved := non_neg_integer(),
     refused := non_neg_integer(),
+    refused_by := #{refusal() => non_neg_integer()},
     faults := non_neg_integer(),
     journal := journal() | undefined
 }.
+
+-type refusal() :: too_large | no_room | private_key | layout | lifetime.
+%% Why a session was not stored: it has a server name over 255 bytes, a client certificate over 64 KiB, or more than
+%% 8 KiB besides its certificate and template; the bound is too small for this one session, or the system has no
+%% memory; one of its fields could hold a private key; it is a session record of a layout that Rekindle does not
+%% know; or it would have expired at once.
 
 -type journal() :: #{
     location := binary(),
@@ -105,7 +116,7 @@
     id := binary() | (Other :: term()),
     age := non_neg_integer(),
     time_left := non_neg_integer(),
-    resumed := 0..127,
+    age_at_last_use := non_neg_integer() | undefined,
     cipher := unicode:chardata() | undefined,
     peer := peer() | undefined
 }.
@@ -135,20 +146,25 @@
 %% client uses the cache.
 %%
 %% `bytes' and `max_bytes' are in bytes, `lifetime' and `oldest' (the age of the oldest session) in seconds;
-%% `templates' is how many kinds of sessions are kept in common parts; `hit_rate' is the part of lookups that
-%% found a session, from 0 to 1; the rest are numbers of sessions, or of calls since the scope was opened.
+%% `templates' is how many kinds of sessions are kept in common parts, `certificates' how many client certificates
+%% are kept; `certified' is how many sessions count as certified: the newest 8 of each certificate. `hit_rate' is the
+%% part of lookups that found a session, from 0 to 1; the rest are numbers of sessions, or of calls since the scope
+%% was opened. `evicted_misses' are the misses that asked for a session which was evicted not long ago: a larger
+%% bound would have kept it. `moved' is how many sessions and certificates were moved together to give pages back to
+%% the system. `refused' is how many sessions were not stored, `refused_by' the same by reason.
 %% `number' tells a scope from others, also of the same name. A client scope has no bounds of its own: ssl's
 %% `session_cache_client_max' and `session_lifetime' bound it.
 -spec info() -> [info()].
 info() ->
-    [with_hit_rate(Info) || Info <- rekindle_nif:info()].
+    [with_hit_rate(Info) || Info <- rekindle_faults:with_uncounted(rekindle_nif:info())].
 
 %% @doc The scopes meant.
 -spec info(which()) -> [info()].
 info(Which) ->
     [Info || Info <- info(), is_meant(Which, Info)].
 
-%% @doc Prints all scopes as a table, and their journals as another.
+%% @doc Prints what all scopes hold as a table, what happened in them and in their journals as others, and where
+%% sessions were refused, why.
 -spec print() -> ok.
 print() ->
     Infos = info(),
@@ -188,8 +204,8 @@ sessions(Which) ->
 %% out; `from' is what the page before gave as `next'. A session that stays is on one page, whatever comes
 %% and goes in between.
 %%
-%% Of a session, `id' is in hexadecimal; `age' and `time_left' are in seconds; `resumed' is how often, of which
-%% no more than 127 are counted; `peer' is the client's certificate.
+%% Of a session, `id' is in hexadecimal; `age' and `time_left' are in seconds; `age_at_last_use' is how old it was
+%% when it was last looked up, in seconds, or `undefined' if it never was; `peer' is the client's certificate.
 -spec sessions(which(), #{limit => pos_integer(), from => next() | done}) -> page() | {error, no_such_scope()}.
 sessions(Which, Options) ->
     Limit = maps:get(limit, Options, 50),
@@ -225,12 +241,15 @@ shown(#{scope := Label, lifetime := Lifetime}, Rows) ->
             id => shown_id(Key),
             age => AgeMs div 1000,
             time_left => max(0, Lifetime - AgeMs div 1000),
-            resumed => Uses,
+            age_at_last_use => seconds(LastUseMs),
             cipher => cipher(Suite),
             peer => rekindle_certificate:summary(Certificate)
         }
-     || {Key, AgeMs, Uses, Certificate, Suite} <- Rows
+     || {Key, AgeMs, LastUseMs, Certificate, Suite} <- Rows
     ].
+
+seconds(undefined) -> undefined;
+seconds(Ms) -> Ms div 1000.
 
 shown_id(Key) when is_binary(Key) -> binary:encode_hex(Key);
 shown_id(Key) -> Key.

@@ -25,7 +25,7 @@
 -spec findings() -> [finding()].
 findings() ->
     Missing = rekindle_options:missing_keys(),
-    case rekindle_nif:loaded() of
+    case rekindle_faults:library() of
         ok ->
             Infos = rekindle_admin:info(),
             Found = modules() ++ without_journal(Infos) ++ keys(Missing) ++ late_start(Missing, Infos) ++ listeners(Infos),

@@ -5,6 +5,8 @@
 
 -export_type([labels/0, family/0]).
 
+-define(REFUSED, [too_large, no_room, private_key, layout, lifetime]).
+
 -define(SKIPPED, [malformed, version, scope, layout, key, forged, future, expired, revoked, template, full]).
 
 %% What tells one scope from others for good, and across restarts.
@@ -18,7 +20,7 @@
 %% takes none.
 -spec scopes() -> [{labels(), rekindle_admin:info()}].
 scopes() ->
-    case rekindle_nif:loaded() of
+    case rekindle_faults:library() of
         ok -> maps:to_list(maps:from_list([{labels(Info), Info} || Info <- rekindle_admin:info()]));
         {error, _} -> []
     end.
@@ -32,7 +34,7 @@ labels(#{role := Role, scope := Label}) ->
 -spec families() -> [family()].
 families() ->
     Scopes = scopes(),
-    Up = case rekindle_nif:loaded() of ok -> 1; {error, _} -> 0 end,
+    Up = case rekindle_faults:library() of ok -> 1; {error, _} -> 0 end,
     [
         {rekindle_up, "Whether the native library is loaded.", gauge, [{[], Up}]}
         | [{Name, Help, Type, samples(Sources, Scopes)} || {Name, Help, Type, Sources} <- described()]
@@ -47,6 +49,7 @@ samples(Sources, Scopes) ->
 value({journal, _}, #{journal := undefined}) -> undefined;
 value({journal, Source}, #{journal := Journal}) -> value(Source, Journal);
 value({skipped, Reason}, #{skipped := Skipped}) -> maps:get(Reason, Skipped);
+value({refused, Reason}, #{refused_by := Refused}) -> maps:get(Reason, Refused);
 value({seconds, Key}, Map) -> maps:get(Key, Map) / 1000;
 value(state, #{state := up}) -> 1;
 value(state, #{state := _}) -> 0;
@@ -60,14 +63,20 @@ described() ->
         {rekindle_bytes, "Memory for sessions, index included.", gauge, [{[], bytes}]},
         {rekindle_max_bytes, "Most memory for sessions, index included.", gauge, [{[], max_bytes}]},
         {rekindle_templates, "Kinds of sessions that are stored in common parts.", gauge, [{[], templates}]},
+        {rekindle_certificates, "Client certificates that are stored.", gauge, [{[], certificates}]},
+        {rekindle_certified_sessions, "Sessions that count as certified: the newest of each client certificate.", gauge,
+            [{[], certified}]},
         {rekindle_lifetime_seconds, "How long a session may be resumed.", gauge, [{[], lifetime}]},
         {rekindle_oldest_session_age_seconds, "Age of the oldest session.", gauge, [{[], oldest}]},
         {rekindle_lookups_total, "Lookups, by whether they found a session.", counter,
             [{[{result, hit}], hits}, {[{result, miss}], misses}]},
+        {rekindle_evicted_misses_total, "Lookups of sessions that were evicted not long ago.", counter, [{[], evicted_misses}]},
         {rekindle_inserts_total, "Sessions stored.", counter, [{[], inserts}]},
         {rekindle_expired_sessions_total, "Sessions dropped because their lifetime had run out.", counter, [{[], expired}]},
         {rekindle_evicted_sessions_total, "Sessions dropped to make room.", counter, [{[], evicted}]},
-        {rekindle_refused_sessions_total, "Sessions of a kind that is not stored.", counter, [{[], refused}]},
+        {rekindle_moved_total, "Sessions and certificates moved together to give pages back.", counter, [{[], moved}]},
+        {rekindle_refused_sessions_total, "Sessions that were not stored, by reason.", counter,
+            [{[{reason, Reason}], {refused, Reason}} || Reason <- ?REFUSED]},
         {rekindle_faults_total, "Calls that failed in the native library.", counter, [{[], faults}]},
         {rekindle_journal_up, "Whether the scope's journal works.", gauge, [{[], {journal, state}}]},
         {rekindle_journal_queued_records, "Records that wait to be written.", gauge, [{[], {journal, queued}}]},

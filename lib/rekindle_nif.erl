@@ -6,7 +6,8 @@
 
 -export([loaded/0]).
 -export([open_server/4, open_client/1, sockets/1]).
--export([insert/3, server_lookup/2, client_lookup/3, peek/2, delete/2, select/2, keys/1, size/1, clear/1]).
+-export([insert/3, server_lookup/2, server_lookup/3, client_lookup/3, peek/2]).
+-export([delete/2, select/2, keys/1, size/1, clear/1]).
 -export([count_fault/1, last_panic/0]).
 -export([info/0, page/3, forget/2, flush/1, set_limits/2, revoke/2, issuers/1, own_certificates/1]).
 -export([open_journal/2, journal_events/0, reload_keys/1]).
@@ -31,7 +32,7 @@
 -type row() :: {
     Key :: term(),
     AgeMs :: non_neg_integer(),
-    Uses :: 0..127,
+    AgeAtLastUseMs :: non_neg_integer() | undefined,
     PeerCertificate :: public_key:der_encoded() | undefined,
     CipherSuite :: <<_:16>> | undefined
 }.
@@ -76,16 +77,22 @@ loaded() ->
     persistent_term:get(?MODULE).
 
 %% A library that cannot be loaded is reported by whoever calls `loaded/0', who can say it better than
-%% an `undef'. But a second load that fails must fail: the code that is running goes on with its library.
+%% an `undef'. But a second load that fails must fail: the code that is running goes on with its library. Where
+%% no code is running any more, only the first load fails, and OTP logs why: the code server would else try and fail
+%% at each call of a cache.
 load() ->
     File = filename:join(priv_dir(), ?MODULE_STRING),
     case erlang:load_nif(File, erlang:convert_time_unit(1, millisecond, native)) of
         ok ->
             persistent_term:put(?MODULE, ok);
         {error, {_, Text}} = Error ->
+            Missing = {error, {File ++ ".so", lists:flatten(Text)}},
             case persistent_term:get(?MODULE, undefined) of
-                ok -> Error;
-                _ -> persistent_term:put(?MODULE, {error, {File ++ ".so", lists:flatten(Text)}})
+                ok ->
+                    erlang:module_loaded(?MODULE) orelse persistent_term:put(?MODULE, Missing),
+                    Error;
+                _ ->
+                    persistent_term:put(?MODULE, Missing)
             end
     end.
 
@@ -116,6 +123,14 @@ insert(_Store, _Key, _Session) ->
 
 -spec server_lookup(store(), term()) -> term() | undefined.
 server_lookup(_Store, _Key) ->
+    ?NOT_LOADED.
+
+%% @doc For a process that keeps templates of sessions on its heap: `Templates' are those, or any term at first. The
+%% answer is a session, a tuple tagged as one; or a session, and what to keep from now on in place of `Templates'; or
+%% any other term that was stored.
+-spec server_lookup(store(), term(), Templates :: term()) ->
+    tuple() | {kept, Templates :: tuple(), Session :: tuple()} | {plain, term()} | undefined.
+server_lookup(_Store, _Key, _Templates) ->
     ?NOT_LOADED.
 
 -spec client_lookup(store(), term(), boolean()) -> term() | undefined.

@@ -26,8 +26,8 @@
     journal => none
 }).
 
-%% A century in seconds: what is longer is a mistake, most likely in the unit.
--define(MAX_LIFETIME, 3_155_760_000).
+%% 366 days in seconds: the store keeps no session longer.
+-define(MAX_LIFETIME, 31_622_400).
 
 %% Where the native side counts on 64 bits.
 -define(MAX_BOUND, 16#7FFF_FFFF_FFFF_FFFF).
@@ -124,7 +124,7 @@ bad_option(Option, Value) ->
 allowed(role) -> "server or client (ssl sets it, leave it out)";
 allowed(max_bytes) -> "a positive integer, in bytes";
 allowed(max_sessions) -> "a positive integer, or infinity";
-allowed(lifetime) -> "a positive integer, in seconds, at most 3155760000 (a century)";
+allowed(lifetime) -> "a positive integer, in seconds, at most 31622400 (366 days)";
 allowed(scope) -> "listener, or a map from Port or {IpAddress, Port} to a name";
 allowed(limit) -> "max_bytes, max_sessions and lifetime, each with a value";
 allowed(session_cb_init_args) -> "a proper list of options".

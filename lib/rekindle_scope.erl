@@ -4,7 +4,7 @@
 %% the client certificate check of the listener it arrives at (CVE-2025-23419 in nginx is this).
 -module(rekindle_scope).
 
--export([of_server/1, is_of_upgraded_sockets/0, transport/1, name/1, address/1]).
+-export([of_server/1, processes_of_listener/0, is_of_upgraded_sockets/0, transport/1, name/1, address/1]).
 
 %% @doc The scope of the cache process that calls: its label, the listen socket where there is one, and
 %% whether to join those that already use the label.
@@ -23,13 +23,16 @@ of_server(Option) ->
             {listenerless(), undefined, false}
     end.
 
-%% OTP's cache process monitors its listen socket before it calls `init/1'.
 listener() ->
-    {monitors, Monitors} = process_info(self(), monitors),
-    case [Port || {port, Port} <- Monitors] of
+    case listen_sockets() of
         [Socket | _] -> listener(Socket, erlang:port_info(Socket, name), inet:sockname(Socket));
         [] -> none
     end.
+
+%% OTP's cache process monitors its listen socket before it calls `init/1'.
+listen_sockets() ->
+    {monitors, Monitors} = process_info(self(), monitors),
+    [Port || {port, Port} <- Monitors].
 
 listener(Socket, {name, "tcp_inet"}, {ok, Address}) -> {Socket, tls, Address};
 listener(Socket, {name, "udp_inet"}, {ok, Address}) -> {Socket, dtls, Address};
@@ -71,6 +74,14 @@ listenerless() ->
         true -> upgraded;
         false -> unnamed
     end.
+
+%% @doc The processes that have to do with the listen socket of the cache process that calls, except itself.
+-spec processes_of_listener() -> [pid()].
+%% The specification of erlang:port_info/2 leaves `monitored_by' out.
+-dialyzer({nowarn_function, processes_of_listener/0}).
+processes_of_listener() ->
+    Infos = [erlang:port_info(Socket, Item) || Socket <- listen_sockets(), Item <- [connected, monitored_by]],
+    lists:delete(self(), lists:usort(lists:flatten([Processes || {_, Processes} <- Infos]))).
 
 %% @doc Whether the caller is the one cache process that OTP has for all sockets upgraded with ssl:handshake/2,
 %% whatever they came from.

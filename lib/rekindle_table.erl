@@ -3,7 +3,11 @@
 
 -export([of_scopes/1, of_journals/1, scope/1, bytes/1, duration/1]).
 
--define(HEAD, ["scope", "sessions", "memory", "bound", "oldest", "lifetime", "hits", "misses", "hit rate", "inserts", "expired", "evicted", "refused", "faults"]).
+%% What a scope holds, and what happened in it. In two tables, as one would be too wide for a terminal.
+-define(HELD_HEAD, ["scope", "sessions", "certified", "certs", "memory", "bound", "moved", "oldest", "lifetime"]).
+-define(COUNTS_HEAD, ["scope", "hits", "misses", "hit rate", "inserts", "expired", "evicted", "missed", "refused", "faults"]).
+
+-define(REFUSED_HEAD, ["refused", "too large", "no room", "private key", "layout", "lifetime"]).
 
 -define(JOURNAL_HEAD, ["journal", "state", "queued", "written", "dropped", "read", "applied", "skipped", "lag", "replay", "location"]).
 
@@ -11,7 +15,19 @@
 of_scopes([]) ->
     "No listener and no client of this node uses Rekindle. rekindle_admin:doctor() tells why.\n";
 of_scopes(Infos) ->
-    table([?HEAD | [row(Info) || Info <- Infos]]).
+    [
+        table([?HELD_HEAD | [held_row(Info) || Info <- Infos]]),
+        $\n,
+        table([?COUNTS_HEAD | [counts_row(Info) || Info <- Infos]])
+        | of_refused([Info || #{refused := Refused} = Info <- Infos, Refused > 0])
+    ].
+
+%% Why sessions were refused, where any were.
+of_refused([]) -> [];
+of_refused(Infos) -> [$\n, table([?REFUSED_HEAD | [refused_row(Info) || Info <- Infos]])].
+
+refused_row(#{scope := Scope, refused_by := By}) ->
+    [scope(Scope) | [count(maps:get(Reason, By)) || Reason <- [too_large, no_room, private_key, layout, lifetime]]].
 
 %% @doc The journals of those that have one.
 -spec of_journals([rekindle_admin:info()]) -> unicode:chardata().
@@ -42,12 +58,19 @@ table([Head | _] = Cells) ->
 line([First | Others], [Width | Widths]) ->
     [string:pad(First, Width) | [["  ", string:pad(Cell, W, leading)] || {Cell, W} <- lists:zip(Others, Widths)]].
 
-row(Info) ->
+held_row(Info) ->
     Count = fun(Key) -> count(maps:get(Key, Info)) end,
-    #{scope := Scope, bytes := Bytes, max_bytes := MaxBytes, oldest := Oldest, lifetime := Lifetime, hit_rate := HitRate} = Info,
+    #{scope := Scope, bytes := Bytes, max_bytes := MaxBytes, oldest := Oldest, lifetime := Lifetime} = Info,
     [
-        scope(Scope), Count(sessions), bytes(Bytes), bound(MaxBytes, Info), duration(Oldest), duration(Lifetime),
-        Count(hits), Count(misses), percent(HitRate), Count(inserts), Count(expired), Count(evicted), Count(refused), Count(faults)
+        scope(Scope), Count(sessions), Count(certified), Count(certificates), bytes(Bytes), bound(MaxBytes, Info), Count(moved),
+        duration(Oldest), duration(Lifetime)
+    ].
+
+counts_row(#{scope := Scope, hit_rate := HitRate} = Info) ->
+    Count = fun(Key) -> count(maps:get(Key, Info)) end,
+    [
+        scope(Scope), Count(hits), Count(misses), percent(HitRate), Count(inserts), Count(expired), Count(evicted),
+        Count(evicted_misses), Count(refused), Count(faults)
     ].
 
 %% @doc A scope's transport and name.

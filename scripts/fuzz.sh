@@ -1,6 +1,7 @@
 #!/bin/sh
-# Random input, for so many seconds, or a short run of a fixed number of executions: the store beside a naive one and
-# the journal's reader under libFuzzer, half of the time each, then options and sessions as random terms. The last line says what ran and what was skipped.
+# Random input, for so many seconds, or a short run of a fixed number of executions: the store beside a naive one,
+# client certificates and the journal's reader under libFuzzer, a third of the time each, then options and sessions as
+# random terms. The last line says what ran and what was skipped.
 set -u
 cd "$(dirname "$0")/.."
 seconds=${1:-}
@@ -29,18 +30,18 @@ can_fuzz() {
 }
 
 if can_fuzz; then
-    ran="store, journal, terms"
+    ran="store, certificates, journal, terms"
     skipped=nothing
-    for name in store journal; do
+    for name in store certificates journal; do
         if [ -n "$seconds" ]; then
-            native "$name" -max_total_time=$((seconds / 2 + 1))
+            native "$name" -max_total_time=$((seconds / 3 + 1))
         else
             native "$name" -runs=1000
         fi || status=1
     done
 else
     ran=terms
-    skipped="store, journal (need a nightly Rust and cargo-fuzz)"
+    skipped="store, certificates, journal (need a nightly Rust and cargo-fuzz)"
 fi
 if [ -n "$seconds" ]; then terms seconds "$seconds"; else terms main 10000; fi || status=1
 

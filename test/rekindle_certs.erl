@@ -7,7 +7,7 @@
 
 -include_lib("public_key/include/public_key.hrl").
 
--export([make/1]).
+-export([make/1, series/1, forger/1]).
 
 -export_type([certs/0, identity/0]).
 
@@ -44,6 +44,53 @@ make(Dir) ->
         },
         other_client => write(Dir, "other_client", OtherClient)
     }.
+
+%% @doc So many client certificates of one authority, as DER, and the authority's own. Half of them have an elliptic
+%% curve's key, half an RSA key.
+-spec series(pos_integer()) -> {Authority :: public_key:der_encoded(), [public_key:der_encoded()]}.
+series(Number) ->
+    #{cert := Authority, key := Key} = Ca = root("Rekindle test CA"),
+    Samples = {certificate(element(2, pair(Ca, ec))), certificate(element(2, pair(Ca, rsa)))},
+    {Authority, [public_key:pkix_sign(device(N, element(1 + N rem 2, Samples)), Key) || N <- lists:seq(0, Number - 1)]}.
+
+certificate({Der, _}) ->
+    #'OTPCertificate'{tbsCertificate = Certificate} = public_key:pkix_decode_cert(Der, otp),
+    Certificate.
+
+device(N, #'OTPTBSCertificate'{subject = {rdnSequence, Names}} = Certificate) ->
+    CommonName = {utf8String, iolist_to_binary(["device-", integer_to_list(N)])},
+    %% Not as a record, which has another name in OTP 28 and later.
+    Renamed = fun
+        (Attribute) when element(2, Attribute) =:= ?'id-at-commonName' -> setelement(3, Attribute, CommonName);
+        (Attribute) -> Attribute
+    end,
+    Certificate#'OTPTBSCertificate'{
+        serialNumber = serial(N),
+        subject = {rdnSequence, [lists:map(Renamed, Attributes) || Attributes <- Names]}
+    }.
+
+%% Of sixteen bytes, as those of most authorities.
+serial(N) ->
+    <<Serial:128>> = <<1:8, N:32, (crypto:strong_rand_bytes(11))/binary>>,
+    Serial.
+
+%% @doc Makes certificates out of an elliptic curve's one by the hundred thousand, with a number, a key and a signature
+%% of their own. Nobody has signed them.
+-spec forger(public_key:der_encoded()) -> fun((0..16#FFFFFFFF) -> {Serial :: pos_integer(), public_key:der_encoded()}).
+forger(Der) ->
+    #'OTPTBSCertificate'{serialNumber = Serial} = certificate({Der, none}),
+    [Before, Rest] = binary:split(Der, <<Serial:128>>),
+    %% A bit string of 66 bytes that begins as an uncompressed point does.
+    BeforePoint = <<3, 66, 0, 4>>,
+    [Between, <<_:64/binary, AfterPoint/binary>>] = binary:split(Rest, BeforePoint),
+    %% The last bytes of the signature's second number.
+    AfterPointBytes = byte_size(AfterPoint) - 28,
+    <<AfterPointButEnd:AfterPointBytes/binary, _:28/binary>> = AfterPoint,
+    fun(N) ->
+        Other = serial(N),
+        <<Point:64/binary, End:28/binary>> = crypto:strong_rand_bytes(92),
+        {Other, iolist_to_binary([Before, <<Other:128>>, Between, BeforePoint, Point, AfterPointButEnd, End])}
+    end.
 
 root(Name) ->
     public_key:pkix_test_root_cert(Name, [digest(), key(ec)]).

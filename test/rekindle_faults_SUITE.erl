@@ -17,7 +17,12 @@ all() ->
         a_listener_that_could_open_no_store_works,
         a_listener_that_could_open_no_journal_works,
         faults_are_logged_less_and_less_and_without_secrets,
-        faults_of_a_client_that_starts_over_are_logged_less_and_less
+        faults_of_a_client_that_starts_over_are_logged_less_and_less,
+        caches_of_a_module_that_was_unloaded_and_loaded_itself_count_faults,
+        caches_of_a_module_that_is_gone_count_faults_and_log_them,
+        a_process_restarted_without_the_module_does_not_end_its_supervisor,
+        a_module_that_finds_no_library_any_more_is_not_loaded_again_and_again,
+        the_client_manager_starts_over_with_a_module_that_was_loaded_again
     ].
 
 suite() ->
@@ -62,7 +67,8 @@ every_server_callback_answers(Config) ->
                 ?assertEqual(undefined, rekindle:lookup(Cache, Id)),
                 ?assertEqual(ok, rekindle:update(Cache, Id, another_term)),
                 ?assertEqual(ok, rekindle:delete(Cache, Id)),
-                ?assertEqual(1000, rekindle:size(Cache)),
+                %% It was no session that was registered.
+                ?assertEqual(0, rekindle:size(Cache)),
                 ?assertEqual(0, elsewhere(fun() -> rekindle:size(Cache) end)),
                 ?assertEqual(ok, elsewhere(fun() -> rekindle:delete(Cache, Id) end)),
                 ?assertEqual([], rekindle:select_session(Cache, {"host", 443})),
@@ -215,9 +221,170 @@ faults_of_a_client_that_starts_over_are_logged_less_and_less(Config) ->
         [receive {logged, Line} -> Line after 10_000 -> none end || _ <- lists:seq(1, 7)] ++ logged()
     end),
     %% Each from a process of its own, in any order.
-    Counts = [list_to_integer(Count) || {match, [Count]} <- [re:run(Line, "(\\d+) so far", [{capture, all_but_first, list}]) || Line <- Lines]],
-    ?assertEqual([1, 2, 4, 8, 16, 32, 64], lists:sort(Counts)),
+    ?assertEqual([1, 2, 4, 8, 16, 32, 64], lists:sort(counts(Lines))),
     rekindle_node:stop(Node).
+
+%% ---- a module that is unloaded ----
+
+caches_of_a_module_that_was_unloaded_and_loaded_itself_count_faults(Config) ->
+    Node = start(Config),
+    {Server, Port} = start_server(Node, Config),
+    {_, UpgradePort} = start_server(Node, upgrade, Config),
+    Caches = cache_processes(Node),
+    [?assertEqual({1, 5}, reconnect(P)) || P <- [Port, UpgradePort]],
+    collect_lines(Node),
+    unload(Node),
+    [?assertEqual({6, 0}, reconnect(P)) || P <- [Port, UpgradePort]],
+    ?assertEqual(Caches, cache_processes(Node)),
+    %% Each: six sessions to register, and five to look up.
+    ?assertMatch([#{faults := 11}, #{faults := 11}], scopes(Node, server)),
+    ?assertEqual([1, 1, 2, 2, 4, 4, 8, 8], counts_logged(Node, 8)),
+    %% What is opened with the module as it is now works.
+    ok = rekindle_node:call(Node, rekindle_servers, stop, [Server]),
+    {_, NextPort} = start_server(Node, Config),
+    ?assertEqual({1, 5}, reconnect(NextPort)),
+    ?assertEqual({6, 0}, reconnect(UpgradePort)),
+    ?assertMatch([22], [Faults || #{scope := upgraded, faults := Faults} <- scopes(Node, server)]),
+    ?assertMatch([0], [Faults || #{scope := {listener, _, {_, P}}, faults := Faults} <- scopes(Node, server), P =:= NextPort]),
+    ?assertEqual([16], counts_logged(Node, 1)),
+    rekindle_node:stop(Node).
+
+caches_of_a_module_that_is_gone_count_faults_and_log_them(Config) ->
+    Node = start(Config),
+    {_, Port} = start_server(Node, Config),
+    Caches = cache_processes(Node),
+    ?assertEqual({1, 5}, reconnect(Port)),
+    collect_lines(Node),
+    take_away(Node),
+    [?assertEqual({6, 0}, reconnect(Port)) || _ <- [1, 2]],
+    ?assertEqual(Caches, cache_processes(Node)),
+    ?assertEqual([1, 2, 4, 8, 16], counts_logged(Node, 5)),
+    ?assertNotEqual(nomatch, string:find(failure_to_listen(Node, Config), "the module is not loaded")),
+    ?assertEqual(0, rekindle_node:run(Node, fun() -> value_of(rekindle_up) end)),
+    bring_back(Node),
+    ?assertMatch([#{faults := 22}], scopes(Node, server)),
+    ?assertEqual({6, 0}, reconnect(Port)),
+    ?assertMatch([#{faults := 33}], scopes(Node, server)),
+    ?assertEqual(Caches, cache_processes(Node)),
+    ?assertEqual(1, rekindle_node:run(Node, fun() -> value_of(rekindle_up) end)),
+    rekindle_node:stop(Node).
+
+%% Nor its listener, where that starts another process.
+a_process_restarted_without_the_module_does_not_end_its_supervisor(Config) ->
+    Node = start(Config),
+    {_, UpgradePort} = start_server(Node, upgrade, Config),
+    {_, Port} = start_server(Node, Config),
+    [?assertEqual({1, 5}, reconnect(P)) || P <- [UpgradePort, Port]],
+    Supervisor = rekindle_node:call(Node, erlang, whereis, [ssl_upgrade_server_session_cache_sup]),
+    Killed = [rekindle_node:call(Node, erlang, whereis, [ssl_unknown_listener]) | cache_processes(Node)],
+    take_away(Node),
+    rekindle_node:run(Node, fun() ->
+        [exit(Process, kill) || Process <- Killed],
+        rekindle_node:await(fun() -> not lists:member(whereis(ssl_unknown_listener), [undefined | Killed]) end)
+    end),
+    Restarted = rekindle_node:call(Node, erlang, whereis, [ssl_unknown_listener]),
+    [?assertEqual({6, 0}, reconnect(P)) || P <- [UpgradePort, Port]],
+    bring_back(Node),
+    [?assertEqual({6, 0}, reconnect(P)) || P <- [UpgradePort, Port]],
+    ?assertEqual(
+        [Supervisor, Restarted],
+        [rekindle_node:call(Node, erlang, whereis, [Name]) || Name <- [ssl_upgrade_server_session_cache_sup, ssl_unknown_listener]]
+    ),
+    rekindle_node:stop(Node).
+
+%% Each call would make the code server look for it, and OTP log that it was not found.
+a_module_that_finds_no_library_any_more_is_not_loaded_again_and_again(Config) ->
+    Bare = filename:join([?config(priv_dir, Config), "bare", "rekindle"]),
+    Ebin = filename:join(Bare, "ebin"),
+    [Beam, Copy] = [filename:join(Folder, "rekindle_nif.beam") || Folder <- [?config(faulty, Config), Ebin]],
+    ok = filelib:ensure_dir(Copy),
+    {ok, _} = file:copy(Beam, Copy),
+    Node = start(Config),
+    {_, Port} = start_server(Node, Config),
+    Caches = cache_processes(Node),
+    ?assertEqual({1, 5}, reconnect(Port)),
+    true = rekindle_node:call(Node, code, add_patha, [Ebin]),
+    unload(Node),
+    ?assertEqual({6, 0}, reconnect(Port)),
+    ?assertEqual(true, rekindle_node:call(Node, erlang, module_loaded, [rekindle_nif])),
+    Missing = filename:join([Bare, "priv", "rekindle_nif.so"]),
+    ?assertMatch({error, {Missing, _}}, rekindle_node:call(Node, rekindle_nif, loaded, [])),
+    true = rekindle_node:call(Node, code, del_path, [Ebin]),
+    bring_back(Node),
+    ?assertMatch([#{faults := 11}], scopes(Node, server)),
+    ?assertEqual(Caches, cache_processes(Node)),
+    {_, NextPort} = start_server(Node, Config),
+    ?assertEqual({1, 5}, reconnect(NextPort)),
+    rekindle_node:stop(Node).
+
+the_client_manager_starts_over_with_a_module_that_was_loaded_again(Config) ->
+    Node = start(Config),
+    {_, Port} = start_server(Node, Config),
+    Manager = rekindle_node:call(Node, erlang, whereis, [ssl_manager]),
+    ?assertMatch(#{full := 1, resumed := 1}, erlang_client(Node, Port, Config)),
+    take_away(Node),
+    ?assertMatch(#{full := 2, resumed := 0}, erlang_client(Node, Port, Config)),
+    bring_back(Node),
+    %% A listener that knows the module, too.
+    {_, NextPort} = start_server(Node, Config),
+    _ = erlang_client(Node, NextPort, Config),
+    ?assertMatch(#{full := 1, resumed := 1}, erlang_client(Node, NextPort, Config)),
+    ?assertEqual(Manager, rekindle_node:call(Node, erlang, whereis, [ssl_manager])),
+    rekindle_node:stop(Node).
+
+failure_to_listen(Node, Config) ->
+    try
+        start_server(Node, Config)
+    of
+        Listener -> ct:fail({listens, Listener})
+    catch
+        error:Reason -> lists:flatten(io_lib:format("~0tp", [Reason]))
+    end.
+
+unload(Node) ->
+    true = rekindle_node:call(Node, code, delete, [rekindle_nif]),
+    false = rekindle_node:call(Node, code, purge, [rekindle_nif]).
+
+%% Where the code server loads no module by itself, one that was unloaded has no function; nor has this one.
+take_away(Node) ->
+    {ok, rekindle_nif, Empty} = compile:forms([{attribute, 1, module, rekindle_nif}]),
+    unload(Node),
+    {module, rekindle_nif} = rekindle_node:call(Node, code, load_binary, [rekindle_nif, "nowhere", Empty]).
+
+bring_back(Node) ->
+    {module, rekindle_nif} = rekindle_node:call(Node, code, load_file, [rekindle_nif]),
+    false = rekindle_node:call(Node, code, purge, [rekindle_nif]).
+
+value_of(Metric) ->
+    [Value] = [Value || {Name, _, _, [{[], Value}]} <- rekindle_metrics:families(), Name =:= Metric],
+    Value.
+
+%% ---- what is logged ----
+
+collect_lines(Node) ->
+    rekindle_node:run(Node, fun() ->
+        Collector = spawn(fun Keep() -> receive {take, From, Ref} -> From ! {Ref, logged()}, Keep() end end),
+        true = register(?MODULE, Collector),
+        ok = logger:add_handler(?MODULE, ?MODULE, #{config => Collector})
+    end).
+
+%% The counts in as many lines as are expected, and more if there are, in order.
+counts_logged(Node, Expected) ->
+    rekindle_node:run(Node, fun() -> lists:sort(counts_logged(Expected, [], 100)) end).
+
+counts_logged(Expected, Lines, Tries) when length(Lines) < Expected, Tries > 0 ->
+    timer:sleep(50),
+    counts_logged(Expected, Lines ++ take_lines(), Tries - 1);
+counts_logged(_, Lines, _) ->
+    counts(Lines ++ take_lines()).
+
+take_lines() ->
+    Ref = make_ref(),
+    ?MODULE ! {take, self(), Ref},
+    receive {Ref, Lines} -> Lines end.
+
+counts(Lines) ->
+    [list_to_integer(Count) || Line <- Lines, {match, [Count]} <- [re:run(Line, "(\\d+) so far", [{capture, all_but_first, list}])]].
 
 %% A logger handler.
 log(#{msg := {"rekindle: " ++ _ = Format, Args}}, #{config := Pid}) ->
@@ -243,9 +410,12 @@ inject(Node, Mode) ->
     ok = rekindle_node:call(Node, rekindle_nif, inject_fault, [Mode]).
 
 start_server(Node, Config) ->
+    start_server(Node, tls, Config).
+
+start_server(Node, Kind, Config) ->
     #{server := #{ec := #{cert := Cert, key := Key}}} = ?config(certs, Config),
     Opts = [{certfile, Cert}, {keyfile, Key}, {versions, ['tlsv1.2']}],
-    rekindle_node:call(Node, rekindle_servers, start, [tls, Opts]).
+    rekindle_node:call(Node, rekindle_servers, start, [Kind, Opts]).
 
 reconnect(Port) ->
     #{full := Full, resumed := Resumed} = rekindle_clients:openssl_reconnect(Port, #{}),

@@ -77,14 +77,14 @@ options(Args) ->
     end.
 
 %% A session comes back as it was, but for what a server's session loses, or is refused. Only what is
-%% tagged as a session is.
+%% tagged as a session is, and what is too large.
 sessions(Cache, {Key, Session}) ->
     Before = refused(),
     ok = rekindle:update(Cache, Key, Session),
     Answer = rekindle:lookup(Cache, Key),
     case refused() of
         Before -> true = is_expected(element(1, Cache), Session, Answer);
-        _ -> is_session(Session) orelse error({refused, Session})
+        _ -> is_session(Session) orelse is_large({Key, Session}) orelse error({refused, Session})
     end,
     %% Now and then everything is read, and dropped.
     case rand:uniform(200) of
@@ -113,6 +113,10 @@ is_expected(server, Session, Answer) ->
 
 is_session(Term) ->
     is_tuple(Term) andalso tuple_size(Term) > 1 andalso element(1, Term) =:= session.
+
+%% 8 KiB, but for how the two are encoded.
+is_large(Pair) ->
+    byte_size(term_to_binary(Pair)) > 8_000.
 
 is_stamped(Session, Answer) ->
     {Stamp, _} = element(?INTERNAL_ID, Session),

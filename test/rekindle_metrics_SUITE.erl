@@ -73,6 +73,7 @@ the_metrics_are_the_numbers_of_info(Config) ->
         %% And no others.
         ?assertEqual([], maps:keys(Series) -- [{"rekindle_up", []} | [{N, labels(Info) ++ More} || Info <- Infos, {N, More} <- metrics()]]),
         ?assertMatch([#{sessions := 1, hits := 5, misses := 0}], [I || #{scope := {listener, _, _}} = I <- Infos]),
+        ?assertEqual([{"too_large", 1}], [{Reason, N} || Info <- Infos, Reason <- reasons(), N <- [refused(Reason, Info)], N > 0]),
         [Shared] = [maps:get("scope", maps:from_list(L)) || {"rekindle_sessions", L} <- maps:keys(Series), lists:member({"transport", "dtls"}, L)],
         ?assertEqual(lists:flatten(io_lib:format("shared: ~0tp", [Name])), Shared)
     end).
@@ -81,13 +82,20 @@ the_metrics_are_the_numbers_of_info(Config) ->
 metrics() ->
     [{Name, []} || Name <- [
         "rekindle_sessions", "rekindle_max_sessions", "rekindle_bytes", "rekindle_max_bytes", "rekindle_templates",
-        "rekindle_lifetime_seconds", "rekindle_oldest_session_age_seconds", "rekindle_inserts_total",
-        "rekindle_expired_sessions_total", "rekindle_evicted_sessions_total", "rekindle_refused_sessions_total",
-        "rekindle_faults_total"
-    ]] ++ [{"rekindle_lookups_total", [{"result", Result}]} || Result <- ["hit", "miss"]].
+        "rekindle_certificates", "rekindle_certified_sessions", "rekindle_lifetime_seconds",
+        "rekindle_oldest_session_age_seconds", "rekindle_evicted_misses_total", "rekindle_inserts_total",
+        "rekindle_expired_sessions_total", "rekindle_evicted_sessions_total", "rekindle_moved_total", "rekindle_faults_total"
+    ]]
+    ++ [{"rekindle_lookups_total", [{"result", Result}]} || Result <- ["hit", "miss"]]
+    ++ [{"rekindle_refused_sessions_total", [{"reason", Reason}]} || Reason <- reasons()].
+
+reasons() ->
+    ["too_large", "no_room", "private_key", "layout", "lifetime"].
 
 expected({"rekindle_lookups_total", [{"result", "hit"}]}, #{hits := Hits}) -> Hits;
 expected({"rekindle_lookups_total", [{"result", "miss"}]}, #{misses := Misses}) -> Misses;
+expected({"rekindle_refused_sessions_total", [{"reason", Reason}]}, Info) -> refused(Reason, Info);
+expected({"rekindle_certified_sessions", _}, #{certified := Certified}) -> Certified;
 expected({"rekindle_oldest_session_age_seconds", _}, #{oldest := Oldest}) -> number(Oldest);
 expected({"rekindle_lifetime_seconds", _}, #{lifetime := Lifetime}) -> number(Lifetime);
 expected({"rekindle_" ++ Name, _}, Info) ->
@@ -188,16 +196,21 @@ each_scope_is_an_event(Config) ->
             {flushed(event), rekindle_admin:info()}
         end),
         ?assertEqual(length(Infos), length(Events)),
+        ?assertMatch([1], [N || Info <- Infos, N <- [refused("too_large", Info)], N > 0]),
         [
             begin
                 Labels = maps:from_list([{list_to_atom(Label), Value} || {Label, Value} <- labels(Info)]),
                 [Measured] = [M || {event, [rekindle, scope], M, Metadata} <- Events, metadata(Metadata) =:= Labels],
                 Numbers = maps:filter(fun(_, Value) -> is_integer(Value) end, maps:without([number, hit_rate], Info)),
-                ?assertEqual(Numbers, Measured)
+                By = maps:from_list([{list_to_atom("refused_" ++ Reason), N} || Reason <- reasons(), N <- [refused(Reason, Info)]]),
+                ?assertEqual(maps:merge(Numbers, By), Measured)
             end
          || Info <- Infos
         ]
     end).
+
+refused(Reason, #{refused_by := By}) ->
+    maps:get(list_to_existing_atom(Reason), By).
 
 metadata(#{role := Role, transport := Transport, scope := Scope} = Metadata) when map_size(Metadata) =:= 3, is_binary(Scope) ->
     #{role => atom_to_list(Role), transport => atom_to_list(Transport), scope => unicode:characters_to_list(Scope)}.
@@ -317,23 +330,27 @@ promtool_finds_nothing_wrong(Config) ->
 rules(Config) ->
     filename:join(?config(root, Config), "docs/prometheus/rekindle.rules.yml").
 
-%% On made-up series of three hours. Scope s evicts 6 % of what it stores and t 4 %; s has a fault after 100
-%% minutes, and refuses a session after 150. The journal of s stops after 170, and reads forged records after 180.
+%% On made-up series of three hours. Scope s evicts 6 % of what it stores and t 4 %; of the lookups of w 6 % ask for
+%% evicted sessions, of those of x 4 %. s has a fault after 100 minutes; it refuses a session whose layout it does not
+%% know after 150, one that it has no room for after 165, and thirty that are too large after 172, while t has refused
+%% nine of these after 120. The journal of s stops after 170, and reads forged records after 180.
 alerts_are_raised_when_they_should_be(Config) ->
     Series = fun(Metric, Scope, Values) ->
         io_lib:format("      - {series: 'rekindle_~s{scope=\"~s\"}', values: '~s'}\n", [Metric, Scope, Values])
     end,
-    Skipped = fun(Reason, Values) ->
-        io_lib:format(
-            "      - {series: 'rekindle_journal_skipped_records_total{scope=\"s\", reason=\"~s\"}', values: '~s'}\n", [Reason, Values])
+    Labelled = fun(Metric, Scope, Label, Value, Values) ->
+        io_lib:format("      - {series: 'rekindle_~s{scope=\"~s\", ~s=\"~s\"}', values: '~s'}\n", [Metric, Scope, Label, Value, Values])
     end,
+    Skipped = fun(Reason, Values) -> Labelled("journal_skipped_records_total", "s", "reason", Reason, Values) end,
+    Refused = fun(Scope, Reason, Values) -> Labelled("refused_sessions_total", Scope, "reason", Reason, Values) end,
     Raised = fun(Minute, Alerts) ->
         Expression = "count by (alertname, scope) (ALERTS{alertstate=\"firing\"})",
         Samples = [io_lib:format("{labels: '{alertname=\"~s\", scope=\"~s\"}', value: 1}", [Alert, Scope]) || {Alert, Scope} <- Alerts],
         io_lib:format("      - {expr: '~s', eval_time: ~bm, exp_samples: [~s]}\n", [Expression, Minute, lists:join(", ", Samples)])
     end,
     NotLoaded = {"RekindleNotLoaded", "u"},
-    TooSmall = {"RekindleTooSmall", "s"},
+    TooSmall = [{"RekindleTooSmall", "s"}, {"RekindleMissesEvicted", "w"}],
+    Refusals = [{"RekindleRefuses", "s"}, {"RekindleNoRoom", "s"}],
     File = filename:join(?config(priv_dir, Config), "alerts.yml"),
     ok = file:write_file(File, [
         "rule_files: ['", rules(Config), "']\n"
@@ -344,16 +361,20 @@ alerts_are_raised_when_they_should_be(Config) ->
         Series("up", "s", "1x200"), Series("up", "u", "1x80 0x120"),
         [Series("inserts_total", Scope, "0+100x200") || Scope <- ["s", "t"]],
         Series("evicted_sessions_total", "s", "0+6x200"), Series("evicted_sessions_total", "t", "0+4x200"),
+        [Labelled("lookups_total", Scope, "result", Result, "0+50x200") || Scope <- ["w", "x"], Result <- ["hit", "miss"]],
+        Series("evicted_misses_total", "w", "0+6x200"), Series("evicted_misses_total", "x", "0+4x200"),
         Series("faults_total", "s", "0x100 1x100"), Series("faults_total", "t", "3x200"),
-        Series("refused_sessions_total", "s", "0x150 1x50"), Series("refused_sessions_total", "t", "0x200"),
+        Refused("s", "layout", "0x150 1x50"), Refused("s", "no_room", "0x165 1x35"), Refused("s", "too_large", "0x172 30x28"),
+        Refused("t", "layout", "0x200"), Refused("t", "no_room", "0x200"), Refused("t", "too_large", "0x120 9x80"),
         Series("journal_up", "s", "1x170 0x30"), Series("journal_up", "t", "1x200"),
         Skipped("forged", "0x180 9x20"), Skipped("expired", "0+5x200"),
         "    promql_expr_test:\n",
-        Raised(30, []), Raised(75, [TooSmall]), Raised(95, [TooSmall, NotLoaded]),
-        Raised(105, [TooSmall, NotLoaded, {"RekindleFaults", "s"}]),
-        Raised(160, [TooSmall, NotLoaded, {"RekindleRefuses", "s"}]),
-        Raised(178, [TooSmall, NotLoaded, {"RekindleRefuses", "s"}, {"RekindleJournalDown", "s"}]),
-        Raised(185, [TooSmall, NotLoaded, {"RekindleRefuses", "s"}, {"RekindleJournalDown", "s"}, {"RekindleForgedRecords", "s"}])
+        Raised(30, []), Raised(75, TooSmall), Raised(95, [NotLoaded | TooSmall]),
+        Raised(105, [NotLoaded, {"RekindleFaults", "s"} | TooSmall]),
+        Raised(160, [NotLoaded, {"RekindleRefuses", "s"} | TooSmall]),
+        Raised(168, [NotLoaded | Refusals] ++ TooSmall),
+        Raised(178, [NotLoaded, {"RekindleProbed", "s"}, {"RekindleJournalDown", "s"} | Refusals] ++ TooSmall),
+        Raised(185, [NotLoaded, {"RekindleProbed", "s"}, {"RekindleJournalDown", "s"}, {"RekindleForgedRecords", "s"} | Refusals] ++ TooSmall)
     ]),
     {Status, Output} = rekindle_clients:run("promtool", ["test", "rules", File], [], ?MINUTE),
     ?assertEqual(0, Status, Output).
@@ -373,7 +394,7 @@ every_panel_and_alert_has_data(Config) ->
             %% The alerts are evaluated, and none is raised.
             await("rules are evaluated", fun() ->
                 {200, Rules} = fetch(Api ++ "rules"),
-                length(matches("\"health\":\"(ok)\"", <<Rules/binary, "\"health\":\"ok\"">>)) =:= 1 + 6
+                length(matches("\"health\":\"(ok)\"", <<Rules/binary, "\"health\":\"ok\"">>)) =:= 1 + 9
             end, fun() -> ok end),
             {200, Alerts} = fetch(Api ++ "alerts"),
             ?assertNotEqual(nomatch, string:find(Alerts, "\"alerts\":[]"))
@@ -495,7 +516,7 @@ ageless(Series) ->
 
 %% ---- a node with something to show ----
 
-%% A listener that has been resumed at, one that shares under a name, and ssl's client.
+%% A listener that has been resumed at and has refused a session, one that shares under a name, and ssl's client.
 with_busy_node(Name, Config, Fun) ->
     SharedPort = rekindle_node:free_port(),
     Node = rekindle_node:start_ssl([{session_cb_init_args, [{scope, #{SharedPort => Name}}]}]),
@@ -504,6 +525,8 @@ with_busy_node(Name, Config, Fun) ->
     {_, Port} = rekindle_node:call(Node, rekindle_servers, start, [tls, [{versions, ['tlsv1.2']} | Options]]),
     {_, SharedPort} = rekindle_node:call(Node, rekindle_servers, start, [dtls, [{port, SharedPort} | Options]]),
     connect(Port, Config),
+    TooLarge = binary:copy(<<1>>, 10_000),
+    rekindle_node:run(Node, fun() -> rekindle:update(maps:get(Port, rekindle_servers:caches()), <<1:256>>, TooLarge) end),
     Fun(Node),
     rekindle_node:stop(Node).
 

@@ -12,7 +12,7 @@
 -include_lib("proper/include/proper.hrl").
 
 -export([prop_server_cache_process_lives_on/0, prop_client_manager_lives_on/0]).
--export([server_env/0, set_server_env/1, store_lifetime/1, id/0, kind/0, partial_key/0, age/1]).
+-export([server_env/0, set_server_env/1, store_lifetime/1, maximum/0, id/0, kind/0, partial_key/0, age/1]).
 
 -import(rekindle_sessions, [internal_id/1]).
 
@@ -20,6 +20,7 @@
 -record(state, {
     release :: 25 | 27 | 29,
     cache,
+    %% As OTP's process has read it: what ssl's environment has may be another by now.
     max,
     %% `session_lifetime', in seconds.
     lifetime,
@@ -34,6 +35,10 @@
     %% How long the store keeps a session, in seconds, and whether it may drop one before.
     store_lifetime = infinity,
     bounded = false,
+    %% The options of the server's cache.
+    options = [],
+    %% Whether the server's process was made to ask for the size where it has no session to register.
+    asked = false,
     %% Whether a call has failed.
     faulty = false,
     %% Whether a session was registered under a key that had one.
@@ -58,15 +63,22 @@ prop_server_cache_process_lives_on() ->
 server_env() ->
     ?LET(
         {Max, SslLifetime, MaxSessions, Lifetime},
-        {oneof([1, 2, 5, 1000, -1]), oneof([0, 1000, 1000, 1000]), oneof([1, 3, infinity]), oneof([unset, 2000, 300])},
+        {maximum(), oneof([0, 1000, 1000, 1000]), oneof([1, 3, infinity]), oneof([unset, 2000, 300])},
         #{max => Max, ssl_lifetime => SslLifetime, max_sessions => MaxSessions, lifetime => Lifetime}
     ).
+
+%% OTP's process does not survive 0, and is not started with it.
+maximum() ->
+    oneof([1, 2, 5, 1000, -1, 1 bsl 70, -1 bsl 70]).
 
 server_action() ->
     frequency([
         {6, {register, id(), kind()}},
         {5, {reuse, id()}},
         {1, {advance, oneof([300_000, 400_000])}},
+        {2, {set_max, oneof([0, maximum(), infinity])}},
+        {1, {restart, maximum()}},
+        {1, ask_size},
         %% An operator, or another listener that shares the scope.
         {1, {elsewhere, oneof([{delete, id()}, {update, id(), kind()}, size, terminate])}}
     ]).
@@ -79,9 +91,11 @@ set_server_env(#{max := Max, ssl_lifetime := SslLifetime, max_sessions := MaxSes
 
 start_server(Release, Env) ->
     #{max := Max, ssl_lifetime := SslLifetime, max_sessions := MaxSessions} = Env,
+    Options = [{role, server} | set_server_env(Env)],
     #state{
         release = Release,
-        cache = rekindle:init([{role, server} | set_server_env(Env)]),
+        cache = rekindle:init(Options),
+        options = Options,
         max = Max,
         lifetime = SslLifetime,
         store_lifetime = store_lifetime(Env),
@@ -122,12 +136,14 @@ server_action({register, Id, Kind}, #state{max = Max, order = Order0} = State) -
             0 ->
                 Order0
         end,
-    store(Id, Value, Session, fun call/2, State#state{order = gb_trees:insert(InternalId, Id, Order)});
-server_action({reuse, Id}, #state{order = Order} = State) ->
+    store(Id, Value, Session, fun call/2, State#state{
+        order = gb_trees:insert(InternalId, Id, Order), asked = false
+    });
+server_action({reuse, Id}, #state{order = Order, asked = Asked} = State) ->
     From = rekindle_call:otp_now(),
     Fault = next_fault(),
     Found = call(State, {lookup, Id}),
-    check_lookup(Id, Found, From, Fault, State),
+    (Asked andalso rekindle_sessions:is_stub(Found, Id)) orelse check_lookup(Id, Found, From, Fault, State),
     case Found of
         undefined ->
             State;
@@ -137,9 +153,20 @@ server_action({reuse, Id}, #state{order = Order} = State) ->
                     State;
                 false ->
                     ok = call(State, {delete, Id}),
-                    State#state{order = gb_trees:delete(internal_id(Session), Order)}
+                    State#state{order = gb_trees:delete(internal_id(Session), Order), asked = false}
             end
     end;
+server_action({set_max, Max}, State) ->
+    application:set_env(ssl, session_cache_server_max, Max),
+    State;
+server_action({restart, Max}, #state{options = Options} = State) ->
+    %% By OTP's supervisor, which keeps the maximum.
+    application:set_env(ssl, session_cache_server_max, Max),
+    State#state{cache = rekindle:init(Options), order = gb_trees:empty(), known = #{}, asked = false};
+server_action(ask_size, State) ->
+    %% As nothing of OTP's does.
+    _ = call(State, size),
+    State#state{asked = true};
 server_action({advance, Ms}, State) ->
     _ = rekindle_nif:advance_clock(Ms),
     State;
@@ -312,19 +339,16 @@ id() ->
 kind() ->
     {oneof([verified, unverified]), range(0, 16#FFFF)}.
 
-session(#state{release = Release}, Id, {Verified, Number}, {Stamp, Unique}) ->
-    Layout =
-        case Release of
-            25 -> otp_25;
-            27 -> otp_27;
-            29 -> otp_29_1_2
-        end,
-    Value = {session, Layout, Verified, Number},
+layout(#state{release = 25}) -> otp_25;
+layout(#state{release = 27}) -> otp_27;
+layout(#state{release = 29}) -> otp_29_1_2.
+
+session(State, Id, {Verified, Number}, {Stamp, Unique}) ->
+    Value = {session, layout(State), Verified, Number},
     {Value, rekindle_sessions:put_stamps(rekindle_sessions:make(Value, Id), Stamp, Unique)}.
 
-%% `ssl_session:valid_session/2', which takes nothing but sessions.
-is_valid(Session, #state{lifetime = Lifetime}) ->
-    age(rekindle_sessions:stamp(Session)) < Lifetime.
+is_valid(Session, #state{lifetime = Lifetime} = State) ->
+    rekindle_sessions:is_valid(layout(State), Session, {rekindle_call:otp_now(), Lifetime}).
 
 age(Since) ->
     erlang:convert_time_unit(rekindle_call:otp_now() - Since, native, second).

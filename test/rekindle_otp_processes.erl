@@ -8,7 +8,9 @@
 
 -export([prop_the_cache_process_stays/0, prop_the_manager_stays/0]).
 
--import(rekindle_otp_model, [server_env/0, set_server_env/1, store_lifetime/1, id/0, kind/0, partial_key/0, age/1]).
+-import(rekindle_otp_model, [
+    server_env/0, set_server_env/1, store_lifetime/1, maximum/0, id/0, kind/0, partial_key/0, age/1
+]).
 
 -define(INTERNAL_ID, 3).
 
@@ -39,6 +41,7 @@ server_action(Lifetime) ->
         {5, {reuse, id(), Lifetime}},
         {1, new_session_id},
         {1, {advance, oneof([300_000, 400_000])}},
+        {1, {set_max, oneof([0, maximum(), infinity])}},
         {1, {elsewhere, oneof([{delete, id()}, size, terminate])}},
         {2, {fault, oneof([panic, refusal]), range(0, 4)}}
     ]).
@@ -75,6 +78,9 @@ server({advance, Ms}, Cache, Known) ->
     %% What was sent before is registered before.
     _ = sys:get_state(Cache),
     _ = rekindle_nif:advance_clock(Ms),
+    Known;
+server({set_max, Max}, _Cache, Known) ->
+    application:set_env(ssl, session_cache_server_max, Max),
     Known;
 server({elsewhere, Operation}, Cache, Known) ->
     [Reference] = [Field || Field <- state(Cache), is_tuple(Field), element(1, Field) =:= server],

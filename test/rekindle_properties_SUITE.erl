@@ -47,36 +47,36 @@ init_per_testcase(Case, Config) ->
     [{test_case, Case} | Config].
 
 the_callbacks_answer_as_the_model(Config) ->
-    Node = start(rekindle_statem:ssl_env(), Config),
+    Node = start(Config),
     ok = rekindle_node:call(Node, rekindle_statem, open_sockets, []),
     holds(Node, {rekindle_statem, prop_answers_are_those_of_the_model}, 3000, Config).
 
 a_server_s_cache_alone_answers_as_the_model(Config) ->
-    holds(start(rekindle_statem:ssl_env(), Config), {rekindle_statem, prop_one_server_cache}, 2000, Config).
+    holds(start(Config), {rekindle_statem, prop_one_server_cache}, 2000, Config).
 
 a_client_s_cache_alone_answers_as_the_model(Config) ->
-    holds(start(rekindle_statem:ssl_env(), Config), {rekindle_statem, prop_one_client_cache}, 2000, Config).
+    holds(start(Config), {rekindle_statem, prop_one_client_cache}, 2000, Config).
 
 what_is_promised_holds_for_processes_that_work_at_once(Config) ->
-    Node = start(rekindle_statem:ssl_env(), Config),
+    Node = start(Config),
     holds(Node, {rekindle_concurrency, prop_promises_hold}, 500, Config).
 
 the_server_s_process_of_otp_lives_on(Config) ->
-    holds(start([], Config), {rekindle_otp_model, prop_server_cache_process_lives_on}, 3000, Config).
+    holds(start(Config), {rekindle_otp_model, prop_server_cache_process_lives_on}, 3000, Config).
 
 the_client_s_manager_of_otp_lives_on(Config) ->
-    holds(start([], Config), {rekindle_otp_model, prop_client_manager_lives_on}, 3000, Config).
+    holds(start(Config), {rekindle_otp_model, prop_client_manager_lives_on}, 3000, Config).
 
 the_real_cache_process_stays(Config) ->
-    holds(start([], Config), {rekindle_otp_processes, prop_the_cache_process_stays}, 1000, Config).
+    holds(start(Config), {rekindle_otp_processes, prop_the_cache_process_stays}, 1000, Config).
 
 the_real_manager_stays(Config) ->
-    holds(start([], Config), {rekindle_otp_processes, prop_the_manager_stays}, 1000, Config).
+    holds(start(Config), {rekindle_otp_processes, prop_the_manager_stays}, 1000, Config).
 
 %% ---- running properties ----
 
-start(SslEnv, Config) ->
-    rekindle_node:start(SslEnv, [?config(testing_build, Config)]).
+start(Config) ->
+    rekindle_node:start([], [?config(testing_build, Config)]).
 
 %% Runs the property in the node, and stops the node.
 holds(Node, {Module, Property}, Cases, Config) ->

@@ -37,7 +37,14 @@ groups() ->
             it_survives_lifetimes_running_out,
             it_survives_a_store_that_holds_sessions_before_its_first,
             it_survives_a_lookup_of_an_expired_session,
-            it_survives_a_negative_maximum
+            its_order_holds_one_session_whatever_the_maximum_is_or_becomes,
+            a_restarted_one_survives_another_maximum,
+            a_replaced_one_survives_another_maximum,
+            a_listener_survives_a_refusal_to_its_next_one,
+            a_size_asked_out_of_turn_costs_one_resumption_at_most,
+            what_it_finds_expired_holds_nothing_of_a_session,
+            it_keeps_little_on_its_heap_and_no_secret,
+            it_survives_an_upgrade_of_the_callback_module
         ]},
         {lifetime, [], [
             an_expired_session_is_not_resumed,
@@ -278,12 +285,216 @@ it_survives_a_lookup_of_an_expired_session(Config) ->
         ?assertEqual(not_reusable, reuse(Cache, <<2:256>>))
     end).
 
-it_survives_a_negative_maximum(Config) ->
-    Env = [{session_cache_server_max, -1}],
-    with_cache_process(Env, Config, fun(Cache, Sample) ->
-        register_all(Cache, Sample, ids(50)),
-        ?assertEqual(51, held(Cache))
+its_order_holds_one_session_whatever_the_maximum_is_or_becomes(Config) ->
+    [
+        with_cache_process(Kind, maximum(First), [], Config, fun(Cache, Sample) ->
+            Later = [5000, 20, 2, 1, 0, -7, 1 bsl 70, -1 bsl 70, 1.0, infinity],
+            [
+                begin
+                    ok = application:set_env(ssl, session_cache_server_max, Max),
+                    Ids = [<<Number:128, N:128>> || N <- lists:seq(1, 10)],
+                    register_all(Cache, Sample, Ids),
+                    ?assertEqual({Kind, First, Max, 1}, {Kind, First, Max, order_size(Cache)}),
+                    [?assertEqual(Id, element(2, reuse(Cache, Id))) || Id <- Ids]
+                end
+             || {Number, Max} <- lists:enumerate(Later)
+            ],
+            ?assertEqual(101, held(Cache))
+        end)
+     || {Kind, First} <- [{tls, 500}, {tls, 1}, {tls, 3}, {tls, -1}, {tls, 1 bsl 70}, {dtls, 500}, {upgrade, 500}]
+    ].
+
+%% Of OTP's book-keeping, and not of the store.
+maximum(Max) ->
+    [{session_cache_server_max, Max}, {session_cb_init_args, [{max_sessions, infinity}]}].
+
+%% OTP's supervisor starts a process in place of one that crashed with the maximum that it read for that one; the
+%% environment may have another by then. If the new one does not start, the supervisor ends, and all
+%% listeners with it.
+a_restarted_one_survives_another_maximum(Config) ->
+    Node = rekindle_node:start_ssl(maximum(500)),
+    {_, Port} = start_server(Node, tls, server_opts(Config)),
+    {_, UpgradePort} = start_server(Node, upgrade, server_opts(Config)),
+    ?assertEqual({1, 1}, counts(offer_own_session(tls, Port, Config))),
+    ?assertEqual({1, 1}, counts(offer_own_session(tls, UpgradePort, Config))),
+    Supervisors = [ssl_upgrade_server_session_cache_sup | [ssl_server_session_cache_sup || not listeners_replace_cache_processes(Node)]],
+    Started = [rekindle_node:call(Node, erlang, whereis, [Name]) || Name <- [ssl_manager | Supervisors]],
+    Sample = rekindle_node:run(Node, fun() -> a_session(hd(children_of([ssl_upgrade_server_session_cache_sup]))) end),
+    [
+        begin
+            set_env(Node, session_cache_server_max, Max),
+            rekindle_node:run(Node, fun() ->
+                [Killed] = children_of([Supervisor]),
+                Restarted = after_kill(Killed, Supervisor),
+                register_all(Restarted, Sample, ids(20)),
+                [?assertEqual(Id, element(2, reuse(Restarted, Id))) || Id <- ids(20)],
+                ?assertEqual({Max, [Restarted], 1}, {Max, children_of([Supervisor]), order_size(Restarted)})
+            end),
+            ?assertEqual({1, 1}, counts(offer_own_session(tls, UpgradePort, Config)))
+        end
+     || Supervisor <- Supervisors, Max <- [5000, 0, 1]
+    ],
+    ?assertEqual(Started, [rekindle_node:call(Node, erlang, whereis, [Name]) || Name <- [ssl_manager | Supervisors]]),
+    set_env(Node, session_cache_server_max, 10),
+    {_, OtherPort} = start_server(Node, tls, server_opts(Config)),
+    ?assertEqual({1, 1}, counts(offer_own_session(tls, OtherPort, Config))),
+    ?assertEqual([0], lists:usort([Faults || #{faults := Faults} <- info(Node)])),
+    rekindle_node:stop(Node).
+
+after_kill(Killed, Supervisor) ->
+    exit(Killed, kill),
+    rekindle_node:await(fun() ->
+        case children_of([Supervisor]) of
+            [Pid] -> Pid =/= Killed;
+            [] -> false
+        end
+    end),
+    [Restarted] = children_of([Supervisor]),
+    Restarted.
+
+%% Where it is the listener that sees to another process, and reads the maximum anew.
+a_replaced_one_survives_another_maximum(Config) ->
+    Node = rekindle_node:start_ssl(maximum(500)),
+    Replaces = listeners_replace_cache_processes(Node),
+    [a_replaced_one_survives_another_maximum(Kind, Node, Config) || Replaces, Kind <- [tls, dtls]],
+    rekindle_node:stop(Node),
+    Replaces orelse {skip, "the listeners of this release replace no cache process"}.
+
+a_replaced_one_survives_another_maximum(Kind, Node, Config) ->
+    {_, Port} = start_server(Node, Kind, server_opts(Config)),
+    CacheProcesses = fun() -> rekindle_node:call(Node, ?MODULE, children_of, [[supervisor_of(Kind)]]) end,
+    [
+        begin
+            [Killed] = CacheProcesses(),
+            set_env(Node, session_cache_server_max, Max),
+            true = rekindle_node:call(Node, erlang, exit, [Killed, kill]),
+            [?assertEqual({1, 1}, counts(offer_own_session(Kind, Port, Config))) || _ <- lists:seq(1, 3)],
+            [Cache] = CacheProcesses(),
+            ?assertEqual({Kind, Max, 1}, {Kind, Max, rekindle_node:call(Node, ?MODULE, order_size, [Cache])})
+        end
+     || Max <- [5000, 2, -7]
+    ].
+
+supervisor_of(tls) -> ssl_server_session_cache_sup;
+supervisor_of(dtls) -> dtls_server_session_cache_sup.
+
+%% What a new listener is refused with. Where an open one starts another cache process, or OTP's supervisor does, it
+%% would end what works.
+a_listener_survives_a_refusal_to_its_next_one(Config) ->
+    Refusals = [{session_cache_server_max, 0, 10}, {session_cb_init_args, [{max_bytes, 0}], []}],
+    [
+        begin
+            Node = rekindle_node:start_ssl([]),
+            {_, Port} = start_server(Node, Kind, server_opts(Config)),
+            ?assertEqual({1, 1}, counts(offer_own_session(Kind, Port, Config))),
+            [Killed] = cache_processes(Node),
+            set_env(Node, Key, Wrong),
+            true = rekindle_node:call(Node, erlang, exit, [Killed, kill]),
+            [?assertEqual({Key, Kind, {2, 0}}, {Key, Kind, counts(offer_own_session(Kind, Port, Config))}) || _ <- lists:seq(1, 6)],
+            ?assertMatch({'EXIT', _}, attempt(fun() -> start_server(Node, Kind, server_opts(Config)) end)),
+            set_env(Node, Key, Right),
+            {_, OtherPort} = start_server(Node, Kind, server_opts(Config)),
+            ?assertEqual({1, 1}, counts(offer_own_session(Kind, OtherPort, Config))),
+            rekindle_node:stop(Node)
+        end
+     || Kind <- [tls, dtls], {Key, Wrong, Right} <- Refusals
+    ].
+
+attempt(Fun) ->
+    try
+        Fun()
+    catch
+        Class:Reason -> {'EXIT', {Class, Reason}}
+    end.
+
+%% Nothing of OTP's does it. The next lookup may then be that of a client that wants to resume.
+a_size_asked_out_of_turn_costs_one_resumption_at_most(Config) ->
+    with_cache_process([], Config, fun(Cache, Sample) ->
+        register_all(Cache, Sample, ids(3)),
+        Reference = reference(Cache),
+        AskSize = fun() -> as_cache_process(Cache, fun() -> rekindle:size(Reference) end) end,
+        ?assertEqual(1, AskSize()),
+        [?assertEqual(<<N:256>>, element(2, reuse(Cache, <<N:256>>))) || N <- [1, 2]],
+        ?assertEqual(not_reusable, reuse(Cache, <<3:256>>)),
+        [?assertEqual(<<N:256>>, element(2, reuse(Cache, <<N:256>>))) || N <- [1, 2, 3]],
+        ?assertEqual(0, order_size(Cache)),
+        ?assertEqual(0, AskSize()),
+        register_all(Cache, Sample, [<<4:256>>]),
+        [?assertEqual(<<N:256>>, element(2, reuse(Cache, <<N:256>>))) || N <- [1, 2, 3, 4]]
     end).
+
+what_it_finds_expired_holds_nothing_of_a_session(Config) ->
+    with_cache_process([], Config, fun(Cache, Sample) ->
+        Ids = [First, Newest] = ids(2),
+        register_all(Cache, Sample, Ids),
+        Reference = reference(Cache),
+        LookUp = fun() -> [rekindle:lookup(Reference, Id) || Id <- Ids] end,
+        [Session, Stub] = as_cache_process(Cache, fun() ->
+            _ = rekindle:size(Reference),
+            LookUp()
+        end),
+        ?assertEqual(First, element(2, Session)),
+        %% Whatever the lifetime.
+        [?assertNot(ssl_session:valid_session(Stub, Lifetime)) || Lifetime <- [0, 86_400, 1 bsl 64]],
+        [session, Newest, {Stamp, Unique} | Fields] = tuple_to_list(Stub),
+        ?assert(is_integer(Stamp) andalso is_integer(Unique)),
+        ?assertMatch([_], lists:usort(Fields)),
+        ?assert(is_integer(hd(Fields))),
+        %% Only that process is answered so, and only before it registers the next.
+        ?assertEqual(Ids, [element(2, Found) || Found <- LookUp()]),
+        register_all(Cache, Sample, [<<3:256>>]),
+        ?assertEqual(Ids, [element(2, Found) || Found <- as_cache_process(Cache, LookUp)])
+    end).
+
+%% Of twenty kinds of session.
+it_keeps_little_on_its_heap_and_no_secret(Config) ->
+    with_cache_process(tls, [{session_cb_init_args, [{max_bytes, 1 bsl 30}]}], [], Config, fun(Cache, Sample) ->
+        Sessions = [of_kind(N rem 20, with_id(Sample, crypto:hash(sha256, <<N:64>>))) || N <- lists:seq(1, 20_000)],
+        [register_all(Cache, Session, [element(2, Session)]) || Session <- Sessions],
+        Ids = [element(2, Session) || Session <- Sessions],
+        ?assertEqual([], [Id || Id <- Ids, Id =/= element(2, reuse(Cache, Id))]),
+        erlang:garbage_collect(Cache),
+        {memory, Bytes} = process_info(Cache, memory),
+        ?assert(Bytes < 100 * 1024, Bytes),
+        {dictionary, Dictionary} = process_info(Cache, dictionary),
+        Kept = proplists:get_value(rekindle_templates, Dictionary),
+        ?assertEqual(8, length([Record || Record <- tuple_to_list(Kept), is_tuple(Record)])),
+        Encoded = term_to_binary(Dictionary),
+        ?assertNotEqual(nomatch, binary:match(Encoded, hd(element(5, Sample)))),
+        [Secret] = [Field || <<_:384>> = Field <- tuple_to_list(Sample)],
+        ?assertEqual(nomatch, binary:match(Encoded, Secret))
+    end).
+
+%% By its cipher suite.
+of_kind(Number, Session) ->
+    list_to_tuple([case Field of <<_:16>> -> <<Number:16>>; _ -> Field end || Field <- tuple_to_list(Session)]).
+
+%% The first version of it kept nothing in the process's dictionary, and had other notes. Its order held one session.
+it_survives_an_upgrade_of_the_callback_module(Config) ->
+    in_node(tls, maximum(3), [], Config, fun(Cache, Sample) ->
+        register_all(Cache, Sample, ids(5)),
+        _ = as_cache_process(Cache, fun() -> erase(rekindle_order) end),
+        _ = sys:replace_state(Cache, fun(State) -> of_first_version(State) end),
+        [?assertEqual(<<N:256>>, element(2, reuse(Cache, <<N:256>>))) || N <- lists:seq(1, 5)],
+        ?assertEqual(6, held(Cache)),
+        register_all(Cache, Sample, [<<N:256>> || N <- lists:seq(6, 50)]),
+        ?assertEqual({true, 2, 51}, {lists:member(Cache, cache_processes()), order_size(Cache), held(Cache)}),
+        ok = rekindle:delete(reference(Cache), <<1:256>>),
+        ?assertEqual(not_reusable, reuse(Cache, <<1:256>>)),
+        ?assertMatch([], [Info || #{faults := Faults} = Info <- rekindle_admin:info(), Faults > 0])
+    end).
+
+of_first_version(State) ->
+    {server, Store, Owner, _Label, _Notes} = Reference = reference_in(State),
+    Notes = atomics:new(2, []),
+    ok = atomics:put(Notes, 2, 1),
+    list_to_tuple([
+        case Field of
+            Reference -> {server, Store, Owner, 3, Notes};
+            _ -> Field
+        end
+     || Field <- tuple_to_list(State)
+    ]).
 
 %% ---- lifetime ----
 
@@ -472,7 +683,7 @@ a_closed_listener_gives_its_memory_back(Config) ->
 a_dead_cache_process_gives_its_memory_back_off_the_schedulers(Config) ->
     Sessions = 500_000,
     Env = [{session_cb_init_args, [{max_bytes, 4_000_000_000}]}],
-    in_node(Env, [], Config, fun(Cache, Sample) ->
+    in_node(tls, Env, [], Config, fun(Cache, Sample) ->
         Holder = holder_of(Cache, Sample, Sessions),
         Full = resident_bytes(),
         Held = lists:sum([Bytes || #{bytes := Bytes} <- rekindle_admin:info()]),
@@ -505,11 +716,11 @@ fill(Reference, Sample, Number) ->
     fill(Reference, Sample, Number - 1).
 
 the_size_is_true_for_all_but_the_cache_process(Config) ->
-    in_node([{session_cache_server_max, 7}], [], Config, fun(Cache, Sample) ->
+    in_node(tls, [{session_cache_server_max, 7}], [], Config, fun(Cache, Sample) ->
         register_all(Cache, Sample, ids(5)),
         Reference = reference(Cache),
         ?assertEqual(6, rekindle:size(Reference)),
-        ?assertEqual(7, as_cache_process(Cache, fun() -> rekindle:size(Reference) end)),
+        ?assertEqual(1, as_cache_process(Cache, fun() -> rekindle:size(Reference) end)),
         exit(Cache, kill),
         rekindle_node:await(fun() -> not is_process_alive(Cache) end),
         ?assertEqual(6, rekindle:size(Reference)),
@@ -607,39 +818,54 @@ with_cache_process(Env, Config, Fun) ->
     with_cache_process(Env, [], Config, Fun).
 
 with_cache_process(Env, ListenOpts, Config, Fun) ->
-    in_node(Env, ListenOpts, Config, fun(Cache, Sample) ->
+    with_cache_process(tls, Env, ListenOpts, Config, Fun).
+
+with_cache_process(Kind, Env, ListenOpts, Config, Fun) ->
+    in_node(Kind, Env, ListenOpts, Config, fun(Cache, Sample) ->
         Fun(Cache, Sample),
         ?assert(lists:member(Cache, cache_processes())),
         ?assertEqual(1, order_size(Cache)),
         ?assertMatch([], [Info || #{faults := Faults} = Info <- rekindle_admin:info(), Faults > 0])
     end).
 
-in_node(Env, ListenOpts, Config, Fun) ->
+in_node(Kind, Env, ListenOpts, Config, Fun) ->
     Node = rekindle_node:start_ssl(Env),
-    {_, Port} = start_server(Node, tls, ListenOpts ++ server_opts(Config)),
-    _ = rekindle_clients:openssl_save(tls, Port, session_file("sample", Config), client_opts(Config)),
+    {_, Port} = start_server(Node, Kind, ListenOpts ++ server_opts(Config)),
+    Proto = case Kind of upgrade -> tls; _ -> Kind end,
+    _ = rekindle_clients:openssl_save(Proto, Port, session_file("sample", Config), client_opts(Config)),
     rekindle_node:run(Node, fun() ->
         [Cache] = cache_processes(),
         rekindle_node:await(fun() -> held(Cache) =:= 1 end),
-        [{_, Sample}] = rekindle:foldl(fun(Held, Acc) -> [Held | Acc] end, [], reference(Cache)),
-        Fun(Cache, Sample)
+        Fun(Cache, a_session(Cache))
     end),
     rekindle_node:stop(Node).
+
+a_session(Cache) ->
+    [{_, Session} | _] = rekindle:foldl(fun(Held, Acc) -> [Held | Acc] end, [], reference(Cache)),
+    Session.
+
+set_env(Node, Key, Value) ->
+    ok = rekindle_node:call(Node, application, set_env, [ssl, Key, Value]).
 
 cache_processes(Node) ->
     rekindle_node:call(Node, ?MODULE, cache_processes, []).
 
 cache_processes() ->
-    Supervisors = [ssl_server_session_cache_sup, dtls_server_session_cache_sup],
+    children_of([ssl_server_session_cache_sup, dtls_server_session_cache_sup, ssl_upgrade_server_session_cache_sup]).
+
+children_of(Supervisors) ->
     [Pid || Supervisor <- Supervisors, {_, Pid, _, _} <- supervisor:which_children(Supervisor), is_pid(Pid)].
 
 %% Fields of the process's state by content: it differs between releases.
 reference(Cache) ->
-    [Reference] = [Field || Field <- tuple_to_list(sys:get_state(Cache)), is_record(Field, server, 5)],
+    reference_in(sys:get_state(Cache)).
+
+reference_in(State) ->
+    [Reference] = [Field || Field <- tuple_to_list(State), is_record(Field, server, 5)],
     Reference.
 
 order_size(Cache) ->
-    [Size] = [Size || {Size, Tree} <- tuple_to_list(sys:get_state(Cache)), is_integer(Size), is_tuple(Tree)],
+    [Size] = [Size || {Size, Tree} <- tuple_to_list(sys:get_state(Cache)), is_integer(Size), is_tuple(Tree) orelse Tree =:= nil],
     Size.
 
 as_cache_process(Cache, Fun) ->

@@ -8,7 +8,7 @@
 %% {@link stop/1}, whoever started it.
 -module(rekindle_servers).
 
--export([start/2, stop/1, listen_socket/1, handshakes/1, failures/1]).
+-export([start/2, stop/1, listen_socket/1, caches/0, handshakes/1, failures/1]).
 
 -export_type([kind/0, handshake/0]).
 
@@ -36,6 +36,17 @@ start(Kind, Opts) ->
         {ok, Port} -> {Server, Port};
         {error, Reason} -> error({listen, Kind, Reason})
     end.
+
+%% @doc The caches of the listeners of this node, by port: found in the state of OTP's processes by content.
+-spec caches() -> #{inet:port_number() => tuple()}.
+caches() ->
+    maps:from_list([
+        {element(2, element(2, {ok, _} = inet:sockname(Socket))), Reference}
+     || {_, Cache, _, _} <- supervisor:which_children(ssl_server_session_cache_sup),
+        {monitors, [{port, Socket}]} <- [process_info(Cache, monitors)],
+        Reference <- tuple_to_list(sys:get_state(Cache)),
+        is_record(Reference, server, 5)
+    ]).
 
 %% @doc Closes the listener and all connections. The port is free afterwards.
 -spec stop(Server :: pid()) -> ok.

@@ -1,7 +1,7 @@
 %% @doc Made-up sessions for the models: as OTP's records of all releases, and plain terms.
 -module(rekindle_sessions).
 
--export([layouts/0, host_layout/0, make/2, is_handed_out/5, is_without_key/3]).
+-export([layouts/0, host_layout/0, make/2, is_handed_out/5, is_without_key/3, is_stub/2, is_valid/3]).
 -export([id/1, number/1, stamp/1, internal_id/1, put_stamps/3]).
 
 -export_type([value/0, layout/0]).
@@ -89,6 +89,28 @@ is_handed_out(_Answer, _Value, _Key, _From, _To) ->
 is_without_key(Answer, Value, Key) ->
     {Stamp, Unique} = internal_id(Answer),
     Answer =:= put_stamps(setelement(?PRIVATE_KEY, make(Value, Key), undefined), Stamp, Unique).
+
+%% @doc Whether the term is what OTP's process for a server is handed in place of the oldest session in its order:
+%% nothing of a session but key and internal id.
+-spec is_stub(term(), rekindle:key()) -> boolean().
+is_stub(Answer, Key) when is_tuple(Answer), tuple_size(Answer) > ?INTERNAL_ID ->
+    [Tag, Id, _InternalId | Fields] = tuple_to_list(Answer),
+    {Tag, Id} =:= {session, Key} andalso lists:all(fun(Field) -> is_integer(Field) andalso Field < -1 bsl 64 end, Fields);
+is_stub(_, _) ->
+    false.
+
+%% @doc As OTP's `ssl_session:valid_session/2' of that release, which takes nothing but its own record; `Lifetime' is in
+%% seconds, and `Now' in OTP's unit.
+-spec is_valid(layout(), tuple(), {Now :: integer(), Lifetime :: integer()}) -> boolean().
+is_valid(Layout, Session, {Now, Lifetime}) ->
+    {Arity, StampPlace} = places(Layout),
+    {session, Arity} = {element(1, Session), tuple_size(Session)},
+    erlang:convert_time_unit(Now - element(StampPlace, Session), native, second) < Lifetime.
+
+places(otp_25) -> {15, 12};
+places(otp_27) -> {14, 11};
+places(otp_29_1_1) -> {15, 12};
+places(otp_29_1_2) -> {16, 12}.
 
 %% @doc The number of the value it was made for.
 -spec number(tuple()) -> non_neg_integer().

@@ -9,19 +9,13 @@
 -export([prop_answers_are_those_of_the_model/0, prop_one_server_cache/0, prop_one_client_cache/0]).
 -export([initial_state/0, command/1, precondition/2, postcondition/3, next_state/3]).
 -export([open/2, call/4, advance/1, reopen/1, leave/2]).
--export([ssl_env/0, open_sockets/0]).
+-export([open_sockets/0]).
 
 -define(PLACES, [{tls, a}, {tls, b}, {dtls, c}]).
 -define(LOCALHOST, {127, 0, 0, 1}).
 
 -define(MAX_SESSIONS, 4).
 -define(LIFETIME_S, 1000).
--define(SSL_MAX, 7).
-
-%% Of ssl's environment, in the node.
--spec ssl_env() -> [{atom(), term()}].
-ssl_env() ->
-    [{session_cache_server_max, ?SSL_MAX}].
 
 %% ---- the property ----
 
@@ -65,7 +59,7 @@ initial_state() ->
 
 initial_state(Places) ->
     rekindle_store_model:new(#{
-        places => Places, max_sessions => ?MAX_SESSIONS, lifetime_ms => 1000 * ?LIFETIME_S, ssl_max => ?SSL_MAX
+        places => Places, max_sessions => ?MAX_SESSIONS, lifetime_ms => 1000 * ?LIFETIME_S
     }).
 
 command(Model) ->

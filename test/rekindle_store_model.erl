@@ -1,5 +1,6 @@
 %% @doc What each callback must answer, of any sequence of calls by one process at a time: scopes and who
-%% holds them, lifetimes, and which session goes when one has to. Holds as long as `max_bytes' is not reached.
+%% holds them, lifetimes, and which sessions may go when one has to. Holds as long as `max_bytes' is not reached.
+%% Which of them goes is tested in native/core, where time can be moved.
 -module(rekindle_store_model).
 
 -export([new/1, open/4, reopen/2, leave/3, advance/2, call/5]).
@@ -19,26 +20,23 @@
 -type outcome() :: {From :: integer(), Answer :: term(), To :: integer()}.
 -type check() :: fun((outcome()) -> boolean()).
 
--record(entry, {number, key, value, born, visited = false}).
+%% A session that may have been evicted is not certain.
+-record(entry, {key, value, born, is_certain = true}).
 
-%% Entries, the oldest first; the number of the one where the hand stands, or `none'.
--record(order, {entries = [], hand = none}).
-
--record(server, {unverified = #order{}, verified = #order{}}).
+-record(server, {entries = []}).
 
 %% `live': key to number and value, numbers in order of the insertions. `deleted': key to value and time.
 -record(client, {live = #{}, deleted = #{}}).
 
-%% `registered': of a server, whether the owner has registered a session. `adrift': of a client, whether a
-%% call of the owner's has failed.
--record(cache, {scope, callers = [owner, other], registered = false, adrift = false}).
+%% `books': of a server, what the owner's order of sessions holds by what it was answered. `adrift': of a
+%% client, whether a call of the owner's has failed.
+-record(cache, {scope, callers = [owner, other], books = empty, adrift = false}).
 
 -record(model, {
     options :: #{
         places := everywhere | place(),
         max_sessions := pos_integer(),
-        lifetime_ms := non_neg_integer(),
-        ssl_max := integer()
+        lifetime_ms := non_neg_integer()
     },
     now = 0,
     next = 0,
@@ -131,15 +129,17 @@ leave(#model{caches = Caches, scopes = Scopes} = Model, Cache, Caller) ->
 call(#model{caches = Caches, scopes = Scopes} = Model, Name, Caller, Fault, Operation) ->
     #{Name := #cache{scope = Scope} = Cache0} = Caches,
     #{Scope := Store0} = Scopes,
-    #cache{registered = Registered, adrift = Adrift} = Cache0,
+    #cache{books = Books, adrift = Adrift} = Cache0,
     Cache = Cache0#cache{
-        registered = Registered orelse (Caller =:= owner andalso is_update(Operation)),
+        books = next_books(Caller, Operation, Books),
         adrift = Adrift orelse (Caller =:= owner andalso Fault =/= none)
     },
     {Check, Store} =
         case {Store0, Caller, Operation} of
             {#server{}, owner, {delete, _}} -> {is(ok), Store0};
-            {#server{}, owner, size} -> {is(size_for_otp(Cache, Model)), Store0};
+            {#server{}, owner, size} -> {is(size_for_otp(Books)), Store0};
+            {#server{}, owner, {lookup, Key}} when Books =:= {asked, {only, Key}}; Books =:= {asked, any} ->
+                {is_stub(Key), Store0};
             {#server{}, _, {select, _}} -> {is([]), Store0};
             _ when Fault =/= none -> {is(empty(Operation)), Store0};
             {#client{}, owner, {lookup, _}} when Cache#cache.adrift -> {is(undefined), Store0};
@@ -151,11 +151,27 @@ call(#model{caches = Caches, scopes = Scopes} = Model, Name, Caller, Fault, Oper
         next = Model#model.next + 1, caches = Caches#{Name := Cache}, scopes = Scopes#{Scope := Store}
     }}.
 
-is_update({update, _, _}) -> true;
-is_update(_) -> false.
+%% Whether there is a session in OTP's order, whether its size was asked for, and of which session it can be the
+%% oldest. Once something was registered that is no session, nothing is known.
+next_books(owner, {update, Key, Value}, Books) ->
+    case {element(1, Value), Books} of
+        {plain, _} -> unknown;
+        {_, empty} -> {filled, {only, Key}};
+        {_, {dropped, {only, _}}} -> {filled, {only, Key}};
+        _ -> {filled, any}
+    end;
+next_books(owner, {delete, _}, {_, Oldest}) ->
+    {dropped, Oldest};
+next_books(owner, size, {filled, Oldest}) ->
+    {asked, Oldest};
+next_books(_, _, Books) ->
+    Books.
 
-size_for_otp(#cache{registered = false}, _) -> 0;
-size_for_otp(#cache{registered = true}, #model{options = #{ssl_max := Max}}) -> Max.
+size_for_otp({State, _}) when State =:= filled; State =:= asked -> 1;
+size_for_otp(_) -> 0.
+
+is_stub(Key) ->
+    fun({_, Answer, _}) -> rekindle_sessions:is_stub(Answer, Key) end.
 
 %% What an empty cache answers.
 empty({lookup, _}) -> undefined;
@@ -169,121 +185,68 @@ is(Expected) ->
 
 %% ---- a server's scope ----
 
-server({lookup, Key}, Store, Model) ->
-    case [Entry || #entry{key = K} = Entry <- entries(Store), K =:= Key, is_live(Entry, Model)] of
-        [] ->
+server({lookup, Key}, #server{entries = Entries} = Store, Model) ->
+    case lists:keyfind(Key, #entry.key, live(Entries, Model)) of
+        false ->
             {is(undefined), Store};
-        [#entry{value = Value, number = Number}] ->
-            Check = fun({From, Answer, To}) -> rekindle_sessions:is_handed_out(Answer, Value, Key, From, To) end,
-            {Check, on_orders(fun(Order) -> visit(Number, Order) end, Store)}
+        #entry{value = Value, is_certain = IsCertain} ->
+            Check = fun({From, Answer, To}) ->
+                (Answer =:= undefined andalso not IsCertain) orelse
+                    rekindle_sessions:is_handed_out(Answer, Value, Key, From, To)
+            end,
+            {Check, Store}
     end;
 server({update, Key, {Kind, _, _, _}}, Store, _) when Kind =:= misfit; not is_binary(Key) ->
     %% Not the session of this key: refused.
     {is(ok), Store};
 server({update, _, _}, Store, #model{options = #{lifetime_ms := 0}}) ->
     {is(ok), Store};
-server({update, Key, Value}, Store, #model{now = Now, next = Next} = Model) ->
-    Old = numbers(Key, Store),
-    New = #entry{number = Next, key = Key, value = Value, born = Now},
-    Added = add(New, make_room(Store, 1 - length(Old), Model)),
-    {is(ok), lists:foldl(fun remove/2, Added, Old)};
-server({delete, Key}, Store, _) ->
-    {is(ok), lists:foldl(fun remove/2, Store, numbers(Key, Store))};
-server(size, Store, Model) ->
+server({update, Key, Value}, #server{entries = Entries}, #model{now = Now} = Model) ->
+    Others = lists:keydelete(Key, #entry.key, Entries),
+    {is(ok), #server{entries = make_room(Others, Model) ++ [#entry{key = Key, value = Value, born = Now}]}};
+server({delete, Key}, #server{entries = Entries}, _) ->
+    {is(ok), #server{entries = lists:keydelete(Key, #entry.key, Entries)}};
+server(size, #server{entries = Entries} = Store, #model{options = #{max_sessions := Max}} = Model) ->
     %% The janitor may or may not have dropped what has expired.
-    Live = length([live || Entry <- entries(Store), is_live(Entry, Model)]),
-    Held = length(entries(Store)),
-    {fun({_, Size, _}) -> Live =< Size andalso Size =< Held end, Store};
-server(fold, Store, Model) ->
-    Entries = [Entry || Entry <- entries(Store), is_live(Entry, Model)],
-    Live = lists:sort([{Key, Value} || #entry{key = Key, value = Value} <- Entries]),
+    Least = length(certain(live(Entries, Model))),
+    Most = min(Max, length(Entries)),
+    {fun({_, Size, _}) -> Least =< Size andalso Size =< Most end, Store};
+server(fold, #server{entries = Entries} = Store, Model) ->
+    Live = live(Entries, Model),
     Check = fun({From, Pairs, To}) ->
-        is_list(Pairs) andalso length(Pairs) =:= length(Live) andalso
-            lists:all(
-                fun({{Key, Answer}, {K, Value}}) ->
-                    Key =:= K andalso rekindle_sessions:is_handed_out(Answer, Value, Key, From, To)
-                end,
-                lists:zip(lists:keysort(1, Pairs), Live)
-            )
+        Keys = [Key || {Key, _} <- Pairs],
+        length(Keys) =:= length(lists:usort(Keys)) andalso
+            [Key || #entry{key = Key} <- certain(Live), not lists:member(Key, Keys)] =:= [] andalso
+            lists:all(fun(Pair) -> is_one_of(Pair, Live, From, To) end, Pairs)
     end,
     {Check, Store};
 server(terminate, _, _) ->
     {is(ok), #server{}}.
 
-entries(#server{unverified = #order{entries = Unverified}, verified = #order{entries = Verified}}) ->
-    Unverified ++ Verified.
-
-numbers(Key, Store) ->
-    [Number || #entry{key = K, number = Number} <- entries(Store), K =:= Key].
-
-is_live(#entry{born = Born}, #model{now = Now, options = #{lifetime_ms := Lifetime}}) ->
-    Now - Born < Lifetime.
-
-make_room(Store, Wanted, #model{options = #{max_sessions := Max}} = Model) ->
-    case length(entries(Store)) + Wanted > Max of
-        true -> make_room(drop_one(Store, Model), Wanted, Model);
-        false -> Store
+is_one_of({Key, Answer}, Entries, From, To) ->
+    case lists:keyfind(Key, #entry.key, Entries) of
+        #entry{value = Value} -> rekindle_sessions:is_handed_out(Answer, Value, Key, From, To);
+        false -> false
     end.
 
-drop_one(#server{unverified = Unverified, verified = Verified} = Store, Model) ->
-    case [Entry || Entry <- entries(Store), not is_live(Entry, Model)] of
-        [#entry{number = Expired} | _] ->
-            remove(Expired, Store);
-        [] when Unverified#order.entries =/= [] ->
-            {Victim, Order} = victim(Unverified),
-            remove(Victim, Store#server{unverified = Order});
-        [] ->
-            {Victim, Order} = victim(Verified),
-            remove(Victim, Store#server{verified = Order})
-    end.
+live(Entries, #model{now = Now, options = #{lifetime_ms := Lifetime}}) ->
+    [Entry || #entry{born = Born} = Entry <- Entries, Now - Born < Lifetime].
 
-add(#entry{value = {session, _, verified, _}} = New, #server{verified = Order} = Store) ->
-    Store#server{verified = append(New, Order)};
-add(New, #server{unverified = Order} = Store) ->
-    Store#server{unverified = append(New, Order)}.
+certain(Entries) ->
+    [Entry || #entry{is_certain = true} = Entry <- Entries].
 
-append(New, #order{entries = Entries} = Order) ->
-    Order#order{entries = Entries ++ [New]}.
+%% Where there are as many as there may be, one goes. As long as those with a verified certificate do not have more
+%% than half of the room, it is none of them, if there are others.
+make_room(Entries, #model{options = #{max_sessions := Max}}) when length(Entries) < Max ->
+    Entries;
+make_room(Entries, #model{options = #{max_sessions := Max}} = Model) ->
+    Verified = [Entry || Entry <- Entries, is_verified(Entry)],
+    Others = certain(live(Entries -- Verified, Model)),
+    IsSpared = length(Verified) =< Max div 2 andalso Others =/= [],
+    [Entry#entry{is_certain = IsCertain andalso IsSpared andalso is_verified(Entry)} || #entry{is_certain = IsCertain} = Entry <- Entries].
 
-remove(Number, Store) ->
-    on_orders(fun(Order) -> without(Number, Order) end, Store).
-
-on_orders(Fun, #server{unverified = Unverified, verified = Verified}) ->
-    #server{unverified = Fun(Unverified), verified = Fun(Verified)}.
-
-visit(Number, #order{entries = Entries} = Order) ->
-    case lists:keyfind(Number, #entry.number, Entries) of
-        false -> Order;
-        Entry -> Order#order{entries = lists:keyreplace(Number, #entry.number, Entries, Entry#entry{visited = true})}
-    end.
-
-%% The hand goes on to the next newer one, if it stood there.
-without(Number, #order{entries = Entries, hand = Hand} = Order) ->
-    Order#order{
-        entries = [Entry || #entry{number = N} = Entry <- Entries, N =/= Number],
-        hand =
-            case Hand of
-                Number -> first_number([Entry || #entry{number = N} = Entry <- Entries, N > Number]);
-                _ -> Hand
-            end
-    }.
-
-first_number([]) -> none;
-first_number([#entry{number = Number} | _]) -> Number.
-
-%% SIEVE: from the hand to the newest, then from the oldest again, taking marks until there is none.
-victim(#order{entries = Entries, hand = none} = Order) ->
-    victim(Order#order{hand = first_number(Entries)});
-victim(#order{entries = Entries, hand = Hand} = Order) ->
-    case lists:keyfind(Hand, #entry.number, Entries) of
-        #entry{visited = false} ->
-            {Hand, Order};
-        Visited ->
-            victim(Order#order{
-                entries = lists:keystore(Hand, #entry.number, Entries, Visited#entry{visited = false}),
-                hand = first_number([Entry || #entry{number = N} = Entry <- Entries, N > Hand])
-            })
-    end.
+is_verified(#entry{value = {session, _, Verified, _}}) -> Verified =:= verified;
+is_verified(_) -> false.
 
 %% ---- a client's scope ----
 

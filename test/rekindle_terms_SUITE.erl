@@ -18,6 +18,8 @@
     no_kind_of_private_key_comes_back/1,
     no_private_key_is_in_the_memory_of_the_node/1,
     sessions_of_unknown_shape_are_refused/1,
+    what_is_too_large_is_refused/1,
+    a_session_without_room_or_lifetime_is_refused/1,
     sessions_of_a_future_shape_come_back_whole_or_are_refused/1,
     a_server_name_is_the_sessions_own/1,
     a_session_without_server_name_is_no_larger/1,
@@ -48,6 +50,8 @@ all() ->
         no_kind_of_private_key_comes_back,
         no_private_key_is_in_the_memory_of_the_node,
         sessions_of_unknown_shape_are_refused,
+        what_is_too_large_is_refused,
+        a_session_without_room_or_lifetime_is_refused,
         sessions_of_a_future_shape_come_back_whole_or_are_refused,
         a_server_name_is_the_sessions_own,
         a_session_without_server_name_is_no_larger,
@@ -86,7 +90,7 @@ end_per_group(_Role, _Config) ->
 
 any_term_is_a_session(Config) ->
     Cache = open(Config),
-    Pairs = [{{{"host", 443}, <<N:256>>}, Term} || {N, Term} <- numbered(terms())],
+    Pairs = [{{{"host", 443}, <<N:256>>}, Term} || {N, Term} <- numbered(terms(Config))],
     [rekindle:update(Cache, Key, Term) || {Key, Term} <- Pairs],
     [assert_same(Term, lookup(Cache, Key)) || {Key, Term} <- Pairs],
     assert_same(sorted(Pairs), sorted(fold(Cache))),
@@ -95,7 +99,7 @@ any_term_is_a_session(Config) ->
 
 any_term_is_a_key(Config) ->
     Cache = open(Config),
-    Pairs = numbered([undefined | terms()]),
+    Pairs = numbered([undefined | terms(Config)]),
     [rekindle:update(Cache, Key, {session_of, N}) || {N, Key} <- Pairs],
     [?assertEqual({session_of, N}, lookup(Cache, Key)) || {N, Key} <- Pairs],
     ?assertEqual(length(Pairs), size_of(Cache)),
@@ -139,7 +143,7 @@ similar_keys_are_different_keys(Config) ->
 
 a_session_is_overwritten(Config) ->
     Cache = open(Config),
-    Keys = [crypto:strong_rand_bytes(32) | terms()],
+    Keys = [crypto:strong_rand_bytes(32) | terms(Config)],
     [rekindle:update(Cache, Key, first) || Key <- Keys],
     [rekindle:update(Cache, Key, {second, Key}) || Key <- Keys],
     [assert_same({second, Key}, lookup(Cache, Key)) || Key <- Keys],
@@ -147,7 +151,7 @@ a_session_is_overwritten(Config) ->
 
 a_session_is_deleted(Config) ->
     Cache = open(Config),
-    {Dropped, Kept} = lists:split(10, [crypto:strong_rand_bytes(32) | terms()]),
+    {Dropped, Kept} = lists:split(10, [crypto:strong_rand_bytes(32) | terms(Config)]),
     [rekindle:update(Cache, Key, here) || Key <- Dropped ++ Kept],
     elsewhere(fun() -> [rekindle:delete(Cache, Key) || Key <- Dropped ++ [never_stored]] end),
     [?assertEqual(undefined, rekindle:lookup(Cache, Key)) || Key <- Dropped],
@@ -155,9 +159,15 @@ a_session_is_deleted(Config) ->
     ?assertEqual(length(Kept), size_of(Cache)),
     assert_same(sorted(Kept), sorted([Key || {Key, _} <- fold(Cache)])).
 
-%% In a node of its own: a stack that overflows takes the whole node along.
+%% In a node of its own: a stack that overflows takes the whole node along. A server's cache takes the deep ones only.
 huge_and_deep_terms_do_no_harm(Config) ->
     Role = proplists:get_value(role, Config),
+    Deep = nested_terms(500),
+    Huge = nested_terms(100_000) ++ [
+        binary:copy(<<"0123456789">>, 1_048_576),
+        lists:seq(1, 300_000),
+        maps:from_list([{N, N} || N <- lists:seq(1, 100_000)])
+    ],
     in_other_node(fun() ->
         Cache = rekindle:init([{role, Role}, {max_bytes, 1_000_000_000}]),
         [
@@ -170,18 +180,25 @@ huge_and_deep_terms_do_no_harm(Config) ->
                 ?assert([Term] =:= [Key || {Key, value} <- fold(Cache)]),
                 elsewhere(fun() -> rekindle:delete(Cache, Term) end)
             end
-         || Term <- [
-                nested(100_000, fun(Inner) -> [Inner] end),
-                nested(100_000, fun(Inner) -> {Inner} end),
-                nested(100_000, fun(Inner) -> [1 | Inner] end),
-                nested(100_000, fun(Inner) -> #{inner => Inner} end),
-                binary:copy(<<"0123456789">>, 1_048_576),
-                lists:seq(1, 300_000),
-                maps:from_list([{N, N} || N <- lists:seq(1, 100_000)])
-            ]
+         || Term <- case Role of client -> Deep ++ Huge; server -> Deep end
         ],
-        ?assertMatch(#{refused := 0, faults := 0}, info(Cache))
+        ?assertMatch(#{refused := 0, faults := 0}, info(Cache)),
+        [
+            begin
+                rekindle:update(Cache, another_key, Term),
+                rekindle:update(Cache, Term, value),
+                ?assertEqual([undefined, undefined], [lookup(Cache, Key) || Key <- [another_key, Term]])
+            end
+         || Role =:= server, Term <- Huge
+        ],
+        Refused = case Role of client -> 0; server -> 2 * length(Huge) end,
+        ?assertMatch(#{refused_by := #{too_large := Refused}, refused := Refused, faults := 0}, info(Cache))
     end).
+
+nested_terms(Depth) ->
+    [nested(Depth, Wrap) || Wrap <- [
+        fun(Inner) -> [Inner] end, fun(Inner) -> {Inner} end, fun(Inner) -> [1 | Inner] end, fun(Inner) -> #{in => Inner} end
+    ]].
 
 %% ---- OTP's server sessions ----
 
@@ -250,13 +267,13 @@ sessions_of_unknown_shape_are_refused(_Config) ->
     [
         begin
             Id = crypto:strong_rand_bytes(32),
-            Session = Shape(Id),
-            #{refused := Refused} = info(Cache),
-            ?assertEqual(ok, rekindle:update(Cache, Id, Session)),
-            ?assertMatch({Name, #{refused := N}} when N =:= Refused + 1, {Name, info(Cache)}),
+            #{refused := Refused} = Before = info(Cache),
+            ?assertEqual(ok, rekindle:update(Cache, Id, Shape(Id))),
+            #{refused := RefusedNow} = Now = info(Cache),
+            ?assertEqual({Name, [Reason], Refused + 1}, {Name, new_refusals(Before, Now), RefusedNow}),
             ?assertEqual({Name, undefined}, {Name, lookup(Cache, Id)})
         end
-     || {Name, Shape} <- unknown_shapes()
+     || {{_, Reason, _} = Name, Shape} <- unknown_shapes()
     ],
     %% Not its bytes: the empty index is counted when the janitor comes by.
     ?assertMatch(#{faults := 0, sessions := 0, templates := 0}, info(Cache)),
@@ -264,6 +281,63 @@ sessions_of_unknown_shape_are_refused(_Config) ->
     {Id, Good} = server_session(otp_27, rsa_key(secret())),
     rekindle:update(Cache, Id, Good),
     ?assertMatch(#{sessions := 1}, info(Cache)).
+
+%% The reasons that sessions were refused for in between, each as often as it was counted.
+new_refusals(#{refused_by := Before}, #{refused_by := Now}) ->
+    ?assertEqual([layout, lifetime, no_room, private_key, too_large], lists:sort(maps:keys(Now))),
+    lists:append([lists:duplicate(Count - maps:get(Reason, Before), Reason) || {Reason, Count} <- maps:to_list(Now)]).
+
+%% Each limit, and one byte more. What is a server's own does not count.
+what_is_too_large_is_refused(_Config) ->
+    Cache = open_server(),
+    {_, Session} = server_session(otp_29_1_2, undefined),
+    Name = fun(Bytes) -> setelement(tuple_size(Session), Session, lists:duplicate(Bytes, $a)) end,
+    Certificate = fun(Bytes) -> setelement(4, Session, binary:copy(<<1>>, Bytes)) end,
+    %% Which of its secrets is the master secret cannot be told, so it has no template.
+    Odd = fun(Certificates, Own, Bytes) ->
+        Both = setelement(5, setelement(4, Session, Certificates), Own),
+        list_to_tuple(tuple_to_list(Both) ++ [binary:copy(<<1>>, 48), binary:copy(<<2>>, Bytes)])
+    end,
+    Der = fun(Bytes) -> binary:copy(<<3>>, Bytes) end,
+    Plain = fun(Bytes) -> binary:copy(<<4>>, Bytes) end,
+    Outcome = fun(Id, Term) ->
+        Value = case is_tuple(Term) of true -> setelement(2, Term, Id); false -> Term end,
+        Before = info(Cache),
+        ok = rekindle:update(Cache, Id, Value),
+        case {lookup(Cache, Id), new_refusals(Before, info(Cache))} of
+            {undefined, [Reason]} -> Reason;
+            {Answer, []} when Answer =/= undefined -> kept
+        end
+    end,
+    Sessions = [
+        {kept, Name(255)}, {too_large, Name(256)}, {too_large, Name(60_000)}, {too_large, Name(70_000)},
+        {kept, Certificate(65_536)}, {too_large, Certificate(65_537)},
+        {kept, Odd(undefined, [Der(1000)], 6_500)}, {too_large, Odd(undefined, [Der(1000)], 8_192)},
+        %% Without a template the listener's certificates count, but not the client's.
+        {kept, Odd(Der(60_000), [Der(1_000), Der(1_000)], 5_500)},
+        %% A slot of 96 bytes, two for the length, and seven that the term is encoded with.
+        {kept, Plain(8_192 - 105)}, {too_large, Plain(8_192 - 104)}
+    ],
+    ?assertEqual([Expected || {Expected, _} <- Sessions], [Outcome(<<N:256>>, Term) || {N, {_, Term}} <- numbered(Sessions)]),
+    %% Beside another key, as much less has room.
+    Key = fun(Byte) -> binary:copy(Byte, 4_000) end,
+    ?assertEqual(kept, Outcome(Key(<<5>>), Plain(8_192 - 4_000 - 113))),
+    ?assertEqual(too_large, Outcome(Key(<<6>>), Plain(8_192 - 4_000 - 112))).
+
+a_session_without_room_or_lifetime_is_refused(_Config) ->
+    Id = crypto:strong_rand_bytes(32),
+    [
+        begin
+            Store = rekindle_nif:open_server(Reason, undefined, false, Limits),
+            Before = lists:last(rekindle_admin:info()),
+            ?assertEqual(refused, rekindle_nif:insert(Store, Id, session)),
+            ?assertEqual([Reason], new_refusals(Before, lists:last(rekindle_admin:info()))),
+            ?assertEqual(0, rekindle_nif:size(Store))
+        end
+     || {Reason, Limits} <- [
+            {no_room, {100, 1000, 1000}}, {no_room, {1_000_000, 0, 1000}}, {lifetime, {1_000_000, 1000, 0}}
+        ]
+    ].
 
 %% Nobody knows them, so what is the key and what are the stamps is told by content only, and all the rest must be
 %% as it was: OTP would resume something else.
@@ -314,11 +388,11 @@ future_changes(Size) ->
         {peer_certificate_decoded, fun(Fields) -> setnth(4, Fields, {cert, <<"der">>, {otp, "decoded"}}) end},
         {peer_certificate_empty, fun(Fields) -> setnth(4, Fields, <<>>) end},
         {two_names, fun(Fields) -> Fields ++ ["one.example", "two.example"] end},
-        {a_name_longer_than_any, fun(Fields) -> Fields ++ [lists:duplicate(70_000, $a)] end},
+        {a_name_as_long_as_any, fun(Fields) -> Fields ++ [lists:duplicate(255, $a)] end},
         {a_name_that_is_none, fun(Fields) -> Fields ++ [[$a, 256], [$a, -1], [$a, b], [$a | $b], [$a | <<"b">>]] end}
     ] ++ [
         {{a_secret_of_bytes, Bytes}, replaced(fun is_master_secret/1, crypto:strong_rand_bytes(Bytes))}
-     || Bytes <- [0, 1, 32, 47, 49, 64, 10_000]
+     || Bytes <- [0, 1, 32, 47, 49, 64, 5_000]
     ],
     Places = lists:seq(2, Size),
     [{{must_be_kept, Name}, Change} || {Name, Change} <- Kept] ++
@@ -355,7 +429,7 @@ setnth(Place, Fields, New) ->
 a_server_name_is_the_sessions_own(_Config) ->
     Cache = open_server(),
     {_, Session} = server_session(otp_29_1_2, rsa_key(secret())),
-    Names = [undefined, "", "a", "localhost", [0, 255], lists:duplicate(255, $b), lists:duplicate(65_535, $c)],
+    Names = [undefined, "", "a", "localhost", [0, 255], lists:duplicate(255, $b)],
     Many = ["host" ++ integer_to_list(N) || N <- lists:seq(1, 2000)],
     Sessions = [
         {crypto:strong_rand_bytes(32), setelement(tuple_size(Session), setelement(4, Session, Certificate), Name)}
@@ -426,8 +500,15 @@ client_sessions_come_back_exactly(_Config) ->
 
 %% ---- terms ----
 
+%% A server's cache takes what has 8 KiB with its key.
+terms(Config) ->
+    case proplists:get_value(role, Config) of
+        client -> terms();
+        server -> [Term || Term <- terms(), byte_size(term_to_binary(Term)) =< 4_000]
+    end.
+
 terms() ->
-    Large = binary:copy(<<"large">>, 1000),
+    Large = binary:copy(<<"large">>, 700),
     <<_:7/binary, SubBinary:100/binary, _/binary>> = Large,
     [
         an_atom,
@@ -587,9 +668,7 @@ unknown_shapes() ->
     Last = fun(Session) -> tuple_size(Session) end,
     Put = fun(Place, Term) -> fun(Session) -> setelement(Place, Session, Term) end end,
     PutLast = fun(Term) -> fun(Session) -> setelement(Last(Session), Session, Term) end end,
-    Changes = [
-        {cipher_suite_for_key, Put(6, <<192, 48>>)},
-        {secret_for_key, Put(6, secret())},
+    WithKeys = [
         {key_for_peer_certificate, Put(4, Key)},
         {key_for_own_certificates, Put(5, Key)},
         {key_at_the_end, PutLast(Key)},
@@ -608,7 +687,11 @@ unknown_shapes() ->
         {sign_fun, PutLast(fun(_) -> Key end)},
         {external_fun_in_a_tuple, PutLast({a, fun lists:map/2})},
         {key_far_down, PutLast(nested_around(7, Key))},
-        {anything_further_down, PutLast(nested_around(20, harmless))},
+        {anything_further_down, PutLast(nested_around(20, harmless))}
+    ],
+    Strange = [
+        {cipher_suite_for_key, Put(6, <<192, 48>>)},
+        {secret_for_key, Put(6, secret())},
         {two_stamps, fun(Session) -> setelement(Last(Session), Session, element(1, element(3, Session))) end},
         {another_stamp, fun(Session) -> setelement(time_stamp_place(Session), Session, 1) end},
         {no_stamp, fun(Session) -> setelement(time_stamp_place(Session), Session, undefined) end},
@@ -625,7 +708,10 @@ unknown_shapes() ->
         {ends_before_the_key, fun(Session) -> first(5, Session) end},
         {id_only, fun(Session) -> first(2, Session) end}
     ],
-    [{{Layout, Name}, unknown(Layout, Change)} || Layout <- layouts(), {Name, Change} <- Changes].
+    [
+        {{Layout, Reason, Name}, unknown(Layout, Change)}
+     || Layout <- layouts(), {Reason, Changes} <- [{private_key, WithKeys}, {layout, Strange}], {Name, Change} <- Changes
+    ].
 
 unknown(Layout, Change) ->
     fun(Id) ->
@@ -647,7 +733,8 @@ keys_in_memory(Role) ->
     Node = rekindle_node:start([]),
     try
         Sessions = rekindle_node:run(Node, fun() -> fill(Role, Secret) end),
-        {Sessions, occurrences([Secret, reversed(Secret)], rekindle_node:call(Node, os, getpid, []))}
+        OsPid = rekindle_node:call(Node, os, getpid, []),
+        {Sessions, lists:sum([rekindle_memory:occurrences(Bytes, OsPid) || Bytes <- [Secret, reversed(Secret)]])}
     after
         rekindle_node:stop(Node)
     end.
@@ -673,33 +760,6 @@ fill(Role, Secret) ->
     receive
         {Keeper, Sessions} -> Sessions
     end.
-
-occurrences(Needles, OsPid) ->
-    {ok, Maps} = file:read_file(["/proc/", OsPid, "/maps"]),
-    {ok, Memory} = file:open(["/proc/", OsPid, "/mem"], [read, raw, binary]),
-    try
-        lists:sum([count(Needles, Memory, Range) || Range <- writable(binary:split(Maps, <<"\n">>, [global]))])
-    after
-        file:close(Memory)
-    end.
-
-writable(Lines) ->
-    [
-        {binary_to_integer(From, 16), binary_to_integer(To, 16)}
-     || Line <- Lines,
-        {match, [From, To]} <- [re:run(Line, "^([0-9a-f]+)-([0-9a-f]+) rw", [{capture, all_but_first, binary}])]
-    ].
-
-count(_Needles, _Memory, {From, To}) when From >= To ->
-    0;
-count(Needles, Memory, {From, To}) ->
-    Size = min(To - From, 16#100000),
-    Here =
-        case file:pread(Memory, From, Size) of
-            {ok, Bytes} -> length(binary:matches(Bytes, Needles));
-            _ -> 0
-        end,
-    Here + count(Needles, Memory, {From + Size, To}).
 
 %% ---- the cache ----
 

@@ -11,7 +11,7 @@ use serde_json::json;
 use std::env;
 use std::fs;
 use std::process::Command;
-use support::{at_most, insert, lookup, rounded, scatter, Arguments, Table, LONG_TAIL};
+use support::{at_most, insert, lookup, rounded, scatter, Arguments, Table, CERTIFICATE};
 
 /// What a store has been through before it is measured.
 const LIVES: [&str; 3] = ["filled", "churned", "survivors"];
@@ -29,7 +29,7 @@ fn main() {
 fn run(arguments: &Arguments) {
     let columns = &[
         "sessions",
-        "tail",
+        "certificate",
         "life",
         "held",
         "bytes a session",
@@ -40,11 +40,11 @@ fn run(arguments: &Arguments) {
     ];
     let mut table = Table::new("memory", "Memory of the store", columns);
     let most = if arguments.quick { 100_000 } else { 1_000_000 };
-    for tail in [0, LONG_TAIL] {
+    for certificate in [0, CERTIFICATE] {
         for sessions in [1_000, 10_000, 100_000, 1_000_000u64] {
             for life in LIVES {
                 if sessions <= most {
-                    table.row(in_a_process(sessions, tail, life));
+                    table.row(in_a_process(sessions, certificate, life));
                 }
             }
         }
@@ -52,20 +52,20 @@ fn run(arguments: &Arguments) {
     table.publish(&arguments.folder);
 }
 
-fn in_a_process(sessions: u64, tail: usize, life: &str) -> Vec<serde_json::Value> {
+fn in_a_process(sessions: u64, certificate: usize, life: &str) -> Vec<serde_json::Value> {
     let output = Command::new(env::current_exe().expect("this file is known"))
-        .env(LINE, format!("{sessions} {tail} {life}"))
+        .env(LINE, format!("{sessions} {certificate} {life}"))
         .output()
         .expect("a process starts");
     let text = String::from_utf8(output.stdout).expect("is text");
     let numbers: Vec<u64> = text.split_whitespace().flat_map(str::parse).collect();
     let &[held, counted, resident] = &numbers[..] else {
-        panic!("{sessions} {tail} {life}: {text:?}");
+        panic!("{sessions} {certificate} {life}: {text:?}");
     };
     let each = |bytes: u64| rounded(bytes as f64 / held.max(1) as f64, 1);
     vec![
         json!(sessions),
-        json!(tail),
+        json!(certificate),
         json!(life),
         json!(held),
         each(counted),
@@ -79,29 +79,28 @@ fn in_a_process(sessions: u64, tail: usize, life: &str) -> Vec<serde_json::Value
 /// Prints how many sessions the store holds, what it counts for them, and what it takes.
 fn measure(line: &str) {
     let words: Vec<&str> = line.split(' ').collect();
-    let (sessions, tail) = (words[0].parse().unwrap(), words[1].parse().unwrap());
-    let tail = vec![3; tail];
+    let (sessions, certificate) = (words[0].parse().unwrap(), words[1].parse().unwrap());
     let before = resident();
-    let store = live(words[2], sessions, &tail);
+    let store = live(words[2], sessions, certificate);
     let grown = resident() - before;
     println!("{} {} {}", store.sessions(), store.bytes(), grown);
 }
 
-fn live(life: &str, sessions: u64, tail: &[u8]) -> ServerStore<()> {
+fn live(life: &str, sessions: u64, certificate: usize) -> ServerStore<()> {
     let store = ServerStore::new(at_most(sessions));
     for n in 0..sessions {
-        insert(&store, n, tail);
+        insert(&store, n, certificate);
     }
     match life {
-        "churned" => churn(&store, sessions, tail),
+        "churned" => churn(&store, sessions, certificate),
         // One in ten, all over the pages, is left beside as many bytes of sessions of another size.
         "survivors" => {
             for n in 0..sessions / 10 {
                 lookup(&store, n * 10);
             }
-            let other = if tail.is_empty() { 100 } else { 0 };
+            let other = if certificate == 0 { 100 } else { 0 };
             for n in sessions..sessions + sessions * 9 / 10 {
-                insert(&store, n, &vec![3; other]);
+                insert(&store, n, other);
             }
         }
         _ => {}
@@ -110,9 +109,9 @@ fn live(life: &str, sessions: u64, tail: &[u8]) -> ServerStore<()> {
 }
 
 /// Three times as many sessions come as there are; one in five that is looked up is found again.
-fn churn(store: &ServerStore<()>, sessions: u64, tail: &[u8]) {
+fn churn(store: &ServerStore<()>, sessions: u64, certificate: usize) {
     for n in sessions..4 * sessions {
-        insert(store, n, tail);
+        insert(store, n, certificate);
         if n % 5 == 0 {
             lookup(store, n - scatter(n) % sessions);
         }

@@ -3,9 +3,9 @@
 //! `cargo bench --bench operations -- [--quick] [FILTER]`
 //!
 //! `hit`, `miss`, `insert` into free room, `evict` (insert at the bound) and `delete`, on stores of so many
-//! sessions without and with a tail; some by one thread and by two, of which each makes half of the calls:
+//! sessions without and with a certificate; some by one thread and by two, of which each makes half of the calls:
 //! the time is that of the whole by the number of calls. Criterion leaves
-//! its numbers in `target/criterion/<call>/<tail>_<threads>/<sessions>/new/estimates.json`.
+//! its numbers in `target/criterion/<call>/<certificate>_<threads>/<sessions>/new/estimates.json`.
 
 mod support;
 
@@ -16,7 +16,7 @@ use std::hint::black_box;
 use std::ops::Range;
 use std::thread;
 use std::time::{Duration, Instant};
-use support::{at_most, delete, filled, insert, lookup, scatter, LONG_TAIL, OPEN};
+use support::{at_most, delete, filled, insert, lookup, scatter, CERTIFICATE, OPEN};
 
 const PLAIN: [u64; 5] = [1_000, 10_000, 100_000, 1_000_000, 10_000_000];
 const LONG: [u64; 4] = [1_000, 10_000, 100_000, 1_000_000];
@@ -25,7 +25,7 @@ const LONG: [u64; 4] = [1_000, 10_000, 100_000, 1_000_000];
 struct Bench {
     store: ServerStore<()>,
     sessions: u64,
-    tail: Vec<u8>,
+    certificate: usize,
     /// The next that was never stored.
     next: u64,
     threads: u64,
@@ -44,12 +44,11 @@ const CALLS: [(&str, Call, &[u64]); 4] = [
 ];
 
 impl Bench {
-    fn new(sessions: u64, tail: usize) -> Self {
-        let tail = vec![3; tail];
+    fn new(sessions: u64, certificate: usize) -> Self {
         Bench {
-            store: filled(OPEN, sessions, &tail),
+            store: filled(OPEN, sessions, certificate),
             sessions,
-            tail,
+            certificate,
             next: sessions,
             threads: 1,
         }
@@ -102,7 +101,9 @@ fn insert_new(bench: &mut Bench, calls: u64) -> Duration {
     let sessions = bench.sessions;
     let part = |calls| {
         let range = bench.fresh(calls);
-        let took = bench.time(range.clone(), |store, n| _ = insert(store, n, &bench.tail));
+        let took = bench.time(range.clone(), |store, n| {
+            _ = insert(store, n, bench.certificate)
+        });
         range.for_each(|n| delete(&bench.store, n));
         took
     };
@@ -115,7 +116,7 @@ fn delete_some(bench: &mut Bench, calls: u64) -> Duration {
         let range = bench.fresh(calls);
         range
             .clone()
-            .for_each(|n| _ = insert(&bench.store, n, &bench.tail));
+            .for_each(|n| _ = insert(&bench.store, n, bench.certificate));
         bench.time(range, delete)
     };
     parts(sessions, calls).map(part).sum()
@@ -124,7 +125,7 @@ fn delete_some(bench: &mut Bench, calls: u64) -> Duration {
 /// The store's bound has been set to what it holds.
 fn evict(bench: &mut Bench, calls: u64) -> Duration {
     let range = bench.fresh(calls);
-    bench.time(range, |store, n| _ = insert(store, n, &bench.tail))
+    bench.time(range, |store, n| _ = insert(store, n, bench.certificate))
 }
 
 fn measure(
@@ -136,7 +137,7 @@ fn measure(
     configure(&mut group);
     for &threads in threads {
         bench.threads = threads;
-        let case = format!("{}_{}", bench.tail.len(), threads);
+        let case = format!("{}_{}", bench.certificate, threads);
         group.bench_function(BenchmarkId::new(case, bench.sessions), |bencher| {
             bencher.iter_custom(|calls| call(bench, calls));
         });
@@ -151,8 +152,8 @@ fn configure(group: &mut BenchmarkGroup<WallTime>) {
         .measurement_time(Duration::from_millis(500));
 }
 
-fn measure_all(criterion: &mut Criterion, sessions: u64, tail: usize) {
-    let mut bench = Bench::new(sessions, tail);
+fn measure_all(criterion: &mut Criterion, sessions: u64, certificate: usize) {
+    let mut bench = Bench::new(sessions, certificate);
     for call in CALLS {
         measure(criterion, &mut bench, call);
     }
@@ -162,9 +163,9 @@ fn measure_all(criterion: &mut Criterion, sessions: u64, tail: usize) {
 
 fn main() {
     let mut criterion = Criterion::default().configure_from_args();
-    for (sizes, tail) in [(&PLAIN[..], 0), (&LONG[..], LONG_TAIL)] {
+    for (sizes, certificate) in [(&PLAIN[..], 0), (&LONG[..], CERTIFICATE)] {
         for sessions in sizes {
-            measure_all(&mut criterion, *sessions, tail);
+            measure_all(&mut criterion, *sessions, certificate);
         }
     }
     criterion.final_summary();

@@ -10,18 +10,19 @@
 
 mod support;
 
-use rekindle_core::{ServerStore, SessionKey};
+use rekindle_core::{Limits, ServerStore};
 use rustix::time::{clock_gettime, ClockId};
 use serde_json::json;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::Duration;
 use support::{
-    at_most, filled, id, insert, lookup, rounded, scatter, Arguments, Table, LONG_TAIL, OPEN,
+    at_most, delete, filled, insert, insert_at, lookup, rounded, scatter, Arguments, Table,
+    CERTIFICATE, OPEN,
 };
 
 /// How many sessions the janitor drops under one hold of the lock.
-const SLICE: usize = 256;
+const SLICE: usize = 128;
 
 /// Of what a thread does alone.
 const ALONE: &[ClockId] = &[ClockId::Monotonic, ClockId::ThreadCPUTime];
@@ -80,11 +81,11 @@ impl Slowest {
         }
     }
 
-    fn row(&self, case: &str, tail: usize) -> Vec<serde_json::Value> {
+    fn row(&self, case: &str, certificate: usize) -> Vec<serde_json::Value> {
         let micros = |ns: u64| rounded(ns as f64 / 1000.0, 1);
         vec![
             json!(case),
-            json!(tail),
+            json!(certificate),
             json!(self.calls),
             rounded(self.total_ns as f64 / self.calls as f64 / 1000.0, 2),
             micros(*self.ranked.last().expect("there are calls")),
@@ -105,12 +106,12 @@ fn read(clocks: &[ClockId]) -> [Duration; 2] {
 struct Case {
     name: &'static str,
     sessions: u64,
-    tail: usize,
+    certificate: usize,
     run: Run,
 }
 
-/// With so many sessions, of this tail.
-type Run = fn(u64, &[u8]) -> Slowest;
+/// With so many sessions, with certificates of so many bytes.
+type Run = fn(u64, usize) -> Slowest;
 
 fn cases(quick: bool) -> Vec<Case> {
     let million = if quick { 100_000 } else { 1_000_000 };
@@ -144,26 +145,31 @@ fn cases(quick: bool) -> Vec<Case> {
             million,
             lookup_while_growing,
         ),
-        case("slice of 256 expired", million, expiring),
-        case("slice of 256 cleared", million, clearing),
+        case("slice of 128 expired", million, expiring),
+        case("slice of 128 cleared", million, clearing),
         case(
-            "slice of 256 evicted, all read",
+            "janitor, all read and to be evicted",
             million,
-            shrinking_all_read,
+            tidying_all_read,
         ),
+        case("janitor, all expired", million, tidying_expired),
+        case("janitor, all deleted", million, tidying_deleted),
+        case("janitor, bound narrowed", million, tidying_narrowed),
     ];
     if !quick {
         let most = 10_000_000;
         cases.push(case("insert, growing to the bound", most, growing_to_bound));
     }
-    let long: [(_, Run); 3] = [
+    let long: [(_, Run); 5] = [
         ("insert, growing to the bound", growing_to_bound),
         ("insert at the bound", evicting),
-        ("slice of 256 cleared", clearing),
+        ("slice of 128 cleared", clearing),
+        ("janitor, all expired", tidying_expired),
+        ("janitor, bound narrowed", tidying_narrowed),
     ];
     for (name, run) in long {
         cases.push(Case {
-            tail: LONG_TAIL,
+            certificate: CERTIFICATE,
             ..case(name, million, run)
         });
     }
@@ -174,43 +180,43 @@ fn case(name: &'static str, sessions: u64, run: Run) -> Case {
     Case {
         name,
         sessions,
-        tail: 0,
+        certificate: 0,
         run,
     }
 }
 
-fn growing_to_bound(sessions: u64, tail: &[u8]) -> Slowest {
+fn growing_to_bound(sessions: u64, certificate: usize) -> Slowest {
     let store = ServerStore::new(at_most(sessions));
-    Slowest::of(ALONE, 0..sessions, |n| _ = insert(&store, n, tail))
+    Slowest::of(ALONE, 0..sessions, |n| _ = insert(&store, n, certificate))
 }
 
-fn growing(sessions: u64, tail: &[u8]) -> Slowest {
+fn growing(sessions: u64, certificate: usize) -> Slowest {
     let store = ServerStore::new(OPEN);
-    Slowest::of(ALONE, 0..sessions, |n| _ = insert(&store, n, tail))
+    Slowest::of(ALONE, 0..sessions, |n| _ = insert(&store, n, certificate))
 }
 
-fn evicting(sessions: u64, tail: &[u8]) -> Slowest {
-    let store = filled(at_most(sessions), sessions, tail);
+fn evicting(sessions: u64, certificate: usize) -> Slowest {
+    let store = filled(at_most(sessions), sessions, certificate);
     Slowest::of(ALONE, sessions..2 * sessions, |n| {
-        _ = insert(&store, n, tail)
+        _ = insert(&store, n, certificate)
     })
 }
 
-fn narrowed(sessions: u64, tail: &[u8]) -> Slowest {
-    let store = filled(at_most(sessions), sessions, tail);
-    insert_into_narrowed(&store, sessions, tail)
+fn narrowed(sessions: u64, certificate: usize) -> Slowest {
+    let store = filled(at_most(sessions), sessions, certificate);
+    insert_into_narrowed(&store, sessions, certificate)
 }
 
-fn narrowed_all_read(sessions: u64, tail: &[u8]) -> Slowest {
-    let store = filled(at_most(sessions), sessions, tail);
+fn narrowed_all_read(sessions: u64, certificate: usize) -> Slowest {
+    let store = filled(at_most(sessions), sessions, certificate);
     read_all(&store, sessions);
-    insert_into_narrowed(&store, sessions, tail)
+    insert_into_narrowed(&store, sessions, certificate)
 }
 
-fn insert_into_narrowed(store: &ServerStore<()>, sessions: u64, tail: &[u8]) -> Slowest {
+fn insert_into_narrowed(store: &ServerStore<()>, sessions: u64, certificate: usize) -> Slowest {
     store.set_limits(at_most(sessions / 100));
     let inserts = sessions..sessions + sessions / SLICE as u64;
-    Slowest::of(ALONE, inserts, |n| _ = insert(store, n, tail))
+    Slowest::of(ALONE, inserts, |n| _ = insert(store, n, certificate))
 }
 
 fn read_all(store: &ServerStore<()>, sessions: u64) {
@@ -219,8 +225,8 @@ fn read_all(store: &ServerStore<()>, sessions: u64) {
     }
 }
 
-fn expiring(sessions: u64, tail: &[u8]) -> Slowest {
-    let store = filled(OPEN, sessions, tail);
+fn expiring(sessions: u64, certificate: usize) -> Slowest {
+    let store = filled(OPEN, sessions, certificate);
     Slowest::of(ALONE, 0..sessions / SLICE as u64, |_| _ = expire(&store))
 }
 
@@ -228,49 +234,76 @@ fn expire(store: &ServerStore<()>) -> usize {
     store.expire(OPEN.lifetime_ms, SLICE)
 }
 
-fn clearing(sessions: u64, tail: &[u8]) -> Slowest {
-    let store = filled(OPEN, sessions, tail);
+fn clearing(sessions: u64, certificate: usize) -> Slowest {
+    let store = filled(OPEN, sessions, certificate);
     Slowest::of(ALONE, 0..sessions / SLICE as u64, |_| {
         _ = store.clear(SLICE)
     })
 }
 
-fn shrinking_all_read(sessions: u64, tail: &[u8]) -> Slowest {
-    let store = filled(OPEN, sessions, tail);
+fn tidying_all_read(sessions: u64, certificate: usize) -> Slowest {
+    let store = filled(OPEN, sessions, certificate);
     read_all(&store, sessions);
     store.set_limits(at_most(0));
-    Slowest::of(ALONE, 0..sessions / SLICE as u64, |_| {
-        _ = store.shrink(0, SLICE)
+    tidying(&store, 0)
+}
+
+fn tidying_expired(sessions: u64, certificate: usize) -> Slowest {
+    let store = filled(OPEN, sessions, certificate);
+    tidying(&store, OPEN.lifetime_ms)
+}
+
+/// All pages are empty, and so are all buckets.
+fn tidying_deleted(sessions: u64, certificate: usize) -> Slowest {
+    let store = filled(OPEN, sessions, certificate);
+    for n in 0..sessions {
+        delete(&store, scatter(n) % sessions);
+        delete(&store, n);
+    }
+    tidying(&store, 0)
+}
+
+/// To a sixteenth of what it takes.
+fn tidying_narrowed(sessions: u64, certificate: usize) -> Slowest {
+    let store = filled(OPEN, sessions, certificate);
+    store.set_limits(Limits {
+        max_bytes: store.bytes() / 16,
+        ..OPEN
+    });
+    tidying(&store, 0)
+}
+
+fn tidying(store: &ServerStore<()>, now_ms: u64) -> Slowest {
+    let has_more = AtomicBool::new(true);
+    let slices = (0..).take_while(|_| has_more.load(Relaxed));
+    Slowest::of(ALONE, slices, |_| {
+        has_more.store(store.tidy(now_ms), Relaxed)
     })
 }
 
-fn insert_while_expiring(sessions: u64, tail: &[u8]) -> Slowest {
-    let store = filled(OPEN, sessions, tail);
-    let fresh = |n| insert_at(&store, n, tail, OPEN.lifetime_ms);
+fn insert_while_expiring(sessions: u64, certificate: usize) -> Slowest {
+    let store = filled(OPEN, sessions, certificate);
+    let fresh = |n| _ = insert_at(&store, n, certificate, OPEN.lifetime_ms);
     meanwhile(
         || while expire(&store) > 0 {},
         |running| Slowest::of(BESIDE, while_it_runs(running, sessions), fresh),
     )
 }
 
-fn insert_at(store: &ServerStore<()>, n: u64, tail: &[u8], now_ms: u64) {
-    store.insert(SessionKey::Id(&id(n)), &[5; 48], None, tail, false, now_ms);
-}
-
-fn insert_while_clearing(sessions: u64, tail: &[u8]) -> Slowest {
-    let store = filled(OPEN, sessions, tail);
+fn insert_while_clearing(sessions: u64, certificate: usize) -> Slowest {
+    let store = filled(OPEN, sessions, certificate);
     meanwhile(
         || (0..sessions / SLICE as u64).for_each(|_| _ = store.clear(SLICE)),
         |running| {
             Slowest::of(BESIDE, while_it_runs(running, sessions), |n| {
-                _ = insert(&store, n, tail)
+                _ = insert(&store, n, certificate)
             })
         },
     )
 }
 
-fn lookup_while_expiring(sessions: u64, tail: &[u8]) -> Slowest {
-    let store = filled(OPEN, sessions, tail);
+fn lookup_while_expiring(sessions: u64, certificate: usize) -> Slowest {
+    let store = filled(OPEN, sessions, certificate);
     meanwhile(
         || while expire(&store) > 0 {},
         |running| {
@@ -281,10 +314,10 @@ fn lookup_while_expiring(sessions: u64, tail: &[u8]) -> Slowest {
     )
 }
 
-fn lookup_while_growing(sessions: u64, tail: &[u8]) -> Slowest {
+fn lookup_while_growing(sessions: u64, certificate: usize) -> Slowest {
     let store = ServerStore::new(at_most(sessions));
     meanwhile(
-        || (0..sessions).for_each(|n| _ = insert(&store, n, tail)),
+        || (0..sessions).for_each(|n| _ = insert(&store, n, certificate)),
         |running| {
             Slowest::of(BESIDE, while_it_runs(running, 0), |n| {
                 _ = lookup(&store, scatter(n) % sessions)
@@ -314,7 +347,7 @@ fn main() {
     let columns = &[
         "case",
         "sessions",
-        "tail",
+        "certificate",
         "calls",
         "mean µs",
         "p99.99 µs",
@@ -323,11 +356,12 @@ fn main() {
     let mut table = Table::new("stalls", "Longest calls", columns);
     let runs = if arguments.quick { 3 } else { 5 };
     for case in cases(arguments.quick) {
-        let tail = vec![3; case.tail];
         let runs = if case.sessions > 1_000_000 { 3 } else { runs };
-        let run = |_| (case.run)(case.sessions, &tail);
+        let run = |_| (case.run)(case.sessions, case.certificate);
         let slowest = (0..runs).map(run).reduce(Slowest::or);
-        let mut row = slowest.expect("there are runs").row(case.name, case.tail);
+        let mut row = slowest
+            .expect("there are runs")
+            .row(case.name, case.certificate);
         row.insert(1, json!(case.sessions));
         table.row(row);
     }

@@ -95,9 +95,10 @@ impl ClientStore {
                 .map(|lingering| &lingering.session),
             None => None,
         };
+        let lookups = self.counters.lookups();
         Counters::add(match found {
-            Some(_) => &self.counters.hits,
-            None => &self.counters.misses,
+            Some(_) => &lookups.hits,
+            None => &lookups.misses,
         });
         found.cloned()
     }

@@ -1,22 +1,60 @@
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+
+/// Why a session was not stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// Its server name, its certificate or what is kept of it besides is larger than what the store takes.
+    TooLarge,
+    /// The bounds are too narrow for this session alone, or the system has no memory.
+    NoRoom,
+    /// A field could hold a private key.
+    PrivateKey,
+    /// It is a session record of a shape that is not understood.
+    Layout,
+    /// It would be expired at once.
+    Lifetime,
+}
+
+impl Refusal {
+    /// All of them, in the order of [`Counts::refused`].
+    pub const ALL: [Refusal; 5] = [
+        Refusal::TooLarge,
+        Refusal::NoRoom,
+        Refusal::PrivateKey,
+        Refusal::Layout,
+        Refusal::Lifetime,
+    ];
+}
 
 /// What happened in a scope since it was opened. Each is counted as it happens.
 #[derive(Debug, Default)]
 pub struct Counters {
     /// Sessions stored.
     pub inserts: AtomicU64,
-    /// Lookups that found a session.
-    pub hits: AtomicU64,
-    /// Lookups that found none, or only an expired one.
-    pub misses: AtomicU64,
     /// Sessions dropped because their lifetime ran out.
     pub expired: AtomicU64,
     /// Sessions dropped to keep a bound.
     pub evicted: AtomicU64,
-    /// Sessions that were not stored.
-    pub refused: AtomicU64,
+    /// Sessions and certificates that were moved to give pages back to the system.
+    pub moved: AtomicU64,
     /// Calls that failed below OTP's callback and were answered as if the store were empty.
     pub faults: AtomicU64,
+    refused: [AtomicU64; Refusal::ALL.len()],
+    lookups: [Lookups; LINES],
+}
+
+/// Lookups are counted by several threads at once, so each takes a line of its own.
+const LINES: usize = 8;
+
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub(crate) struct Lookups {
+    pub hits: AtomicU64,
+    pub misses: AtomicU64,
+    /// Hits of sessions that the policy keeps, by class.
+    pub kept_hits: [AtomicU64; 2],
+    /// Misses of sessions that were evicted not long ago, by class.
+    pub returns: [AtomicU64; 2],
 }
 
 /// The values of [`Counters`] at one moment, with the same names.
@@ -24,12 +62,25 @@ pub struct Counters {
 #[allow(missing_docs)]
 pub struct Counts {
     pub inserts: u64,
+    /// Lookups that found a session.
     pub hits: u64,
+    /// Lookups that found none, or only an expired one.
     pub misses: u64,
+    /// Those of the misses whose sessions were evicted not long ago.
+    pub evicted_misses: u64,
     pub expired: u64,
     pub evicted: u64,
-    pub refused: u64,
+    pub moved: u64,
+    /// Sessions not stored, in the order of [`Refusal::ALL`].
+    pub refused: [u64; Refusal::ALL.len()],
     pub faults: u64,
+}
+
+impl Counts {
+    /// Sessions not stored, for whatever reason.
+    pub fn refused_total(&self) -> u64 {
+        self.refused.iter().sum()
+    }
 }
 
 impl Counters {
@@ -38,15 +89,40 @@ impl Counters {
         counter.fetch_add(1, Relaxed) + 1
     }
 
+    /// Counts a session that was not stored.
+    pub fn refuse(&self, refusal: Refusal) {
+        Self::add(&self.refused[refusal as usize]);
+    }
+
+    /// Where this thread counts its lookups.
+    pub(crate) fn lookups(&self) -> &Lookups {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        thread_local! {
+            static LINE: usize = NEXT.fetch_add(1, Relaxed) % LINES;
+        }
+        // A thread that is ending has none any more.
+        &self.lookups[LINE.try_with(|line| *line).unwrap_or(0)]
+    }
+
+    pub(crate) fn sum(&self, counter: impl Fn(&Lookups) -> &AtomicU64) -> u64 {
+        self.lookups
+            .iter()
+            .map(|line| counter(line).load(Relaxed))
+            .sum()
+    }
+
     /// Reads all counters, one after the other.
     pub fn read(&self) -> Counts {
         Counts {
             inserts: self.inserts.load(Relaxed),
-            hits: self.hits.load(Relaxed),
-            misses: self.misses.load(Relaxed),
+            hits: self.sum(|lookups| &lookups.hits),
+            misses: self.sum(|lookups| &lookups.misses),
+            evicted_misses: self.sum(|lookups| &lookups.returns[0])
+                + self.sum(|lookups| &lookups.returns[1]),
             expired: self.expired.load(Relaxed),
             evicted: self.evicted.load(Relaxed),
-            refused: self.refused.load(Relaxed),
+            moved: self.moved.load(Relaxed),
+            refused: std::array::from_fn(|reason| self.refused[reason].load(Relaxed)),
             faults: self.faults.load(Relaxed),
         }
     }

@@ -15,29 +15,28 @@
 mod client_store;
 mod clock;
 mod counters;
-mod index;
 mod janitor;
 mod memory;
 mod registry;
 mod scope;
 mod secret;
-mod server_store;
-mod sieve;
-mod slab;
+mod server;
 mod sync;
-mod templates;
+mod x509;
 
 pub use client_store::ClientStore;
 #[cfg(feature = "testing")]
 pub use clock::advance_ms;
 pub use clock::{advanced_ms, now_ms, BEGIN_MS};
-pub use counters::{Counters, Counts};
+pub use counters::{Counters, Counts, Refusal};
 pub use registry::{Join, Reference, Registry};
 pub use scope::{Scope, Store};
 pub use secret::Secret;
 #[cfg(fuzzing)]
-pub use server_store::model;
-pub use server_store::{
-    Arrival, Limits, Listed, Restored, ServerStore, Session, SessionKey, MOST_USES,
+pub use server::model;
+pub use server::{
+    Arrival, Certificate, Held, Limits, Listed, Made, NewSession, Part, Pattern, Restored,
+    Selector, ServerStore, Session, SessionKey, Template, TemplateName, CERTIFIED_PER_CERTIFICATE,
+    LONGEST_LIFETIME_MS, MAX_SESSION_BYTES,
 };
-pub use templates::Pattern;
+pub use x509::{canonical_name, is_same_name, issuer_and_serial};

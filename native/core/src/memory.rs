@@ -2,8 +2,8 @@
 
 /// Gives the pages of freed memory back to the system, where the allocator would keep them.
 ///
-/// An arena of the allocator is locked meanwhile, for about 0.1 ms for each MiB there is to give. Sessions
-/// of servers are not in there but for very long ones; index tables, templates and sessions of clients are.
+/// An arena of the allocator is locked meanwhile, for about 0.1 ms for each MiB there is to give. Templates,
+/// authorities and sessions of clients are in there; what a server's store keeps otherwise has pages of its own.
 #[cfg(all(target_os = "linux", target_env = "gnu", not(miri)))]
 #[allow(unsafe_code)]
 pub(crate) fn give_back() {

@@ -107,6 +107,19 @@ impl<T: Send + Sync> Registry<T> {
         table.enter(self, number, None)
     }
 
+    /// Puts new limits of a server scope in force, and has the janitor see to it now. `false` if there is no such scope.
+    pub fn set_limits(&self, number: u64, limits: Limits) -> bool {
+        let Some(scope) = self.scope(number) else {
+            return false;
+        };
+        let Store::Server(store) = scope.store() else {
+            return false;
+        };
+        store.set_limits(limits);
+        self.janitor.look_after(scope);
+        true
+    }
+
     /// The sockets of the references to the scope that may be joined under `label`.
     pub fn sockets(&self, label: &[u8]) -> Vec<Box<[u8]>> {
         let table = self.table.lock();
@@ -189,7 +202,7 @@ impl<T: Send + Sync> Table<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::SessionKey;
+    use crate::{NewSession, SessionKey};
     use once_cell::sync::Lazy;
     use std::time::{Duration, Instant};
 
@@ -216,14 +229,14 @@ mod tests {
 
     fn insert(reference: &Reference<()>, n: u8) {
         let key = [n; 32];
-        server(reference).insert(
-            SessionKey::Id(&key),
-            &[0; 48],
-            None,
-            b"",
-            false,
-            crate::now_ms(),
-        );
+        let session = NewSession {
+            key: SessionKey::Id(&key),
+            secret: &[0; 48],
+            template: None,
+            certificate: None,
+            tail: b"",
+        };
+        server(reference).insert(session, crate::now_ms()).unwrap();
     }
 
     fn server(reference: &Reference<()>) -> &ServerStore<()> {
@@ -295,10 +308,11 @@ mod tests {
             insert(&expiring, n);
             insert(&shrinking, n);
         }
-        server(&shrinking).set_limits(Limits {
+        let narrower = Limits {
             max_sessions: 7,
             ..LIMITS
-        });
+        };
+        assert!(REGISTRY.set_limits(shrinking.scope().number(), narrower));
         let start = Instant::now();
         while server(&expiring).sessions() > 0 || server(&shrinking).sessions() > 7 {
             assert!(start.elapsed() < Duration::from_secs(10));

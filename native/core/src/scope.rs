@@ -1,14 +1,9 @@
-use crate::sync::thread;
 use crate::{ClientStore, Counters, ServerStore};
 use once_cell::sync::OnceCell;
 use std::any::Any;
-use std::time::Duration;
 
 /// Most sessions dropped under one hold of a lock.
-const SLICE: usize = 256;
-
-/// What insertions have between two slices.
-const PAUSE: Duration = Duration::from_millis(1);
+const SLICE: usize = 128;
 
 /// A partition that no session leaves, and what it is called.
 pub struct Scope<T> {
@@ -19,6 +14,8 @@ pub struct Scope<T> {
 }
 
 /// What a scope holds.
+// There are few scopes, and a lookup would follow one more pointer.
+#[allow(clippy::large_enum_variant)]
 pub enum Store<T> {
     /// Sessions of one or more listeners.
     Server(ServerStore<T>),
@@ -85,22 +82,26 @@ impl<T> Scope<T> {
         }
     }
 
-    /// Drops what has had its time, and what exceeds a bound.
-    pub(crate) fn tidy(&self, now_ms: u64) {
+    /// Does a slice of what is to be done, and tells whether there is more: drops what has expired and what exceeds a
+    /// bound, and gives memory back.
+    pub(crate) fn tidy(&self, now_ms: u64) -> bool {
         match &self.store {
-            Store::Server(store) => {
-                in_slices(|| store.expire(now_ms, SLICE) == SLICE);
-                store.trim();
-                // What the index no longer needs is given back on the way, or sessions would go for it.
-                in_slices(|| {
-                    let is_more = store.shrink(now_ms, SLICE) > 0;
-                    if is_more {
-                        store.trim();
-                    }
-                    is_more
-                });
+            Store::Server(store) => store.tidy(now_ms),
+            Store::Client(store) => {
+                store.expire(now_ms);
+                false
             }
-            Store::Client(store) => store.expire(now_ms),
+        }
+    }
+
+    /// Drops a slice of everything, and tells whether there is more.
+    pub(crate) fn clear_slice(&self) -> bool {
+        match &self.store {
+            Store::Server(store) => store.clear(SLICE) == SLICE,
+            Store::Client(store) => {
+                store.clear();
+                false
+            }
         }
     }
 
@@ -120,13 +121,5 @@ impl<T> Scope<T> {
                 }
             }
         }
-    }
-}
-
-/// Works while a slice leaves more to do. Without pauses, those who wait for the lock would
-/// hardly get it between two slices.
-fn in_slices(slice: impl Fn() -> bool) {
-    while slice() {
-        thread::sleep(PAUSE);
     }
 }

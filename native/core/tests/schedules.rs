@@ -4,14 +4,15 @@
 //! RUSTFLAGS="--cfg shuttle" cargo test -p rekindle_core --test schedules --target-dir target/shuttle
 //! ```
 //!
-//! Threads take turns at the locks of the registry, the order and the templates, and at the janitor's
-//! channel. The index has locks of its own, under which one call cannot be seen in the middle here: lookups
-//! among insertions run under Miri and ThreadSanitizer instead, see `scripts/sanitize.sh`.
+//! Threads take turns at the locks of the registry, the order, the templates, the buckets of the index and the
+//! certificates, and at the janitor's channel. Where there is no lock, lookups among insertions run under Miri and
+//! ThreadSanitizer, see `scripts/sanitize.sh`.
 
 #![cfg(shuttle)]
 
 use rekindle_core::{
-    Join, Limits, Pattern, Reference, Registry, Scope, ServerStore, SessionKey, Store,
+    Join, Limits, Made, NewSession, Pattern, Reference, Registry, Scope, ServerStore, SessionKey,
+    Store,
 };
 use shuttle::{check_random, thread};
 use std::sync::Arc;
@@ -33,57 +34,57 @@ impl Pattern<u8> for Common {
     fn matches(&self, template: &u8) -> bool {
         *template == self.0
     }
-    fn make(&self) -> Option<(u8, u64)> {
-        Some((self.0, 100))
+    fn make(&self) -> Option<Made<u8>> {
+        Some(Made {
+            template: self.0,
+            bytes: 100,
+            part: None,
+        })
     }
 }
 
 fn insert(store: &ServerStore<u8>, n: u8, secret: u8) -> bool {
-    let template = store.template(&Common(n % 2));
-    let key = [n; 32];
     let tail = [secret; 20];
-    store.insert(
-        SessionKey::Id(&key),
-        &[secret; 48],
-        template,
-        &tail,
-        n == 3,
-        0,
-    )
+    insert_with(store, n, secret, n % 2, &tail)
+}
+
+/// Each third session has a certificate.
+fn insert_with(store: &ServerStore<u8>, n: u8, secret: u8, template: u8, tail: &[u8]) -> bool {
+    let certificate = [n; 40];
+    let session = NewSession {
+        key: SessionKey::Id(&[n; 32]),
+        secret: &[secret; 48],
+        template: store.template(&Common(template)),
+        certificate: (n % 3 == 0).then_some(&certificate),
+        tail,
+    };
+    store.insert(session, 0).is_ok()
 }
 
 /// The template is given up outside the order's lock.
 fn refuse(store: &ServerStore<u8>) {
-    let template = store.template(&Common(2));
-    let too_long = vec![0; OPEN.max_bytes as usize];
-    assert!(!store.insert(
-        SessionKey::Id(&[0; 32]),
-        &[0; 48],
-        template,
-        &too_long,
-        false,
-        0
-    ));
+    assert!(!insert_with(store, 0, 0, 2, &[0; 10_000]));
 }
 
 /// The secret of a session that is whole.
 fn lookup(store: &ServerStore<u8>, n: u8) -> Option<u8> {
     store.lookup(SessionKey::Id(&[n; 32]), 0, |session| {
         let secret = session.secret[0];
-        assert_eq!(session.template, Some(&(n % 2)));
+        assert_eq!(session.template.map(|template| **template), Some(n % 2));
         assert_eq!(session.secret, &[secret; 48]);
         assert_eq!(session.tail, [secret; 20]);
+        let certificate = session
+            .certificate
+            .map(|certificate| certificate.der().into_owned());
+        assert_eq!(certificate, (n % 3 == 0).then(|| vec![n; 40]));
         secret
     })
 }
 
 fn assert_empty(store: &ServerStore<u8>) {
-    store.trim();
-    let nothing = ServerStore::<u8>::new(store.limits());
-    nothing.trim();
+    while store.clear(100) > 0 || store.tidy(0) {}
     assert_eq!((store.sessions(), store.templates()), (0, 0));
-    // A table that is not much too large is kept.
-    assert!(store.bytes() - nothing.bytes() < 104);
+    assert_eq!((store.certificates(), store.bytes()), (0, 0));
 }
 
 fn server(scope: &Scope<u8>) -> &ServerStore<u8> {
@@ -151,15 +152,15 @@ fn what_comes_and_goes_at_once_leaves_nothing() {
             |store| (1..4).for_each(|n| assert!(insert(store, n, 20))),
             refuse,
             refuse,
-            |store| (1..4).for_each(|n| store.delete(SessionKey::Id(&[n; 32]))),
+            |store| (1..4).for_each(|n| _ = store.delete(SessionKey::Id(&[n; 32]))),
             |store| {
                 store.set_limits(Limits {
                     max_sessions: 2,
                     ..OPEN
                 });
-                store.shrink(0, 8);
+                store.tidy(0);
                 store.expire(1000, 1);
-                store.trim();
+                store.tidy(0);
                 store.clear(1);
             },
             |store| (1..4).for_each(|n| assert!(matches!(lookup(store, n), None | Some(10 | 20)))),

@@ -3,7 +3,9 @@
 
 #![cfg(not(shuttle))]
 
-use rekindle_core::{Join, Limits, Pattern, Registry, ServerStore, SessionKey, Store};
+use rekindle_core::{
+    Join, Limits, Made, NewSession, Pattern, Registry, Selector, ServerStore, SessionKey, Store,
+};
 use std::thread;
 
 const ROUNDS: u8 = if cfg!(miri) { 2 } else { 250 };
@@ -24,24 +26,46 @@ impl Pattern<u8> for Common {
     fn matches(&self, _: &u8) -> bool {
         true
     }
-    fn make(&self) -> Option<(u8, u64)> {
-        Some((7, 100))
+    fn make(&self) -> Option<Made<u8>> {
+        Some(Made {
+            template: 7,
+            bytes: 100,
+            part: None,
+        })
     }
 }
 
 fn insert(store: &ServerStore<u8>, n: u8, secret: u8, tail_len: usize) -> bool {
-    let template = store.template(&Common);
-    let tail = vec![secret; tail_len];
-    let key = SessionKey::Id(&[n; 32]);
-    store.insert(key, &[secret; 48], template, &tail, n == 3, 0)
+    insert_certified(store, n, secret, tail_len, None)
 }
 
+fn insert_certified(
+    store: &ServerStore<u8>,
+    n: u8,
+    secret: u8,
+    tail_len: usize,
+    certificate: Option<&[u8]>,
+) -> bool {
+    let session = NewSession {
+        key: SessionKey::Id(&[n; 32]),
+        secret: &[secret; 48],
+        template: store.template(&Common),
+        certificate,
+        tail: &vec![secret; tail_len],
+    };
+    store.insert(session, 0).is_ok()
+}
+
+/// A session's parts are of one insertion, and its certificate is the one of its key.
 fn assert_whole(store: &ServerStore<u8>, n: u8) {
     store.lookup(SessionKey::Id(&[n; 32]), 0, |session| {
         let secret = session.secret[0];
-        assert_eq!(session.template, Some(&7));
+        assert_eq!(session.template.map(|template| **template), Some(7));
         assert!(session.secret.iter().all(|byte| *byte == secret));
         assert!(session.tail.iter().all(|byte| *byte == secret));
+        if let Some(certificate) = session.certificate {
+            assert!(certificate.der().iter().all(|byte| *byte == n));
+        }
     });
 }
 
@@ -52,9 +76,8 @@ fn a_session_is_found_whole_or_not_at_all() {
         threads.spawn(|| {
             for round in 0..ROUNDS {
                 assert!(insert(&store, 1, round, 10));
-                // Too long for a slot.
-                assert!(insert(&store, 2, round, 10_000));
-                assert!(insert(&store, 3, round, 10));
+                assert!(insert(&store, 2, round, 1_000));
+                assert!(insert_certified(&store, 3, round, 10, Some(&[3; 60])));
                 assert!(insert(&store, 4, round, 10));
             }
         });
@@ -67,13 +90,118 @@ fn a_session_is_found_whole_or_not_at_all() {
         threads.spawn(|| {
             for _ in 0..ROUNDS {
                 store.delete(SessionKey::Id(&[2; 32]));
-                store.trim();
+                store.tidy(0);
                 store.clear(1);
             }
         });
     });
     while store.clear(2) > 0 {}
     assert_eq!((store.sessions(), store.templates()), (0, 0));
+    assert_eq!(store.certificates(), 0);
+}
+
+/// The index doubles and halves, and sessions of two sizes are moved together, under those who look them up.
+#[test]
+fn lookups_find_what_stays_while_the_index_grows_and_sessions_are_moved() {
+    let store = ServerStore::new(Limits {
+        max_sessions: u64::MAX,
+        ..FEW
+    });
+    // With a larger page there would be no second one here.
+    let others = if cfg!(miri) { 20 } else { 120 };
+    let stays = |n: u8| n.is_multiple_of(10);
+    for n in (0..others).filter(|n| stays(*n)) {
+        assert!(insert_certified(&store, n, 1, 300, Some(&[n; 100])));
+    }
+    thread::scope(|threads| {
+        threads.spawn(|| {
+            for round in 0..ROUNDS {
+                for n in (0..others).filter(|n| !stays(*n)) {
+                    assert!(insert(&store, n, round, usize::from(n % 2) * 300));
+                }
+                for n in (0..others).filter(|n| !stays(*n)) {
+                    store.delete(SessionKey::Id(&[n; 32]));
+                }
+                while store.tidy(0) {}
+            }
+        });
+        threads.spawn(|| {
+            for _ in 0..ROUNDS {
+                for n in (0..others).filter(|n| stays(*n)) {
+                    assert_whole(&store, n);
+                    assert!(store.peek(SessionKey::Id(&[n; 32]), 0, |_| ()).is_some());
+                }
+            }
+        });
+        threads.spawn(|| {
+            for _ in 0..ROUNDS {
+                let (mut met, mut from) = (0, Some(0));
+                while let Some(position) = from {
+                    from = store.page(position, 5, 0, |listed| {
+                        met += u8::from(listed.is_certified);
+                    });
+                }
+                assert_eq!(met, others.div_ceil(10));
+            }
+        });
+    });
+}
+
+#[test]
+fn sessions_are_revoked_while_others_come() {
+    let store = ServerStore::new(Limits {
+        max_sessions: u64::MAX,
+        ..FEW
+    });
+    thread::scope(|threads| {
+        threads.spawn(|| {
+            for round in 0..ROUNDS {
+                for n in 0..4 {
+                    assert!(insert_certified(&store, n, round, 0, Some(&[n; 50])));
+                }
+            }
+        });
+        threads.spawn(|| {
+            for _ in 0..ROUNDS {
+                store.revoke(&[Selector::Sha1(&[0; 20]), Selector::Issuer(b"nobody")]);
+                (0..4).for_each(|n| assert_whole(&store, n));
+            }
+        });
+    });
+    assert_eq!((store.sessions(), store.certificates()), (4, 4));
+}
+
+/// Their links to each other change under those who read them.
+#[test]
+fn sessions_of_one_certificate_come_and_go_while_another_is_read() {
+    let store = ServerStore::new(Limits {
+        max_sessions: u64::MAX,
+        ..FEW
+    });
+    let der = [0; 50];
+    assert!(insert_certified(&store, 0, 0, 0, Some(&der)));
+    thread::scope(|threads| {
+        threads.spawn(|| {
+            for round in 0..ROUNDS {
+                for n in 1..4 {
+                    assert!(insert_certified(&store, n, round, 0, Some(&der)));
+                }
+                (1..4).for_each(|n| _ = store.delete(SessionKey::Id(&[n; 32])));
+            }
+        });
+        threads.spawn(|| {
+            for _ in 0..4 * ROUNDS as usize {
+                let read = |session: rekindle_core::Session<u8>| {
+                    session
+                        .certificate
+                        .map(|certificate| certificate.der().into_owned())
+                };
+                let found = store.lookup(SessionKey::Id(&[0; 32]), 0, read);
+                assert_eq!(found, Some(Some(der.to_vec())));
+            }
+        });
+    });
+    assert_eq!((store.sessions(), store.certificates()), (1, 1));
 }
 
 #[test]

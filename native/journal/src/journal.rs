@@ -3,7 +3,7 @@
 use crate::clock::{now_ms, wall_ms};
 use crate::keys::{KeyFile, Keys, Version};
 use crate::log::{Lane, LogError, LogReader, LogWriter, Record};
-use crate::portable::{revoke, Content, Portable};
+use crate::portable::{Content, Portable};
 use crate::queue::{Batch, Birth, Note, Queue, Revoked};
 use crate::record::{
     content_hash, open, seal, Body, ContentHash, Context, Opened, Skipped, Stamp, MAX_AHEAD_MS,
@@ -12,8 +12,9 @@ use crate::revocations::{Revocations, Wanted, MARGIN_MS};
 use crate::status::{tell, Event, Happened, Part, Report, Status};
 use chacha20poly1305::aead::Generate;
 use parking_lot::{Mutex, RwLock};
-use rekindle_core::{Arrival, Restored, Scope, ServerStore, Session, SessionKey, Store};
-use std::borrow::Cow;
+use rekindle_core::{
+    Arrival, Held, NewSession, Restored, Scope, ServerStore, SessionKey, Store, TemplateName,
+};
 use std::collections::HashMap;
 use std::io;
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -111,13 +112,14 @@ impl Journal {
         Ok(journal)
     }
 
-    /// Notes that a session was stored just now. Never waits for the log.
+    /// Notes that a session was stored just now, with its client's certificate, which is empty if there is none.
+    /// Never waits for the log.
     pub fn born(
         &self,
         id: &[u8; 32],
         secret: &[u8; 48],
         content: Arc<Content>,
-        verified: bool,
+        certificate: &[u8],
         tail: &[u8],
         lifetime_ms: u64,
     ) {
@@ -127,7 +129,7 @@ impl Journal {
             id: *id,
             secret: *secret,
             content,
-            verified,
+            certificate: certificate.into(),
             tail: tail.into(),
             made_ms,
             expires_ms: made_ms.saturating_add(lifetime_ms),
@@ -500,7 +502,7 @@ impl<T: Portable> Writer<T> {
                     id: &birth.id,
                     secret: &birth.secret,
                     template: birth.content.hash(),
-                    verified: birth.verified,
+                    certificate: &birth.certificate,
                     tail: &birth.tail,
                 };
                 seal(birth.made_ms, birth.expires_ms, &body)
@@ -544,19 +546,19 @@ struct Reader<T> {
     shared: Arc<Shared>,
     scope: Weak<Scope<T>>,
     log: Box<dyn LogReader>,
-    templates: HashMap<ContentHash, Known<T>>,
+    templates: HashMap<ContentHash, Known>,
     /// The revocations of many sessions at once that were carried out here, by writer and time, with their expiry:
     /// their times alone do not tell, as those of another clock may be later.
     carried_out: HashMap<(u64, u64, Option<Wanted>), u64>,
 }
 
 /// A template that the log has.
-struct Known<T> {
+struct Known {
     content: Box<[u8]>,
     /// Until when sessions may come that refer to it, in milliseconds since 1970.
     expires_ms: u64,
     /// While sessions have it.
-    template: Weak<T>,
+    template: Option<TemplateName>,
 }
 
 /// The scope has ended, and with it the journal.
@@ -699,35 +701,28 @@ impl<T: Portable> Reader<T> {
                 id,
                 secret,
                 template,
-                verified,
+                certificate,
                 tail,
             } => {
                 self.shared
                     .note_lifetime(expires_ms.saturating_sub(made_ms));
                 let template = self.template(store, template)?;
-                let session = Session {
-                    secret,
-                    template: Some(&*template),
-                    tail,
-                };
                 // Held until the session is stored: it is revoked before, or found by whoever revokes it.
                 let revocations = self.shared.revocations.lock();
-                let certificate = match revocations.asks_for_certificates() {
-                    true => T::certificate(&session).map(Cow::into_owned),
-                    false => None,
-                };
-                if revocations.is_revoked(id, made_ms, certificate.as_deref()) {
-                    store.release_template(template);
+                let certificate = (!certificate.is_empty()).then_some(certificate);
+                if revocations.is_revoked(id, made_ms, certificate) {
                     return Err(Skipped::Revoked);
                 }
                 let times = self.times(store, opened.stamp, arrival);
-                let Some((born_ms, now_ms)) = times else {
-                    store.release_template(template);
-                    return Err(Skipped::Expired);
+                let (born_ms, now_ms) = times.ok_or(Skipped::Expired)?;
+                let session = NewSession {
+                    key: SessionKey::Id(id),
+                    secret,
+                    template: Some(template),
+                    certificate,
+                    tail,
                 };
-                let restored = store.restore(
-                    id, secret, template, tail, verified, born_ms, arrival, now_ms,
-                );
+                let restored = store.restore(session, born_ms, arrival, now_ms);
                 drop(revocations);
                 return self.note_restored(restored);
             }
@@ -751,7 +746,7 @@ impl<T: Portable> Reader<T> {
                 scope.clear();
             }
             Revoked::Certificate(wanted) => {
-                revoke(store, &[wanted]);
+                store.revoke(&[wanted.selector()]);
             }
         }
         Ok(())
@@ -815,20 +810,25 @@ impl<T: Portable> Reader<T> {
         let known = Known {
             content: content.into(),
             expires_ms,
-            template: Weak::new(),
+            template: None,
         };
         self.templates.insert(hash, known);
         Ok(())
     }
 
-    /// A hold on a template, which the caller gives to a session or back.
-    fn template(&mut self, store: &ServerStore<T>, hash: &ContentHash) -> Result<Arc<T>, Skipped> {
+    /// A hold on a template.
+    fn template<'a>(
+        &mut self,
+        store: &'a ServerStore<T>,
+        hash: &ContentHash,
+    ) -> Result<Held<'a, T>, Skipped> {
         let known = self.templates.get_mut(hash).ok_or(Skipped::Template)?;
-        if let Some(template) = store.hold_template(&known.template) {
+        let name = known.template;
+        if let Some(template) = name.and_then(|name| store.hold_template(name)) {
             return Ok(template);
         }
         let template = T::intern(store, &known.content).ok_or(Skipped::Template)?;
-        known.template = Arc::downgrade(&template);
+        known.template = Some(template.name());
         Ok(template)
     }
 }

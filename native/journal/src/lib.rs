@@ -27,7 +27,7 @@ pub use journal::hostile;
 pub use journal::{Journal, Options};
 pub use keys::KeyFile;
 pub use log::{Lane, LogError, LogReader, LogWriter, Record};
-pub use portable::{issuers, revoke, Content, Portable};
+pub use portable::{Content, Portable};
 pub use record::Skipped;
 pub use revocations::Wanted;
 pub use status::{take_events, Event, Happened, Report};

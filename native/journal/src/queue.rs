@@ -28,7 +28,8 @@ pub(crate) struct Birth {
     pub id: [u8; 32],
     pub secret: [u8; 48],
     pub content: Arc<Content>,
-    pub verified: bool,
+    /// The client's, in DER; empty if it has none.
+    pub certificate: Box<[u8]>,
     pub tail: Box<[u8]>,
     pub made_ms: u64,
     pub expires_ms: u64,
@@ -36,7 +37,7 @@ pub(crate) struct Birth {
 
 impl Birth {
     fn bytes(&self) -> usize {
-        size_of::<Birth>() + self.tail.len()
+        size_of::<Birth>() + self.certificate.len() + self.tail.len()
     }
 }
 
@@ -214,7 +215,7 @@ mod tests {
             id: [n; 32],
             secret: [n; 48],
             content: Arc::new(Content::new(Vec::new())),
-            verified: false,
+            certificate: Box::default(),
             tail: vec![0; tail].into(),
             made_ms: 0,
             expires_ms: 1,

@@ -1,7 +1,7 @@
 //! Sealed records: what is said of a session, and what an attacker with the log sees of it.
 //!
 //! ```text
-//!  0  format version (1)           26  expires, milliseconds since 1970
+//!  0  format version (2)           26  expires, milliseconds since 1970
 //!  1  kind                         34  length of the key's name
 //!  2  tag of the scope (4)         35  the key's name
 //!  6  tag of the layout (4)         …  nonce (24)
@@ -21,7 +21,7 @@ use sha2::{Digest, Sha256};
 use std::cell::RefCell;
 use zeroize::Zeroizing;
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const KEY_ID_AT: usize = 35;
 const NONCE: usize = 24;
 /// How many of them the system is asked for at once.
@@ -101,7 +101,8 @@ pub enum Body<'a> {
         id: &'a [u8; 32],
         secret: &'a [u8; 48],
         template: &'a ContentHash,
-        verified: bool,
+        /// The client's, in DER; empty if it has none.
+        certificate: &'a [u8],
         tail: &'a [u8],
     },
     /// What sessions have in common.
@@ -298,15 +299,18 @@ impl Opened {
         let body = &self.body;
         Ok(match self.kind {
             Kind::Birth => {
-                let (&verified, rest) = body.split_first().ok_or(Skipped::Malformed)?;
+                let (length, rest) = split::<4>(body)?;
+                let length = u32::from_be_bytes(*length) as usize;
                 let (id, rest) = split(rest)?;
                 let (secret, rest) = split(rest)?;
-                let (template, tail) = split(rest)?;
+                let (template, rest) = split(rest)?;
+                let (certificate, tail) =
+                    rest.split_at_checked(length).ok_or(Skipped::Malformed)?;
                 Body::Birth {
                     id,
                     secret,
                     template,
-                    verified: verified != 0,
+                    certificate,
                     tail,
                 }
             }
@@ -324,11 +328,11 @@ fn encode(body: &Body) -> (Kind, Zeroizing<Vec<u8>>) {
             id,
             secret,
             template,
-            verified,
+            certificate,
             tail,
         } => {
-            let verified = [u8::from(*verified)];
-            let parts: [&[u8]; 5] = [&verified, *id, *secret, *template, tail];
+            let length = (certificate.len() as u32).to_be_bytes();
+            let parts: [&[u8]; 6] = [&length, *id, *secret, *template, certificate, tail];
             (Kind::Birth, parts.concat())
         }
         Body::Template(content) => (Kind::Template, content.to_vec()),

@@ -1,7 +1,6 @@
 //! Which sessions are revoked: remembered for as long as one of them could come out of the log.
 
-use der::asn1::AnyRef;
-use der::{Decode, Reader, SliceReader, Tag, Tagged};
+use rekindle_core::{is_same_name, issuer_and_serial, Selector};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
@@ -34,10 +33,20 @@ impl Wanted {
             Wanted::Sha256(wanted) => Sha256::digest(certificate).as_slice() == wanted,
             Wanted::Sha1(wanted) => Sha1::digest(certificate).as_slice() == wanted,
             Wanted::Issuer { name } => {
-                issuer(certificate).is_some_and(|(issuer, _)| *issuer == **name)
+                issuer_and_serial(certificate).is_some_and(|(issuer, _)| is_same_name(issuer, name))
             }
-            Wanted::Serial { name, serial } => issuer(certificate)
-                .is_some_and(|(issuer, number)| *issuer == **name && *number == **serial),
+            Wanted::Serial { name, serial } => issuer_and_serial(certificate)
+                .is_some_and(|(issuer, number)| *number == **serial && is_same_name(issuer, name)),
+        }
+    }
+
+    /// The same for a store.
+    pub fn selector(&self) -> Selector<'_> {
+        match self {
+            Wanted::Sha256(digest) => Selector::Sha256(digest),
+            Wanted::Sha1(digest) => Selector::Sha1(digest),
+            Wanted::Issuer { name } => Selector::Issuer(name),
+            Wanted::Serial { name, serial } => Selector::Serial(name, serial),
         }
     }
 
@@ -71,28 +80,6 @@ impl Wanted {
             _ => return None,
         })
     }
-}
-
-/// The issuer's name, in DER, and the number of a certificate (RFC 5280, 4.1). `None` if it is none.
-pub fn issuer(certificate: &[u8]) -> Option<(&[u8], &[u8])> {
-    let certificate = SliceReader::new(certificate).ok()?.decode().ok()?;
-    let mut certificate = SliceReader::new(sequence(certificate)?).ok()?;
-    let mut signed = SliceReader::new(sequence(certificate.decode().ok()?)?).ok()?;
-    let mut field = AnyRef::decode(&mut signed).ok()?;
-    if matches!(field.tag(), Tag::ContextSpecific { .. }) {
-        // The version.
-        field = AnyRef::decode(&mut signed).ok()?;
-    }
-    if field.tag() != Tag::Integer {
-        return None;
-    }
-    // The signature algorithm.
-    AnyRef::decode(&mut signed).ok()?;
-    Some((signed.tlv_bytes().ok()?, field.value()))
-}
-
-fn sequence<'a>(any: AnyRef<'a>) -> Option<&'a [u8]> {
-    (any.tag() == Tag::Sequence).then(|| any.value())
 }
 
 /// What is revoked in one scope. Times are milliseconds since 1970.
@@ -133,21 +120,18 @@ impl Revocations {
             .insert(wanted, later(former, made_ms, expires_ms));
     }
 
-    /// Whether there are any certificates to ask [`is_revoked`](Self::is_revoked) about.
-    pub fn asks_for_certificates(&self) -> bool {
-        !self.certificates.is_empty()
-    }
-
     /// Whether a session is revoked.
     pub fn is_revoked(&self, id: &[u8; 32], made_ms: u64, certificate: Option<&[u8]>) -> bool {
         let covers = |until: &Until| made_ms <= until.made_ms.saturating_add(MARGIN_MS);
         self.ids.contains_key(id)
             || self.flushed.as_ref().is_some_and(covers)
-            || certificate.is_some_and(|certificate| {
-                self.candidates(certificate)
-                    .iter()
-                    .any(|wanted| self.certificates.get(wanted).is_some_and(covers))
-            })
+            || certificate
+                .filter(|_| !self.certificates.is_empty())
+                .is_some_and(|certificate| {
+                    self.candidates(certificate)
+                        .iter()
+                        .any(|wanted| self.certificates.get(wanted).is_some_and(covers))
+                })
     }
 
     /// What a certificate could be revoked as.
@@ -156,7 +140,7 @@ impl Revocations {
             Wanted::Sha256(Sha256::digest(certificate).into()),
             Wanted::Sha1(Sha1::digest(certificate).into()),
         ];
-        if let Some((name, serial)) = issuer(certificate) {
+        if let Some((name, serial)) = issuer_and_serial(certificate) {
             let (name, serial): (Box<[u8]>, _) = (name.into(), serial.into());
             candidates.push(Wanted::Issuer { name: name.clone() });
             candidates.push(Wanted::Serial { name, serial });

@@ -7,19 +7,19 @@ use crate::{Content, KeyFile, Lane, LogError, LogReader, LogWriter, Options, Por
 use once_cell::sync::Lazy;
 use parking_lot::{Condvar, Mutex};
 use rekindle_core::{
-    Join, Limits, Pattern, Reference, Registry, Scope, ServerStore, Session, Store,
+    Held, Join, Limits, Made, NewSession, Pattern, Reference, Registry, Scope, ServerStore,
+    SessionKey, Store,
 };
-use std::borrow::Cow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// A log in memory. Its clones are the same log.
 #[derive(Clone, Default)]
-pub struct Memory(Arc<(Mutex<Held>, Condvar)>);
+pub struct Memory(Arc<(Mutex<Kept>, Condvar)>);
 
 #[derive(Default)]
-struct Held {
+struct Kept {
     /// With the wall clock's time of their being appended.
     records: Vec<(Lane, Record, u64)>,
     /// How many were there before the first of these.
@@ -105,7 +105,7 @@ pub struct End {
     next: usize,
 }
 
-fn work(held: &Held, what: &str) -> Result<(), LogError> {
+fn work(held: &Kept, what: &str) -> Result<(), LogError> {
     match held.switches.is_down {
         true => Err(LogError(format!("{what} a log in memory: it is down"))),
         false => Ok(()),
@@ -173,8 +173,8 @@ impl LogReader for End {
 
     fn newer(&mut self, limit: usize, wait: Duration) -> Result<Vec<(Lane, Record)>, LogError> {
         let mut held = self.log.0 .0.lock();
-        let is_there = |held: &Held| self.next.max(held.gone) < held.gone + held.records.len();
-        let sees = |held: &Held| is_there(held) && !held.switches.is_held_back;
+        let is_there = |held: &Kept| self.next.max(held.gone) < held.gone + held.records.len();
+        let sees = |held: &Kept| is_there(held) && !held.switches.is_held_back;
         if !wait.is_zero() && !sees(&held) && !held.switches.is_down {
             self.log.0 .1.wait_for(&mut held, wait);
         }
@@ -193,7 +193,7 @@ impl LogReader for End {
     }
 }
 
-/// What test sessions have in common: bytes. Their tail is the client's certificate, if there is any.
+/// What test sessions have in common: bytes.
 pub struct Common(Arc<Content>);
 
 /// Templates that begin with this are of no use.
@@ -211,9 +211,13 @@ impl Pattern<Common> for Bytes<'_> {
     fn matches(&self, template: &Common) -> bool {
         template.0.bytes() == self.0
     }
-    fn make(&self) -> Option<(Common, u64)> {
+    fn make(&self) -> Option<Made<Common>> {
         let content = Arc::new(Content::new(self.0.into()));
-        (!self.0.starts_with(USELESS)).then_some((Common(content), 100))
+        (!self.0.starts_with(USELESS)).then_some(Made {
+            template: Common(content),
+            bytes: 100,
+            part: None,
+        })
     }
 }
 
@@ -222,13 +226,9 @@ impl Portable for Common {
         &self.0
     }
 
-    fn intern(store: &ServerStore<Self>, content: &[u8]) -> Option<Arc<Self>> {
+    fn intern<'a>(store: &'a ServerStore<Self>, content: &[u8]) -> Option<Held<'a, Self>> {
         assert!(content != POISON, "a defect that is wanted");
         store.template(&Bytes(content))
-    }
-
-    fn certificate<'a>(session: &Session<'a, Self>) -> Option<Cow<'a, [u8]>> {
-        (!session.tail.is_empty()).then_some(session.tail.into())
     }
 }
 
@@ -283,4 +283,21 @@ pub fn key_line(name: &str) -> String {
     use sha2::{Digest, Sha256};
     let key = Base64::encode_string(Sha256::digest(name).as_slice());
     format!("{name} {key}\n")
+}
+
+/// Stores a session, whose certificate is empty if it has none.
+pub fn insert(
+    store: &ServerStore<Common>,
+    n: u32,
+    template: Held<Common>,
+    certificate: &[u8],
+) -> bool {
+    let session = NewSession {
+        key: SessionKey::Id(&id(n)),
+        secret: &secret(n),
+        template: Some(template),
+        certificate: Some(certificate),
+        tail: b"",
+    };
+    store.insert(session, crate::clock::now_ms()).is_ok()
 }

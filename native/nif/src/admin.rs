@@ -3,7 +3,7 @@
 use crate::template::Template;
 use crate::{atoms, journal, session, terms, REGISTRY};
 use rekindle_core as core;
-use rekindle_core::{Limits, Scope, Store};
+use rekindle_core::{Limits, Refusal, Scope, Store};
 use rustler::{Atom, Encoder, Env, NifResult, Term};
 
 /// Limits as Erlang writes them.
@@ -77,7 +77,7 @@ fn issuers(env: Env, number: u64) -> Vec<Term> {
     let Store::Server(store) = scope.store() else {
         return Vec::new();
     };
-    let names = rekindle_journal::issuers(store);
+    let names = store.issuers();
     names.iter().map(|name| terms::binary(env, name)).collect()
 }
 
@@ -101,12 +101,9 @@ fn own_certificates(env: Env, number: u64) -> Vec<Term> {
 /// Puts new limits of a server scope in force. `undefined` where the scope has ended, or is a client's.
 #[rustler::nif]
 fn set_limits(number: u64, new: (u64, u64, u64)) -> Atom {
-    match REGISTRY.scope(number).as_deref().map(Scope::store) {
-        Some(Store::Server(store)) => {
-            store.set_limits(limits(new));
-            atoms::ok()
-        }
-        _ => atoms::undefined(),
+    match REGISTRY.set_limits(number, limits(new)) {
+        true => atoms::ok(),
+        false => atoms::undefined(),
     }
 }
 
@@ -117,6 +114,15 @@ fn scope_info<'a>(env: Env<'a>, scope: &Scope<Template>) -> NifResult<Term<'a>> 
         bounded => bounded.encode(env),
     };
     let undefined = atoms::undefined().to_term(env);
+    let counts = scope.counters().read();
+    let refused_by = Refusal::ALL.iter().zip(&counts.refused);
+    let refused_by: Vec<(Term, Term)> = refused_by
+        .map(|(refusal, count)| (refusal_atom(*refusal).encode(env), count.encode(env)))
+        .collect();
+    let (certificates, certified) = match scope.store() {
+        Store::Client(_) => (0, 0),
+        Store::Server(store) => (store.certificates(), store.certified()),
+    };
     let (role, templates, max_bytes, max_sessions, lifetime, oldest) = match scope.store() {
         Store::Client(_) => (atoms::client(), 0, infinity, infinity, infinity, undefined),
         Store::Server(store) => {
@@ -132,7 +138,6 @@ fn scope_info<'a>(env: Env<'a>, scope: &Scope<Template>) -> NifResult<Term<'a>> 
             )
         }
     };
-    let counts = scope.counters().read();
     let pairs = [
         (atoms::number(), scope.number().encode(env)),
         (atoms::scope(), terms::decode(env, scope.label())?),
@@ -140,6 +145,8 @@ fn scope_info<'a>(env: Env<'a>, scope: &Scope<Template>) -> NifResult<Term<'a>> 
         (atoms::sessions(), scope.sessions().encode(env)),
         (atoms::bytes(), scope.bytes().encode(env)),
         (atoms::templates(), templates.encode(env)),
+        (atoms::certificates(), certificates.encode(env)),
+        (atoms::certified(), certified.encode(env)),
         (atoms::oldest(), oldest),
         (atoms::max_bytes(), max_bytes),
         (atoms::max_sessions(), max_sessions),
@@ -147,11 +154,24 @@ fn scope_info<'a>(env: Env<'a>, scope: &Scope<Template>) -> NifResult<Term<'a>> 
         (atoms::inserts(), counts.inserts.encode(env)),
         (atoms::hits(), counts.hits.encode(env)),
         (atoms::misses(), counts.misses.encode(env)),
+        (atoms::evicted_misses(), counts.evicted_misses.encode(env)),
         (atoms::expired(), counts.expired.encode(env)),
         (atoms::evicted(), counts.evicted.encode(env)),
-        (atoms::refused(), counts.refused.encode(env)),
+        (atoms::moved(), counts.moved.encode(env)),
+        (atoms::refused(), counts.refused_total().encode(env)),
+        (atoms::refused_by(), Term::map_from_pairs(env, &refused_by)?),
         (atoms::faults(), counts.faults.encode(env)),
         (atoms::journal(), journal::info(env, scope)?),
     ];
     Term::map_from_pairs(env, &pairs)
+}
+
+fn refusal_atom(refusal: Refusal) -> Atom {
+    match refusal {
+        Refusal::TooLarge => atoms::too_large(),
+        Refusal::NoRoom => atoms::no_room(),
+        Refusal::PrivateKey => atoms::private_key(),
+        Refusal::Layout => atoms::layout(),
+        Refusal::Lifetime => atoms::lifetime(),
+    }
 }

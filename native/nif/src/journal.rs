@@ -232,7 +232,8 @@ pub fn revoke(scope: &Scope<Template>, wanted: &[Wanted]) -> u64 {
     if let Some(journal) = scope.attached::<Journal>() {
         journal.revoke(wanted, store.limits().lifetime_ms);
     }
-    rekindle_journal::revoke(store, wanted)
+    let selectors: Vec<_> = wanted.iter().map(Wanted::selector).collect();
+    store.revoke(&selectors)
 }
 
 /// Certificates as Erlang names them; see `rekindle_certificate:wanted/2`.

@@ -4,15 +4,20 @@
 //! side turns that into an empty answer and a counted fault.
 
 mod admin;
+mod calls;
 mod faults;
+mod fields;
 mod journal;
+mod kept;
+mod own_certificates;
+mod packed;
 mod panics;
 mod reference;
-mod server_lookup;
 mod session;
 mod stamp;
 mod template;
 mod terms;
+mod words;
 
 use once_cell::sync::Lazy;
 use reference::Reference;
@@ -20,6 +25,7 @@ use rekindle_core as core;
 use rekindle_core::{Counters, Join, Registry, Store};
 use rustler::{Atom, Env, NifResult, Term};
 use template::Template;
+use words::Word;
 
 mod atoms {
     rustler::atoms! {
@@ -27,6 +33,8 @@ mod atoms {
         undefined,
         infinity,
         session,
+        plain,
+        kept,
         stored,
         refused,
         server,
@@ -49,6 +57,14 @@ mod atoms {
         expired,
         evicted,
         faults,
+        certificates,
+        certified,
+        evicted_misses,
+        moved,
+        refused_by,
+        too_large,
+        no_room,
+        private_key,
         journal,
         // of a journal
         log,
@@ -119,6 +135,7 @@ fn load(env: Env, native_per_ms: Term) -> bool {
         Ok(unit) => stamp::set_unit(unit),
         Err(_) => return false,
     }
+    kept::name_load(env);
     reference::register(env)
 }
 
@@ -161,27 +178,6 @@ fn sockets<'a>(env: Env<'a>, label: Term<'a>) -> NifResult<Vec<Term<'a>>> {
         .collect()
 }
 
-#[rustler::nif]
-fn insert<'a>(reference: Reference, key: Term<'a>, session: Term<'a>) -> NifResult<Atom> {
-    faults::strike()?;
-    let stored = match reference.store() {
-        Store::Client(store) => {
-            store.insert(terms::encode(key).expose(), terms::encode(session));
-            true
-        }
-        Store::Server(store) => session::insert(&reference, store, key, session, core::now_ms())
-            .unwrap_or_else(|| {
-                Counters::add(&store.counters().refused);
-                false
-            }),
-    };
-    Ok(if stored {
-        atoms::stored()
-    } else {
-        atoms::refused()
-    })
-}
-
 /// The session under `key`, or `undefined`. `or_lingering` finds one deleted a moment ago as well.
 #[rustler::nif]
 fn client_lookup<'a>(
@@ -210,7 +206,12 @@ fn peek<'a>(env: Env<'a>, reference: Reference<'a>, key: Term<'a>) -> NifResult<
         Store::Server(store) => {
             let now_ms = core::now_ms();
             session::with_key(key, |id| {
-                store.peek(id, now_ms, |found| session::decode(env, key, found, now_ms))
+                store.peek(id, now_ms, |found| {
+                    let session = session::decode(env, Word::of(key), found, None, now_ms);
+                    session
+                        .map(|session| session.term(env))
+                        .map_err(|error| *error)
+                })
             })
         }
     };

@@ -1,32 +1,27 @@
 //! Server sessions into the store and out of it.
 //!
-//! OTP's session record is opaque and differs between releases, so its fields are found by content
-//! where the place is not the same in all of them (see docs/otp.md). What many sessions share goes into
-//! a [`Template`]; of each session only the id, the master secret, the peer's certificate and the server name that
-//! it asked for are kept.
+//! What many sessions share goes into a [`Template`](crate::template::Template); of each session only the id, the
+//! master secret, the peer's certificate and the server name that it asked for are kept.
 //! The listener's private key is left out; the time stamps are put in new each time a session is handed
 //! out.
 
-use crate::template::{undefined, Holes, Shared, Template};
+#![allow(unsafe_code)]
+
+use crate::fields::{
+    self, Holes, Own, INTERNAL_ID, MAX_SERVER_NAME, PEER_CERTIFICATE, PRIVATE_KEY, SESSION_ID, TAG,
+};
+use crate::kept::Kept;
+use crate::packed::MAX_FIELDS;
+use crate::template::{IfNew, Kind, Template};
+use crate::words::{make_binary, make_integer, make_string, make_tuple, Answer, Word};
 use crate::{atoms, stamp, terms};
-use rekindle_core::{Listed, Scope, ServerStore, Session, SessionKey};
+use rekindle_core::{
+    Certificate, Listed, NewSession, Refusal, Scope, ServerStore, Session, SessionKey,
+};
 use rekindle_journal::{Journal, Portable};
-use rustler::env::OwnedEnv;
-use rustler::types::tuple::{get_tuple, make_tuple};
-use rustler::{Atom, Binary, Encoder, Env, Error, NifResult, Term, TermType};
-use std::borrow::Cow;
+use rustler::{Encoder, Env, Error, NifResult, Term};
 use std::sync::Arc;
 use zeroize::Zeroize;
-
-const TAG: usize = 0;
-const SESSION_ID: usize = 1;
-const INTERNAL_ID: usize = 2;
-const PEER_CERTIFICATE: usize = 3;
-pub const OWN_CERTIFICATES: usize = 4;
-const PRIVATE_KEY: usize = 5;
-
-/// Deeper than any field of a session is nested.
-const MAX_DEPTH: u8 = 8;
 
 /// First byte of what is kept without a template: where the time stamp goes, or that the rest is a term
 /// as it came.
@@ -35,151 +30,245 @@ const AS_IT_CAME: u8 = 0;
 /// Where there is no master secret of its own.
 const NO_SECRET: [u8; 48] = [0; 48];
 
-/// Stores `session`, without the private key. A term that is no session record is kept as it is.
-///
-/// `None` for a session record of a shape that is not understood: it could hold a private key, and OTP
-/// could not be given it with the time stamp it needs. `Some(false)` if the store did not take it.
+/// Stores `session`, without the private key, and tells whether that was done. A term that is no session record is
+/// kept as it is.
 pub fn insert<'a>(
+    env: Env<'a>,
     scope: &Scope<Template>,
     store: &ServerStore<Template>,
-    key: Term<'a>,
-    session: Term<'a>,
+    key: Word<'a>,
+    session: Word<'a>,
     now_ms: u64,
-) -> Option<bool> {
-    let Some(mut fields) = session_fields(session) else {
-        let plain = terms::encode(session);
-        return Some(insert_encoded(
-            store,
-            key,
-            AS_IT_CAME,
-            plain.expose(),
-            false,
-            now_ms,
-        ));
+) -> bool {
+    let tag = Word::atom(atoms::session());
+    let fields = session.tuple(env);
+    let Some(fields) = fields.filter(|fields| fields.len() > 1 && fields[TAG] == tag) else {
+        let plain = terms::encode(session.term(env));
+        let key = key.term(env);
+        return insert_encoded(store, key, AS_IT_CAME, plain.expose(), None, now_ms);
     };
-    let env = session.get_env();
-    let time_stamp = find_time_stamp(&fields, key)?;
-    // Another field in this place would be missing when the session is handed out.
-    if atoms::undefined() != fields[PRIVATE_KEY] && !is_key_like(fields[PRIVATE_KEY], 0) {
-        return None;
-    }
-    let certificate = fields[PEER_CERTIFICATE];
-    let verified = certificate.is_binary();
-    fields[INTERNAL_ID] = undefined(env);
-    fields[PRIVATE_KEY] = undefined(env);
-    fields[time_stamp] = undefined(env);
-
-    if let Some(own) = own_parts(&fields, key, certificate) {
-        let mut shared = fields.clone();
-        let own_places = [SESSION_ID, PEER_CERTIFICATE, own.secret_at];
-        for place in own_places.into_iter().chain(own.server_name_at) {
-            shared[place] = undefined(env);
-        }
-        let template = store.template(&Shared {
-            fields: &shared,
-            holes: Holes {
-                master_secret: own.secret_at,
-                time_stamp,
-                server_name: own.server_name_at,
-            },
-        });
-        if let Some(template) = template {
-            let journal = scope.attached::<Journal>();
-            let content = journal.map(|_| Arc::clone(template.content()));
-            let id = SessionKey::Id(own.id);
-            let stored = store.insert(id, own.secret, Some(template), &own.tail, verified, now_ms);
-            if let (true, Some(journal), Some(content)) = (stored, journal, content) {
-                let lifetime_ms = store.limits().lifetime_ms;
-                journal.born(
-                    own.id,
-                    own.secret,
-                    content,
-                    verified,
-                    &own.tail,
-                    lifetime_ms,
-                );
-            }
-            return Some(stored);
-        }
-    }
-    if let Some(journal) = scope.attached::<Journal>() {
-        journal.leave_out();
-    }
-    if may_hold_private_key(&fields) {
-        return None;
-    }
-    let place = u8::try_from(time_stamp).ok()?;
-    let encoded = terms::encode(make_tuple(env, &fields));
-    Some(insert_encoded(
+    let arriving = Arriving {
+        env,
+        scope,
         store,
         key,
-        place,
-        encoded.expose(),
-        verified,
+        fields,
         now_ms,
-    ))
+    };
+    let holes = Holes::last(fields.len());
+    let is_stored = holes.and_then(|holes| arriving.insert(holes, IfNew::Leave));
+    match is_stored.map_or_else(|| arriving.insert_new(), Ok) {
+        Ok(is_stored) => is_stored,
+        Err(refusal) => {
+            store.counters().refuse(refusal);
+            false
+        }
+    }
 }
 
-/// The session under `key`, as if it had been made now: the store alone decides on a session's age,
-/// and OTP's own check must always pass.
+/// A session record that is to be stored.
+struct Arriving<'a, 's> {
+    env: Env<'a>,
+    scope: &'s Scope<Template>,
+    store: &'s ServerStore<Template>,
+    key: Word<'a>,
+    fields: &'a [Word<'a>],
+    now_ms: u64,
+}
+
+impl<'a> Arriving<'a, '_> {
+    /// Stores it with a template, and tells whether that was done. `None` if it has no template, with its own parts
+    /// in these places.
+    fn insert(&self, holes: Holes, if_new: IfNew) -> Option<bool> {
+        let mut name = [0; MAX_SERVER_NAME];
+        let own = Own::read(self.env, self.key, self.fields, holes, &mut name)?;
+        let kind = Kind::new(self.env, self.fields, own.holes, if_new);
+        let template = self.store.template(&kind)?;
+        let journal = self.scope.attached::<Journal>();
+        let content = journal.map(|_| Arc::clone(template.content()));
+        let session = NewSession {
+            key: SessionKey::Id(own.id),
+            secret: own.secret,
+            template: Some(template),
+            certificate: own.certificate,
+            tail: own.server_name,
+        };
+        let is_stored = self.store.insert(session, self.now_ms).is_ok();
+        if let (true, Some(journal), Some(content)) = (is_stored, journal, content) {
+            journal.born(
+                own.id,
+                own.secret,
+                content,
+                own.certificate.unwrap_or_default(),
+                own.server_name,
+                self.store.limits().lifetime_ms,
+            );
+        }
+        Some(is_stored)
+    }
+
+    /// Stores what the last session is no model for. An error is why it cannot be stored, where the store itself was
+    /// not asked.
+    fn insert_new(&self) -> Result<bool, Refusal> {
+        let found = fields::find(self.env, self.key, self.fields)?;
+        let journal = self.scope.attached::<Journal>();
+        let is_journaled = journal.is_some();
+        if let Some(holes) = found.holes {
+            if let Some(is_stored) = self.insert(holes, IfNew::Make { is_journaled }) {
+                holes.remember(self.fields.len());
+                return Ok(is_stored);
+            }
+        }
+        if let Some(journal) = journal {
+            journal.leave_out();
+        }
+        self.insert_whole(found.time_stamp)
+    }
+
+    /// Stores it without a template.
+    fn insert_whole(&self, time_stamp: usize) -> Result<bool, Refusal> {
+        let mut fields = self.fields.to_vec();
+        for place in [INTERNAL_ID, PRIVATE_KEY, time_stamp] {
+            fields[place] = fields::undefined();
+        }
+        let certificate = fields[PEER_CERTIFICATE].bytes(self.env);
+        let certificate = certificate.filter(|der| !der.is_empty());
+        if certificate.is_some() {
+            fields[PEER_CERTIFICATE] = fields::undefined();
+        }
+        if fields::may_hold_private_key(self.env, fields.iter().copied()) {
+            return Err(Refusal::PrivateKey);
+        }
+        let place = u8::try_from(time_stamp).map_err(|_| Refusal::Layout)?;
+        let encoded = terms::encode(tuple_of(self.env, &fields));
+        let (key, encoded) = (self.key.term(self.env), encoded.expose());
+        Ok(insert_encoded(
+            self.store,
+            key,
+            place,
+            encoded,
+            certificate,
+            self.now_ms,
+        ))
+    }
+}
+
+fn tuple_of<'a>(env: Env<'a>, fields: &[Word<'a>]) -> Term<'a> {
+    let fields: Vec<usize> = fields.iter().map(|field| field.raw()).collect();
+    // SAFETY: the fields are in `env`.
+    unsafe { make_tuple(env, &fields) }.term(env)
+}
+
+/// The session under `key`, as if it had been made now: the store alone decides on a session's age, and OTP's own
+/// check must always pass.
+///
+/// For a caller who has templates on his heap, the answer tells what it is: a tuple tagged `session`; one tagged
+/// `plain`, which has any other term; or one tagged `kept`, which has the templates to keep from now on, and the
+/// session.
 pub fn decode<'a>(
     env: Env<'a>,
-    key: Term<'a>,
+    key: Word<'a>,
     session: Session<Template>,
+    kept: Option<&Kept<'a>>,
     now_ms: u64,
-) -> NifResult<Term<'a>> {
-    let stamp = stamp::present(env, now_ms);
-    let internal_id = (stamp, 0).encode(env);
+) -> Answer<'a> {
     let Some(template) = session.template else {
-        let (place, encoded) = session.tail.split_first().ok_or(Error::BadArg)?;
-        let term = terms::decode(env, encoded)?;
-        if *place == AS_IT_CAME {
-            return Ok(term);
-        }
-        let mut fields = get_tuple(term)?;
-        fields[INTERNAL_ID] = internal_id;
-        fields[usize::from(*place)] = stamp;
-        return Ok(make_tuple(env, &fields));
+        let term = decode_whole(env, session, now_ms)?;
+        return Ok(Word::of(match kept {
+            Some(_) => (atoms::plain(), term).encode(env),
+            None => term,
+        }));
     };
-    let Holes {
-        master_secret,
-        time_stamp,
-        server_name,
-    } = template.holes();
-    let (name, tail) = parts_of_tail(template.holes(), session.tail)?;
-    let fillings = [
-        (SESSION_ID, key),
-        (INTERNAL_ID, internal_id),
-        (PEER_CERTIFICATE, certificate(env, tail)),
-        (master_secret, terms::binary(env, session.secret)),
-        (time_stamp, stamp),
-    ];
-    let server_name = server_name.map(|place| (place, name.encode(env)));
-    Ok(template.fill(env, fillings.into_iter().chain(server_name)))
+    let mut fields = [0; MAX_FIELDS];
+    let mut to_keep = None;
+    match kept.and_then(|kept| kept.find(env, template)) {
+        Some(record) => {
+            for (field, known) in fields.iter_mut().zip(record) {
+                *field = known.raw();
+            }
+        }
+        None => {
+            template.make(env, &mut fields);
+            let record = &fields[..template.len()];
+            to_keep = kept.and_then(|kept| kept.with(env, template, record));
+        }
+    }
+    let holes = template.holes();
+    let stamp = stamp::present(env, now_ms);
+    fields[SESSION_ID] = key.raw();
+    fields[INTERNAL_ID] = internal_id(env, stamp).raw();
+    fields[usize::from(holes.master_secret)] = binary(env, session.secret).raw();
+    fields[usize::from(holes.time_stamp)] = stamp.raw();
+    if let Some(certificate) = &session.certificate {
+        fields[PEER_CERTIFICATE] = binary_of(env, certificate).raw();
+    }
+    if let Some(place) = holes.server_name {
+        fields[usize::from(place)] = make_string(env, session.tail).raw();
+    }
+    // SAFETY: all the fields are in `env`, or immediates.
+    unsafe {
+        let session = make_tuple(env, &fields[..template.len()]);
+        Ok(match to_keep {
+            Some(kept) => {
+                let tag = Word::atom(atoms::kept());
+                make_tuple(env, &[tag.raw(), kept.raw(), session.raw()])
+            }
+            None => session,
+        })
+    }
 }
 
-/// What an operator may see of a session: its key, age in milliseconds, uses, peer certificate and cipher
-/// suite, the latter two `undefined` where there are none.
+/// What was stored without a template.
+fn decode_whole<'a>(env: Env<'a>, session: Session<Template>, now_ms: u64) -> NifResult<Term<'a>> {
+    let (place, encoded) = session.tail.split_first().ok_or(Error::BadArg)?;
+    let term = terms::decode(env, encoded)?;
+    if *place == AS_IT_CAME {
+        return Ok(term);
+    }
+    let stamp = stamp::present(env, now_ms);
+    let mut fields = Word::of(term).tuple(env).ok_or(Error::BadArg)?.to_vec();
+    if let Some(certificate) = &session.certificate {
+        fields[PEER_CERTIFICATE] = binary_of(env, certificate);
+    }
+    fields[INTERNAL_ID] = internal_id(env, stamp);
+    fields[usize::from(*place)] = stamp;
+    Ok(tuple_of(env, &fields))
+}
+
+/// What an operator may see of a session: its key, its age and its age when it was last used, in milliseconds, the
+/// peer's certificate and the cipher suite. What there is not is `undefined`.
 pub fn describe<'a>(env: Env<'a>, listed: Listed<Template>) -> NifResult<Term<'a>> {
-    let (certificate, cipher_suite) = match listed.session.template {
-        Some(template) => {
-            let (_, tail) = parts_of_tail(template.holes(), listed.session.tail)?;
-            (certificate(env, tail), template.cipher_suite(env))
-        }
+    let undefined = fields::undefined().term(env);
+    let certificate = match &listed.session.certificate {
+        Some(certificate) => binary_of(env, certificate).term(env),
+        None => undefined,
+    };
+    let cipher_suite = match listed.session.template {
+        Some(template) => template.cipher_suite(env),
         None => {
             let (place, encoded) = listed.session.tail.split_first().ok_or(Error::BadArg)?;
             match *place {
-                AS_IT_CAME => (undefined(env), None),
+                AS_IT_CAME => None,
                 _ => {
-                    let fields = get_tuple(terms::decode(env, encoded)?)?;
-                    (fields[PEER_CERTIFICATE], find_cipher_suite(&fields))
+                    let fields = Word::of(terms::decode(env, encoded)?).tuple(env);
+                    fields::cipher_suite(env, fields.unwrap_or_default().iter().copied())
                 }
             }
         }
     };
+    let age_at_last_use_ms = match listed.age_at_last_use_ms {
+        Some(age_ms) => age_ms.encode(env),
+        None => undefined,
+    };
     let key = self::key(env, listed.key)?;
-    let cipher_suite = cipher_suite.unwrap_or(undefined(env));
-    Ok((key, listed.age_ms, listed.uses, certificate, cipher_suite).encode(env))
+    Ok((
+        key,
+        listed.age_ms,
+        age_at_last_use_ms,
+        certificate,
+        cipher_suite.unwrap_or(undefined),
+    )
+        .encode(env))
 }
 
 /// What a server session is found by, as Erlang knows it.
@@ -190,25 +279,29 @@ pub fn key<'a>(env: Env<'a>, key: SessionKey) -> NifResult<Term<'a>> {
     }
 }
 
-/// The cipher suite among the fields of a session record: the one binary of two bytes.
-pub fn find_cipher_suite<'a>(fields: &[Term<'a>]) -> Option<Term<'a>> {
-    let is_it = |field: &&Term| Binary::from_term(**field).is_ok_and(|binary| binary.len() == 2);
-    fields.iter().find(is_it).copied()
-}
-
-fn certificate<'a>(env: Env<'a>, tail: &[u8]) -> Term<'a> {
-    match tail {
-        [] => undefined(env),
-        certificate => terms::binary(env, certificate),
-    }
-}
-
 /// Calls `with` with what a server session under `key` is found by.
 pub fn with_key<R>(key: Term, with: impl FnOnce(SessionKey) -> R) -> R {
-    match id(key) {
+    match Word::of(key).array(key.get_env()) {
         Some(id) => with(SessionKey::Id(id)),
         None => with(SessionKey::Other(terms::encode(key).expose())),
     }
+}
+
+/// A certificate as an Erlang binary.
+fn binary_of<'a>(env: Env<'a>, certificate: &Certificate) -> Word<'a> {
+    make_binary(env, certificate.len(), |bytes| {
+        _ = certificate.copy_to(bytes)
+    })
+}
+
+fn binary<'a>(env: Env<'a>, bytes: &[u8]) -> Word<'a> {
+    make_binary(env, bytes.len(), |copy| copy.copy_from_slice(bytes))
+}
+
+fn internal_id<'a>(env: Env<'a>, stamp: Word<'a>) -> Word<'a> {
+    let number = make_integer(env, 0);
+    // SAFETY: both are in `env`.
+    unsafe { make_tuple(env, &[stamp.raw(), number.raw()]) }
 }
 
 fn insert_encoded(
@@ -216,202 +309,20 @@ fn insert_encoded(
     key: Term,
     place: u8,
     encoded: &[u8],
-    verified: bool,
+    certificate: Option<&[u8]>,
     now_ms: u64,
 ) -> bool {
     let mut tail = [&[place], encoded].concat();
-    let stored = with_key(key, |key| {
-        store.insert(key, &NO_SECRET, None, &tail, verified, now_ms)
+    let is_stored = with_key(key, |key| {
+        let session = NewSession {
+            key,
+            secret: &NO_SECRET,
+            template: None,
+            certificate,
+            tail: &tail,
+        };
+        store.insert(session, now_ms).is_ok()
     });
     tail.zeroize();
-    stored
-}
-
-fn id(key: Term<'_>) -> Option<&[u8; 32]> {
-    Binary::from_term(key).ok()?.as_slice().try_into().ok()
-}
-
-fn session_fields(term: Term) -> Option<Vec<Term>> {
-    let fields = get_tuple(term).ok()?;
-    (fields.len() > 1 && atoms::session() == fields[TAG]).then_some(fields)
-}
-
-/// What is kept of a session that has a template.
-struct Own<'a> {
-    id: &'a [u8; 32],
-    secret_at: usize,
-    secret: &'a [u8; 48],
-    server_name_at: Option<usize>,
-    /// The peer's certificate, empty where there is none; after the server name, where there is one.
-    tail: Cow<'a, [u8]>,
-}
-
-/// `None` where one of the parts is not as it is in any known release.
-fn own_parts<'a>(fields: &[Term<'a>], key: Term<'a>, certificate: Term<'a>) -> Option<Own<'a>> {
-    let secret = |place: usize| -> Option<&'a [u8; 48]> {
-        Binary::from_term(fields[place])
-            .ok()?
-            .as_slice()
-            .try_into()
-            .ok()
-    };
-    let places = PRIVATE_KEY + 1..fields.len();
-    let mut secrets = places
-        .clone()
-        .filter_map(|place| Some((place, secret(place)?)));
-    let (secret_at, secret) = match (secrets.next(), secrets.next()) {
-        (Some(only), None) => only,
-        _ => return None,
-    };
-    let certificate: &[u8] = match Binary::from_term(certificate) {
-        Ok(certificate) if !certificate.is_empty() => certificate.as_slice(),
-        Err(_) if atoms::undefined() == certificate => &[],
-        _ => return None,
-    };
-    let mut strings = places.filter_map(|place| Some((place, string(fields[place])?)));
-    let (server_name_at, tail) = match (strings.next(), strings.next()) {
-        (None, _) => (None, Cow::Borrowed(certificate)),
-        (Some((place, name)), None) => (Some(place), Cow::Owned(join_tail(&name, certificate)?)),
-        _ => return None,
-    };
-    Some(Own {
-        id: id(key)?,
-        secret_at,
-        secret,
-        server_name_at,
-        tail,
-    })
-}
-
-/// The bytes of a string of Erlang's that is not empty. The client chooses the server name: if that were in the
-/// template, it could have as many templates made as there may be.
-fn string(term: Term) -> Option<Vec<u8>> {
-    // An improper list has no length.
-    if term.is_empty_list() || term.list_length().is_err() {
-        return None;
-    }
-    // As bytes, larger numbers would be cut off.
-    let byte = |cell: Term| u8::try_from(cell.decode::<i64>().ok()?).ok();
-    list_cells(term).map(byte).collect()
-}
-
-/// `None` for a name longer than TLS can send.
-fn join_tail(name: &[u8], certificate: &[u8]) -> Option<Vec<u8>> {
-    let length = u16::try_from(name.len()).ok()?;
-    Some([&length.to_ne_bytes(), name, certificate].concat())
-}
-
-/// The name, where sessions of the template have one, and the certificate.
-fn parts_of_tail(holes: Holes, tail: &[u8]) -> NifResult<(&[u8], &[u8])> {
-    if holes.server_name.is_none() {
-        return Ok((&[], tail));
-    }
-    let (length, rest) = tail.split_first_chunk().ok_or(Error::BadArg)?;
-    rest.split_at_checked(u16::from_ne_bytes(*length).into())
-        .ok_or(Error::BadArg)
-}
-
-/// Where the time stamp is: the one integer beyond the fields all releases share that equals the
-/// first element of `internal_id`.
-fn find_time_stamp<'a>(fields: &[Term<'a>], key: Term<'a>) -> Option<usize> {
-    if fields.len() <= PRIVATE_KEY || fields[SESSION_ID] != key {
-        return None;
-    }
-    let (stamp, _): (Term, Term) = fields[INTERNAL_ID].decode().ok()?;
-    if !stamp.is_integer() {
-        return None;
-    }
-    let mut places = (PRIVATE_KEY + 1..fields.len()).filter(|place| fields[*place] == stamp);
-    match (places.next(), places.next()) {
-        (place, None) => place,
-        _ => None,
-    }
-}
-
-/// Whether these are fields that a template of this node could have: a session record with nothing where
-/// sessions have their own.
-pub fn are_fields_of_template(fields: &[Term], holes: Holes) -> bool {
-    let Holes {
-        master_secret,
-        time_stamp,
-        server_name,
-    } = holes;
-    let varying = [Some(master_secret), Some(time_stamp), server_name];
-    let varying = || varying.iter().flatten().copied();
-    let fixed = [SESSION_ID, INTERNAL_ID, PEER_CERTIFICATE, PRIVATE_KEY];
-    let is_empty = |place: usize| {
-        fields
-            .get(place)
-            .is_some_and(|field| atoms::undefined() == *field)
-    };
-    fields.len() > PRIVATE_KEY + 1
-        && atoms::session() == fields[TAG]
-        && varying().all(|place| place > PRIVATE_KEY)
-        && varying().all(|place| varying().filter(|other| *other == place).count() == 1)
-        && fixed.into_iter().chain(varying()).all(is_empty)
-}
-
-/// The client's certificate of a session, as DER.
-pub fn certificate_of<'a>(session: &Session<'a, Template>) -> Option<Cow<'a, [u8]>> {
-    if let Some(template) = session.template {
-        let (_, certificate) = parts_of_tail(template.holes(), session.tail).ok()?;
-        return (!certificate.is_empty()).then_some(Cow::Borrowed(certificate));
-    }
-    let (place, encoded) = session.tail.split_first()?;
-    if *place == AS_IT_CAME {
-        return None;
-    }
-    OwnedEnv::new().run(|env| {
-        let fields = get_tuple(terms::decode(env, encoded).ok()?).ok()?;
-        let certificate = Binary::from_term(*fields.get(PEER_CERTIFICATE)?).ok()?;
-        Some(Cow::Owned(certificate.to_vec()))
-    })
-}
-
-/// Whether one of `fields` is, or has within, what a private key is made of: a key record, or a map or a
-/// fun that stands for a key kept elsewhere. No field of a session but that of the key has any of these.
-pub fn may_hold_private_key(fields: &[Term]) -> bool {
-    fields.iter().any(|field| is_key_like(*field, 0))
-}
-
-/// What is nested deeper than any field of a session is not searched, and not trusted.
-fn is_key_like(term: Term, depth: u8) -> bool {
-    match term.get_type() {
-        TermType::Map | TermType::Fun => true,
-        TermType::List | TermType::Tuple if depth == MAX_DEPTH => true,
-        TermType::List => list_cells(term).any(|cell| is_key_like(cell, depth + 1)),
-        TermType::Tuple => get_tuple(term).is_ok_and(|elements| {
-            elements
-                .iter()
-                .any(|element| is_key_tag(*element) || is_key_like(*element, depth + 1))
-        }),
-        _ => false,
-    }
-}
-
-/// The elements of a list, and the tail of an improper one.
-fn list_cells(term: Term) -> impl Iterator<Item = Term> {
-    let mut rest = Some(term);
-    std::iter::from_fn(move || {
-        let current = rest.take()?;
-        match current.list_get_cell() {
-            Ok((head, tail)) => {
-                rest = Some(tail);
-                Some(head)
-            }
-            Err(_) if current.is_empty_list() => None,
-            Err(_) => Some(current),
-        }
-    })
-}
-
-fn is_key_tag(term: Term) -> bool {
-    let tags: [Atom; 5] = [
-        atoms::rsa_private_key(),
-        atoms::ec_private_key(),
-        atoms::dsa_private_key(),
-        atoms::private_key_info(),
-        atoms::one_asymmetric_key(),
-    ];
-    tags.iter().any(|tag| *tag == term)
+    is_stored
 }

@@ -6,8 +6,9 @@
 
 #![allow(unsafe_code)]
 
+use crate::words::{make_integer, Word};
 use rustler::sys::{enif_monotonic_time, ErlNifTimeUnit};
-use rustler::{Encoder, Env, Term};
+use rustler::Env;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 
 /// How long a comparison of the clocks holds.
@@ -32,7 +33,7 @@ pub fn set_unit(native_per_ms: i64) {
 
 /// The present, which is `now_ms` by the library's clock, or some milliseconds before. For a thread of
 /// the BEAM.
-pub fn present(env: Env, now_ms: u64) -> Term {
+pub fn present(env: Env<'_>, now_ms: u64) -> Word<'_> {
     let compared_at = COMPARED_AT_MS.load(Relaxed);
     if compared_at == NEVER || now_ms.saturating_sub(compared_at) >= COMPARE_EVERY_MS {
         // SAFETY: takes a unit of time and returns a number.
@@ -43,5 +44,5 @@ pub fn present(env: Env, now_ms: u64) -> Term {
         COMPARED_AT_MS.store(now_ms, Relaxed);
     }
     let stamp_ms = now_ms as i64 + AHEAD_MS.load(Relaxed);
-    (stamp_ms * NATIVE_PER_MS.load(Relaxed)).encode(env)
+    make_integer(env, stamp_ms * NATIVE_PER_MS.load(Relaxed))
 }

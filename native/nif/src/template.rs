@@ -1,184 +1,213 @@
-//! What the sessions of one listener and cipher suite have in common, as terms that are ready to be
-//! handed out: the listener's certificates, the cipher suite, the curve, the flags.
+//! What the sessions of one listener and cipher suite have in common: the listener's certificates, the cipher suite,
+//! the curve, the flags.
 
 #![allow(unsafe_code)]
 
-use crate::{atoms, session};
-use rekindle_core::{Pattern, ServerStore, Session};
+use crate::fields::{self, Holes, OWN_CERTIFICATES};
+use crate::own_certificates::{self, OwnCertificates};
+use crate::packed::{Packed, MAX_FIELDS};
+use crate::words::{make_tuple, Word};
+use foldhash::quality::FixedState;
+use once_cell::sync::OnceCell;
+use rekindle_core::{Held, Made, Part, Pattern, ServerStore};
 use rekindle_journal::{Content, Portable};
 use rustler::env::OwnedEnv;
-use rustler::sys::{
-    enif_get_tuple, enif_is_identical, enif_make_copy, enif_make_tuple_from_array, ErlNifTerm,
-};
-use rustler::types::tuple::{get_tuple, make_tuple};
 use rustler::{Encoder, Env, Term};
-use std::borrow::Cow;
+use std::hash::BuildHasher;
+use std::mem::size_of;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::Arc;
 
-/// More fields than any session record has.
-pub const MAX_FIELDS: usize = 32;
+/// What the allocator takes beside what is asked for.
+const ALLOCATION_BYTES: usize = 16;
 
-/// What an environment of its own takes beside its terms, about.
-const ENVIRONMENT_BYTES: usize = 1024;
+static NEXT_NAME: AtomicU64 = AtomicU64::new(1);
 
 /// The fields of a session record, with holes where sessions differ.
 pub struct Template {
-    fields: Vec<Field>,
-    /// A tuple of the fields that are no atoms: one copy instead of many.
-    boxed: ErlNifTerm,
+    /// An integer that no other template of this library has, or had.
+    name: usize,
     holes: Holes,
+    /// `undefined` in the holes, and where the certificates are kept apart.
+    fields: Packed,
+    own_certificates: Option<Arc<OwnCertificates>>,
     /// The same as bytes, for other processes.
-    content: Arc<Content>,
-    /// Owns `boxed`.
-    _env: OwnedEnv,
+    content: OnceCell<Arc<Content>>,
 }
-
-/// Where sessions of one template differ beside the fields at places that are the same in all releases.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Holes {
-    pub master_secret: usize,
-    pub time_stamp: usize,
-    pub server_name: Option<usize>,
-}
-
-enum Field {
-    /// A term that is its own value, in any environment.
-    Atom(ErlNifTerm),
-    /// A place in the tuple of boxed fields.
-    Boxed(usize),
-}
-
-// SAFETY: the terms are never changed after the template is made. To read them, `enif_is_identical` and
-// `enif_make_copy` follow them without touching their environment; what they write to is the reference
-// counts of binaries, which are atomic.
-unsafe impl Sync for Template {}
-// SAFETY: an environment that belongs to no process may be freed by any thread.
-unsafe impl Send for Template {}
 
 impl Template {
     pub fn holes(&self) -> Holes {
         self.holes
     }
 
+    pub fn name(&self) -> usize {
+        self.name
+    }
+
+    /// How many fields there are.
+    pub fn len(&self) -> usize {
+        self.fields.len()
+    }
+
+    /// Words that it takes on a process's heap, about. `None` if that may be any number.
+    pub fn heap_words(&self) -> Option<usize> {
+        let own = self.own_certificates.as_ref();
+        Some(self.fields.heap_words()? + self.len() + own.map_or(0, |own| own.heap_words()))
+    }
+
+    /// Makes its fields in `env`.
+    pub fn make(&self, env: Env, fields: &mut [usize; MAX_FIELDS]) {
+        self.fields.make(env, fields);
+        if let Some(own) = &self.own_certificates {
+            fields[OWN_CERTIFICATES] = own.make(env).raw();
+        }
+    }
+
     /// The cipher suite of the template's sessions, in `env`.
     pub fn cipher_suite<'a>(&self, env: Env<'a>) -> Option<Term<'a>> {
-        // SAFETY: `env` is the calling process's, and the tuple lives as long as the template.
-        let boxed = unsafe { elements(enif_make_copy(env.as_c_arg(), self.boxed), env) };
-        // SAFETY: the terms were just copied into `env`.
-        let boxed: Vec<Term> = boxed
-            .iter()
-            .map(|term| unsafe { Term::new(env, *term) })
-            .collect();
-        session::find_cipher_suite(&boxed)
+        let mut fields = [0; MAX_FIELDS];
+        self.fields.make(env, &mut fields);
+        let fields = fields[..self.len()].iter();
+        // SAFETY: the fields were just made in `env`.
+        let fields = fields.map(|field| unsafe { Word::new(*field) });
+        fields::cipher_suite(env, fields)
     }
 
     /// The field of the listener's own certificates, in `env`.
     pub fn own_certificates<'a>(&self, env: Env<'a>) -> Term<'a> {
-        let filled = self.fill(env, []);
-        get_tuple(filled)
-            .ok()
-            .and_then(|fields| fields.get(session::OWN_CERTIFICATES).copied())
-            .unwrap_or(undefined(env))
+        let mut fields = [0; MAX_FIELDS];
+        self.make(env, &mut fields);
+        // SAFETY: the fields were just made in `env`.
+        unsafe { Word::new(fields[OWN_CERTIFICATES]) }.term(env)
     }
 
-    /// A tuple of the template's fields in `env`, but of `fillings` where there are any.
-    pub fn fill<'a>(
-        &self,
-        env: Env<'a>,
-        fillings: impl IntoIterator<Item = (usize, Term<'a>)>,
-    ) -> Term<'a> {
-        let mut terms = [undefined(env).as_c_arg(); MAX_FIELDS];
-        let terms = &mut terms[..self.fields.len()];
-        // SAFETY: `env` is the calling process's, and the tuple lives as long as the template.
-        let boxed = unsafe { elements(enif_make_copy(env.as_c_arg(), self.boxed), env) };
-        for (term, field) in terms.iter_mut().zip(&self.fields) {
-            *term = match field {
-                Field::Atom(atom) => *atom,
-                Field::Boxed(place) => boxed[*place],
-            };
+    /// Whether these are its fields, but for what is in the holes.
+    fn is<'a>(&self, env: Env<'a>, fields: &[Word<'a>]) -> bool {
+        let (mut holes, own) = (self.holes.bits(), self.own_certificates.as_ref());
+        if own.is_some() {
+            holes |= 1 << OWN_CERTIFICATES;
         }
-        for (place, filling) in fillings {
-            terms[place] = filling.as_c_arg();
-        }
-        // SAFETY: all the terms are in `env`, or are atoms.
-        unsafe {
-            let tuple =
-                enif_make_tuple_from_array(env.as_c_arg(), terms.as_ptr(), terms.len() as u32);
-            Term::new(env, tuple)
-        }
+        self.fields.is(env, fields, holes)
+            && own.is_none_or(|own| own.is(env, fields[OWN_CERTIFICATES]))
+    }
+
+    /// The holes and the fields, in the external term format.
+    fn to_bytes(&self) -> Vec<u8> {
+        OwnedEnv::new().run(|env| {
+            let mut fields = [0; MAX_FIELDS];
+            self.make(env, &mut fields);
+            // SAFETY: the fields were just made in `env`.
+            let fields = unsafe { make_tuple(env, &fields[..self.len()]) };
+            let Holes {
+                master_secret,
+                time_stamp,
+                server_name,
+            } = self.holes;
+            (master_secret, time_stamp, server_name, fields.term(env))
+                .encode(env)
+                .to_binary()
+                .to_vec()
+        })
     }
 }
 
-/// The fields of one session, `undefined` in the holes.
-pub struct Shared<'a, 'b> {
-    pub fields: &'b [Term<'a>],
-    pub holes: Holes,
+/// The template that a session is to have.
+pub struct Kind<'a> {
+    env: Env<'a>,
+    fields: &'a [Word<'a>],
+    holes: Holes,
+    if_new: IfNew,
+    packed: OnceCell<Option<Packed>>,
 }
 
-impl Pattern<Template> for Shared<'_, '_> {
+/// What becomes of a kind that has no template yet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum IfNew {
+    Leave,
+    Make { is_journaled: bool },
+}
+
+impl<'a> Kind<'a> {
+    /// `fields` are at most [`MAX_FIELDS`], and more than the place of the own certificates.
+    pub fn new(env: Env<'a>, fields: &'a [Word<'a>], holes: Holes, if_new: IfNew) -> Self {
+        Kind {
+            env,
+            fields,
+            holes,
+            if_new,
+            packed: OnceCell::new(),
+        }
+    }
+
+    fn own_certificates(&self) -> Word<'a> {
+        self.fields[OWN_CERTIFICATES]
+    }
+
+    fn hash_of_own_certificates(&self) -> Option<u64> {
+        own_certificates::hash(self.env, self.own_certificates())
+    }
+
+    /// What a template has of the fields, but for certificates that are kept apart.
+    fn shared(&self, has_own: bool) -> impl Iterator<Item = Word<'a>> + '_ {
+        let holes = self.holes.bits() | u32::from(has_own) << OWN_CERTIFICATES;
+        let fields = self.fields.iter().enumerate();
+        fields.map(move |(place, field)| match holes & (1 << place) {
+            0 => *field,
+            _ => fields::undefined(),
+        })
+    }
+
+    /// `None` if one of the fields could be the master secret: this is to be kept nowhere but in the store.
+    fn packed(&self, has_own: bool) -> Option<&Packed> {
+        let pack = || {
+            let is_secret = |field| fields::is_master_secret(self.env, field);
+            let has_secret = self.shared(has_own).any(is_secret);
+            (!has_secret).then(|| Packed::new(self.env, self.shared(has_own)))
+        };
+        self.packed.get_or_init(pack).as_ref()
+    }
+}
+
+impl Pattern<Template> for Kind<'_> {
     fn hash(&self) -> u64 {
-        make_tuple(self.fields[0].get_env(), self.fields).hash_internal(0)
+        let own = self.hash_of_own_certificates();
+        let packed = self.packed(own.is_some());
+        FixedState::default().hash_one((self.holes, own, packed.map(Packed::words)))
     }
 
     fn matches(&self, template: &Template) -> bool {
-        // SAFETY: the tuple lives as long as the template.
-        let boxed = unsafe { elements(template.boxed, self.fields[0].get_env()) };
-        let is_identical = |(field, other): (&Term, &Field)| {
-            let other = match other {
-                Field::Atom(atom) => *atom,
-                Field::Boxed(place) => boxed[*place],
-            };
-            // SAFETY: both terms are alive; they need not be in one environment.
-            unsafe { enif_is_identical(field.as_c_arg(), other) != 0 }
-        };
-        self.holes == template.holes
-            && self.fields.len() == template.fields.len()
-            && self.fields.iter().zip(&template.fields).all(is_identical)
+        self.holes == template.holes && template.is(self.env, self.fields)
     }
 
-    fn make(&self) -> Option<(Template, u64)> {
-        if self.fields.len() > MAX_FIELDS || session::may_hold_private_key(self.fields) {
+    fn make(&self) -> Option<Made<Template>> {
+        let IfNew::Make { is_journaled } = self.if_new else {
+            return None;
+        };
+        if fields::may_hold_private_key(self.env, self.shared(false)) {
             return None;
         }
-        let mut boxed = Vec::new();
-        let fields = self.fields.iter().map(|field| {
-            if field.is_atom() {
-                Field::Atom(field.as_c_arg())
-            } else {
-                boxed.push(*field);
-                Field::Boxed(boxed.len() - 1)
-            }
-        });
-        let fields = fields.collect();
-        let boxed = make_tuple(self.fields[0].get_env(), &boxed);
-        let content = Content::new(self.to_bytes());
-        let bytes = ENVIRONMENT_BYTES + boxed.to_binary().len() + content.bytes().len();
-        let env = OwnedEnv::new();
+        let own_certificates = OwnCertificates::keep(self.env, self.own_certificates());
+        let name = NEXT_NAME.fetch_add(1, Relaxed);
         let template = Template {
-            fields,
-            boxed: env.run(|env| boxed.in_env(env).as_c_arg()),
+            name: Word::of(name.encode(self.env)).raw(),
             holes: self.holes,
-            content: Arc::new(content),
-            _env: env,
+            fields: self.packed(own_certificates.is_some())?.clone(),
+            own_certificates,
+            content: OnceCell::new(),
         };
-        Some((template, bytes as u64))
-    }
-}
-
-impl Shared<'_, '_> {
-    /// The holes and the fields, in the external term format.
-    fn to_bytes(&self) -> Vec<u8> {
-        let env = self.fields[0].get_env();
-        let Holes {
-            master_secret,
-            time_stamp,
-            server_name,
-        } = self.holes;
-        let fields = make_tuple(env, self.fields);
-        (master_secret, time_stamp, server_name, fields)
-            .encode(env)
-            .to_binary()
-            .to_vec()
+        let mut bytes = size_of::<Template>() + template.fields.bytes() + ALLOCATION_BYTES;
+        if is_journaled {
+            bytes += template.content().bytes().len() + ALLOCATION_BYTES;
+        }
+        let part = template.own_certificates.as_ref().map(|own| Part {
+            key: Arc::as_ptr(own) as usize,
+            bytes: own.bytes() as u64,
+        });
+        Some(Made {
+            template,
+            bytes: bytes as u64,
+            part,
+        })
     }
 }
 
@@ -188,12 +217,13 @@ const COMPRESSED: u8 = 80;
 
 impl Portable for Template {
     fn content(&self) -> &Arc<Content> {
-        &self.content
+        self.content
+            .get_or_init(|| Arc::new(Content::new(self.to_bytes())))
     }
 
     /// The bytes are those of a node that has the key. Still, a term that is not a template of this release must
     /// not get into a session, and what is compressed could be anything large.
-    fn intern(store: &ServerStore<Template>, content: &[u8]) -> Option<Arc<Template>> {
+    fn intern<'a>(store: &'a ServerStore<Template>, content: &[u8]) -> Option<Held<'a, Template>> {
         match content {
             [MAGIC, COMPRESSED, ..] => return None,
             [MAGIC, ..] => {}
@@ -204,44 +234,17 @@ impl Portable for Template {
             let (term, _) = env.binary_to_term(content)?;
             let (master_secret, time_stamp, server_name, fields): (_, _, _, Term) =
                 term.decode().ok()?;
-            let fields = get_tuple(fields).ok()?;
             let holes = Holes {
                 master_secret,
                 time_stamp,
                 server_name,
             };
-            if !session::are_fields_of_template(&fields, holes) {
+            let fields = Word::of(fields).tuple(env)?;
+            if !fields::are_of_template(env, fields, holes) {
                 return None;
             }
-            store.template(&Shared {
-                fields: &fields,
-                holes,
-            })
+            let is_journaled = true;
+            store.template(&Kind::new(env, fields, holes, IfNew::Make { is_journaled }))
         })
     }
-
-    fn certificate<'a>(session: &Session<'a, Template>) -> Option<Cow<'a, [u8]>> {
-        session::certificate_of(session)
-    }
-}
-
-/// The elements of a tuple.
-///
-/// # Safety
-/// `tuple` is a tuple, alive for `'a`. It need not be in `env`, which is not used but asked for.
-unsafe fn elements<'a>(tuple: ErlNifTerm, env: Env<'a>) -> &'a [ErlNifTerm] {
-    let mut arity = 0;
-    let mut elements = std::ptr::null();
-    // SAFETY: by the caller.
-    unsafe {
-        if enif_get_tuple(env.as_c_arg(), tuple, &mut arity, &mut elements) == 0 {
-            return &[];
-        }
-        std::slice::from_raw_parts(elements, arity as usize)
-    }
-}
-
-/// What stands in a hole.
-pub fn undefined(env: Env) -> Term {
-    atoms::undefined().to_term(env)
 }

@@ -3,13 +3,13 @@
 // Each bench uses a part of this.
 #![allow(dead_code)]
 
-use rekindle_core::{Limits, ServerStore, SessionKey};
+use rekindle_core::{Limits, NewSession, ServerStore, SessionKey};
 use serde_json::{json, Map, Value};
 use std::fs;
 use std::path::PathBuf;
 
-/// A tail as long as that of a session with a peer certificate.
-pub const LONG_TAIL: usize = 900;
+/// Bytes of a client's certificate.
+pub const CERTIFICATE: usize = 900;
 
 /// No bound that matters here, and a day.
 pub const OPEN: Limits = Limits {
@@ -41,9 +41,23 @@ pub fn id(n: u64) -> [u8; 32] {
     id
 }
 
-/// Stores the session `n`.
-pub fn insert(store: &ServerStore<()>, n: u64, tail: &[u8]) -> bool {
-    store.insert(SessionKey::Id(&id(n)), &[5; 48], None, tail, false, 0)
+/// Stores the session `n`, with a certificate of its own of so many bytes, or none.
+pub fn insert(store: &ServerStore<()>, n: u64, certificate: usize) -> bool {
+    insert_at(store, n, certificate, 0)
+}
+
+/// The same at a time of the store's clock.
+pub fn insert_at(store: &ServerStore<()>, n: u64, certificate: usize, now_ms: u64) -> bool {
+    let mut der = [3; CERTIFICATE];
+    der[..8].copy_from_slice(&scatter(n).to_ne_bytes());
+    let session = NewSession {
+        key: SessionKey::Id(&id(n)),
+        secret: &[5; 48],
+        template: None,
+        certificate: Some(&der[..certificate]),
+        tail: b"",
+    };
+    store.insert(session, now_ms).is_ok()
 }
 
 /// Whether the session `n` is handed out.
@@ -59,10 +73,10 @@ pub fn delete(store: &ServerStore<()>, n: u64) {
 }
 
 /// A store of the sessions 0 to `sessions`.
-pub fn filled(limits: Limits, sessions: u64, tail: &[u8]) -> ServerStore<()> {
+pub fn filled(limits: Limits, sessions: u64, certificate: usize) -> ServerStore<()> {
     let store = ServerStore::new(limits);
     for n in 0..sessions {
-        insert(&store, n, tail);
+        insert(&store, n, certificate);
     }
     store
 }

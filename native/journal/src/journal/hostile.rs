@@ -19,8 +19,8 @@ pub struct Target {
     valid: Vec<Record>,
 }
 
-/// Id, secret, tail, and whether it is verified.
-type Row = (Vec<u8>, Vec<u8>, Vec<u8>, bool);
+/// Id, secret, certificate.
+type Row = (Vec<u8>, Vec<u8>, Vec<u8>);
 
 /// All that a record could change.
 #[derive(Debug, PartialEq, Eq)]
@@ -36,7 +36,7 @@ fn keys() -> Keys {
     Keys::parse(&(key_line("a") + &key_line("b"))).expect("two keys")
 }
 
-fn tail(n: u32) -> Vec<u8> {
+fn certificate(n: u32) -> Vec<u8> {
     vec![n as u8; 10 * (n % 2) as usize]
 }
 
@@ -44,14 +44,14 @@ fn birth<'a>(
     id: &'a [u8; 32],
     secret: &'a [u8; 48],
     template: &'a ContentHash,
-    tail: &'a [u8],
+    certificate: &'a [u8],
 ) -> Body<'a> {
     Body::Birth {
         id,
         secret,
         template,
-        verified: !tail.is_empty(),
-        tail,
+        certificate,
+        tail: b"",
     }
 }
 
@@ -113,8 +113,8 @@ impl Default for Target {
             &Body::Template(b"template"),
         )];
         for n in 0..SESSIONS {
-            let (id, secret, tail) = (id(n), secret(n), tail(n));
-            let body = birth(&id, &secret, &hash, &tail);
+            let (id, secret, certificate) = (id(n), secret(n), certificate(n));
+            let body = birth(&id, &secret, &hash, &certificate);
             valid.push(sealed(&keys(), &context, wall_ms(), &body));
         }
         let mut target = Target {
@@ -167,8 +167,9 @@ impl Target {
             sessions.push((
                 id.to_vec(),
                 session.secret.to_vec(),
-                session.tail.to_vec(),
-                listed.verified,
+                session
+                    .certificate
+                    .map_or(Vec::new(), |der| der.der().into_owned()),
             ));
         });
         sessions.sort();
@@ -211,11 +212,11 @@ pub enum Feed {
         lifetime_s: u16,
         body: Vec<u8>,
     },
-    /// A session of another node, whose tail is its certificate.
+    /// A session of another node, with its certificate.
     Session {
         n: u8,
         after_s: i16,
-        tail: Vec<u8>,
+        certificate: Vec<u8>,
     },
 }
 
@@ -249,12 +250,16 @@ pub fn check(feeds: &[Feed]) {
                 let record = seal_plain(&keys(), &context, stamp, kind, body);
                 target.check_whole(&record.expect("random bytes"));
             }
-            Feed::Session { n, after_s, tail } => {
+            Feed::Session {
+                n,
+                after_s,
+                certificate,
+            } => {
                 let n = u32::from(*n);
                 let (id, secret, hash) = (id(n), secret(n), content_hash(b"template"));
                 let made_ms = wall_ms().saturating_add_signed(1000 * i64::from(*after_s));
                 let context = Context::new(SCOPE, LAYOUT);
-                let body = birth(&id, &secret, &hash, tail);
+                let body = birth(&id, &secret, &hash, certificate);
                 target.check_whole(&sealed(&keys(), &context, made_ms, &body));
             }
         }
@@ -494,7 +499,7 @@ mod tests {
     fn versions_and_times_are_heeded() {
         let now_ms = wall_ms();
         let mut newer = others(&keys(), &context(), now_ms);
-        newer.iter_mut().for_each(|record| record[0] = 2);
+        newer.iter_mut().for_each(|record| record[0] = 3);
         assert_eq!(reasons(newer), [Skipped::Version]);
         let expired = others(&keys(), &context(), now_ms - HOUR_MS);
         assert_eq!(reasons(expired.clone()), [Skipped::Expired]);
@@ -534,7 +539,7 @@ mod tests {
 
     #[test]
     fn what_is_repeated_after_a_revocation_stays_revoked() {
-        let wanted = |n| Wanted::Sha256(Sha256::digest(tail(n)).into());
+        let wanted = |n| Wanted::Sha256(Sha256::digest(certificate(n)).into());
         let revocations: [&[Body]; 3] = [
             &[
                 Body::Forget(&id(0)),
@@ -599,7 +604,11 @@ mod tests {
         prop_oneof![
             vec(any::<u8>(), 0..300).prop_map(Feed::Bytes),
             (any::<u8>(), vec(edit(), 0..4)).prop_map(|(which, edits)| Feed::Edited(which, edits)),
-            session.prop_map(|(n, after_s, tail)| Feed::Session { n, after_s, tail }),
+            session.prop_map(|(n, after_s, certificate)| Feed::Session {
+                n,
+                after_s,
+                certificate
+            }),
             sealed.prop_map(|(kind, after_s, lifetime_s, body)| Feed::Sealed {
                 kind,
                 after_s,

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::clock::set_moved;
-use crate::testing::{id, key_line, open, options, secret, store, Common, Memory, LAYOUT};
+use crate::testing::{id, insert, key_line, open, options, secret, store, Common, Memory, LAYOUT};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use rekindle_core::{Limits, Reference};
@@ -232,7 +232,8 @@ impl Model {
                 self.be(node);
                 let wanted = [wanted(certificate)];
                 self.nodes[node].journal.revoke(&wanted, LIFETIMES_MS[node]);
-                revoke(self.store(node), &wanted);
+                let selectors: Vec<_> = wanted.iter().map(Wanted::selector).collect();
+                self.store(node).revoke(&selectors);
                 self.revoked(node, What::Certificate(certificate));
             }
             Step::Lookup { node, which } => {
@@ -279,15 +280,13 @@ impl Model {
         self.be(node);
         let store = self.store(node);
         let n = self.born.len() as u32;
-        let (id, secret, tail) = (id(n), secret(n), certificate(number));
+        let certificate = certificate(number);
         let template = Common::intern(store, &[b't', number]).unwrap();
         let content = Arc::clone(template.content());
-        let is_verified = number > 0;
-        let key = SessionKey::Id(&id);
-        if store.insert(key, &secret, Some(template), &tail, is_verified, now_ms()) {
+        if insert(store, n, template, &certificate) {
             let lifetime_ms = LIFETIMES_MS[node];
             let journal = &self.nodes[node].journal;
-            journal.born(&id, &secret, content, is_verified, &tail, lifetime_ms);
+            journal.born(&id(n), &secret(n), content, &certificate, b"", lifetime_ms);
         }
         self.born.push(Born {
             node,
@@ -396,7 +395,10 @@ impl Model {
             .store(node)
             .peek(SessionKey::Id(&key), now_ms(), |session| {
                 assert_eq!(*session.secret, secret(n as u32));
-                assert_eq!(session.tail, certificate(self.born[n].certificate));
+                let der = session
+                    .certificate
+                    .map_or(Vec::new(), |der| der.der().into_owned());
+                assert_eq!(der, certificate(self.born[n].certificate));
             });
         is_held.is_some()
     }

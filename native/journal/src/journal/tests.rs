@@ -1,7 +1,9 @@
 //! Journals at work, with their threads, on one log in memory.
 
 use super::*;
-use crate::testing::{id, key_line, open, options, secret, store, Common, Memory, LAYOUT, USELESS};
+use crate::testing::{
+    id, insert, key_line, open, options, secret, store, Common, Memory, LAYOUT, USELESS,
+};
 use rekindle_core::{Limits, Reference};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
@@ -128,7 +130,7 @@ impl Fleet {
             id: &id(n),
             secret: &secret(n),
             template: &content_hash(b"template"),
-            verified: false,
+            certificate: b"",
             tail: b"",
         };
         self.sealed(after_ms, HOUR_MS, &body)
@@ -161,17 +163,14 @@ impl Node {
     }
 
     /// As the NIF does.
-    fn born_with(&self, n: u32, template: &[u8], tail: &[u8]) {
+    fn born_with(&self, n: u32, template: &[u8], certificate: &[u8]) {
         let store = self.store();
         let template = Common::intern(store, template).unwrap();
         let content = Arc::clone(template.content());
-        let is_verified = !tail.is_empty();
-        let (id, secret) = (id(n), secret(n));
-        let key = SessionKey::Id(&id);
-        assert!(store.insert(key, &secret, Some(template), tail, is_verified, now_ms()));
+        assert!(insert(store, n, template, certificate));
         let lifetime_ms = store.limits().lifetime_ms;
         let journal = self.journal();
-        journal.born(&id, &secret, content, is_verified, tail, lifetime_ms);
+        journal.born(&id(n), &secret(n), content, certificate, b"", lifetime_ms);
     }
 
     fn born(&self, n: u32) {
@@ -192,7 +191,8 @@ impl Node {
     fn revoke(&self, wanted: &[Wanted]) {
         let lifetime_ms = self.store().limits().lifetime_ms;
         self.journal().revoke(wanted, lifetime_ms);
-        revoke(self.store(), wanted);
+        let selectors: Vec<_> = wanted.iter().map(Wanted::selector).collect();
+        self.store().revoke(&selectors);
     }
 
     fn has(&self, n: u32) -> bool {
@@ -254,7 +254,7 @@ fn a_session_is_found_on_another_node_as_it_was() {
         .peek(SessionKey::Id(&id(2)), now_ms(), |session| {
             (
                 session.template.unwrap().content().bytes().to_vec(),
-                session.tail.to_vec(),
+                session.certificate.unwrap().der().into_owned(),
             )
         });
     assert_eq!(
@@ -263,7 +263,8 @@ fn a_session_is_found_on_another_node_as_it_was() {
     );
     let mut verified = Vec::new();
     other.store().page(0, 10, now_ms(), |listed| {
-        verified.push((listed.verified, listed.session.tail.len()))
+        let certificate = listed.session.certificate;
+        verified.push((listed.is_certified, certificate.map_or(0, |der| der.len())))
     });
     verified.sort();
     assert_eq!(verified, [(false, 0), (true, 11)]);
@@ -645,7 +646,7 @@ fn a_template_that_cannot_be_used_costs_its_sessions_only() {
             id: &id(n),
             secret: &secret(n),
             template: &hash,
-            verified: false,
+            certificate: b"",
             tail: b"",
         };
         let record = fleet.sealed(0, HOUR_MS, &body);
@@ -931,7 +932,7 @@ fn a_defect_ends_a_thread_and_not_the_node() {
         id: &id(2),
         secret: &secret(2),
         template: &hash,
-        verified: false,
+        certificate: b"",
         tail: b"",
     };
     fleet

@@ -111,7 +111,7 @@ fn names_and_numbers_are_those_that_openssl_reads() {
     let mut numbers = Vec::new();
     for certificate in &*MADE {
         let seen = seen_by_openssl(folder.path(), certificate);
-        let (name, number) = issuer(certificate).unwrap();
+        let (name, number) = issuer_and_serial(certificate).unwrap();
         assert_eq!((name, in_hex(number)), seen);
         numbers.push(seen.1);
         // Long certificates have two bytes of length in both places.
@@ -120,7 +120,7 @@ fn names_and_numbers_are_those_that_openssl_reads() {
             fs::write(folder.path().join("old"), &old).unwrap();
             let text = openssl(folder.path(), "x509 -inform DER -in old -noout -text");
             assert!(text.contains("Version: 1 "), "{text}");
-            assert_eq!(issuer(&old).unwrap(), (name, number));
+            assert_eq!(issuer_and_serial(&old).unwrap(), (name, number));
             assert_eq!(seen_by_openssl(folder.path(), &old).0, name);
         }
     }
@@ -131,7 +131,7 @@ fn names_and_numbers_are_those_that_openssl_reads() {
 #[test]
 fn a_certificate_is_meant_by_what_it_is() {
     for certificate in &*MADE {
-        let (name, serial) = issuer(certificate).unwrap();
+        let (name, serial) = issuer_and_serial(certificate).unwrap();
         let (name, serial): (Box<[u8]>, Box<[u8]>) = (name.into(), serial.into());
         let all = [
             Wanted::Sha256(Sha256::digest(certificate).into()),
@@ -156,14 +156,14 @@ fn a_certificate_is_meant_by_what_it_is() {
 #[test]
 fn what_is_no_certificate_has_no_issuer() {
     let made = &MADE;
-    let (name, _) = issuer(&made[0]).unwrap();
+    let (name, _) = issuer_and_serial(&made[0]).unwrap();
     let end = made[0]
         .windows(name.len())
         .position(|part| part == name)
         .unwrap()
         + name.len();
     for length in 0..end {
-        assert_eq!(issuer(&made[0][..length]), None, "{length}");
+        assert_eq!(issuer_and_serial(&made[0][..length]), None, "{length}");
     }
     let indefinite = [&[0x30, 0x80], &made[0][4..], &[0, 0]].concat();
     let others: [&[u8]; 6] = [
@@ -175,7 +175,7 @@ fn what_is_no_certificate_has_no_issuer() {
         &indefinite,
     ];
     for other in others {
-        assert_eq!(issuer(other), None);
+        assert_eq!(issuer_and_serial(other), None);
     }
 }
 
@@ -187,7 +187,7 @@ proptest! {
         let wrapped = [&[0x30, bytes.len() as u8], &bytes[..]].concat();
         let twice = [&[0x30, wrapped.len() as u8], &wrapped[..]].concat();
         for bytes in [&bytes, &wrapped, &twice] {
-            if let Some((name, number)) = issuer(bytes) {
+            if let Some((name, number)) = issuer_and_serial(bytes) {
                 prop_assert!(name.len() + number.len() <= bytes.len());
             }
             if let Some(wanted) = Wanted::decode(bytes) {

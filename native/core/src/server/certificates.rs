@@ -1,0 +1,1154 @@
+//! Client certificates, each kept once per scope, with the chain of the sessions that were made with it.
+//!
+//! A certificate is found by its content when a session comes, and by its fingerprint or its issuer and serial number
+//! when it is revoked. What is slow is done later by the janitor: fingerprints, and, where memory is short,
+//! compression against another certificate of the same authority.
+//!
+//! # Who may touch a certificate
+//!
+//! Sessions name certificates by number. The entry of that number has the slot and a lock. Readers come by a session
+//! whose bucket they have locked, so the certificate stays; they take the entry's lock to read it. Writers hold the
+//! order lock, which is what [`Books`] stands for, and take the entry's lock to move the certificate.
+
+#![allow(unsafe_code)]
+
+use super::index::{Growth, Index, Number};
+use super::pages::Zeroed;
+use super::slab::{slot_bytes, Directory, Kind, Slab, SlotRef};
+use super::slice::Slice;
+use crate::sync::RawLock;
+use crate::x509::{canonical_name, is_same_name, issuer_and_serial};
+use dashmap::DashMap;
+use foldhash::quality::RandomState;
+use once_cell::sync::OnceCell;
+use sha1::Sha1;
+use sha2::{Digest, Sha256};
+use std::borrow::Cow;
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::hash::{BuildHasher, Hash};
+use std::mem::size_of;
+use std::slice;
+use std::sync::Arc;
+
+/// The largest certificate that is kept.
+pub(crate) const MAX_CERTIFICATE: usize = 64 * 1024;
+
+/// Authorities that are known by number. Certificates of others are kept as they are, and searched one by one when
+/// an authority is revoked: whoever makes certificates for himself can make any number of authorities.
+const MAX_ISSUERS: usize = 4096;
+
+/// The largest certificate that others are compressed against.
+const MAX_DICTIONARY: usize = 4096;
+
+/// The longest name, as it is and in its canonical form, of an authority that is known by number.
+const MAX_NAME: usize = 1024;
+
+/// What an authority takes beside its names and its dictionary.
+const ISSUER_BYTES: usize = 256;
+
+/// Shards of the table of authorities: it is small, and read for a moment at a time.
+const SHARDS: usize = 4;
+
+/// So many certificates of one authority with the same serial number are found by it. There must not be a second one,
+/// but who makes certificates with a script may forget that; more are found by all of their content, and walked over
+/// when the number is revoked.
+const SAME_SERIAL: usize = 8;
+
+/// Numbers up to this are not worth giving back.
+const FEW_NUMBERS: Number = 1024;
+
+/// Entries that are looked at in one step, and in one slice of the janitor.
+const ENTRIES_PER_STEP: u32 = 64;
+
+/// The beginning of a certificate's slot. The certificate follows at `DATA`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Header {
+    number: Number,
+    /// The number of its authority, or 0.
+    issuer: u32,
+    /// The newest of its sessions.
+    newest: SlotRef,
+    /// Under what it is in the indexes: by issuer and serial number, and by its fingerprints.
+    serial_key: u32,
+    fingerprint_keys: [u32; 2],
+    /// Its length, and how much of it is stored, less one.
+    length: u16,
+    stored: u16,
+    is_compressed: bool,
+}
+
+/// The last fields leave no gap to here.
+const DATA: usize = 29;
+
+const USED: u8 = 1;
+const FINGERPRINTED: u8 = 2;
+/// Compressed, or not worth it.
+const PACKED: u8 = 4;
+
+/// A certificate by its number. All zeros is free.
+#[repr(C)]
+struct Entry {
+    /// Of a free entry, the number of the next free one.
+    slot: SlotRef,
+    lock: RawLock,
+    state: u8,
+}
+
+const _: () = assert!(size_of::<Entry>() == 8);
+
+struct Issuer {
+    /// In DER, as its first certificate had it.
+    name: Box<[u8]>,
+    canonical: Box<[u8]>,
+    canonical_hash: u64,
+    /// What its certificates are compressed against.
+    dictionary: OnceCell<Arc<[u8]>>,
+}
+
+/// Which certificates are meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Selector<'a> {
+    /// The one with this SHA-256 fingerprint.
+    Sha256(&'a [u8; 32]),
+    /// The one with this SHA-1 fingerprint.
+    Sha1(&'a [u8; 20]),
+    /// All of this authority, named in DER.
+    Issuer(&'a [u8]),
+    /// The one of this authority with this serial number: the value in DER, without tag and length.
+    Serial(&'a [u8], &'a [u8]),
+}
+
+/// A session's client certificate, which may be stored compressed.
+pub struct Certificate<'a> {
+    stored: &'a [u8],
+    length: usize,
+    dictionary: Option<Arc<[u8]>>,
+}
+
+impl Certificate<'_> {
+    /// Bytes of the certificate, in DER. Never 0.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Copies the certificate into a buffer of just its length. `false` if it cannot be decompressed, which would
+    /// be a mistake of this library.
+    pub fn copy_to(&self, buffer: &mut [u8]) -> bool {
+        match &self.dictionary {
+            Some(dictionary) => {
+                let length =
+                    lz4_flex::block::decompress_into_with_dict(self.stored, buffer, dictionary);
+                length.is_ok_and(|length| length == self.length)
+            }
+            None => {
+                buffer.copy_from_slice(self.stored);
+                true
+            }
+        }
+    }
+
+    /// The certificate, in DER.
+    pub fn der(&self) -> Cow<'_, [u8]> {
+        if self.dictionary.is_none() {
+            return Cow::Borrowed(self.stored);
+        }
+        let mut der = vec![0; self.length];
+        self.copy_to(&mut der);
+        Cow::Owned(der)
+    }
+}
+
+pub(crate) struct Certificates {
+    entries: Zeroed<Entry>,
+    issuers: DashMap<u32, Arc<Issuer>, RandomState>,
+    by_serial: Index,
+    /// By SHA-256, and by SHA-1.
+    by_fingerprint: [Index; 2],
+    keys: RandomState,
+}
+
+/// What writers know of the certificates: under the order lock.
+#[derive(Default)]
+pub(crate) struct Books {
+    serials: Growth,
+    fingerprints: [Growth; 2],
+    /// The first free number, and the largest that was given out.
+    free: Number,
+    last: Number,
+    /// While numbers are made lower: all below this are in use. None is in the list of free ones then.
+    lowered_to: Option<Number>,
+    /// How many were.
+    renumbered: u64,
+    length: u64,
+    /// Whether some certificates are found by their content, as others have their serial number.
+    has_same_serials: bool,
+    /// What their slots take.
+    slot_bytes: u64,
+    without_fingerprint: u64,
+    unpacked: u64,
+    /// Whether certificates have come, since all were last looked at, that can be compressed.
+    may_pack: bool,
+    /// Entries in a row at which the janitor had nothing to do.
+    in_vain: Number,
+    /// Where the janitor goes on.
+    looked_at: Number,
+    numbers: HashMap<Box<[u8]>, u32>,
+    last_issuer: u32,
+    /// How many certificates each authority has.
+    of_issuer: HashMap<u32, u64>,
+    issuer_bytes: usize,
+    /// The authority of the certificate that came last: most often that of the next.
+    recent: Option<(u32, Arc<Issuer>)>,
+}
+
+/// How far certificates were looked at, one after the other.
+#[derive(Default)]
+pub(crate) struct Walk {
+    from: Number,
+    renumbered: u64,
+    is_over: bool,
+}
+
+impl Walk {
+    /// The one that was found last has to be found again.
+    pub fn step_back(&mut self) {
+        self.from = self.from.saturating_sub(1);
+    }
+
+    /// Whether all that are meant were found.
+    pub fn is_over(&self) -> bool {
+        self.is_over
+    }
+}
+
+/// What a certificate is found by when a session comes.
+struct Identity {
+    issuer: u32,
+    serial_key: u32,
+}
+
+/// A certificate's entry, locked; unlocked when this is dropped.
+pub(crate) struct Locked<'a> {
+    entry: *mut Entry,
+    certificates: &'a Certificates,
+    directory: &'a Directory,
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        // SAFETY: the entry's memory lives as long as the certificates.
+        unsafe { (*self.entry).lock.unlock() };
+    }
+}
+
+impl Locked<'_> {
+    pub fn get(&self) -> Certificate<'_> {
+        // SAFETY: the entry is locked, so its slot stays where it is.
+        unsafe {
+            let place = self.directory.find((*self.entry).slot);
+            self.certificates.view(place)
+        }
+    }
+}
+
+impl Books {
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// What the certificates' slots take.
+    pub fn slot_bytes(&self) -> u64 {
+        self.slot_bytes
+    }
+
+    /// Buckets that others go on in, of the index by serial number.
+    #[cfg(test)]
+    pub fn serial_spills(&self) -> usize {
+        self.serials.spills()
+    }
+
+    /// The largest number.
+    #[cfg(test)]
+    pub fn last(&self) -> Number {
+        self.last
+    }
+
+    /// What is kept about authorities.
+    #[cfg(test)]
+    pub fn issuer_bytes(&self) -> usize {
+        self.issuer_bytes
+    }
+}
+
+impl Certificates {
+    pub fn new() -> Self {
+        Certificates {
+            entries: Zeroed::new(),
+            issuers: DashMap::with_capacity_and_hasher_and_shard_amount(
+                0,
+                RandomState::default(),
+                SHARDS,
+            ),
+            by_serial: Index::new(),
+            by_fingerprint: [Index::new(), Index::new()],
+            keys: RandomState::default(),
+        }
+    }
+
+    /// What is kept about certificates beside their slots.
+    pub fn bytes(&self, books: &Books) -> usize {
+        if books.last == 0 {
+            return 0;
+        }
+        // Fingerprints come later, and take as much as serial numbers then: counted from the start.
+        let serials = self.by_serial.bytes(&books.serials);
+        let fingerprints = [0, 1].map(|which| {
+            let growth = &books.fingerprints[which];
+            self.by_fingerprint[which].bytes(growth).max(serials)
+        });
+        Zeroed::<Entry>::bytes(books.last as usize + 1)
+            + serials
+            + fingerprints[0]
+            + fingerprints[1]
+            + books.issuer_bytes
+    }
+
+    /// What one more certificate may take beside its slot: a page of each table, and another authority.
+    pub fn bytes_to_grow(&self, books: &Books) -> usize {
+        let (last, entries) = (books.last as usize, |number| {
+            Zeroed::<Entry>::bytes(number + 1)
+        });
+        let entry = match (books.free, last) {
+            (0, 0) => entries(1),
+            (0, _) => entries(last + 1) - entries(last),
+            _ => 0,
+        };
+        let indexes = 3 * self.by_serial.bytes_to_grow(&books.serials);
+        entry + indexes + ISSUER_BYTES + 3 * MAX_NAME
+    }
+
+    /// What a certificate of so many bytes needs as its slot.
+    pub fn slot_bytes_for(length: usize) -> usize {
+        DATA + length
+    }
+
+    /// Locks a certificate, to read it.
+    ///
+    /// # Safety
+    /// The certificate stays for as long as the answer lives: the caller has locked the bucket of a session that has
+    /// it, or has the order lock.
+    pub unsafe fn lock<'a>(&'a self, directory: &'a Directory, number: Number) -> Locked<'a> {
+        // SAFETY: by the caller, the number is in use, and so its entry is reserved.
+        let entry = unsafe { self.entries.at(number as usize) };
+        // SAFETY: its memory lives as long as this.
+        unsafe { (*entry).lock.lock() };
+        Locked {
+            entry,
+            certificates: self,
+            directory,
+        }
+    }
+
+    /// The certificate with this content, if it is kept.
+    pub fn find(&self, books: &mut Books, directory: &Directory, der: &[u8]) -> Option<Number> {
+        let key = self.identify(books, der, false).serial_key;
+        let is_it = |number| self.with_der(directory, number, |other| *other == *der);
+        let (found, _) = self.find_key(directory, key, SAME_SERIAL, is_it);
+        match found {
+            None if books.has_same_serials => {
+                let key = self.key_of(der);
+                self.find_key(directory, key, usize::MAX, is_it).0
+            }
+            found => found,
+        }
+    }
+
+    /// The first of at most so many certificates with this key that is the one, and how many others there were.
+    fn find_key(
+        &self,
+        directory: &Directory,
+        key: u32,
+        most: usize,
+        is_it: impl Fn(Number) -> bool,
+    ) -> (Option<Number>, usize) {
+        let others = Cell::new(0);
+        let is_found = Cell::new(false);
+        let ends_search = |number| {
+            if self.header(directory, number).serial_key != key {
+                return false;
+            }
+            is_found.set(is_it(number));
+            others.set(others.get() + usize::from(!is_found.get()));
+            is_found.get() || others.get() >= most
+        };
+        let found = self.by_serial.find(index_hash(key), ends_search);
+        let found = found.map(|found| found.number());
+        (found.filter(|_| is_found.get()), others.get())
+    }
+
+    /// Keeps a certificate that is not kept yet, as yet without sessions. The caller has made room for it. `None`
+    /// where the system has no memory.
+    pub fn insert(
+        &self,
+        books: &mut Books,
+        directory: &Directory,
+        slab: &mut Slab,
+        der: &[u8],
+    ) -> Option<Number> {
+        let bytes = Self::slot_bytes_for(der.len());
+        let number = match books.free {
+            0 => books.last + 1,
+            free => free,
+        };
+        if !self.entries.reserve(number as usize) {
+            return None;
+        }
+        let slot = slab.allocate(directory, Kind::Certificate, bytes)?;
+        let mut identity = self.identify(books, der, true);
+        let (_, others) = self.find_key(directory, identity.serial_key, SAME_SERIAL, |_| false);
+        if others == SAME_SERIAL {
+            identity.serial_key = self.key_of(der);
+            books.has_same_serials = true;
+        }
+        let hash = index_hash(identity.serial_key);
+        // SAFETY: the slot was just allocated for this, and the entry is free and reserved; the caller has the order
+        // lock.
+        unsafe {
+            let place = directory.find(slot);
+            place.cast::<Header>().write(Header {
+                number,
+                issuer: identity.issuer,
+                newest: SlotRef::NONE,
+                serial_key: identity.serial_key,
+                fingerprint_keys: [0; 2],
+                length: (der.len() - 1) as u16,
+                stored: (der.len() - 1) as u16,
+                is_compressed: false,
+            });
+            place
+                .add(DATA)
+                .copy_from_nonoverlapping(der.as_ptr(), der.len());
+            let entry = self.entries.at(number as usize);
+            if books.free == 0 {
+                books.last = number;
+            } else {
+                books.free = (*entry).slot.0;
+            }
+            (*entry).slot = slot;
+            (*entry).state = USED;
+        }
+        books.length += 1;
+        books.slot_bytes += slot_bytes(bytes) as u64;
+        books.without_fingerprint += 1;
+        books.unpacked += 1;
+        if identity.issuer != 0 {
+            let siblings = books.of_issuer.entry(identity.issuer).or_insert(0);
+            *siblings += 1;
+            books.may_pack |= *siblings > 1;
+        }
+        if !self.by_serial.insert(&mut books.serials, hash, number) {
+            self.remove(books, directory, slab, number);
+            return None;
+        }
+        let hash_of = |number| index_hash(self.header(directory, number).serial_key);
+        self.by_serial.grow(&mut books.serials, hash_of);
+        Some(number)
+    }
+
+    /// Forgets a certificate that has no sessions left.
+    pub fn remove(
+        &self,
+        books: &mut Books,
+        directory: &Directory,
+        slab: &mut Slab,
+        number: Number,
+    ) {
+        let header = self.header(directory, number);
+        let serial = index_hash(header.serial_key);
+        self.by_serial.remove(&mut books.serials, serial, number);
+        // SAFETY: the caller has the order lock, and no session has the certificate: it is this function's alone.
+        unsafe {
+            let entry = self.entries.at(number as usize);
+            if (*entry).state & FINGERPRINTED != 0 {
+                for (which, key) in header.fingerprint_keys.into_iter().enumerate() {
+                    let growth = &mut books.fingerprints[which];
+                    self.by_fingerprint[which].remove(growth, index_hash(key), number);
+                }
+            } else {
+                books.without_fingerprint -= 1;
+            }
+            books.unpacked -= u64::from((*entry).state & PACKED == 0);
+            let slot = (*entry).slot;
+            (*entry).state = 0;
+            match &mut books.lowered_to {
+                Some(lowered_to) => *lowered_to = number.min(*lowered_to),
+                None => {
+                    (*entry).slot = SlotRef(books.free);
+                    books.free = number;
+                }
+            }
+            self.free_slot(books, directory, slab, slot, &header);
+        }
+        books.length -= 1;
+        if header.issuer != 0 {
+            self.leave_issuer(books, header.issuer);
+        }
+    }
+
+    /// Wipes and frees the slot of a certificate.
+    ///
+    /// # Safety
+    /// Nobody uses it any more.
+    unsafe fn free_slot(
+        &self,
+        books: &mut Books,
+        directory: &Directory,
+        slab: &mut Slab,
+        slot: SlotRef,
+        header: &Header,
+    ) {
+        let bytes = slot_bytes(Self::slot_bytes_for(usize::from(header.stored) + 1));
+        // SAFETY: by the caller.
+        unsafe { directory.find(slot).write_bytes(0, bytes) };
+        books.slot_bytes -= bytes as u64;
+        slab.free(slot);
+    }
+
+    /// Copies the certificate in a slot to another, which it has from then on.
+    pub fn relocate(&self, directory: &Directory, from: SlotRef, to: SlotRef, bytes: usize) {
+        // SAFETY: both slots are allocated, and the caller has the order lock.
+        unsafe {
+            let (from, to_place) = (directory.find(from), directory.find(to));
+            let number = (*from.cast::<Header>()).number;
+            let locked = self.lock(directory, number);
+            to_place.copy_from_nonoverlapping(from, bytes);
+            (*locked.entry).slot = to;
+            drop(locked);
+            from.write_bytes(0, bytes);
+        }
+    }
+
+    /// The newest session of a certificate.
+    pub fn newest(&self, directory: &Directory, number: Number) -> SlotRef {
+        self.header(directory, number).newest
+    }
+
+    pub fn set_newest(&self, directory: &Directory, number: Number, newest: SlotRef) {
+        // SAFETY: the certificate is in use, and the caller has the order lock, under which alone this field is used.
+        unsafe {
+            let slot = (*self.entries.at(number as usize)).slot;
+            (*directory.find(slot).cast::<Header>()).newest = newest;
+        }
+    }
+
+    /// Works on a few certificates: fingerprints, and compression if `packs`, which may take `room_bytes` more for a
+    /// moment. Tells whether there is more to do that can be done now.
+    pub fn tend(
+        &self,
+        books: &mut Books,
+        directory: &Directory,
+        slab: &mut Slab,
+        packs: bool,
+        room_bytes: u64,
+        slice: &mut Slice,
+    ) -> bool {
+        let has_work = |books: &Books| books.without_fingerprint > 0 || (packs && books.may_pack);
+        let before = slab.bytes();
+        while has_work(books) {
+            let (number, state) = self.next_entry(books);
+            let is_idle = state & USED == 0
+                || (state & FINGERPRINTED != 0 && (!packs || state & PACKED != 0));
+            let is_done = if is_idle {
+                false
+            } else if state & FINGERPRINTED == 0 {
+                self.fingerprint(books, directory, number)
+            } else {
+                let taken = slab.bytes().saturating_sub(before) as u64;
+                self.pack(
+                    books,
+                    directory,
+                    slab,
+                    number,
+                    room_bytes.saturating_sub(taken),
+                )
+            };
+            books.in_vain = if is_done { 0 } else { books.in_vain + 1 };
+            if books.in_vain > books.last {
+                // All were looked at. What is left can only be done when others have come.
+                (books.in_vain, books.may_pack) = (0, false);
+                return false;
+            }
+            let is_step = !is_idle || books.in_vain.is_multiple_of(ENTRIES_PER_STEP);
+            if is_step && !slice.goes_on() {
+                return has_work(books);
+            }
+        }
+        false
+    }
+
+    /// Whether there may be certificates that can be compressed.
+    pub fn may_pack(&self, books: &Books) -> bool {
+        books.may_pack
+    }
+
+    /// The next number that was given out, and the state of its entry.
+    fn next_entry(&self, books: &mut Books) -> (Number, u8) {
+        books.looked_at = match books.looked_at {
+            number if number >= books.last => 1,
+            number => number + 1,
+        };
+        // SAFETY: the number was given out, so its entry is reserved; the caller has the order lock.
+        let state = unsafe { (*self.entries.at(books.looked_at as usize)).state };
+        (books.looked_at, state)
+    }
+
+    /// Gives back what so few certificates do not need, a slice at a time. Tells whether there is more to do.
+    pub fn shrink(&self, books: &mut Books, directory: &Directory, slice: usize) -> bool {
+        if books.length == 0 {
+            // SAFETY: no certificate has a number, and so nobody looks at an entry.
+            unsafe { self.entries.release(0, books.last as usize + 1) };
+            (books.last, books.free, books.looked_at) = (0, 0, 0);
+            (books.lowered_to, books.has_same_serials) = (None, false);
+        }
+        let serial_of = |number| index_hash(self.header(directory, number).serial_key);
+        if self.by_serial.shrink(&mut books.serials, slice, serial_of) {
+            return true;
+        }
+        let mut fingerprints = self.by_fingerprint.iter().enumerate();
+        fingerprints.any(|(which, index)| {
+            let hash_of =
+                |number| index_hash(self.header(directory, number).fingerprint_keys[which]);
+            index.shrink(&mut books.fingerprints[which], slice, hash_of)
+        })
+    }
+
+    /// Of few certificates with high numbers the highest number, and a lower one that is free. Gives back the entries
+    /// behind the highest.
+    pub fn next_to_renumber(
+        &self,
+        books: &mut Books,
+        slice: &mut Slice,
+    ) -> Option<(Number, Number)> {
+        let is_worth_it = u64::from(books.last) > 4 * books.length + u64::from(FEW_NUMBERS);
+        if books.lowered_to.is_none() && is_worth_it {
+            (books.lowered_to, books.free) = (Some(1), 0);
+        }
+        let mut low = books.lowered_to?;
+        let former = books.last as usize + 1;
+        // SAFETY: numbers up to the last one were given out, so their entries are reserved; the caller has the order lock.
+        let is_used =
+            |number: Number| unsafe { (*self.entries.at(number as usize)).state } & USED != 0;
+        while books.last > 0 && !is_used(books.last) && slice.goes_on() {
+            books.last -= 1;
+        }
+        // SAFETY: nobody looks at an entry behind the last one.
+        unsafe { self.entries.release(books.last as usize + 1, former) };
+        while low < books.last && is_used(low) && slice.goes_on() {
+            low += 1;
+        }
+        books.lowered_to = (low < books.last).then_some(low);
+        books.looked_at = books.looked_at.min(books.last);
+        let is_pair = low < books.last && is_used(books.last) && !is_used(low);
+        is_pair.then_some((books.last, low))
+    }
+
+    /// Whether numbers are being made lower.
+    pub fn is_renumbering(books: &Books) -> bool {
+        books.lowered_to.is_some()
+    }
+
+    /// Gives the certificate `from` another number as well, before its sessions come to have that.
+    pub fn begin_to_renumber(&self, from: Number, to: Number) {
+        // SAFETY: both entries are reserved, and nobody has come to the second one yet; the caller has the order lock.
+        unsafe {
+            let (from, to) = (self.entries.at(from as usize), self.entries.at(to as usize));
+            (*to).slot = (*from).slot;
+            (*to).state = (*from).state;
+        }
+    }
+
+    /// Takes the former number away from a certificate, when all of its sessions have the new one.
+    pub fn end_to_renumber(
+        &self,
+        books: &mut Books,
+        directory: &Directory,
+        from: Number,
+        to: Number,
+    ) {
+        books.renumbered += 1;
+        let header = self.header(directory, from);
+        let hash = index_hash(header.serial_key);
+        self.by_serial
+            .replace(&mut books.serials, hash, from, to, || {});
+        // SAFETY: nobody comes to the former entry any more; the caller has the order lock.
+        unsafe {
+            let entry = self.entries.at(from as usize);
+            if (*entry).state & FINGERPRINTED != 0 {
+                for (which, key) in header.fingerprint_keys.into_iter().enumerate() {
+                    let growth = &mut books.fingerprints[which];
+                    self.by_fingerprint[which].replace(growth, index_hash(key), from, to, || {});
+                }
+            }
+            (*directory.find((*entry).slot).cast::<Header>()).number = to;
+            (*entry).slot = SlotRef::NONE;
+            (*entry).state = 0;
+        }
+    }
+
+    /// Gives certificates their fingerprints, a slice at a time. `left` is how many entries are still to be looked at;
+    /// `false` when that is none, or all have theirs. Those that the system has no memory for have none then.
+    pub fn fingerprint_slice(
+        &self,
+        books: &mut Books,
+        directory: &Directory,
+        left: &mut Option<Number>,
+    ) -> bool {
+        let mut left_now = left.unwrap_or(books.last);
+        let mut slice = Slice::begin();
+        while books.without_fingerprint > 0 && left_now > 0 {
+            left_now -= 1;
+            let (number, state) = self.next_entry(books);
+            let is_without = state & (USED | FINGERPRINTED) == USED;
+            if is_without {
+                self.fingerprint(books, directory, number);
+            }
+            if (is_without || left_now.is_multiple_of(ENTRIES_PER_STEP)) && !slice.goes_on() {
+                break;
+            }
+        }
+        *left = Some(left_now);
+        books.without_fingerprint > 0 && left_now > 0
+    }
+
+    /// Enters a certificate under its fingerprints. `false` where the system has no memory.
+    fn fingerprint(&self, books: &mut Books, directory: &Directory, number: Number) -> bool {
+        // SAFETY: the caller has the order lock.
+        let locked = unsafe { self.lock(directory, number) };
+        let keys = {
+            let certificate = locked.get();
+            let der = certificate.der();
+            [
+                self.key_of(&Sha256::digest(&der)[..]),
+                self.key_of(&Sha1::digest(&der)[..]),
+            ]
+        };
+        drop(locked);
+        for (which, key) in keys.into_iter().enumerate() {
+            let growth = &mut books.fingerprints[which];
+            if !self.by_fingerprint[which].insert(growth, index_hash(key), number) {
+                // No memory now. The janitor comes again.
+                for (which, key) in keys.into_iter().enumerate().take(which) {
+                    let growth = &mut books.fingerprints[which];
+                    self.by_fingerprint[which].remove(growth, index_hash(key), number);
+                }
+                return false;
+            }
+        }
+        // SAFETY: the certificate is in use, and these fields are used under the order lock alone.
+        unsafe {
+            let entry = self.entries.at(number as usize);
+            let header = directory.find((*entry).slot).cast::<Header>();
+            (*header).fingerprint_keys = keys;
+            (*entry).state |= FINGERPRINTED;
+        }
+        books.without_fingerprint -= 1;
+        for (which, index) in self.by_fingerprint.iter().enumerate() {
+            let hash_of =
+                |number| index_hash(self.header(directory, number).fingerprint_keys[which]);
+            index.grow(&mut books.fingerprints[which], hash_of);
+        }
+        true
+    }
+
+    /// Compresses a certificate, if there is another one of its authority. `false` if there is nothing to do.
+    fn pack(
+        &self,
+        books: &mut Books,
+        directory: &Directory,
+        slab: &mut Slab,
+        number: Number,
+        room_bytes: u64,
+    ) -> bool {
+        let header = self.header(directory, number);
+        let length = usize::from(header.length) + 1;
+        if header.issuer == 0 {
+            // SAFETY: the certificate is in use, and the caller has the order lock.
+            unsafe { (*self.entries.at(number as usize)).state |= PACKED };
+            books.unpacked -= 1;
+            return true;
+        }
+        let siblings = books.of_issuer.get(&header.issuer).copied().unwrap_or(0);
+        if siblings < 2 {
+            // Another one may come.
+            return false;
+        }
+        let Some(issuer) = self
+            .issuers
+            .get(&header.issuer)
+            .map(|issuer| Arc::clone(&issuer))
+        else {
+            return false;
+        };
+        // SAFETY: the caller has the order lock.
+        let locked = unsafe { self.lock(directory, number) };
+        let der = locked.get().der().into_owned();
+        drop(locked);
+        let dictionary_bytes = match issuer.dictionary.get() {
+            Some(_) => 0,
+            None => length.min(MAX_DICTIONARY),
+        };
+        if dictionary_bytes as u64 > room_bytes {
+            return false;
+        }
+        let room_bytes = room_bytes - dictionary_bytes as u64;
+        let dictionary = issuer.dictionary.get_or_init(|| {
+            let dictionary = &der[..length.min(MAX_DICTIONARY)];
+            books.issuer_bytes += dictionary.len();
+            Arc::from(dictionary)
+        });
+        let packed = lz4_flex::block::compress_with_dict(&der, dictionary);
+        let (former, bytes) = (
+            Self::slot_bytes_for(length),
+            Self::slot_bytes_for(packed.len()),
+        );
+        let gains = slot_bytes(bytes) + slot_bytes(former) / 8 <= slot_bytes(former);
+        let has_room = slab.bytes_to_grow(Kind::Certificate, bytes) as u64 <= room_bytes;
+        if gains && !has_room {
+            return false;
+        }
+        let slot = match gains {
+            true => slab.allocate(directory, Kind::Certificate, bytes),
+            false => None,
+        };
+        // SAFETY: the certificate is in use; the new slot was allocated for this; the caller has the order lock, and
+        // readers are kept out by the entry's lock.
+        unsafe {
+            let entry = self.entries.at(number as usize);
+            (*entry).state |= PACKED;
+            if let Some(slot) = slot {
+                let place = directory.find(slot);
+                place.cast::<Header>().write(Header {
+                    stored: (packed.len() - 1) as u16,
+                    is_compressed: true,
+                    ..header
+                });
+                place
+                    .add(DATA)
+                    .copy_from_nonoverlapping(packed.as_ptr(), packed.len());
+                let locked = self.lock(directory, number);
+                let old = std::mem::replace(&mut (*locked.entry).slot, slot);
+                drop(locked);
+                self.free_slot(books, directory, slab, old, &header);
+                books.slot_bytes += slot_bytes(bytes) as u64;
+            }
+        }
+        books.unpacked -= 1;
+        true
+    }
+
+    /// The certificates that are meant, one at a time: the first one that is still there. Where all have to be looked
+    /// at, only a few are in one slice.
+    pub fn select(
+        &self,
+        books: &Books,
+        directory: &Directory,
+        selector: &Selector,
+        walk: &mut Walk,
+        slice: &mut Slice,
+    ) -> Option<Number> {
+        let found = match selector {
+            Selector::Sha256(digest) => self.find_fingerprint(directory, 0, &digest[..], selector),
+            Selector::Sha1(digest) => self.find_fingerprint(directory, 1, &digest[..], selector),
+            Selector::Serial(name, serial) => {
+                let canonical_hash = self.keys.hash_one(&canonical_name(name)[..]);
+                let key = self.serial_key(canonical_hash, serial);
+                let is_it = |number| self.is_selected(directory, number, selector);
+                self.find_key(directory, key, SAME_SERIAL, is_it).0
+            }
+            Selector::Issuer(_) => None,
+        };
+        let walks = match selector {
+            Selector::Issuer(_) => true,
+            Selector::Serial(..) => books.has_same_serials,
+            _ => books.without_fingerprint > 0,
+        };
+        if found.is_some() || !walks {
+            walk.is_over = found.is_none();
+            return found;
+        }
+        if walk.renumbered != books.renumbered {
+            // One that was ahead may have a number that is behind.
+            (walk.from, walk.renumbered) = (0, books.renumbered);
+        }
+        let known = match selector {
+            Selector::Issuer(name) | Selector::Serial(name, _) => {
+                books.numbers.get(&canonical_name(name)[..]).copied()
+            }
+            _ => None,
+        };
+        while walk.from < books.last {
+            if walk.from.is_multiple_of(ENTRIES_PER_STEP) && !slice.goes_on() {
+                return None;
+            }
+            walk.from += 1;
+            // SAFETY: the number was given out, so its entry is reserved; the caller has the order lock.
+            let state = unsafe { (*self.entries.at(walk.from as usize)).state };
+            if state & USED == 0 {
+                continue;
+            }
+            let issuer = || Some(self.header(directory, walk.from).issuer).filter(|n| *n != 0);
+            let is_it = match selector {
+                Selector::Issuer(_) if issuer().is_some() => issuer() == known,
+                Selector::Issuer(_) | Selector::Serial(..) => {
+                    issuer().is_none_or(|issuer| Some(issuer) == known)
+                        && self.is_selected(directory, walk.from, selector)
+                }
+                _ => state & FINGERPRINTED == 0 && self.is_selected(directory, walk.from, selector),
+            };
+            if is_it {
+                return Some(walk.from);
+            }
+        }
+        walk.is_over = true;
+        None
+    }
+
+    /// Whether a certificate is meant.
+    fn is_selected(&self, directory: &Directory, number: Number, selector: &Selector) -> bool {
+        self.with_der(directory, number, |der| match selector {
+            Selector::Sha256(digest) => Sha256::digest(der)[..] == digest[..],
+            Selector::Sha1(digest) => Sha1::digest(der)[..] == digest[..],
+            Selector::Issuer(name) => {
+                issuer_and_serial(der).is_some_and(|(issuer, _)| is_same_name(issuer, name))
+            }
+            Selector::Serial(name, serial) => issuer_and_serial(der)
+                .is_some_and(|(issuer, own)| own == *serial && is_same_name(issuer, name)),
+        })
+    }
+
+    /// Whether what is counted is what there is.
+    #[cfg(any(test, fuzzing))]
+    pub fn check(&self, books: &Books, directory: &Directory) {
+        let (mut length, mut slots, mut unpacked, mut without_fingerprint) = (0, 0, 0, 0);
+        let mut of_issuer = HashMap::new();
+        for number in 1..=books.last {
+            // SAFETY: the number was given out, so its entry is reserved; the caller has the order lock.
+            let state = unsafe { (*self.entries.at(number as usize)).state };
+            if state & USED == 0 {
+                continue;
+            }
+            let header = self.header(directory, number);
+            assert_eq!(header.number, number);
+            length += 1;
+            slots += slot_bytes(Self::slot_bytes_for(usize::from(header.stored) + 1)) as u64;
+            unpacked += u64::from(state & PACKED == 0);
+            without_fingerprint += u64::from(state & FINGERPRINTED == 0);
+            if header.issuer != 0 {
+                *of_issuer.entry(header.issuer).or_insert(0) += 1;
+            }
+        }
+        assert_eq!((length, slots), (books.length, books.slot_bytes));
+        assert_eq!(unpacked, books.unpacked);
+        assert_eq!(without_fingerprint, books.without_fingerprint);
+        assert_eq!(of_issuer, books.of_issuer);
+        assert_eq!(self.issuers.len(), of_issuer.len());
+    }
+
+    /// The authorities that are known by number, in DER.
+    pub fn issuers(&self) -> Vec<Box<[u8]>> {
+        self.issuers
+            .iter()
+            .map(|issuer| issuer.name.clone())
+            .collect()
+    }
+
+    fn find_fingerprint(
+        &self,
+        directory: &Directory,
+        which: usize,
+        digest: &[u8],
+        selector: &Selector,
+    ) -> Option<Number> {
+        let hash = index_hash(self.key_of(digest));
+        let is_it = |number| self.is_selected(directory, number, selector);
+        let found = self.by_fingerprint[which].find(hash, is_it);
+        found.map(|found| found.number())
+    }
+
+    /// Under the order lock.
+    fn with_der<R>(
+        &self,
+        directory: &Directory,
+        number: Number,
+        read: impl FnOnce(&[u8]) -> R,
+    ) -> R {
+        // SAFETY: the caller has the order lock.
+        let locked = unsafe { self.lock(directory, number) };
+        let certificate = locked.get();
+        let der = certificate.der();
+        read(&der)
+    }
+
+    /// The certificate in a slot.
+    ///
+    /// # Safety
+    /// It stays there for as long as the answer is used.
+    unsafe fn view<'a>(&self, place: *mut u8) -> Certificate<'a> {
+        // SAFETY: by the caller. Of the header only fields are read that do not change.
+        unsafe {
+            let header = place.cast::<Header>();
+            let stored = usize::from((*header).stored) + 1;
+            let dictionary = match (*header).is_compressed {
+                true => self
+                    .issuers
+                    .get(&(*header).issuer)
+                    .and_then(|issuer| issuer.dictionary.get().cloned()),
+                false => None,
+            };
+            Certificate {
+                stored: slice::from_raw_parts(place.add(DATA), stored),
+                length: usize::from((*header).length) + 1,
+                dictionary,
+            }
+        }
+    }
+
+    /// Under the order lock.
+    fn header(&self, directory: &Directory, number: Number) -> Header {
+        // SAFETY: the certificate is in use, and only writers change its header.
+        unsafe {
+            let slot = (*self.entries.at(number as usize)).slot;
+            *directory.find(slot).cast::<Header>()
+        }
+    }
+
+    /// Under what a certificate is found by its content. What is no certificate is found by all of it.
+    fn identify(&self, books: &mut Books, der: &[u8], makes_issuer: bool) -> Identity {
+        let Some((name, serial)) = issuer_and_serial(der) else {
+            return Identity {
+                issuer: 0,
+                serial_key: self.key_of(der),
+            };
+        };
+        if let Some((number, issuer)) = &books.recent {
+            if *issuer.name == *name {
+                return Identity {
+                    issuer: *number,
+                    serial_key: self.serial_key(issuer.canonical_hash, serial),
+                };
+            }
+        }
+        let canonical = canonical_name(name);
+        let canonical_hash = self.keys.hash_one(&canonical[..]);
+        let issuer = match books.numbers.get(&canonical[..]) {
+            Some(number) => *number,
+            None if makes_issuer => self.make_issuer(books, name, canonical, canonical_hash),
+            None => 0,
+        };
+        if let Some(known) = self.issuers.get(&issuer) {
+            books.recent = Some((issuer, Arc::clone(&known)));
+        }
+        Identity {
+            issuer,
+            serial_key: self.serial_key(canonical_hash, serial),
+        }
+    }
+
+    fn make_issuer(
+        &self,
+        books: &mut Books,
+        name: &[u8],
+        canonical: Vec<u8>,
+        canonical_hash: u64,
+    ) -> u32 {
+        if self.issuers.len() >= MAX_ISSUERS
+            || name.len().max(canonical.len()) > MAX_NAME
+            || !self.can_grow()
+            || books.numbers.try_reserve(1).is_err()
+            || books.of_issuer.try_reserve(1).is_err()
+        {
+            return 0;
+        }
+        books.last_issuer = books.last_issuer.wrapping_add(1).max(1);
+        let number = books.last_issuer;
+        let issuer = Issuer {
+            name: name.into(),
+            canonical: canonical.into(),
+            canonical_hash,
+            dictionary: OnceCell::new(),
+        };
+        books.issuer_bytes += issuer.bytes();
+        books.numbers.insert(issuer.canonical.clone(), number);
+        self.issuers.insert(number, Arc::new(issuer));
+        number
+    }
+
+    /// Whether the table of authorities has memory for one more.
+    fn can_grow(&self) -> bool {
+        self.issuers.shards().iter().all(|shard| {
+            let hash_of = |(number, _): &(u32, _)| self.issuers.hasher().hash_one(number);
+            shard.write().try_reserve(1, hash_of).is_ok()
+        })
+    }
+
+    fn leave_issuer(&self, books: &mut Books, number: u32) {
+        let Some(certificates) = books.of_issuer.get_mut(&number) else {
+            return;
+        };
+        *certificates -= 1;
+        if *certificates > 0 {
+            return;
+        }
+        books.of_issuer.remove(&number);
+        if books
+            .recent
+            .as_ref()
+            .is_some_and(|(recent, _)| *recent == number)
+        {
+            books.recent = None;
+        }
+        if let Some((_, issuer)) = self.issuers.remove(&number) {
+            books.numbers.remove(&issuer.canonical);
+            books.issuer_bytes -=
+                issuer.bytes() + issuer.dictionary.get().map_or(0, |bytes| bytes.len());
+        }
+    }
+
+    fn serial_key(&self, canonical_hash: u64, serial: &[u8]) -> u32 {
+        self.key_of((canonical_hash, serial))
+    }
+
+    fn key_of(&self, bytes: impl Hash) -> u32 {
+        self.keys.hash_one(bytes) as u32
+    }
+}
+
+impl Issuer {
+    fn bytes(&self) -> usize {
+        ISSUER_BYTES + self.name.len() + 2 * self.canonical.len()
+    }
+}
+
+/// A hash of 64 bits from 32 that are random already: both ends of it count.
+fn index_hash(key: u32) -> u64 {
+    u64::from(key) << u32::BITS | u64::from(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_spread_over_all_buckets() {
+        let keys = (0..64_000u32).map(|n| n.wrapping_mul(0x9e37_79b1) ^ n.rotate_left(16));
+        let mut in_bucket = [0; 64];
+        keys.for_each(|key| in_bucket[index_hash(key) as usize % 64] += 1);
+        assert!(
+            in_bucket.iter().all(|keys| (500..2_000).contains(keys)),
+            "{in_bucket:?}"
+        );
+    }
+}

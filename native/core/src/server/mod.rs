@@ -1,0 +1,1424 @@
+//! The sessions of a server scope.
+//!
+//! # Who may touch a slot
+//!
+//! A slot is filled by the thread that holds the `order` lock, and entered into the index after that.
+//! From then on its parts are safe in different hands:
+//!
+//! - id, secret, tail, template, birth and the number of the certificate are never changed. They are read under the
+//!   lock of the slot's bucket in the index, or under the `order` lock.
+//! - `used` and `flags` are atomic. `flags` is written under the `order` lock only.
+//! - The links to other sessions are read and written under the `order` lock only.
+//!
+//! A slot is freed or moved under the `order` lock, after it was taken out of the index, or while its bucket is
+//! locked. So by then no reader is left, and none can come.
+//!
+//! Locks are taken in this order: `order`, a bucket of an index, the entry of a certificate, the table of templates.
+//!
+//! # What is counted
+//!
+//! [`ServerStore::bytes`] is what the store has taken from the system: pages of slots that were touched, buckets of
+//! indexes, ghosts, and what is kept about templates and certificates. No insertion lets it grow beyond
+//! `max_bytes`: it moves sessions together, evicts some, or is refused.
+
+#![allow(unsafe_code)]
+
+mod certificates;
+mod ghosts;
+mod index;
+mod pages;
+mod policy;
+mod slab;
+mod slice;
+mod slot;
+mod templates;
+
+pub use certificates::{Certificate, Selector};
+pub use templates::{Held, Made, Part, Pattern, Template, TemplateName};
+
+use crate::counters::{Counters, Refusal};
+use crate::sync::{unlock_fair, Mutex};
+use certificates::{Books, Certificates, Walk, MAX_CERTIFICATE};
+use foldhash::quality::RandomState;
+use ghosts::Ghosts;
+use index::{Found, Growth, Index, Number};
+use once_cell::sync::OnceCell;
+use policy::{age_of, code_of, Class, Links, Policy};
+use slab::{slot_bytes, Directory, Kind, Move, Slab, SlotRef, Step};
+use slice::Slice;
+use slot::{Content, SlotPtr, CERTIFIED, HAS_CERTIFICATE, KEPT};
+use std::hash::BuildHasher;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use templates::Templates;
+
+/// What a server session is found by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SessionKey<'a> {
+    /// A session id as OTP makes them: 32 random bytes.
+    Id(&'a [u8; 32]),
+    /// Anything else, in the caller's encoding.
+    Other(&'a [u8]),
+}
+
+/// A session to be stored. Not `Debug`: it would show the secret.
+pub struct NewSession<'a, T> {
+    /// What it is found by.
+    pub key: SessionKey<'a>,
+    /// The master secret, or anything where there is no template.
+    pub secret: &'a [u8; 48],
+    /// What it has in common with other sessions.
+    pub template: Option<Held<'a, T>>,
+    /// The client's certificate, verified, in DER.
+    pub certificate: Option<&'a [u8]>,
+    /// What neither of these holds.
+    pub tail: &'a [u8],
+}
+
+/// A session as it is handed out. Not `Debug`: it would show the secret.
+pub struct Session<'a, T> {
+    /// The master secret, or anything where there is no template.
+    pub secret: &'a [u8; 48],
+    /// What it has in common with other sessions.
+    pub template: Option<&'a Template<T>>,
+    /// The client's certificate.
+    pub certificate: Option<Certificate<'a>>,
+    /// What neither of these holds.
+    pub tail: &'a [u8],
+}
+
+/// A session as it is shown to an operator: nothing of it is secret but `session.secret`. Not `Debug`.
+pub struct Listed<'a, T> {
+    /// What it is found by.
+    pub key: SessionKey<'a>,
+    /// The session itself.
+    pub session: Session<'a, T>,
+    /// How long ago it was stored, in milliseconds, to a hundredth of a second.
+    pub age_ms: u64,
+    /// How old it was when it was last looked up, in milliseconds, or up to a quarter less. `None` if it never was.
+    pub age_at_last_use_ms: Option<u64>,
+    /// Whether it is one of the newest of its certificate.
+    pub is_certified: bool,
+}
+
+/// Bounds of one scope.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Most bytes to take from the system; see [`ServerStore::bytes`].
+    pub max_bytes: u64,
+    /// Most sessions to hold; `u64::MAX` means no bound.
+    pub max_sessions: u64,
+    /// How long a session may be handed out, in milliseconds, up to [`LONGEST_LIFETIME_MS`]. 0 keeps nothing.
+    pub lifetime_ms: u64,
+}
+
+/// The sessions of a server scope: bounded in bytes and in number, never handed out after their lifetime.
+///
+/// Under pressure sessions go as the policy chooses among their like: anonymous ones first, and the newest of each
+/// client certificate only where no others are left, or while they take more than half of the room.
+///
+/// `T` is what sessions have in common; see [`Pattern`].
+pub struct ServerStore<T> {
+    index: Index,
+    directory: Directory,
+    order: Mutex<Order>,
+    templates: Templates<T>,
+    certificates: OnceCell<Box<Certificates>>,
+    ghosts: Ghosts,
+    sessions: AtomicU64,
+    certified: AtomicU64,
+    certificates_held: AtomicU64,
+    /// What was taken when the order lock was last given up, but for templates.
+    bytes: AtomicU64,
+    max_bytes: AtomicU64,
+    max_sessions: AtomicU64,
+    lifetime_ms: AtomicU64,
+    counters: Counters,
+    hash_keys: RandomState,
+    id_keys: [u64; 2],
+}
+
+// SAFETY: slots are shared between threads as the module's documentation says, and hold nothing that is
+// bound to a thread.
+unsafe impl<T: Send + Sync> Send for ServerStore<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send + Sync> Sync for ServerStore<T> {}
+
+#[derive(Default)]
+struct Order {
+    slab: Slab,
+    growth: Growth,
+    books: Books,
+    /// By class.
+    policies: [Policy; 2],
+    /// What the slots of certified sessions take.
+    certified_bytes: u64,
+}
+
+/// Whether sessions that were made elsewhere or before come as they are made, or afterwards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arrival {
+    /// Just made: treated as this store's own.
+    Live,
+    /// Made before this store was opened: takes no other's place.
+    Replayed,
+}
+
+/// What became of a session that was made elsewhere or before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Restored {
+    /// It is in the store.
+    Stored,
+    /// There was one under its id.
+    Known,
+    /// It had no room, was too large, or would be expired at once.
+    NoRoom,
+}
+
+/// The longest lifetime, in milliseconds: a year. Sessions are not kept longer, whatever the limit says.
+pub const LONGEST_LIFETIME_MS: u64 = 366 * 24 * 60 * 60 * 1000;
+
+/// So many sessions of one certificate, the newest, are evicted after all others. The rest count as anonymous: who has
+/// one valid certificate could fill the store otherwise.
+pub const CERTIFIED_PER_CERTIFICATE: usize = 8;
+
+/// Most bytes that a session may take beside its certificate and its template.
+pub const MAX_SESSION_BYTES: usize = 8 * 1024;
+
+/// Certified sessions and certificates may have this part of the room before they are evicted first.
+const CERTIFIED_SHARE: u64 = 2;
+
+/// Most sessions that are evicted or moved for one insertion.
+const MAX_STEPS_PER_INSERT: usize = 512;
+
+/// Births and ages are kept in ticks: 32 bits are enough for 497 days, and births wrap around.
+const TICK_MS: u64 = 10;
+
+/// A larger age is that of a session which is not born yet by this clock.
+const OLDEST_TICKS: u32 = (400 * 24 * 60 * 60 * 1000 / TICK_MS) as u32;
+
+/// Free memory that the janitor leaves to sessions to come: this part of all, and a MiB.
+const SPARE_SHARE: usize = 8;
+const SPARE_BYTES: usize = 1 << 20;
+
+/// Sessions of one segment that are dropped in one step, and sessions that one slice of the janitor settles.
+const DROPS_PER_STEP: usize = 32;
+/// Segments that are looked through for the oldest session.
+const SEGMENTS_TO_LOOK_AT: usize = 4;
+/// A certificate with more sessions keeps its number until some are gone.
+const MAX_TO_RENUMBER: usize = 256;
+/// Buckets that one slice of the janitor takes away.
+const BUCKETS_PER_SLICE: usize = 64;
+
+/// What has to be free for certificates to be compressed.
+const ROOM_TO_PACK: u64 = 16 * 1024;
+
+/// What has to be free.
+#[derive(Clone, Copy)]
+struct Room {
+    kind: Kind,
+    bytes: usize,
+    sessions: u64,
+}
+
+/// Sessions of a segment that have expired.
+#[derive(Default)]
+struct Due {
+    slots: [SlotRef; DROPS_PER_STEP],
+    length: usize,
+    /// The oldest birth of the others, if those were all.
+    oldest: Option<u64>,
+}
+
+impl<T> ServerStore<T> {
+    /// An empty store. It takes no memory to speak of before the first session.
+    pub fn new(limits: Limits) -> Self {
+        let hash_keys = RandomState::default();
+        let id_keys = [hash_keys.hash_one(1), hash_keys.hash_one(2)];
+        ServerStore {
+            index: Index::new(),
+            directory: Directory::new(),
+            order: Mutex::default(),
+            templates: Templates::new(),
+            certificates: OnceCell::new(),
+            ghosts: Ghosts::new(),
+            sessions: AtomicU64::new(0),
+            certified: AtomicU64::new(0),
+            certificates_held: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            max_bytes: AtomicU64::new(limits.max_bytes),
+            max_sessions: AtomicU64::new(limits.max_sessions),
+            lifetime_ms: AtomicU64::new(limits.lifetime_ms),
+            counters: Counters::default(),
+            hash_keys,
+            id_keys,
+        }
+    }
+
+    /// The bounds in force.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            max_bytes: self.max_bytes.load(Relaxed),
+            max_sessions: self.max_sessions.load(Relaxed),
+            lifetime_ms: self.lifetime_ms.load(Relaxed),
+        }
+    }
+
+    /// Puts new bounds in force. The lifetime holds at once; what is too much goes with the next insertions and calls
+    /// of [`tidy`](Self::tidy).
+    pub fn set_limits(&self, limits: Limits) {
+        self.max_bytes.store(limits.max_bytes, Relaxed);
+        self.max_sessions.store(limits.max_sessions, Relaxed);
+        self.lifetime_ms.store(limits.lifetime_ms, Relaxed);
+    }
+
+    /// What happened in this store.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// How many sessions are held.
+    pub fn sessions(&self) -> u64 {
+        self.sessions.load(Relaxed)
+    }
+
+    /// How many of them are certified: among the newest of their client certificate.
+    pub fn certified(&self) -> u64 {
+        self.certified.load(Relaxed)
+    }
+
+    /// How many client certificates are held.
+    pub fn certificates(&self) -> u64 {
+        self.certificates_held.load(Relaxed)
+    }
+
+    /// How many bytes are taken from the system: by sessions, certificates, indexes, ghosts and templates.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Relaxed) + self.templates.bytes()
+    }
+
+    /// How many templates are held.
+    pub fn templates(&self) -> usize {
+        self.templates.len()
+    }
+
+    /// Calls `visit` with each template. It must be quick and not call this store.
+    pub fn for_each_template(&self, visit: impl FnMut(&T)) {
+        self.templates.for_each(visit);
+    }
+
+    /// The template that matches `pattern`, for a session to be inserted with. `None` if there are as
+    /// many as there may be, or there must be none like this.
+    pub fn template(&self, pattern: &impl Pattern<T>) -> Option<Held<'_, T>> {
+        self.templates.intern(pattern)
+    }
+
+    /// The same template once more, if there still is one.
+    pub fn hold_template(&self, name: TemplateName) -> Option<Held<'_, T>> {
+        self.templates.hold_again(name)
+    }
+
+    /// Stores a session, in place of one that may be there, and evicts others where there is no room.
+    pub fn insert(&self, session: NewSession<T>, now_ms: u64) -> Result<(), Refusal> {
+        let inserted = self.insert_born(session, now_ms, None, now_ms);
+        match inserted {
+            Ok(_) => _ = Counters::add(&self.counters.inserts),
+            Err(refusal) => self.counters.refuse(refusal),
+        }
+        inserted.map(|_| ())
+    }
+
+    /// Stores a session that was made elsewhere or before, at `born_ms` by this store's clock, unless there is
+    /// one under its key. Not counted.
+    pub fn restore(
+        &self,
+        session: NewSession<T>,
+        born_ms: u64,
+        arrival: Arrival,
+        now_ms: u64,
+    ) -> Restored {
+        match self.insert_born(session, born_ms, Some(arrival), now_ms) {
+            Ok(restored) => restored,
+            Err(_) => Restored::NoRoom,
+        }
+    }
+
+    /// Calls `read` with the session under `key`, unless its lifetime has run out. Counted as a hit or a
+    /// miss. `read` must not call this store.
+    pub fn lookup<R>(
+        &self,
+        key: SessionKey,
+        now_ms: u64,
+        read: impl FnOnce(Session<T>) -> R,
+    ) -> Option<R> {
+        let hash = self.hash(key);
+        let lookups = self.counters.lookups();
+        let Some(found) = self.find_fresh(hash, key, now_ms) else {
+            Counters::add(&lookups.misses);
+            if let Some(class) = self.ghosts.take(hash) {
+                Counters::add(&lookups.returns[class as usize]);
+            }
+            return None;
+        };
+        // SAFETY: the slot is in the index, and `found` keeps it there.
+        let slot = unsafe { self.slot(found.number()) };
+        let used = code_of(age_of_birth(slot.born(), now_ms));
+        // Written only where it changes something, so that lookups of one session do not take the cache line from
+        // each other for ever.
+        if slot.used().load(Relaxed) != used {
+            slot.used().store(used, Relaxed);
+        }
+        Counters::add(&lookups.hits);
+        let flags = slot.flags();
+        if flags & KEPT != 0 {
+            Counters::add(&lookups.kept_hits[class_of(flags) as usize]);
+        }
+        Some(self.read(slot, read))
+    }
+
+    /// As [`lookup`](Self::lookup), but neither counted nor remembered as use.
+    pub fn peek<R>(
+        &self,
+        key: SessionKey,
+        now_ms: u64,
+        read: impl FnOnce(Session<T>) -> R,
+    ) -> Option<R> {
+        let found = self.find_fresh(self.hash(key), key, now_ms)?;
+        // SAFETY: the slot is in the index, and `found` keeps it there.
+        Some(self.read(unsafe { self.slot(found.number()) }, read))
+    }
+
+    /// Drops the session under `key`, and tells if there was one.
+    pub fn delete(&self, key: SessionKey) -> bool {
+        let mut order = self.order.lock();
+        let slot = self.find_slot(self.hash(key), key);
+        if let Some(slot) = slot {
+            self.take_out(&mut order, slot);
+            self.note_bytes(&order);
+        }
+        slot.is_some()
+    }
+
+    /// How long ago the oldest session was stored, in milliseconds.
+    pub fn oldest_ms(&self, now_ms: u64) -> Option<u64> {
+        let mut order = self.order.lock();
+        let now = now_ms / TICK_MS;
+        // What is known of a segment may be of a session that is gone: then it is looked through.
+        for _ in 0..SEGMENTS_TO_LOOK_AT {
+            let (at, oldest) = order.slab.oldest()?;
+            if self.look_through(&mut order, at, now, 0, 0).oldest == Some(oldest) {
+                break;
+            }
+        }
+        let (_, oldest) = order.slab.oldest()?;
+        Some(now.saturating_sub(oldest) * TICK_MS)
+    }
+
+    /// Calls `visit` with about `limit` sessions from the position `from` on, which is 0 at first, and
+    /// returns the position of the next, or `None` after the last. A session that stays is met once,
+    /// whatever comes and goes in between. `visit` must be quick and not call this store.
+    pub fn page(
+        &self,
+        from: u64,
+        limit: usize,
+        now_ms: u64,
+        mut visit: impl FnMut(Listed<T>),
+    ) -> Option<u64> {
+        self.index.page(
+            from,
+            limit,
+            |number| self.hash_of(number),
+            |number| {
+                // SAFETY: the slot is in the index, whose lock on this part is held.
+                let slot = unsafe { self.slot(number) };
+                let age = age_of_birth(slot.born(), now_ms);
+                if self.is_expired(age) {
+                    return;
+                }
+                let used = slot.used().load(Relaxed);
+                self.read(slot, |session| {
+                    visit(Listed {
+                        key: slot.key(),
+                        session,
+                        age_ms: u64::from(age) * TICK_MS,
+                        age_at_last_use_ms: (used != 0).then(|| u64::from(age_of(used)) * TICK_MS),
+                        is_certified: slot.flags() & CERTIFIED != 0,
+                    });
+                });
+            },
+        )
+    }
+
+    /// Calls `visit` with each key. A part of the index is locked meanwhile: `visit` must be quick and not
+    /// call this store.
+    pub fn for_each_key(&self, mut visit: impl FnMut(SessionKey)) {
+        let mut from = Some(0);
+        while let Some(position) = from {
+            from = self.index.page(
+                position,
+                usize::MAX,
+                |number| self.hash_of(number),
+                |number| {
+                    // SAFETY: the slot is in the index, whose lock on this part is held.
+                    visit(unsafe { self.slot(number) }.key());
+                },
+            );
+        }
+    }
+
+    /// Does a slice of what the janitor has to do, and tells whether there is more: drops what has expired and what
+    /// exceeds a bound, gives memory back, and works on certificates.
+    pub fn tidy(&self, now_ms: u64) -> bool {
+        // Most of many scopes have nothing.
+        if self.bytes.load(Relaxed) == 0 {
+            return false;
+        }
+        let parts = [
+            Self::expire_slice,
+            Self::shrink_slice,
+            Self::settle_slice,
+            Self::compact_slice,
+            Self::shrink_tables_slice,
+            Self::tend_certificates_slice,
+        ];
+        let mut order = self.order.lock();
+        let slice = Slice::begin();
+        // Those that find nothing to do share one hold of the lock.
+        let has_more = parts
+            .iter()
+            .any(|part| part(self, &mut order, now_ms) || slice.is_over());
+        self.note_bytes(&order);
+        // To whoever waits, not to the caller's next slice.
+        unlock_fair(order);
+        has_more
+    }
+
+    /// Drops at most `slice` sessions whose lifetime has run out, and returns how many.
+    pub fn expire(&self, now_ms: u64, slice: usize) -> usize {
+        let mut order = self.order.lock();
+        let mut dropped = 0;
+        while dropped < slice {
+            match self.drop_expired(&mut order, now_ms, slice - dropped) {
+                Some(more) => dropped += more,
+                None => break,
+            }
+        }
+        self.note_bytes(&order);
+        unlock_fair(order);
+        dropped
+    }
+
+    /// Drops at most `slice` sessions, and returns how many.
+    pub fn clear(&self, slice: usize) -> usize {
+        let mut order = self.order.lock();
+        let mut dropped = 0;
+        while dropped < slice {
+            let Some(slot) = order.policies.iter().find_map(Policy::any) else {
+                break;
+            };
+            self.take_out(&mut order, slot);
+            dropped += 1;
+        }
+        // As much as there is time for. The rest is the janitor's.
+        let mut time = Slice::begin();
+        while time.goes_on() && order.slab.give_back(&self.directory) {}
+        if dropped < slice {
+            self.shrink_tables_slice(&mut order, 0);
+        }
+        self.note_bytes(&order);
+        unlock_fair(order);
+        dropped
+    }
+
+    /// Drops the sessions that were made with these certificates, and returns how many. A few at a time under a lock;
+    /// an authority takes a walk over all certificates, anything else is looked up.
+    pub fn revoke(&self, selectors: &[Selector]) -> u64 {
+        let Some(certificates) = self.certificates.get() else {
+            return 0;
+        };
+        let is_fingerprint =
+            |selector: &Selector| matches!(selector, Selector::Sha256(_) | Selector::Sha1(_));
+        let mut left = None;
+        while selectors.iter().any(is_fingerprint) {
+            let mut order = self.order.lock();
+            let has_more =
+                certificates.fingerprint_slice(&mut order.books, &self.directory, &mut left);
+            self.note_bytes(&order);
+            unlock_fair(order);
+            if !has_more {
+                break;
+            }
+        }
+        let mut dropped = 0;
+        for selector in selectors {
+            let mut walk = Walk::default();
+            loop {
+                let mut order = self.order.lock();
+                let mut slice = Slice::begin();
+                let number = certificates.select(
+                    &order.books,
+                    &self.directory,
+                    selector,
+                    &mut walk,
+                    &mut slice,
+                );
+                let mut newest = number.map_or(SlotRef::NONE, |number| {
+                    certificates.newest(&self.directory, number)
+                });
+                while let Some(slot) = newest.some() {
+                    // SAFETY: a session in a chain is allocated, and the order lock is held.
+                    let chain = unsafe { self.slot(slot.0) }.chain();
+                    newest = chain.map_or(SlotRef::NONE, |chain| chain.older);
+                    self.take_out(&mut order, slot);
+                    dropped += 1;
+                    if !slice.goes_on() {
+                        break;
+                    }
+                }
+                if newest != SlotRef::NONE {
+                    // The rest of its sessions come first.
+                    walk.step_back();
+                }
+                self.note_bytes(&order);
+                unlock_fair(order);
+                if walk.is_over() {
+                    break;
+                }
+            }
+        }
+        dropped
+    }
+
+    /// The names, in DER, of the authorities whose certificates sessions were made with.
+    pub fn issuers(&self) -> Vec<Box<[u8]>> {
+        self.certificates
+            .get()
+            .map_or(Vec::new(), |certificates| certificates.issuers())
+    }
+
+    fn read<R>(&self, slot: SlotPtr, read: impl FnOnce(Session<T>) -> R) -> R {
+        let template = match slot.template() {
+            0 => None,
+            // SAFETY: the session holds its template, and stays while its slot is read.
+            number => Some(unsafe { self.templates.get(number) }),
+        };
+        let session = Session {
+            secret: slot.secret(),
+            template,
+            certificate: None,
+            tail: slot.tail(),
+        };
+        let Some((number, certificates)) = slot.certificate().zip(self.certificates.get()) else {
+            return read(session);
+        };
+        // SAFETY: a session's certificate stays as long as the session, which is locked.
+        let locked = unsafe { certificates.lock(&self.directory, number) };
+        read(Session {
+            certificate: Some(locked.get()),
+            ..session
+        })
+    }
+
+    /// The hash of a key, by keys that nobody outside knows.
+    fn hash(&self, key: SessionKey) -> u64 {
+        match key {
+            SessionKey::Id(id) => {
+                let word = |at: usize| u64::from_ne_bytes(std::array::from_fn(|n| id[at + n]));
+                let [a, b] = self.id_keys;
+                let half = |one: u64, other: u64| fold(u128::from(one ^ a) * u128::from(other ^ b));
+                let halves = half(word(0), word(8)) ^ half(word(24), word(16)).rotate_left(32);
+                fold(u128::from(halves ^ a) * 0x9e37_79b9_7f4a_7c15)
+            }
+            SessionKey::Other(key) => self.hash_keys.hash_one(key),
+        }
+    }
+
+    fn hash_of(&self, number: Number) -> u64 {
+        // SAFETY: what is in the index is allocated, and the caller has locked its bucket or the order.
+        self.hash(unsafe { self.slot(number) }.key())
+    }
+
+    /// The slot of a session that may be handed out at `now_ms`.
+    fn find_fresh(&self, hash: u64, key: SessionKey, now_ms: u64) -> Option<Found<'_>> {
+        let found = self.find(hash, key)?;
+        // SAFETY: the slot is in the index, and `found` keeps it there.
+        let born = unsafe { self.slot(found.number()) }.born();
+        (!self.is_expired(age_of_birth(born, now_ms))).then_some(found)
+    }
+
+    fn find(&self, hash: u64, key: SessionKey) -> Option<Found<'_>> {
+        self.index.find(hash, |number| {
+            // SAFETY: the slot is in the index, whose bucket is locked.
+            unsafe { self.slot(number) }.key() == key
+        })
+    }
+
+    /// Found and let go: under the order lock nobody else takes it out.
+    fn find_slot(&self, hash: u64, key: SessionKey) -> Option<SlotRef> {
+        self.find(hash, key).map(|found| SlotRef(found.number()))
+    }
+
+    fn is_expired(&self, age: u32) -> bool {
+        u64::from(age) * TICK_MS >= self.lifetime_ms.load(Relaxed).min(LONGEST_LIFETIME_MS)
+    }
+
+    /// # Safety
+    /// As for [`SlotPtr::new`].
+    unsafe fn slot(&self, number: Number) -> SlotPtr<'_> {
+        // SAFETY: by the caller.
+        unsafe { SlotPtr::new(self.directory.find(SlotRef(number))) }
+    }
+
+    /// Why a session is not taken, whatever room there is.
+    fn refusal(&self, session: &NewSession<T>, slot_bytes: usize, age_ms: u64) -> Option<Refusal> {
+        let limits = self.limits();
+        let certificate = session.certificate.map_or(0, <[u8]>::len);
+        if slot_bytes > MAX_SESSION_BYTES || certificate > MAX_CERTIFICATE {
+            Some(Refusal::TooLarge)
+        } else if age_ms >= limits.lifetime_ms.min(LONGEST_LIFETIME_MS) {
+            Some(Refusal::Lifetime)
+        } else if limits.max_sessions == 0 || (slot_bytes + certificate) as u64 > limits.max_bytes {
+            Some(Refusal::NoRoom)
+        } else {
+            None
+        }
+    }
+
+    fn insert_born(
+        &self,
+        mut session: NewSession<T>,
+        born_ms: u64,
+        arrival: Option<Arrival>,
+        now_ms: u64,
+    ) -> Result<Restored, Refusal> {
+        // An empty one is none.
+        session.certificate = session
+            .certificate
+            .filter(|certificate| !certificate.is_empty());
+        let content = Content {
+            key: session.key,
+            secret: session.secret,
+            tail: session.tail,
+            template: session.template.as_ref().map_or(0, Held::number),
+            born: (born_ms / TICK_MS) as u32,
+            flags: match session.certificate {
+                Some(_) => HAS_CERTIFICATE,
+                None => 0,
+            },
+        };
+        let bytes = content.bytes();
+        if let Some(refusal) = self.refusal(&session, bytes, now_ms.saturating_sub(born_ms)) {
+            return Err(refusal);
+        }
+        let hash = self.hash(session.key);
+        let mut order = self.order.lock();
+        if let Some(known) = self.find_slot(hash, session.key) {
+            if arrival.is_some() {
+                return Ok(Restored::Known);
+            }
+            self.take_out(&mut order, known);
+        }
+        let may_evict = arrival != Some(Arrival::Replayed);
+        let certificate = match session.certificate {
+            Some(der) => Some(self.keep_certificate(&mut order, der, may_evict, now_ms)?),
+            None => None,
+        };
+        let room = Room {
+            kind: Kind::Session,
+            bytes,
+            sessions: 1,
+        };
+        let stored = self.in_room(&mut order, room, certificate, may_evict, now_ms, |order| {
+            let is_filled = self.fill(order, &content, hash, certificate, arrival, now_ms);
+            is_filled.then_some(())
+        });
+        let stored = stored.is_some();
+        if stored {
+            // The session has its hold from now on.
+            session.template.map(Held::into_number);
+        } else if let Some(number) = certificate {
+            self.leave_certificate(&mut order, number);
+        }
+        self.note_bytes(&order);
+        match stored {
+            true => Ok(Restored::Stored),
+            false => Err(Refusal::NoRoom),
+        }
+    }
+
+    /// Writes a session into a slot, and enters it everywhere. `false` where the system has no memory.
+    fn fill(
+        &self,
+        order: &mut Order,
+        content: &Content,
+        hash: u64,
+        certificate: Option<Number>,
+        arrival: Option<Arrival>,
+        now_ms: u64,
+    ) -> bool {
+        let bytes = content.bytes();
+        let Some(slot) = order.slab.allocate(&self.directory, Kind::Session, bytes) else {
+            return false;
+        };
+        // SAFETY: the slot was allocated for this, and nobody else knows of it yet.
+        let place = unsafe { self.slot(slot.0) };
+        place.fill(content);
+        if let Some(certificate) = certificate {
+            // Whoever finds the session finds its certificate.
+            place.set_certificate(certificate);
+        }
+        if !self.index.insert(&mut order.growth, hash, slot.0) {
+            place.wipe(slot_bytes(bytes));
+            order.slab.free(slot);
+            return false;
+        }
+        let age = u64::from(age_of_birth(content.born, now_ms));
+        order
+            .slab
+            .note_birth(slot, (now_ms / TICK_MS).saturating_sub(age));
+        self.sessions.fetch_add(1, Relaxed);
+        let class = match certificate {
+            Some(number) => self.enter_chain(order, slot, number, now_ms),
+            None => Class::Anonymous,
+        };
+        let is_replayed = arrival == Some(Arrival::Replayed);
+        self.enter_class(order, slot, class, is_replayed, now_ms);
+        self.index
+            .grow(&mut order.growth, |number| self.hash_of(number));
+        true
+    }
+
+    /// Among the sessions of its certificate, in order of birth as far as the newest are concerned. One that is now
+    /// one too many counts as anonymous. Tells which class the session is of.
+    fn enter_chain(&self, order: &mut Order, slot: SlotRef, number: Number, now_ms: u64) -> Class {
+        let Some(certificates) = self.certificates.get() else {
+            return Class::Anonymous;
+        };
+        // SAFETY: sessions in a chain are allocated, and the order lock is held.
+        let at = |slot: SlotRef| unsafe { self.slot(slot.0) };
+        let age = |slot: SlotRef| age_of_birth(at(slot).born(), now_ms);
+        let (mut newer, mut older) = (SlotRef::NONE, certificates.newest(&self.directory, number));
+        let mut place = 0;
+        while place < CERTIFIED_PER_CERTIFICATE && older != SlotRef::NONE && age(older) < age(slot)
+        {
+            (newer, older) = (
+                older,
+                at(older).chain().map_or(SlotRef::NONE, |chain| chain.older),
+            );
+            place += 1;
+        }
+        at(slot).set_chain_newer(newer);
+        at(slot).set_chain_older(older);
+        match newer.some() {
+            None => certificates.set_newest(&self.directory, number, slot),
+            Some(newer) => at(newer).set_chain_older(slot),
+        }
+        if let Some(older) = older.some() {
+            at(older).set_chain_newer(slot);
+        }
+        // The one behind the newest.
+        let mut next = older;
+        for _ in place + 1..CERTIFIED_PER_CERTIFICATE {
+            next = next
+                .some()
+                .and_then(|slot| at(slot).chain())
+                .map_or(SlotRef::NONE, |chain| chain.older);
+        }
+        if let Some(demoted) = next
+            .some()
+            .filter(|slot| at(*slot).flags() & CERTIFIED != 0)
+        {
+            self.leave_class(order, demoted);
+            self.enter_class(order, demoted, Class::Anonymous, false, now_ms);
+        }
+        match place < CERTIFIED_PER_CERTIFICATE {
+            true => Class::Certified,
+            false => Class::Anonymous,
+        }
+    }
+
+    fn enter_class(
+        &self,
+        order: &mut Order,
+        slot: SlotRef,
+        class: Class,
+        is_replayed: bool,
+        now_ms: u64,
+    ) {
+        // SAFETY: the slot is allocated, and the order lock is held.
+        let place = unsafe { self.slot(slot.0) };
+        place.set_flag(KEPT, false);
+        place.set_flag(CERTIFIED, class == Class::Certified);
+        if class == Class::Certified {
+            order.certified_bytes += slot_bytes(place.bytes()) as u64;
+            self.certified.fetch_add(1, Relaxed);
+        }
+        let links = LinksOf {
+            store: self,
+            now_ms,
+        };
+        order.policies[class as usize].insert(&links, slot, is_replayed);
+    }
+
+    fn leave_class(&self, order: &mut Order, slot: SlotRef) {
+        // SAFETY: the slot is allocated, and the order lock is held.
+        let place = unsafe { self.slot(slot.0) };
+        let class = class_of(place.flags());
+        let links = LinksOf {
+            store: self,
+            now_ms: 0,
+        };
+        order.policies[class as usize].remove(&links, slot);
+        if class == Class::Certified {
+            order.certified_bytes -= slot_bytes(place.bytes()) as u64;
+            self.certified.fetch_sub(1, Relaxed);
+        }
+    }
+
+    /// The number of a certificate, which is kept from now on, with or without sessions.
+    fn keep_certificate(
+        &self,
+        order: &mut Order,
+        der: &[u8],
+        may_evict: bool,
+        now_ms: u64,
+    ) -> Result<Number, Refusal> {
+        let certificates = self
+            .certificates
+            .get_or_init(|| Box::new(Certificates::new()));
+        if let Some(number) = certificates.find(&mut order.books, &self.directory, der) {
+            return Ok(number);
+        }
+        let room = Room {
+            kind: Kind::Certificate,
+            bytes: Certificates::slot_bytes_for(der.len()),
+            sessions: 0,
+        };
+        let number = self.in_room(order, room, None, may_evict, now_ms, |order| {
+            let Order { books, slab, .. } = order;
+            certificates.insert(books, &self.directory, slab, der)
+        });
+        self.certificates_held.store(order.books.length(), Relaxed);
+        self.note_bytes(order);
+        number.ok_or(Refusal::NoRoom)
+    }
+
+    /// Forgets a certificate if it has no sessions.
+    fn leave_certificate(&self, order: &mut Order, number: Number) {
+        if let Some(certificates) = self.certificates.get() {
+            if certificates.newest(&self.directory, number) == SlotRef::NONE {
+                let Order { books, slab, .. } = order;
+                certificates.remove(books, &self.directory, slab, number);
+                self.certificates_held.store(books.length(), Relaxed);
+            }
+        }
+    }
+
+    /// What is taken from the system, but for templates.
+    fn taken(&self, order: &Order) -> u64 {
+        let certificates = self
+            .certificates
+            .get()
+            .map_or(0, |certificates| certificates.bytes(&order.books));
+        let bytes = order.slab.bytes()
+            + self.index.bytes(&order.growth)
+            + self.ghosts.bytes(self.sessions())
+            + certificates;
+        bytes as u64
+    }
+
+    fn note_bytes(&self, order: &Order) {
+        self.bytes.store(self.taken(order), Relaxed);
+    }
+
+    /// What an insertion would take beyond what is taken.
+    fn bytes_to_grow(&self, order: &Order, room: Room) -> u64 {
+        let slot = order.slab.bytes_to_grow(room.kind, room.bytes);
+        let tables = match room.kind {
+            Kind::Session => {
+                self.index.bytes_to_grow(&order.growth) + self.ghosts.bytes_to_grow(self.sessions())
+            }
+            Kind::Certificate => self
+                .certificates
+                .get()
+                .map_or(0, |certificates| certificates.bytes_to_grow(&order.books)),
+        };
+        (slot + tables) as u64
+    }
+
+    /// Makes room and adds what needs it. Where the system has no memory, more sessions are evicted: the places of
+    /// others will do.
+    fn in_room<R>(
+        &self,
+        order: &mut Order,
+        room: Room,
+        pinned: Option<Number>,
+        may_evict: bool,
+        now_ms: u64,
+        add: impl Fn(&mut Order) -> Option<R>,
+    ) -> Option<R> {
+        for _ in 0..MAX_STEPS_PER_INSERT {
+            if !self.make_room(order, room, pinned, may_evict, now_ms) {
+                return None;
+            }
+            let added = add(order);
+            if added.is_some() || !may_evict || !self.evict(order, pinned, false, now_ms) {
+                return added;
+            }
+            self.compact_one(order);
+        }
+        None
+    }
+
+    /// Moves sessions together and evicts some until there is room. `pinned` names a certificate that stays even
+    /// without sessions. `false` if there is none after so many steps: then nothing must be added.
+    fn make_room(
+        &self,
+        order: &mut Order,
+        room: Room,
+        pinned: Option<Number>,
+        may_evict: bool,
+        now_ms: u64,
+    ) -> bool {
+        let limits = self.limits();
+        let mut evicted = 0;
+        for _ in 0..MAX_STEPS_PER_INSERT {
+            let growth = self.bytes_to_grow(order, room);
+            let has_bytes = self.taken(order) + self.templates.bytes() + growth <= limits.max_bytes;
+            let has_place = self.sessions() + room.sessions <= limits.max_sessions;
+            if has_bytes && has_place {
+                return true;
+            }
+            if !has_bytes && self.compact_one(order) {
+                continue;
+            }
+            if !may_evict || !self.evict(order, pinned, !has_place, now_ms) {
+                return false;
+            }
+            evicted += 1;
+        }
+        // A bound was made narrower, and the janitor works on it. What goes into the place of others adds nothing.
+        evicted > 0 && order.slab.bytes_to_grow(room.kind, room.bytes) == 0
+    }
+
+    /// Evicts a session, of the class that has too much of the room. `false` if there is none.
+    fn evict(
+        &self,
+        order: &mut Order,
+        pinned: Option<Number>,
+        by_number: bool,
+        now_ms: u64,
+    ) -> bool {
+        let limits = self.limits();
+        let [anonymous, certified] = &order.policies;
+        let has_too_much = match by_number {
+            true => certified.length() > limits.max_sessions / CERTIFIED_SHARE,
+            false => {
+                // The system may have less memory than the bound allows.
+                let room = (self.taken(order) + self.templates.bytes()).min(limits.max_bytes);
+                order.certified_bytes + order.books.slot_bytes() > room / CERTIFIED_SHARE
+            }
+        };
+        let class = match (anonymous.length(), certified.length()) {
+            (0, 0) => return false,
+            (0, _) => Class::Certified,
+            (_, 0) => Class::Anonymous,
+            _ if has_too_much => Class::Certified,
+            _ => Class::Anonymous,
+        };
+        let sum = |counter: &PerClass| counter[class as usize];
+        let counters = self.policy_counters();
+        let policy = &mut order.policies[class as usize];
+        policy.observe(sum(&counters.0), sum(&counters.1));
+        let links = LinksOf {
+            store: self,
+            now_ms,
+        };
+        let Some(victim) = policy.victim(&links) else {
+            return false;
+        };
+        // SAFETY: what is in a list is allocated, and the order lock is held.
+        let place = unsafe { self.slot(victim.slot.0) };
+        if self.is_expired(age_of_birth(place.born(), now_ms)) {
+            Counters::add(&self.counters.expired);
+        } else {
+            Counters::add(&self.counters.evicted);
+            if victim.leaves_ghost {
+                self.ghosts
+                    .leave(self.hash(place.key()), class, self.sessions());
+            }
+        }
+        self.take_out_pinned(order, victim.slot, pinned);
+        true
+    }
+
+    fn policy_counters(&self) -> (PerClass, PerClass) {
+        let sum = |counter: fn(&crate::counters::Lookups) -> &[AtomicU64; 2]| {
+            [0, 1].map(|class| self.counters.sum(|lookups| &counter(lookups)[class]))
+        };
+        (
+            sum(|lookups| &lookups.kept_hits),
+            sum(|lookups| &lookups.returns),
+        )
+    }
+
+    /// Takes a session out of the index and all lists, wipes it, and frees its slot.
+    fn take_out(&self, order: &mut Order, slot: SlotRef) {
+        self.take_out_pinned(order, slot, None);
+    }
+
+    fn take_out_pinned(&self, order: &mut Order, slot: SlotRef, pinned: Option<Number>) {
+        // SAFETY: what is in a list or in the index is allocated, and the order lock is held.
+        let place = unsafe { self.slot(slot.0) };
+        self.index
+            .remove(&mut order.growth, self.hash(place.key()), slot.0);
+        self.leave_class(order, slot);
+        let chain = place.chain();
+        // SAFETY: as above.
+        let at = |slot: SlotRef| unsafe { self.slot(slot.0) };
+        if let Some((chain, certificates)) = chain.zip(self.certificates.get()) {
+            match chain.newer.some() {
+                None => certificates.set_newest(&self.directory, chain.certificate, chain.older),
+                Some(newer) => at(newer).set_chain_older(chain.older),
+            }
+            if let Some(older) = chain.older.some() {
+                at(older).set_chain_newer(chain.newer);
+            }
+        }
+        let template = place.template();
+        place.wipe(slot_bytes(place.bytes()));
+        order.slab.free(slot);
+        self.sessions.fetch_sub(1, Relaxed);
+        if template != 0 {
+            self.templates.release(template);
+        }
+        if let Some(chain) = chain.filter(|chain| pinned != Some(chain.certificate)) {
+            self.leave_certificate(order, chain.certificate);
+        }
+    }
+
+    /// Gives pages back, and moves a session or a certificate to where more are gained by it. `false` if none are.
+    fn compact_one(&self, order: &mut Order) -> bool {
+        let Move {
+            from,
+            to,
+            kind,
+            bytes,
+        } = match order.slab.next_step(&self.directory) {
+            Some(Step::Move(step)) => step,
+            Some(Step::GaveBack) => return true,
+            None => return false,
+        };
+        match (kind, self.certificates.get()) {
+            (Kind::Session, _) => self.move_session(order, from, to, bytes),
+            (Kind::Certificate, Some(certificates)) => {
+                certificates.relocate(&self.directory, from, to, bytes);
+            }
+            (Kind::Certificate, None) => {}
+        }
+        order.slab.free(from);
+        Counters::add(&self.counters.moved);
+        true
+    }
+
+    fn move_session(&self, order: &mut Order, from: SlotRef, to: SlotRef, bytes: usize) {
+        // SAFETY: both slots are allocated, and the order lock is held.
+        let (old, new) = unsafe { (self.slot(from.0), self.slot(to.0)) };
+        let hash = self.hash(old.key());
+        // While the bucket is locked, as a lookup writes to the slot.
+        self.index
+            .replace(&mut order.growth, hash, from.0, to.0, || {
+                old.copy_to(new, bytes)
+            });
+        let class = class_of(new.flags());
+        let links = LinksOf {
+            store: self,
+            now_ms: 0,
+        };
+        order.policies[class as usize].moved(&links, from, to);
+        // SAFETY: sessions in a chain are allocated, and the order lock is held.
+        let at = |slot: SlotRef| unsafe { self.slot(slot.0) };
+        if let Some((chain, certificates)) = new.chain().zip(self.certificates.get()) {
+            match chain.newer.some() {
+                None => certificates.set_newest(&self.directory, chain.certificate, to),
+                Some(newer) => at(newer).set_chain_older(to),
+            }
+            if let Some(older) = chain.older.some() {
+                at(older).set_chain_newer(to);
+            }
+        }
+        order.slab.inherit_birth(from, to);
+        old.wipe(bytes);
+    }
+
+    fn expire_slice(&self, order: &mut Order, now_ms: u64) -> bool {
+        let mut slice = Slice::begin();
+        while slice.goes_on() {
+            if self.drop_expired(order, now_ms, DROPS_PER_STEP).is_none() {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Drops at most so many sessions of one segment whose lifetime has run out. How many, or `None` if there are none
+    /// in any.
+    fn drop_expired(&self, order: &mut Order, now_ms: u64, most: usize) -> Option<usize> {
+        let now = now_ms / TICK_MS;
+        let lifetime_ms = self.lifetime_ms.load(Relaxed).min(LONGEST_LIFETIME_MS);
+        // Born before this, it is expired.
+        let limit = (now + 1).checked_sub(lifetime_ms.div_ceil(TICK_MS))?;
+        let at = order.slab.next_due(limit)?;
+        let due = self.look_through(order, at, now, limit, most);
+        for slot in &due.slots[..due.length] {
+            self.take_out(order, *slot);
+            Counters::add(&self.counters.expired);
+        }
+        Some(due.length)
+    }
+
+    /// Finds sessions of a segment that were born before `limit`, at most so many. If there are no more, notes the oldest
+    /// birth of the others.
+    fn look_through(&self, order: &mut Order, at: usize, now: u64, limit: u64, most: usize) -> Due {
+        let mut due = Due::default();
+        let mut oldest = u64::MAX;
+        for slot in order.slab.slots_of(at) {
+            // SAFETY: the slot is in use, and the order lock is held.
+            let born = unsafe { self.slot(slot.0) }.born();
+            let born = now.saturating_sub(age_of_birth(born, now * TICK_MS).into());
+            if born >= limit {
+                oldest = oldest.min(born);
+            } else if due.length < most.min(DROPS_PER_STEP) {
+                due.slots[due.length] = slot;
+                due.length += 1;
+            } else {
+                return due;
+            }
+        }
+        due.oldest = Some(oldest);
+        order.slab.set_oldest(at, oldest);
+        due
+    }
+
+    /// Drops what exceeds a bound, after it was made narrower.
+    fn shrink_slice(&self, order: &mut Order, now_ms: u64) -> bool {
+        let limits = self.limits();
+        let mut slice = Slice::begin();
+        while slice.goes_on() {
+            let taken = self.taken(order) + self.templates.bytes();
+            let excess = taken.saturating_sub(limits.max_bytes);
+            let has_place = self.sessions() <= limits.max_sessions;
+            if excess == 0 && has_place {
+                return false;
+            }
+            if excess > 0 && order.slab.give_back(&self.directory) {
+                continue;
+            }
+            // As late as possible: what is moved before may have to go all the same.
+            let is_enough = order.slab.free_bytes() as u64 >= excess;
+            if excess > 0 && is_enough && self.compact_one(order) {
+                continue;
+            }
+            if excess > 0 && self.shrink_tables_slice(order, now_ms) {
+                return true;
+            }
+            if !self.evict(order, None, !has_place, now_ms) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Prepares for evictions when the store is about to be full.
+    fn settle_slice(&self, order: &mut Order, now_ms: u64) -> bool {
+        let limits = self.limits();
+        let is_large = |part: u64, most: u64| part > most - most / 4;
+        let taken = self.taken(order) + self.templates.bytes();
+        if !is_large(taken, limits.max_bytes) && !is_large(self.sessions(), limits.max_sessions) {
+            return false;
+        }
+        let links = LinksOf {
+            store: self,
+            now_ms,
+        };
+        let mut has_more = false;
+        for policy in &mut order.policies {
+            has_more |= policy.settle(&links, DROPS_PER_STEP);
+        }
+        has_more
+    }
+
+    fn compact_slice(&self, order: &mut Order, _now_ms: u64) -> bool {
+        let mut slice = Slice::begin();
+        while slice.goes_on() {
+            let spare = match self.sessions() {
+                0 => 0,
+                _ => order.slab.bytes() / SPARE_SHARE + SPARE_BYTES,
+            };
+            if order.slab.free_bytes() < spare || !self.compact_one(order) {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn shrink_tables_slice(&self, order: &mut Order, _now_ms: u64) -> bool {
+        if self.renumber_slice(order) {
+            return true;
+        }
+        let mut of_certificates = || {
+            self.certificates.get().is_some_and(|certificates| {
+                certificates.shrink(&mut order.books, &self.directory, BUCKETS_PER_SLICE)
+            })
+        };
+        let hash_of = |number| self.hash_of(number);
+        self.ghosts.trim(self.sessions())
+            || of_certificates()
+            || self
+                .index
+                .shrink(&mut order.growth, BUCKETS_PER_SLICE, hash_of)
+    }
+
+    /// Gives few certificates low numbers, so that the table of numbers can be short. Tells whether there is more to do.
+    fn renumber_slice(&self, order: &mut Order) -> bool {
+        let Some(certificates) = self.certificates.get() else {
+            return false;
+        };
+        let mut slice = Slice::begin();
+        while slice.goes_on() {
+            let Some((from, to)) = certificates.next_to_renumber(&mut order.books, &mut slice)
+            else {
+                return Certificates::is_renumbering(&order.books);
+            };
+            // SAFETY: sessions in a chain are allocated, and the order lock is held.
+            let older = |slot: &SlotRef| unsafe { self.slot(slot.0) }.chain()?.older.some();
+            let newest = certificates.newest(&self.directory, from).some();
+            if std::iter::successors(newest, older)
+                .nth(MAX_TO_RENUMBER)
+                .is_some()
+            {
+                return false;
+            }
+            certificates.begin_to_renumber(from, to);
+            for session in std::iter::successors(newest, older) {
+                // SAFETY: as above.
+                let place = unsafe { self.slot(session.0) };
+                let hash = self.hash(place.key());
+                // While the bucket is locked, as a lookup reads the number.
+                self.index
+                    .replace(&mut order.growth, hash, session.0, session.0, || {
+                        place.set_certificate(to);
+                    });
+            }
+            certificates.end_to_renumber(&mut order.books, &self.directory, from, to);
+        }
+        true
+    }
+
+    fn tend_certificates_slice(&self, order: &mut Order, now_ms: u64) -> bool {
+        let Some(certificates) = self.certificates.get() else {
+            return false;
+        };
+        let limits = self.limits();
+        let taken = |order: &Order| self.taken(order) + self.templates.bytes();
+        let packs = taken(order) > limits.max_bytes / 2;
+        if packs && certificates.may_pack(&order.books) {
+            // A certificate is written in its new place before the old one is free. It gains more than this costs.
+            let mut steps = 0..MAX_STEPS_PER_INSERT;
+            while taken(order) + ROOM_TO_PACK > limits.max_bytes && steps.next().is_some() {
+                let is_freed = self.compact_one(order) || self.evict(order, None, false, now_ms);
+                if !is_freed {
+                    break;
+                }
+            }
+        }
+        let room_bytes = limits.max_bytes.saturating_sub(taken(order));
+        let Order { books, slab, .. } = order;
+        let slice = &mut Slice::begin();
+        certificates.tend(books, &self.directory, slab, packs, room_bytes, slice)
+    }
+}
+
+impl<T> Drop for ServerStore<T> {
+    fn drop(&mut self) {
+        while self.clear(usize::MAX) > 0 {}
+    }
+}
+
+/// A number for each class of sessions.
+type PerClass = [u64; 2];
+
+/// The links of a store's slots. Used under its order lock only.
+struct LinksOf<'a, T> {
+    store: &'a ServerStore<T>,
+    now_ms: u64,
+}
+
+impl<T> LinksOf<'_, T> {
+    fn at(&self, slot: SlotRef) -> SlotPtr<'_> {
+        // SAFETY: what is in a list is allocated, and the order lock is held.
+        unsafe { self.store.slot(slot.0) }
+    }
+}
+
+impl<T> Links for LinksOf<'_, T> {
+    fn newer(&self, slot: SlotRef) -> SlotRef {
+        self.at(slot).newer()
+    }
+
+    fn older(&self, slot: SlotRef) -> SlotRef {
+        self.at(slot).older()
+    }
+
+    fn set_newer(&self, slot: SlotRef, newer: SlotRef) {
+        self.at(slot).set_newer(newer);
+    }
+
+    fn set_older(&self, slot: SlotRef, older: SlotRef) {
+        self.at(slot).set_older(older);
+    }
+
+    fn age(&self, slot: SlotRef) -> u32 {
+        age_of_birth(self.at(slot).born(), self.now_ms)
+    }
+
+    fn used(&self, slot: SlotRef) -> u8 {
+        self.at(slot).used().load(Relaxed)
+    }
+
+    fn is_kept(&self, slot: SlotRef) -> bool {
+        self.at(slot).flags() & KEPT != 0
+    }
+
+    fn set_kept(&self, slot: SlotRef, kept: bool) {
+        self.at(slot).set_flag(KEPT, kept);
+    }
+}
+
+fn class_of(flags: u8) -> Class {
+    match flags & CERTIFIED {
+        0 => Class::Anonymous,
+        _ => Class::Certified,
+    }
+}
+
+/// The age, in ticks, of what was born at a tick of which the lower 32 bits are known.
+fn age_of_birth(born: u32, now_ms: u64) -> u32 {
+    let age = ((now_ms / TICK_MS) as u32).wrapping_sub(born);
+    // Clocks of other nodes may be ahead.
+    if age > OLDEST_TICKS {
+        0
+    } else {
+        age
+    }
+}
+
+/// A product's halves, which both depend on all of its factors.
+fn fold(product: u128) -> u64 {
+    product as u64 ^ (product >> 64) as u64
+}
+
+#[cfg(any(test, fuzzing))]
+pub mod model;
+
+#[cfg(test)]
+mod tests;

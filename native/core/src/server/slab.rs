@@ -1,0 +1,954 @@
+//! Memory for sessions and certificates: slots of a few sizes in pages of the store's own.
+//!
+//! Slots of one size and kind make up a class, and a class has segments of its own. A segment takes pages as it
+//! fills, and counts as many as it has touched. Where slots are freed, new ones of the class come first; and a
+//! class with much free memory is compacted: the last slots of its emptiest segment are moved into gaps of the
+//! others, until pages at its end are free and go back to the system. So whatever sizes come and go, what is
+//! taken can be brought down to what is in use, but for a page per class.
+//!
+//! A slot is named by a [`SlotRef`] of 32 bits. Who may touch which part of a slot, and when, is written in
+//! [`super`].
+
+#![allow(unsafe_code)]
+
+use super::pages::{whole_pages, Mapping, Zeroed};
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::ptr::null_mut;
+use std::sync::atomic::{AtomicPtr, Ordering};
+
+/// Bytes of a segment.
+const SEGMENT: usize = 256 * 1024;
+
+/// Slots begin at multiples of this, and their sizes are multiples of it.
+const GRANULE: usize = 16;
+
+/// Up to this size a class has each multiple of the granule; from then on there are eight to each doubling.
+const SMALL: usize = 512;
+
+const OFFSET_BITS: u32 = (SEGMENT / GRANULE).trailing_zeros();
+
+/// What a scope can name: 64 GiB.
+const MAX_SEGMENTS: usize = (1 << (u32::BITS - OFFSET_BITS)) - 1;
+
+/// The largest slot: a certificate of 64 KiB and what is kept with it.
+pub(crate) const MAX_SLOT: usize = 72 * 1024;
+
+/// Classes of each kind.
+const SIZES: usize = size_class(MAX_SLOT) + 1;
+
+/// What is in a slot. Each kind has classes of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Session = 0,
+    Certificate = 1,
+}
+
+const KINDS: usize = 2;
+
+const fn size_class(bytes: usize) -> usize {
+    if bytes <= SMALL {
+        bytes.div_ceil(GRANULE)
+    } else {
+        let doubling = (bytes - 1).ilog2();
+        let eighth = ((bytes - 1) >> (doubling - 3)) & 7;
+        SMALL / GRANULE + 8 * (doubling - SMALL.ilog2()) as usize + eighth + 1
+    }
+}
+
+const fn class_bytes(class: usize) -> usize {
+    if class <= SMALL / GRANULE {
+        class * GRANULE
+    } else {
+        let above = class - SMALL / GRANULE - 1;
+        (SMALL << (above / 8)) / 8 * (9 + above % 8)
+    }
+}
+
+/// What a slot for `bytes` bytes takes.
+pub(crate) fn slot_bytes(bytes: usize) -> usize {
+    class_bytes(size_class(bytes))
+}
+
+/// A slot, by segment and place.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SlotRef(pub u32);
+
+impl SlotRef {
+    /// Names no slot: segments are counted from 1.
+    pub const NONE: SlotRef = SlotRef(0);
+
+    fn new(segment: usize, offset: usize) -> Self {
+        SlotRef((((segment + 1) as u32) << OFFSET_BITS) | (offset / GRANULE) as u32)
+    }
+
+    fn segment(self) -> usize {
+        (self.0 >> OFFSET_BITS) as usize - 1
+    }
+
+    fn offset(self) -> usize {
+        (self.0 & ((1 << OFFSET_BITS) - 1)) as usize * GRANULE
+    }
+
+    /// `None` for [`SlotRef::NONE`].
+    pub fn some(self) -> Option<Self> {
+        (self != Self::NONE).then_some(self)
+    }
+}
+
+/// Finds slots. Shared by all, without a lock.
+pub(crate) struct Directory {
+    segments: Zeroed<AtomicPtr<u8>>,
+}
+
+impl Directory {
+    pub const fn new() -> Self {
+        Directory {
+            segments: Zeroed::new(),
+        }
+    }
+
+    /// Where the slot is.
+    ///
+    /// # Safety
+    /// `slot` was allocated by the [`Slab`] of this directory and has not been freed since.
+    pub unsafe fn find(&self, slot: SlotRef) -> *mut u8 {
+        // SAFETY: an allocated slot's segment is mapped, and was entered here before the slot was given out;
+        // the offset of a slot is within its segment.
+        unsafe {
+            let base = (*self.segments.at(slot.segment())).load(Ordering::Acquire);
+            base.add(slot.offset())
+        }
+    }
+
+    fn enter(&self, segment: usize, base: *mut u8) -> bool {
+        let is_reserved = self.segments.reserve(segment);
+        if is_reserved {
+            // SAFETY: it was just reserved, and all zeros is a null pointer.
+            unsafe { (*self.segments.at(segment)).store(base, Ordering::Release) };
+        }
+        is_reserved
+    }
+}
+
+/// Allocates and frees slots. For one thread at a time.
+#[derive(Default)]
+pub(crate) struct Slab {
+    segments: Segments,
+    /// Places in `segments` that are empty, and some that are no longer there. The lowest is taken first, so that
+    /// `segments` becomes shorter.
+    vacant: BinaryHeap<Reverse<u32>>,
+    classes: Vec<Class>,
+    /// What the pages take that were touched and not given back.
+    bytes: usize,
+    /// What the bits of live slots take.
+    live_bytes: usize,
+    /// What touched slots take that are free.
+    free_bytes: usize,
+    /// Segments in which no slot was in use at some time.
+    emptied: Vec<u32>,
+    /// The class that is being compacted.
+    compacted: usize,
+    /// Where `next_due` goes on.
+    looked_at: usize,
+}
+
+#[derive(Default)]
+struct Class {
+    segments: Vec<u32>,
+    /// Segments in which a touched slot is free.
+    roomy: Vec<u32>,
+    /// Segments in which slots are free that were never touched, or whose pages were given back.
+    growable: Vec<u32>,
+    /// Touched slots that are free.
+    free: usize,
+    /// The segment that is being emptied.
+    source: Option<usize>,
+}
+
+struct Segment {
+    pages: Mapping,
+    class: usize,
+    size: usize,
+    used: usize,
+    /// Bytes from the start that are counted: whole pages, or all.
+    touched: usize,
+    /// A bit for each slot that is in use.
+    live: Box<[u64]>,
+    roomy_at: Option<usize>,
+    growable_at: Option<usize>,
+    /// It is in the list of those in which no slot was in use at some time.
+    is_emptied: bool,
+    /// No session in here was born before this moment, in the unit of the caller.
+    oldest: u64,
+}
+
+impl Segment {
+    /// Slots in the touched part.
+    fn usable(&self) -> usize {
+        self.touched / self.size
+    }
+
+    fn free(&self) -> usize {
+        self.usable() - self.used
+    }
+
+    /// Whether one more slot fits behind the touched ones.
+    fn can_grow(&self) -> bool {
+        (self.usable() + 1) * self.size <= SEGMENT
+    }
+
+    fn first_free(&self) -> Option<usize> {
+        let word = self.live.iter().position(|word| *word != u64::MAX)?;
+        let slot = word * 64 + self.live[word].trailing_ones() as usize;
+        (slot < self.usable()).then_some(slot)
+    }
+
+    fn last_used(&self) -> Option<usize> {
+        let word = self.live.iter().rposition(|word| *word != 0)?;
+        Some(word * 64 + 63 - self.live[word].leading_zeros() as usize)
+    }
+
+    fn set_live(&mut self, slot: usize, is_live: bool) {
+        let (word, bit) = (slot / 64, 1 << (slot % 64));
+        match is_live {
+            true => self.live[word] |= bit,
+            false => self.live[word] &= !bit,
+        }
+    }
+}
+
+/// Segments by their number. They are not moved when there are more, which would take long.
+#[derive(Default)]
+struct Segments {
+    chunks: Vec<Vec<Option<Segment>>>,
+    length: usize,
+}
+
+impl Segments {
+    const CHUNK: usize = 64;
+
+    fn len(&self) -> usize {
+        self.length
+    }
+
+    fn get(&self, at: usize) -> Option<&Option<Segment>> {
+        self.chunks.get(at / Self::CHUNK)?.get(at % Self::CHUNK)
+    }
+
+    fn get_mut(&mut self, at: usize) -> Option<&mut Option<Segment>> {
+        self.chunks
+            .get_mut(at / Self::CHUNK)?
+            .get_mut(at % Self::CHUNK)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Option<Segment>> {
+        self.chunks.iter().flatten()
+    }
+
+    /// Sees to it that there is a place for one more. `false` where the system has no memory.
+    fn reserve(&mut self) -> bool {
+        if self.length < self.chunks.len() * Self::CHUNK {
+            return true;
+        }
+        let mut chunk = Vec::new();
+        let is_reserved =
+            chunk.try_reserve_exact(Self::CHUNK).is_ok() && self.chunks.try_reserve(1).is_ok();
+        if is_reserved {
+            self.chunks.push(chunk);
+        }
+        is_reserved
+    }
+
+    fn push(&mut self, segment: Segment) {
+        self.chunks[self.length / Self::CHUNK].push(Some(segment));
+        self.length += 1;
+    }
+
+    /// Forgets empty places at the end, and tells how many there are then.
+    fn shorten(&mut self) -> usize {
+        while let Some(None) = self.length.checked_sub(1).and_then(|last| self.get(last)) {
+            self.length -= 1;
+            self.chunks[self.length / Self::CHUNK].pop();
+            if self.length.is_multiple_of(Self::CHUNK) {
+                self.chunks.truncate(self.length / Self::CHUNK);
+            }
+        }
+        self.length
+    }
+}
+
+impl std::ops::Index<usize> for Segments {
+    type Output = Option<Segment>;
+
+    fn index(&self, at: usize) -> &Self::Output {
+        &self.chunks[at / Self::CHUNK][at % Self::CHUNK]
+    }
+}
+
+impl std::ops::IndexMut<usize> for Segments {
+    fn index_mut(&mut self, at: usize) -> &mut Self::Output {
+        &mut self.chunks[at / Self::CHUNK][at % Self::CHUNK]
+    }
+}
+
+/// What is kept about a segment, but for the bits of its slots.
+const TABLE_BYTES: usize = size_of::<Option<Segment>>() + size_of::<AtomicPtr<u8>>();
+
+/// Words of 64 bits that have a bit for each slot of a segment.
+const fn live_words(slot_bytes: usize) -> usize {
+    (SEGMENT / slot_bytes).div_ceil(64)
+}
+
+/// A slot to be moved together with others, and where to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Move {
+    pub from: SlotRef,
+    pub to: SlotRef,
+    pub kind: Kind,
+    /// Bytes of either slot.
+    pub bytes: usize,
+}
+
+/// What is to be done to bring down what is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Pages went back to the system.
+    GaveBack,
+    /// The caller moves what is in a slot, wipes it, and frees it.
+    Move(Move),
+}
+
+/// A list of segments that each know their place in it.
+macro_rules! listed {
+    ($enter:ident, $leave:ident, $list:ident, $place:ident) => {
+        fn $enter(&mut self, at: usize) {
+            let Some(segment) = self.segments[at].as_mut() else {
+                return;
+            };
+            if segment.$place.is_none() {
+                let list = &mut self.classes[segment.class].$list;
+                segment.$place = Some(list.len());
+                list.push(at as u32);
+            }
+        }
+
+        fn $leave(&mut self, at: usize) {
+            let Some(segment) = self.segments[at].as_mut() else {
+                return;
+            };
+            let Some(place) = segment.$place.take() else {
+                return;
+            };
+            let list = &mut self.classes[segment.class].$list;
+            list.swap_remove(place);
+            if let Some(moved) = list.get(place).copied() {
+                if let Some(segment) = self.segments[moved as usize].as_mut() {
+                    segment.$place = Some(place);
+                }
+            }
+        }
+    };
+}
+
+impl Slab {
+    listed!(enter_roomy, leave_roomy, roomy, roomy_at);
+    listed!(enter_growable, leave_growable, growable, growable_at);
+
+    /// What the slots take, in whole pages, and what is kept about them.
+    pub fn bytes(&self) -> usize {
+        self.bytes + self.live_bytes + self.segments.len() * TABLE_BYTES
+    }
+
+    /// What the slots take that are free, and were not given back to the system.
+    pub fn free_bytes(&self) -> usize {
+        self.free_bytes
+    }
+
+    fn class_of(kind: Kind, bytes: usize) -> usize {
+        kind as usize * SIZES + size_class(bytes)
+    }
+
+    fn class(&self, kind: Kind, bytes: usize) -> Option<&Class> {
+        self.classes.get(Self::class_of(kind, bytes))
+    }
+
+    /// What a slot for `bytes` bytes would take beyond what is taken: 0 where a touched one is free.
+    pub fn bytes_to_grow(&self, kind: Kind, bytes: usize) -> usize {
+        let size = slot_bytes(bytes);
+        let new_segment = whole_pages(size) + TABLE_BYTES + size_of::<u64>() * live_words(size);
+        let Some(class) = self.class(kind, bytes) else {
+            return new_segment;
+        };
+        if class.free > 0 {
+            return 0;
+        }
+        let growable = class
+            .growable
+            .last()
+            .and_then(|at| self.segments[*at as usize].as_ref());
+        match growable {
+            Some(segment) => grown(segment) - segment.touched,
+            None => new_segment,
+        }
+    }
+
+    /// A slot for `bytes` bytes, all zeros. `None` where the system has no pages to give, or the scope has as
+    /// many as it can have.
+    pub fn allocate(&mut self, directory: &Directory, kind: Kind, bytes: usize) -> Option<SlotRef> {
+        if self.classes.is_empty() {
+            self.classes.try_reserve_exact(KINDS * SIZES).ok()?;
+            self.classes.resize_with(KINDS * SIZES, Class::default);
+        }
+        let class = Self::class_of(kind, bytes);
+        let at = match self.classes[class].roomy.last() {
+            Some(at) => *at as usize,
+            None => {
+                let at = match self.classes[class].growable.last() {
+                    Some(at) => *at as usize,
+                    None => self.add_segment(directory, class, slot_bytes(bytes))?,
+                };
+                self.grow_segment(at);
+                at
+            }
+        };
+        self.take_slot(at)
+    }
+
+    fn take_slot(&mut self, at: usize) -> Option<SlotRef> {
+        let segment = self.segments[at].as_mut()?;
+        let slot = segment.first_free()?;
+        segment.set_live(slot, true);
+        segment.used += 1;
+        let (size, class, is_full) = (segment.size, segment.class, segment.free() == 0);
+        self.classes[class].free -= 1;
+        self.free_bytes -= size;
+        if is_full {
+            self.leave_roomy(at);
+        }
+        Some(SlotRef::new(at, slot * size))
+    }
+
+    /// Frees a slot. It has been wiped: all zeros.
+    pub fn free(&mut self, slot: SlotRef) {
+        let at = slot.segment();
+        let Some(segment) = self.segments[at].as_mut() else {
+            return;
+        };
+        segment.set_live(slot.offset() / segment.size, false);
+        segment.used -= 1;
+        self.classes[segment.class].free += 1;
+        self.free_bytes += segment.size;
+        if segment.used == 0 && !std::mem::replace(&mut segment.is_emptied, true) {
+            self.emptied.push(at as u32);
+        }
+        self.enter_roomy(at);
+    }
+
+    /// Whether pages can be gained by [`next_move`](Self::next_move).
+    pub fn can_compact(&mut self) -> bool {
+        if self.can_compact_class(self.compacted) {
+            return true;
+        }
+        let most = (0..self.classes.len()).max_by_key(|class| self.free_bytes_of(*class));
+        self.compacted = most.unwrap_or(0);
+        self.can_compact_class(self.compacted)
+    }
+
+    fn free_bytes_of(&self, class: usize) -> usize {
+        self.classes[class].free * class_bytes(class % SIZES)
+    }
+
+    /// A page or more: where slots lie close together, less than that is free.
+    fn can_compact_class(&self, class: usize) -> bool {
+        let free = self.classes.get(class).is_some_and(|class| class.free > 0);
+        free && self.free_bytes_of(class) >= whole_pages(1)
+    }
+
+    /// Gives back a segment in which no slot is in use. `false` if there is none.
+    pub fn give_back(&mut self, directory: &Directory) -> bool {
+        while let Some(at) = self.emptied.pop() {
+            let at = at as usize;
+            let Some(Some(segment)) = self.segments.get_mut(at) else {
+                continue;
+            };
+            segment.is_emptied = false;
+            if segment.used == 0 {
+                return self.remove_segment(directory, at).is_some();
+            }
+        }
+        false
+    }
+
+    /// Gives back some pages, or names the slot to be moved before more can be. `None` where nothing is to be gained.
+    pub fn next_step(&mut self, directory: &Directory) -> Option<Step> {
+        if self.give_back(directory) {
+            return Some(Step::GaveBack);
+        }
+        if self.can_compact() {
+            let class = self.compacted;
+            let at = match self.classes[class].source {
+                Some(at) => at,
+                None => {
+                    let used = |at: &usize| self.segments[*at].as_ref().map_or(0, |s| s.used);
+                    let segments = self.classes[class].segments.iter();
+                    let source = segments.map(|at| *at as usize).min_by_key(used)?;
+                    self.classes[class].source = Some(source);
+                    source
+                }
+            };
+            let segment = self.segments[at].as_ref()?;
+            let Some(last) = segment.last_used() else {
+                drop(self.remove_segment(directory, at));
+                return Some(Step::GaveBack);
+            };
+            let (size, used) = (segment.size, (last + 1) * segment.size);
+            if whole_pages(used) < segment.touched {
+                self.shrink_segment(at, used);
+                return Some(Step::GaveBack);
+            }
+            let other = self.classes[class]
+                .roomy
+                .iter()
+                .rev()
+                .take(2)
+                .find(|other| **other as usize != at);
+            let to = match other {
+                Some(other) => self.take_slot(*other as usize)?,
+                None if segment.first_free().is_some_and(|slot| slot < last) => {
+                    self.take_slot(at)?
+                }
+                None => {
+                    // Dense, and alone. The next class has its turn.
+                    self.classes[class].source = None;
+                    return None;
+                }
+            };
+            return Some(Step::Move(Move {
+                from: SlotRef::new(at, last * size),
+                to,
+                kind: if class < SIZES {
+                    Kind::Session
+                } else {
+                    Kind::Certificate
+                },
+                bytes: size,
+            }));
+        }
+        None
+    }
+
+    /// Notes when the session in a slot was born.
+    pub fn note_birth(&mut self, slot: SlotRef, born: u64) {
+        if let Some(segment) = self.segments[slot.segment()].as_mut() {
+            segment.oldest = segment.oldest.min(born);
+        }
+    }
+
+    /// Notes that the session in `from` is in `to` as well.
+    pub fn inherit_birth(&mut self, from: SlotRef, to: SlotRef) {
+        let from = self.segments[from.segment()].as_ref();
+        if let Some(oldest) = from.map(|segment| segment.oldest) {
+            self.note_birth(to, oldest);
+        }
+    }
+
+    /// The segment that may have the oldest session, and the moment before which none was born.
+    pub fn oldest(&self) -> Option<(usize, u64)> {
+        let segments = self.segments.iter().enumerate();
+        let of_sessions = segments.filter_map(|(at, segment)| {
+            let segment = segment.as_ref()?;
+            (segment.class < SIZES && segment.used > 0).then_some((at, segment.oldest))
+        });
+        of_sessions.min_by_key(|(_, oldest)| *oldest)
+    }
+
+    /// A segment that may have a session born before `limit`, by turns.
+    pub fn next_due(&mut self, limit: u64) -> Option<usize> {
+        let number = self.segments.len();
+        let from = self.looked_at;
+        let by_turns = (0..number).map(|step| (from + step) % number);
+        let is_due = |at: &usize| {
+            self.segments[*at].as_ref().is_some_and(|segment| {
+                segment.class < SIZES && segment.used > 0 && segment.oldest < limit
+            })
+        };
+        self.looked_at = by_turns.into_iter().find(is_due)?;
+        Some(self.looked_at)
+    }
+
+    /// The slots of a segment that are in use.
+    pub fn slots_of(&self, at: usize) -> impl Iterator<Item = SlotRef> + '_ {
+        let segment = self.segments[at].as_ref();
+        segment.into_iter().flat_map(move |segment| {
+            let words = segment.live.iter().enumerate();
+            words.flat_map(move |(word, bits)| {
+                let mut bits = *bits;
+                std::iter::from_fn(move || {
+                    let bit = (bits != 0).then(|| bits.trailing_zeros() as usize)?;
+                    bits &= bits - 1;
+                    Some(SlotRef::new(at, (word * 64 + bit) * segment.size))
+                })
+            })
+        })
+    }
+
+    /// What `oldest` is for a segment that was looked through.
+    pub fn set_oldest(&mut self, at: usize, oldest: u64) {
+        if let Some(segment) = self.segments[at].as_mut() {
+            segment.oldest = oldest;
+        }
+    }
+
+    /// How many segments are taken from the system.
+    #[cfg(any(test, fuzzing))]
+    pub fn mapped(&self) -> usize {
+        self.segments.iter().flatten().count()
+    }
+
+    fn add_segment(&mut self, directory: &Directory, class: usize, size: usize) -> Option<usize> {
+        while self
+            .vacant
+            .peek()
+            .is_some_and(|Reverse(at)| *at as usize >= self.segments.len())
+        {
+            self.vacant.pop();
+        }
+        let at = match self.vacant.peek() {
+            Some(Reverse(at)) => *at as usize,
+            None if self.segments.len() < MAX_SEGMENTS => self.segments.len(),
+            None => return None,
+        };
+        let pages = Mapping::new(SEGMENT)?;
+        let mut live = Vec::new();
+        live.try_reserve_exact(live_words(size)).ok()?;
+        live.resize(live_words(size), 0);
+        if !self.reserve_places(class) || !directory.enter(at, pages.start()) {
+            return None;
+        }
+        let segment = Segment {
+            pages,
+            class,
+            size,
+            used: 0,
+            touched: 0,
+            live: live.into(),
+            roomy_at: None,
+            growable_at: None,
+            is_emptied: false,
+            oldest: u64::MAX,
+        };
+        self.live_bytes += size_of_val(&*segment.live);
+        if at == self.segments.len() {
+            self.segments.push(segment);
+        } else {
+            self.vacant.pop();
+            self.segments[at] = Some(segment);
+        }
+        self.classes[class].segments.push(at as u32);
+        self.enter_growable(at);
+        Some(at)
+    }
+
+    /// Sees to it that one more segment of a class has places in all lists. `false` where the system has no memory.
+    fn reserve_places(&mut self, class: usize) -> bool {
+        let segments = self.segments.len() + 1;
+        let missing = |length: usize| segments.saturating_sub(length);
+        let Class {
+            segments: of_class,
+            roomy,
+            growable,
+            ..
+        } = &mut self.classes[class];
+        let most = of_class.len() + 1;
+        let lists = [of_class, roomy, growable];
+        lists
+            .into_iter()
+            .all(|list| list.try_reserve(most.saturating_sub(list.len())).is_ok())
+            && self.segments.reserve()
+            && self
+                .emptied
+                .try_reserve(missing(self.emptied.len()))
+                .is_ok()
+            && self.vacant.try_reserve(missing(self.vacant.len())).is_ok()
+    }
+
+    /// Touches as many pages as one more slot needs.
+    fn grow_segment(&mut self, at: usize) {
+        let Some(segment) = self.segments[at].as_mut() else {
+            return;
+        };
+        let touched = grown(segment);
+        self.bytes += touched - segment.touched;
+        let before = segment.usable();
+        segment.touched = touched;
+        let added = segment.usable() - before;
+        self.classes[segment.class].free += added;
+        self.free_bytes += added * segment.size;
+        if !segment.can_grow() {
+            self.leave_growable(at);
+        }
+        self.enter_roomy(at);
+    }
+
+    /// Gives back the pages behind the first `used` bytes.
+    fn shrink_segment(&mut self, at: usize, used: usize) {
+        let Some(segment) = self.segments[at].as_mut() else {
+            return;
+        };
+        let touched = whole_pages(used);
+        if touched >= segment.touched {
+            return;
+        }
+        // SAFETY: no slot behind the last one is in use.
+        unsafe { segment.pages.release(touched, segment.touched) };
+        self.bytes -= segment.touched - touched;
+        let before = segment.usable();
+        segment.touched = touched;
+        let taken = before - segment.usable();
+        self.classes[segment.class].free -= taken;
+        self.free_bytes -= taken * segment.size;
+        let (is_full, can_grow) = (segment.free() == 0, segment.can_grow());
+        if is_full {
+            self.leave_roomy(at);
+        }
+        if can_grow {
+            self.enter_growable(at);
+        }
+    }
+
+    fn remove_segment(&mut self, directory: &Directory, at: usize) -> Option<Segment> {
+        self.leave_roomy(at);
+        self.leave_growable(at);
+        let segment = self.segments[at].take()?;
+        if segment.is_emptied {
+            self.emptied.retain(|other| *other as usize != at);
+        }
+        directory.enter(at, null_mut());
+        self.bytes -= segment.touched;
+        let class = &mut self.classes[segment.class];
+        class.free -= segment.usable();
+        self.free_bytes -= segment.usable() * segment.size;
+        class.segments.retain(|other| *other as usize != at);
+        if class.source == Some(at) {
+            class.source = None;
+        }
+        self.live_bytes -= size_of_val(&*segment.live);
+        self.vacant.push(Reverse(at as u32));
+        let length = self.segments.shorten();
+        if 4 * length < self.vacant.len() {
+            self.vacant.retain(|Reverse(at)| (*at as usize) < length);
+        }
+        Some(segment)
+    }
+}
+
+/// The bytes that a segment has touched when it has room for one more slot.
+fn grown(segment: &Segment) -> usize {
+    whole_pages((segment.usable() + 1) * segment.size).min(SEGMENT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use std::collections::HashMap;
+
+    #[test]
+    fn classes_are_as_large_as_what_they_hold_and_not_much_larger() {
+        for bytes in 1..=MAX_SLOT {
+            let slot = slot_bytes(bytes);
+            assert!(
+                slot >= bytes && slot.is_multiple_of(GRANULE),
+                "{bytes}: {slot}"
+            );
+            assert!(
+                slot < bytes + GRANULE || slot <= bytes + bytes / 8,
+                "{bytes}: {slot}"
+            );
+            assert_eq!(slot_bytes(slot), slot);
+        }
+        assert_eq!((slot_bytes(96), slot_bytes(108)), (96, 112));
+    }
+
+    /// Slots that are filled with a byte of their own, as a store would.
+    #[derive(Default)]
+    struct Filled {
+        slab: Slab,
+        slots: HashMap<u32, (SlotRef, usize, u8)>,
+        next: u32,
+    }
+
+    impl Filled {
+        fn allocate(&mut self, directory: &Directory, bytes: usize) {
+            let promised = self.slab.bytes() + self.slab.bytes_to_grow(Kind::Session, bytes);
+            let slot = self.slab.allocate(directory, Kind::Session, bytes).unwrap();
+            // An empty place among the segments may be taken again.
+            assert!(self.slab.bytes() <= promised);
+            let (at, n) = (unsafe { directory.find(slot) }, self.next as u8 | 1);
+            unsafe {
+                assert!(std::slice::from_raw_parts(at, bytes)
+                    .iter()
+                    .all(|byte| *byte == 0));
+                at.write_bytes(n, bytes);
+            }
+            self.slots.insert(self.next, (slot, bytes, n));
+            self.next += 1;
+        }
+
+        fn check(directory: &Directory, (slot, bytes, n): (SlotRef, usize, u8)) {
+            let filled = unsafe { std::slice::from_raw_parts(directory.find(slot), bytes) };
+            assert!(filled.iter().all(|byte| *byte == n));
+        }
+
+        fn free(&mut self, directory: &Directory, pick: u32) {
+            let mut keys: Vec<u32> = self.slots.keys().copied().collect();
+            keys.sort_unstable();
+            let key = keys[pick as usize % keys.len()];
+            let (slot, bytes, n) = self.slots.remove(&key).unwrap();
+            Self::check(directory, (slot, bytes, n));
+            unsafe { directory.find(slot).write_bytes(0, bytes) };
+            self.slab.free(slot);
+        }
+
+        fn compact(&mut self, directory: &Directory, moves: usize) -> usize {
+            let moved = |slots: &mut HashMap<_, (SlotRef, usize, u8)>,
+                         Move {
+                             from, to, bytes, ..
+                         }| {
+                let slot = slots.values_mut().find(|(slot, ..)| *slot == from).unwrap();
+                assert_eq!(slot_bytes(slot.1), bytes);
+                slot.0 = to;
+                unsafe {
+                    let (from, to) = (directory.find(from), directory.find(to));
+                    to.copy_from_nonoverlapping(from, bytes);
+                    from.write_bytes(0, bytes);
+                }
+            };
+            let mut moved_slots = 0;
+            while moved_slots < moves {
+                match self.slab.next_step(directory) {
+                    Some(Step::Move(step)) => {
+                        moved(&mut self.slots, step);
+                        self.slab.free(step.from);
+                        moved_slots += 1;
+                    }
+                    Some(Step::GaveBack) => {}
+                    None => break,
+                }
+            }
+            moved_slots
+        }
+
+        fn check_all(&self, directory: &Directory) {
+            self.slots
+                .values()
+                .for_each(|slot| Self::check(directory, *slot));
+            let mut met: Vec<u32> = (0..self.slab.segments.len())
+                .flat_map(|at| {
+                    self.slab
+                        .slots_of(at)
+                        .map(|slot| slot.0)
+                        .collect::<Vec<_>>()
+                })
+                .collect();
+            let mut held: Vec<u32> = self.slots.values().map(|(slot, ..)| slot.0).collect();
+            met.sort_unstable();
+            held.sort_unstable();
+            assert_eq!(met, held);
+            let touched: usize = self.slab.segments.iter().flatten().map(|s| s.touched).sum();
+            assert_eq!(self.slab.bytes, touched);
+            let free = (0..self.slab.classes.len()).map(|class| self.slab.free_bytes_of(class));
+            assert_eq!(self.slab.free_bytes, free.sum::<usize>());
+            for class in &self.slab.classes {
+                let segments = || {
+                    class
+                        .segments
+                        .iter()
+                        .filter_map(|at| self.slab.segments[*at as usize].as_ref())
+                };
+                assert_eq!(class.free, segments().map(Segment::free).sum::<usize>());
+                assert_eq!(
+                    class.roomy.len(),
+                    segments().filter(|s| s.free() > 0).count()
+                );
+                assert_eq!(
+                    class.growable.len(),
+                    segments().filter(|s| s.can_grow()).count()
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn survivors_of_many_sizes_are_moved_together() {
+        let (directory, mut filled) = (Directory::new(), Filled::default());
+        let mut kept: Vec<(usize, u32)> = Vec::new();
+        for bytes in (96..400).step_by(16) {
+            let first = filled.next;
+            (0..5_000).for_each(|_| filled.allocate(&directory, bytes));
+            kept.extend((first..filled.next).step_by(1_000).map(|n| (bytes, n)));
+            for n in first..filled.next {
+                if kept.binary_search(&(bytes, n)).is_err() {
+                    let (slot, bytes, _) = filled.slots.remove(&n).unwrap();
+                    unsafe { directory.find(slot).write_bytes(0, bytes) };
+                    filled.slab.free(slot);
+                }
+            }
+        }
+        let moves = filled.compact(&directory, 10_000);
+        filled.check_all(&directory);
+        // Two pages a class.
+        assert!(
+            filled.slab.bytes <= 19 * 2 * 4096,
+            "{} after {moves}",
+            filled.slab.bytes
+        );
+        assert!(moves <= 2 * kept.len(), "{moves} of {}", kept.len());
+    }
+
+    #[test]
+    fn pages_go_back_when_their_slots_are_free() {
+        let (directory, mut filled) = (Directory::new(), Filled::default());
+        (0..50_000).for_each(|_| filled.allocate(&directory, 96));
+        assert!(filled.slab.bytes < 50_000 * 97);
+        let slots: Vec<_> = filled.slots.drain().map(|(_, slot)| slot).collect();
+        for (slot, bytes, _) in slots {
+            unsafe { directory.find(slot).write_bytes(0, bytes) };
+            filled.slab.free(slot);
+        }
+        while filled.slab.give_back(&directory) {}
+        assert_eq!((filled.slab.mapped(), filled.slab.bytes), (0, 0));
+        filled.allocate(&directory, 96);
+        filled.check_all(&directory);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig {
+            cases: if cfg!(miri) { 4 } else { 128 },
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        })]
+
+        #[test]
+        fn no_slot_is_written_through_another(
+            sizes in vec(96..20_000usize, 1..4),
+            steps in vec((0..8u8, any::<u16>()), 1..600),
+        ) {
+            let (directory, mut filled) = (Directory::new(), Filled::default());
+            for (step, pick) in steps {
+                match step {
+                    0..4 => filled.allocate(&directory, sizes[usize::from(pick) % sizes.len()]),
+                    4..7 if !filled.slots.is_empty() => filled.free(&directory, pick.into()),
+                    4..7 => {}
+                    _ if pick % 8 == 0 => while filled.slab.give_back(&directory) {},
+                    _ => _ = filled.compact(&directory, usize::from(pick % 32)),
+                }
+            }
+            filled.compact(&directory, usize::MAX);
+            prop_assert!(!filled.slab.can_compact());
+            filled.check_all(&directory);
+        }
+    }
+}
