@@ -49,10 +49,11 @@ lint:
 	rebar3 xref
 	rebar3 dialyzer
 
-# Rekindle beside OTP's own caches. Some three quarters of an hour; the tables go to bench/results.
+# Rekindle beside OTP's own caches, on a machine that has nothing else to do (`BUSY=1` runs it anyway, and the report says
+# so). About an hour; the tables go to bench/results and docs/performance.md.
 bench:
 	@scripts/setup.sh
-	@bench/run.sh full
+	@bench/run.sh $(if $(BUSY),--busy) full
 
 # The same with fewer and smaller runs: under two minutes. The tables go to _build/bench/quick.
 bench-quick:
@@ -60,11 +61,12 @@ bench-quick:
 	@bench/run.sh quick _build/bench/quick
 
 # Journals: what they cost, how fast and how large they are, what is lost when, a fleet restarted, and handshakes while
-# a log fails. Some half an hour; the tables go to bench/results.
+# a log fails. Some half an hour, on a machine that has nothing else to do, or with `BUSY=1`; the tables go to bench/results.
 bench-journal:
 	@scripts/setup.sh valkey-server valkey-cli
-	@bench/erl.sh bench_journal full bench/results $$(command -v python3)
-	@bench/erl.sh bench_journal_faults bench/results $$(command -v python3)
+	@LOAD_BEFORE=$$(bench/alone.sh $(if $(BUSY),--busy)) && export LOAD_BEFORE && python=$$(command -v python3) && \
+	    bench/erl.sh bench_journal full bench/results $$python && \
+	    bench/erl.sh bench_journal_faults bench/results $$python
 
 # Random input: a short run, or `make fuzz SECONDS=600` for so long, twice.
 fuzz:

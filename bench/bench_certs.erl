@@ -4,19 +4,29 @@
 
 -include_lib("public_key/include/public_key.hrl").
 
--export([make/2, server_opts/2]).
+-export([make/2, server_opts/2, pieces/1, like/2]).
 
--export_type([key/0]).
+-export_type([key/0, piece/0]).
 
 -type key() :: ecdsa | rsa.
+
+-type piece() :: binary() | {random | hex, Bytes :: pos_integer()}.
+%% Of a client's certificate: what all certificates of one authority have in common, and what each has of its own.
+
+-define(DEVICE, "urn:device:").
+-define(DEVICE_DIGITS, 32).
+%% Sixteen bytes, the first of which makes it a positive number.
+-define(SERIAL, 16#5a000000000000000000000000000001).
+%% Of the signature, all of which no certificate is shorter.
+-define(SIGNATURE_BYTES, 64).
 
 %% @doc Writes everything as PEM files into `Dir'. The client's certificate has about `ClientBytes' bytes.
 -spec make(Dir :: file:filename(), ClientBytes :: pos_integer()) -> ok.
 make(Dir, ClientBytes) ->
     ok = filelib:ensure_dir(filename:join(Dir, "x")),
     Root = public_key:pkix_test_root_cert("Rekindle bench CA", [{digest, sha256}, key(ecdsa)]),
-    {Cert0, _} = identity(Root, client, rsa, filler(0)),
-    {ClientCert, ClientKey} = identity(Root, client, rsa, filler(max(0, ClientBytes - byte_size(Cert0)))),
+    {Cert0, _} = client(Root, 0),
+    {ClientCert, ClientKey} = client(Root, max(0, ClientBytes - byte_size(Cert0))),
     write(Dir, "client", ClientCert, ClientKey),
     [
         begin
@@ -36,6 +46,65 @@ server_opts(Dir, {Key, ClientCert}) ->
             false -> [];
             true -> [{verify, verify_peer}, {fail_if_no_peer_cert, true}, {cacertfile, pem(Dir, "ca")}]
         end.
+
+%% ---- other clients' certificates ----
+
+%% @doc A client's certificate in pieces. Serial number, key, device number and signature differ from client to client.
+-spec pieces(public_key:der_encoded()) -> [piece()].
+pieces(Cert) ->
+    #'OTPCertificate'{tbsCertificate = #'OTPTBSCertificate'{serialNumber = Serial, subjectPublicKeyInfo = KeyInfo}} =
+        public_key:pkix_decode_cert(Cert, otp),
+    #'OTPSubjectPublicKeyInfo'{subjectPublicKey = #'RSAPublicKey'{modulus = Modulus}} = KeyInfo,
+    {Device, Prefix} = binary:match(Cert, <<?DEVICE>>),
+    Own = [
+        number(Serial, Cert),
+        number(Modulus, Cert),
+        {Device + Prefix, hex, ?DEVICE_DIGITS div 2},
+        {byte_size(Cert) - ?SIGNATURE_BYTES, random, ?SIGNATURE_BYTES}
+    ],
+    cut(lists:sort(Own), 0, Cert).
+
+%% All of a number but its first byte, which says how long it is and that it is positive.
+number(Number, Cert) ->
+    {Place, Length} = binary:match(Cert, binary:encode_unsigned(Number)),
+    {Place + 1, random, Length - 1}.
+
+cut([], _, <<>>) ->
+    [];
+cut([], _, Rest) ->
+    [Rest];
+cut([{Place, Kind, Bytes} | Others], From, Cert) ->
+    {Common, Own} = split_binary(Cert, Place - From),
+    Length = length_of({Kind, Bytes}),
+    <<_:Length/binary, Rest/binary>> = Own,
+    [Common, {Kind, Bytes} | cut(Others, Place + Length, Rest)].
+
+length_of({random, Bytes}) -> Bytes;
+length_of({hex, Bytes}) -> 2 * Bytes.
+
+%% @doc The certificate of the `N'th client.
+-spec like([piece()], non_neg_integer()) -> iodata().
+like(Pieces, N) ->
+    Zeros = <<0:(8 * lists:sum([Bytes || {_, Bytes} <- Pieces]))>>,
+    like_with(Pieces, crypto:crypto_one_time(aes_128_ctr, <<0:128>>, <<N:64, 0:64>>, Zeros, true)).
+
+like_with([], <<>>) ->
+    [];
+like_with([{Kind, Bytes} | Pieces], Random) ->
+    <<Own:Bytes/binary, Rest/binary>> = Random,
+    [own(Kind, Own) | like_with(Pieces, Rest)];
+like_with([Common | Pieces], Random) ->
+    [Common | like_with(Pieces, Random)].
+
+own(random, Bytes) -> Bytes;
+own(hex, Bytes) -> binary:encode_hex(Bytes).
+
+%% ---- the authority ----
+
+client(#{key := RootKey} = Root, FillerBytes) ->
+    {Cert, Key} = identity(Root, client, rsa, device(FillerBytes)),
+    #'OTPCertificate'{tbsCertificate = Tbs} = public_key:pkix_decode_cert(Cert, otp),
+    {public_key:pkix_sign(Tbs#'OTPTBSCertificate'{serialNumber = ?SERIAL}, RootKey), Key}.
 
 identity(Root, Role, Key, Extensions) ->
     Other = chain(Root, [{digest, sha256}, key(ecdsa)]),
@@ -60,9 +129,11 @@ chain(Root, Peer) ->
 key(rsa) -> {key, {rsa, 2048, 65537}};
 key(ecdsa) -> {key, {namedCurve, secp256r1}}.
 
-%% An address of that many characters.
-filler(Bytes) ->
-    Uri = "urn:device:" ++ lists:duplicate(max(0, Bytes), $x),
+%% The device's number and, as the rest of its name, so many characters of an address that all devices have.
+device(FillerBytes) ->
+    Address = "?revocation=http://crl.example.org/devices/authority-of-the-second-line/current.crl",
+    Filler = lists:sublist(lists:append(lists:duplicate(FillerBytes div length(Address) + 1, Address)), FillerBytes),
+    Uri = ?DEVICE ++ lists:duplicate(?DEVICE_DIGITS, $0) ++ Filler,
     [#'Extension'{extnID = ?'id-ce-subjectAltName', extnValue = [{uniformResourceIdentifier, Uri}], critical = false}].
 
 write(Dir, Name, Cert, {KeyType, Key}) ->

@@ -1,10 +1,12 @@
 %% @doc CPU time and memory of a process of the operating system, by what Linux says of its threads.
 -module(bench_clock).
 
--export([cpu/0, cpu/1, cpu/2, rss/0, settle/0]).
--export([median/1, percentile/2]).
+-export([cpu/0, cpu/1, cpu/2, cpu_of_erlang/0, cpu_of_native/0, rss/0, settle/0]).
+-export([percentile/2, median/1]).
 
-%% @doc Nanoseconds all threads of this node have run, user and system, also those of the native library.
+-define(BYTES, 64).
+
+%% @doc Nanoseconds that all threads of this node have run, user and system, with those of the native library.
 -spec cpu() -> non_neg_integer().
 cpu() ->
     cpu("self").
@@ -13,28 +15,60 @@ cpu() ->
 cpu(OsPid) ->
     cpu(OsPid, fun(_) -> true end).
 
-%% @doc The same of the threads with such a name.
+%% @doc The same for the threads whose name `IsMeant' accepts.
 -spec cpu(OsPid :: string(), fun((Name :: binary()) -> boolean())) -> non_neg_integer().
 cpu(OsPid, IsMeant) ->
     Tasks = "/proc/" ++ OsPid ++ "/task",
-    case file:list_dir(Tasks) of
-        {ok, Ids} ->
-            Threads = [filename:join(Tasks, Id) || Id <- Ids],
-            lists:sum([thread(filename:join(Thread, "schedstat")) || Thread <- Threads, IsMeant(name(Thread))]);
-        {error, _} when OsPid =:= "self" -> 1_000_000 * element(1, erlang:statistics(runtime))
-    end.
+    {ok, Ids} = file:list_dir(Tasks),
+    Threads = [filename:join(Tasks, Id) || Id <- Ids],
+    lists:sum([run_time(Thread) || Thread <- Threads, IsMeant(name(Thread))]).
 
-thread(File) ->
-    case file:read_file(File) of
+%% @doc The same for the threads of this node that run Erlang code and collect garbage. The threads that read files are
+%% not among them, so that reading this clock hardly counts.
+-spec cpu_of_erlang() -> non_neg_integer().
+cpu_of_erlang() ->
+    cpu("self", fun is_scheduler/1).
+
+%% @doc The same for the threads of Rekindle's library.
+-spec cpu_of_native() -> non_neg_integer().
+cpu_of_native() ->
+    cpu("self", fun is_native/1).
+
+%% `1_scheduler' and `1_dirty_cpu_sch' until OTP 25, then `erts_sched_1' and `erts_dcpus_1'.
+is_scheduler(Name) ->
+    re:run(Name, "^[0-9]+_(scheduler|dirty_cpu)|^erts_(sched|dcpus)_") =/= nomatch.
+
+is_native(Name) ->
+    string:prefix(Name, "rekindle-") =/= nomatch.
+
+run_time(Thread) ->
+    case read(filename:join(Thread, "schedstat")) of
         {ok, Text} -> binary_to_integer(hd(binary:split(Text, <<" ">>)));
         %% The thread has ended.
         {error, _} -> 0
     end.
 
+%% A thread keeps its name: reading it once makes the clock quick.
 name(Thread) ->
-    case file:read_file(filename:join(Thread, "comm")) of
-        {ok, Name} -> string:trim(Name);
-        {error, _} -> <<>>
+    case get({?MODULE, Thread}) of
+        undefined ->
+            case read(filename:join(Thread, "comm")) of
+                {ok, Text} -> Name = string:trim(Text), put({?MODULE, Thread}, Name), Name;
+                {error, _} -> <<>>
+            end;
+        Name ->
+            Name
+    end.
+
+%% Without the process that otherwise reads a node's files, whose work would count.
+read(Name) ->
+    case file:open(Name, [read, raw, binary]) of
+        {ok, File} ->
+            Read = file:read(File, ?BYTES),
+            ok = file:close(File),
+            Read;
+        {error, _} = Error ->
+            Error
     end.
 
 %% @doc Resident bytes of this node.

@@ -16,15 +16,10 @@
 -define(NEW, 1 bsl 43).
 
 %% @doc A row for each cache and for before and during the flood. The cache has room for ten times the devices.
--spec run(file:filename(), rekindle | default, settings()) -> [map()].
+-spec run(file:filename(), bench_store:name(), settings()) -> [map()].
 run(Dir, Name, #{devices := Devices, resumptions := Resumptions} = Settings) ->
     {ok, _} = application:ensure_all_started(ssl),
-    Room = 10 * Devices,
-    Env = #{
-        default => [{session_cache_server_max, Room}],
-        rekindle => [{session_cb_init_args, [{max_sessions, Room}]}]
-    },
-    Node = bench_node:start({Name, maps:get(Name, Env)}),
+    Node = bench_node:start(bench_store:ssl_env(Name, 10 * Devices)),
     {Port, Cache, Template} = bench_node:call(Node, fun() -> listen(Dir) end),
     Sessions = [Session || _ <- lists:seq(1, Devices), {_, Session, _} <- [connect(Port, none)]],
     %% Each has come back once.

@@ -1,74 +1,86 @@
 %% @doc Real handshakes with a listener whose cache already holds many sessions.
 %%
-%% The server is a node of its own. The client is OpenSSL's (handshakes.py), because it needs far less time than the
+%% Each server is a node of its own. The client is OpenSSL's (handshakes.py), because it needs far less time than the
 %% server, and makes one connection at a time: so the latencies are those of the server and not of a queue, and what
-%% its process spends is the CPU time of that one handshake. The default cache and Rekindle take turns.
+%% its process spends is the CPU time of that one handshake. The servers take turns.
 %%
-%% Or, for `busy', connections come at a steady rate whether the server is ready or not, while sessions are registered,
-%% as other listeners' cores would do it: so each connection that a pause of OTP's cache process delays is counted.
+%% While a cache is busy, connections come at a steady rate whether the server is ready or not, and others register
+%% sessions, so that each new one pushes out an old one: each connection that a pause of OTP's cache process delays counts.
 -module(bench_handshakes).
 
--export([run/4]).
+-export([run/5, busy/4]).
 -export([listen/3, accept/1]).
 
-%% Numbers of connections. `busy' is for the last of the sizes only, and may be left out.
--type settings() :: #{
-    python := string(),
-    rounds := pos_integer(),
-    full := pos_integer(),
-    resumed := pos_integer(),
-    busy => pos_integer()
-}.
+%% Numbers of connections in each round.
+-type settings() :: #{python := string(), rounds := pos_integer(), full := pos_integer(), resumed := pos_integer()}.
+-type busy_settings() :: #{python := string(), rounds := pos_integer(), connections := pos_integer()}.
 
 -define(ACCEPTORS, 8).
-%% A second.
+-define(WARM_UP, 60).
+%% In each second.
 -define(ARRIVALS, 200).
 -define(REGISTRATIONS, 2_000).
 -define(REGISTRATIONS_AT_ONCE, 10).
+%% Room for the sessions of the handshakes measured.
+-define(SPARE_ROOM, 100_000).
 %% Numbers no session in the cache has.
 -define(NEW, 1 bsl 42).
 
-%% @doc A row for each number of sessions in the cache, kind of handshake and cache. `Sizes' ascend.
--spec run(file:filename(), bench_sessions:workload(), Sizes :: [pos_integer()], settings()) -> [map()].
-run(Dir, Workload, Sizes, #{python := Python} = Settings) ->
-    Servers = [server(Name, Dir, Workload, lists:last(Sizes)) || Name <- [default, rekindle]],
+%% @doc A row for each number of sessions in the cache, kind of handshake and cache. `Sizes' ascend. What is measured is a
+%% list with a value for each round.
+-spec run(file:filename(), bench_sessions:workload(), Sizes :: [pos_integer()], [bench_store:name()], settings()) -> [map()].
+run(Dir, Workload, Sizes, Names, Settings) ->
+    Room = 2 * lists:last(Sizes) + ?SPARE_ROOM,
+    with_servers(Dir, Workload, [{Name, Room} || Name <- Names], Settings, fun(Empty, Client) ->
+        {_, Rows} = lists:foldl(
+            fun(Size, {Servers, Rows}) ->
+                Filled = fill([{Server, Size} || Server <- Servers]),
+                Kinds = [{Kind, io_lib:format("~s ~b", [Kind, maps:get(Kind, Settings)])} || Kind <- [full, resumed]],
+                New = [Row#{handshake => Kind} || {Kind, Task} <- Kinds, Row <- measure(Filled, Client, Task, Settings)],
+                {Filled, Rows ++ New}
+            end,
+            {Empty, []},
+            Sizes
+        ),
+        [Row#{workload => Workload} || Row <- Rows]
+    end).
+
+%% @doc A row for each cache, which is full, while sessions are registered.
+-spec busy(file:filename(), bench_sessions:workload(), [{bench_store:name(), Size :: pos_integer()}], busy_settings()) -> [map()].
+busy(Dir, Workload, Caches, #{connections := Count} = Settings) ->
+    with_servers(Dir, Workload, Caches, Settings, fun(Empty, Client) ->
+        Filled = [Server#{registers => true} || Server <- fill(lists:zip(Empty, [Size || {_, Size} <- Caches]))],
+        Task = io_lib:format("returning ~b ~b", [Count, ?ARRIVALS]),
+        [Row#{workload => Workload} || Row <- measure(Filled, Client, Task, Settings)]
+    end).
+
+%% ---- the servers ----
+
+with_servers(Dir, Workload, Caches, #{python := Python}, Use) ->
+    Servers = [server(Dir, Workload, Name, Room) || {Name, Room} <- Caches],
     Client = open_port({spawn_executable, Python}, [
         {args, ["bench/handshakes.py", filename:join(Dir, "client.pem")]},
         {line, 1 bsl 24},
         exit_status
     ]),
-    {_, Rows} = lists:foldl(
-        fun(Size, {From, Rows}) ->
-            fill(Servers, From, Size - 1),
-            Kinds = [Kind || Kind <- [full, resumed, busy], is_map_key(Kind, Settings), Kind =/= busy orelse Size =:= lists:last(Sizes)],
-            {Size, Rows ++ [Row#{size => Size, workload => Workload} || Row <- measure(Servers, Client, Kinds, Settings)]}
-        end,
-        {0, []},
-        Sizes
-    ),
-    port_close(Client),
-    [bench_node:stop(Node) || #{node := Node} <- Servers],
-    Rows.
+    try
+        Use(Servers, Client)
+    after
+        port_close(Client),
+        [bench_node:stop(Node) || #{node := Node} <- Servers]
+    end.
 
-%% ---- the servers ----
-
-server(Name, Dir, Workload, Size) ->
-    %% Room for the sessions of the handshakes measured.
-    Env =
-        case Name of
-            default -> [{session_cache_server_max, 2 * Size + 100_000}];
-            rekindle -> [{session_cb_init_args, [{max_bytes, bench_store:max_bytes(Size)}]}]
-        end,
-    Node = bench_node:start({Name, Env}),
+server(Dir, Workload, Name, Room) ->
+    Node = bench_node:start(bench_store:ssl_env(Name, Room)),
     Started = bench_node:call(Node, fun() -> start(Dir, Workload) end),
-    Started#{node => Node, name => Name, os_pid => bench_node:os_pid(Node)}.
+    Started#{node => Node, name => Name, size => 0, registers => false, os_pid => bench_node:os_pid(Node)}.
 
 start(Dir, Workload) ->
     Template = bench_sessions:template(Dir, Workload),
     Listener = listen(Dir, Workload, 0),
     {ok, {_, Port}} = ssl:sockname(Listener),
     Cache = bench_process:cache_of(Listener),
-    #{port => Port, cache => Cache, keeper => spawn(fun() -> keep(Template, Cache) end)}.
+    #{port => Port, keeper => spawn(fun() -> keep(Template, Cache) end)}.
 
 %% @doc A listener at this port, or at any if it is 0, that stays when the caller ends.
 -spec listen(file:filename(), bench_sessions:workload(), inet:port_number()) -> ssl:sslsocket().
@@ -123,71 +135,48 @@ accept(Listener) ->
     end,
     accept(Listener).
 
-fill(Servers, From, To) ->
-    Self = self(),
+%% All servers at once, each from the size it has.
+fill(Servers) ->
     Filling = [
-        spawn_link(fun() ->
-            ok = bench_node:call(Node, fun() -> fill_here(Keeper, From, To) end),
-            Self ! {filled, self()}
+        spawn_monitor(fun() ->
+            filled = ask_keeper(Server, {fill, From, Size - 1}),
+            ok = bench_node:call(Node, fun bench_clock:settle/0)
         end)
-     || #{node := Node, keeper := Keeper} <- Servers
+     || {#{node := Node, size := From} = Server, Size} <- Servers
     ],
-    [
+    [normal = receive {'DOWN', Monitor, process, _, Reason} -> Reason end || {_, Monitor} <- Filling],
+    [Server#{size := Size} || {Server, Size} <- Servers].
+
+ask_keeper(#{node := Node, keeper := Keeper}, Task) ->
+    bench_node:call(Node, fun() ->
+        Keeper ! {self(), Task},
         receive
-            {filled, Pid} -> ok
+            {Keeper, Reply} -> Reply
         end
-     || Pid <- Filling
-    ].
-
-fill_here(Keeper, From, To) ->
-    filled = ask(Keeper, {fill, From, To}),
-    bench_clock:settle().
-
-ask(Keeper, Task) ->
-    Keeper ! {self(), Task},
-    receive
-        {Keeper, Reply} -> Reply
-    end.
+    end).
 
 %% ---- the rounds ----
 
-measure(Servers, Client, Kinds, #{rounds := Rounds} = Settings) ->
-    lists:append([
-        begin
-            Count = maps:get(Kind, Settings),
-            _ = [handshakes(Server, Client, Kind, max(20, Count div 20)) || Server <- Servers],
-            All = [[{Name, handshakes(Server, Client, Kind, Count)} || #{name := Name} = Server <- Servers] || _ <- lists:seq(1, Rounds)],
-            [row(Name, Kind, [proplists:get_value(Name, Round) || Round <- All]) || #{name := Name} <- Servers]
-        end
-     || Kind <- Kinds
-    ]).
+measure(Servers, Client, Task, #{rounds := Rounds}) ->
+    [connect(Server, Client, io_lib:format("resumed ~b", [?WARM_UP])) || Server <- Servers],
+    All = [[turn(Server, Client, Task) || Server <- Servers] || _ <- lists:seq(1, Rounds)],
+    [
+        row(Server, [lists:nth(Place, Round) || Round <- All])
+     || {Place, Server} <- lists:zip(lists:seq(1, length(Servers)), Servers)
+    ].
 
-row(Name, Kind, Rounds) ->
-    Latencies = lists:append([Of || {_, Of} <- Rounds]),
-    Percentile = fun(Part) -> bench_clock:percentile(Latencies, Part) end,
-    #{
-        store => Name,
-        handshake => Kind,
-        count => length(Latencies),
-        per_second => bench_clock:median([length(Of) * 1.0e9 / lists:sum(Of) || {_, Of} <- Rounds]),
-        server_cpu_ns => bench_clock:median([Cpu / length(Of) || {Cpu, Of} <- Rounds]),
-        p50_ns => Percentile(0.5),
-        p99_ns => Percentile(0.99),
-        p999_ns => Percentile(0.999),
-        max_ns => lists:max(Latencies)
-    }.
-
-handshakes(#{node := Node, keeper := Keeper} = Server, Client, busy, Count) ->
-    registering = bench_node:call(Node, fun() -> ask(Keeper, register) end),
-    Done = connect(Server, Client, "resumed ~b ~b", [Count, ?ARRIVALS]),
-    stopped = bench_node:call(Node, fun() -> ask(Keeper, stop) end),
+turn(#{registers := true} = Server, Client, Task) ->
+    registering = ask_keeper(Server, register),
+    Done = connect(Server, Client, Task),
+    stopped = ask_keeper(Server, stop),
     Done;
-handshakes(Server, Client, Kind, Count) ->
-    connect(Server, Client, "~s ~b", [Kind, Count]).
+turn(Server, Client, Task) ->
+    connect(Server, Client, Task).
 
-connect(#{port := Port, os_pid := OsPid}, Client, Format, Args) ->
+%% The CPU time that the server has used, and the time of each connection.
+connect(#{port := Port, os_pid := OsPid}, Client, Task) ->
     Before = bench_clock:cpu(OsPid),
-    port_command(Client, io_lib:format("~b " ++ Format ++ "~n", [Port | Args])),
+    port_command(Client, io_lib:format("~b ~s~n", [Port, Task])),
     receive
         {Client, {data, {eol, Line}}} ->
             Cpu = bench_clock:cpu(OsPid) - Before,
@@ -195,3 +184,19 @@ connect(#{port := Port, os_pid := OsPid}, Client, Format, Args) ->
         {Client, {exit_status, Status}} ->
             error({client_ended, Status})
     end.
+
+%% A time below zero is that of a connection whose session was gone.
+row(#{name := Name, size := Size}, Rounds) ->
+    Each = fun(Of) -> [Of(Cpu, Times, [Time || Time <- Times, Time >= 0]) || {Cpu, Times} <- Rounds] end,
+    Percentile = fun(Part) -> Each(fun(_, _, Kept) -> bench_clock:percentile(Kept, Part) end) end,
+    #{
+        store => Name,
+        size => Size,
+        count => lists:sum(Each(fun(_, Times, _) -> length(Times) end)),
+        as_asked => lists:sum(Each(fun(_, _, Kept) -> length(Kept) end)),
+        server_cpu_ns => Each(fun(Cpu, Times, _) -> Cpu / length(Times) end),
+        p50_ns => Percentile(0.5),
+        p99_ns => Percentile(0.99),
+        p999_ns => Percentile(0.999),
+        max_ns => Percentile(1.0)
+    }.

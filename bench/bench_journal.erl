@@ -4,6 +4,8 @@
 
 -export([start/1]).
 
+-import(bench_report, [table/2, count/1]).
+
 -define(CLIENT_CERT_BYTES, 900).
 -define(WARM_UP, 10_000).
 
@@ -30,7 +32,8 @@ start([Mode, Results, Python]) ->
     ],
     ok = file:del_dir_r(Dir),
     Took = erlang:monotonic_time(second) - Begun,
-    Text = [title(bench_report:machine(Mode, Took)) | Parts],
+    About = bench_report:about("make bench-journal", bench_report:machine(Took)),
+    Text = ["# Journals\n\n", About, "\n" | Parts],
     ok = file:write_file(filename:join(Results, "journal_fleet.md"), unicode:characters_to_binary(Text)),
     halt(0).
 
@@ -253,10 +256,10 @@ make_slowly(From, Count) ->
         begin
             timer:sleep(5),
             Now = bench_journal_node:now_us(),
-            ok = rekindle:update(Cache, Id, Session),
+            ok = rekindle:update(Cache, bench_sessions:key(Session), Session),
             Now
         end
-     || {Id, Session} <- bench_journal_node:chunk(From, From + Count - 1)
+     || Session <- bench_journal_node:chunk(From, From + Count - 1)
     ].
 
 watch(From, Count) ->
@@ -320,8 +323,8 @@ load(From, Rate, Times) ->
 load(Cache, File, From, Count, Rate, Start) ->
     case (bench_journal_node:now_us() - Start) * Rate div 1_000_000 of
         Due when Due > Count ->
-            [{Id, Session}] = bench_journal_node:chunk(From + Count, From + Count),
-            ok = rekindle:update(Cache, Id, Session),
+            [Session] = bench_journal_node:chunk(From + Count, From + Count),
+            ok = rekindle:update(Cache, bench_sessions:key(Session), Session),
             ok = file:write(File, <<(bench_journal_node:now_us()):64>>),
             load(Cache, File, From, Count + 1, Rate, Start);
         _ ->
@@ -341,14 +344,14 @@ lost(Stamps, Held) ->
 
 storm(#{devices := Devices, certs := Certs} = Setting) ->
     Shared = with_valkey(Setting, fun(Valkey) -> bench_storm:run(Certs, rekindle, journal(valkey, Valkey, Setting), Setting) end),
-    Rows = Shared ++ bench_storm:run(Certs, default, none, Setting),
+    Rows = Shared ++ bench_storm:run(Certs, gb_trees, none, Setting),
     [
         "\n## All devices at once, after a rolling restart\n\nThree nodes, ", count(Devices), " devices (OpenSSL's TLS 1.2, ECDSA P-256, eight "
         "at a time, each to a random node). They come without a session; the nodes are restarted one after the other; they come back. "
         "CPU time for a connection. OTP's cache has room for all. Mark: 99 % resumed.\n\n",
         table(["cache", "storm", "resumed", "failed", "handshakes a second", "nodes' CPU", "devices' CPU"], [
             [
-                maps:get(Store, #{rekindle => "Rekindle, Valkey", default => "OTP's own"}),
+                maps:get(Store, #{rekindle => "Rekindle, Valkey", gb_trees => "OTP's own"}),
                 maps:get(Storm, #{first => "first", restarted => "after the restarts"}),
                 io_lib:format("~.2f %", [100 * Resumed]), integer_to_list(Failed), whole(Rate), [whole(Nodes / 1000), " µs"],
                 [whole(Client / 1000), " µs"]
@@ -386,19 +389,6 @@ fresh(Name, #{dir := Dir}) ->
     filename:join(Dir, Name ++ integer_to_list(erlang:unique_integer([positive]))).
 
 %% ---- words ----
-
-title(#{mode := Mode, seconds := Seconds, cpu := Cpu, cores := Cores, system := System, otp := Otp, commit := Commit, load_after := Load}) ->
-    io_lib:format(
-        "# Journals\n\n`make bench-journal` (~ts), ~b s, commit ~ts. ~ts, ~b cores, ~ts, OTP ~ts. Load average at the end: ~ts.\n",
-        [Mode, Seconds, Commit, Cpu, Cores, System, Otp, Load]
-    ).
-
-table(Head, Rows) ->
-    Line = fun(Cells) -> ["| ", lists:join(" | ", Cells), " |\n"] end,
-    [Line(Head), Line(["---" | ["---:" || _ <- tl(Head)]]) | lists:map(Line, Rows)].
-
-count(Number) when Number < 1000 -> integer_to_list(Number);
-count(Number) -> [count(Number div 1000), io_lib:format(",~3..0b", [Number rem 1000])].
 
 whole(Value) when Value < 0 -> ["-", whole(-Value)];
 whole(Value) -> count(round(Value)).

@@ -46,8 +46,8 @@ start([Results, Python]) ->
             [rekindle_clients:run("umount", ["-l", Disk], [], 10_000) || {_, Disk} <- Disks],
             file:del_dir_r(Dir)
         end,
-    Machine = bench_report:machine("journal_faults", erlang:monotonic_time(second) - Began),
-    ok = file:write_file(filename:join(Results, "journal_faults.md"), page(Measured, Machine)),
+    About = bench_report:about("make bench-journal", bench_report:machine(erlang:monotonic_time(second) - Began)),
+    ok = file:write_file(filename:join(Results, "journal_faults.md"), page(Measured, About)),
     halt(0).
 
 %% ---- the nodes ----
@@ -206,7 +206,7 @@ row(Kind, #{name := Name}, Turns) ->
 
 %% ---- the page ----
 
-page({Rows, Recovered}, #{cpu := Cpu, cores := Cores, otp := Otp, seconds := Seconds, load_after := Load, commit := Commit}) ->
+page({Rows, Recovered}, About) ->
     [
         "# Handshakes while a journal's log fails\n\n"
         "One node each, TLS 1.2, ECDSA P-256, no client certificates. ", integer_to_list(?ROUNDS), " turns of ",
@@ -219,21 +219,19 @@ page({Rows, Recovered}, #{cpu := Cpu, cores := Cores, otp := Otp, seconds := Sec
             io_lib:format("The server that was stopped all the time was so for ~b s; ~.1f s after that its journal worked again.\n\n", [Down div 1000, Up / 1000])
          || {Down, Up} <- Recovered
         ],
-        Cpu, ", ", integer_to_list(Cores), " cores, shared with the clients; OTP ", Otp, "; commit ", Commit, "; took ",
-        integer_to_list(Seconds), " s; load ", Load, " after.\n",
+        About, " The clients share the cores.\n",
         [table(Kind, [Row || {K, _, _, _} = Row <- Rows, K =:= Kind]) || Kind <- maps:keys(?RATES)]
     ].
 
 table(Kind, [{_, _, _, Base} | _] = Rows) ->
+    Head = ["journal", "handshakes", "p50, ms", "ratio", "p99.9, ms", "ratio", "CPU per handshake, ms", "ratio"],
     [
-        "\n## ", string:titlecase(atom_to_list(Kind)), "\n\n"
-        "| Journal | Handshakes | p50, ms | ratio | p99.9, ms | ratio | CPU a handshake, ms | ratio |\n"
-        "|---|---:|---:|---:|---:|---:|---:|---:|\n",
-        [
-            ["| ", Name, " | ", integer_to_list(Count), [
-                io_lib:format(" | ~.2f | ~.2f", [Figure / 1.0e6, Figure / Of])
-             || {Figure, Of} <- lists:zip(Figures, Base)
-            ], " |\n"]
+        "\n## ", string:titlecase(atom_to_list(Kind)), "\n\n",
+        bench_report:table(Head, [
+            [Name, bench_report:count(Count) | lists:append([ratio(Figure, Of) || {Figure, Of} <- lists:zip(Figures, Base)])]
          || {_, Name, Count, Figures} <- Rows
-        ]
+        ])
     ].
+
+ratio(Figure, Of) ->
+    [io_lib:format("~.2f", [Value]) || Value <- [Figure / 1.0e6, Figure / Of]].

@@ -98,14 +98,14 @@ cache() ->
 template() ->
     persistent_term:get({?MODULE, template}).
 
--spec chunk(non_neg_integer(), non_neg_integer()) -> [{ssl:session_id(), tuple()}].
+-spec chunk(non_neg_integer(), non_neg_integer()) -> [Session :: tuple()].
 chunk(From, To) ->
     bench_sessions:chunk(template(), From, To).
 
--spec update_all([{ssl:session_id(), tuple()}]) -> ok.
+-spec update_all([Session :: tuple()]) -> ok.
 update_all(Sessions) ->
     Cache = cache(),
-    lists:foreach(fun({Id, Session}) -> rekindle:update(Cache, Id, Session) end, Sessions).
+    lists:foreach(fun(Session) -> rekindle:update(Cache, bench_sessions:key(Session), Session) end, Sessions).
 
 %% @doc Registers the sessions from `From' to, but without, `To', and makes them meanwhile.
 -spec fill(non_neg_integer(), non_neg_integer()) -> ok.

@@ -1,219 +1,248 @@
 %% @doc What a lookup that hits, one that misses, an insertion and a deletion cost.
 %%
-%% All caches are filled with the same sessions, in one node, and measured in turn, round by round. Every session
-%% comes to the process that works on a cache in a message, as in OTP. Keys are random, asked for in random order,
-%% and made before the clock starts. What the same loop takes with a cache that does nothing is taken off.
+%% All caches of a node hold the same sessions and are measured in turn, round by round, each in the process that
+%% opened it. What that process works on is not on its heap, where each garbage collection would copy it, more often for
+%% one cache than for another: keys are literals, and a session to insert is copied out of a table, as a message is copied.
+%% A cache that does nothing tells what the loop costs; the reader of the results takes that off.
 -module(bench_micro).
 
 -export([run/4]).
 
--type settings() :: #{processes := [1..2], rounds := pos_integer(), lookups := pos_integer(), churn_chunks := pos_integer()}.
+-type cache() :: {bench_store:name(), Size :: pos_integer(), Processes :: 1..2}.
 
-%% Sessions in one message: many more at once, and the garbage collections of gb_trees get costlier than they are.
--define(CHURN_CHUNK, 200).
+-type settings() :: #{
+    operations := [hit | miss | churn],
+    rounds := pos_integer(),
+    lookups := pos_integer(),
+    churn := Sessions :: pos_integer()
+}.
+
+-type row() :: #{
+    store := bench_store:name(),
+    workload := bench_sessions:workload(),
+    size := pos_integer(),
+    processes := 1..2,
+    operation := hit | miss | insert | delete,
+    words => non_neg_integer(),
+    bytes => pos_integer(),
+    cpu_ns := [float()],
+    native_ns := [float()],
+    wall_ns := [float()]
+}.
+%% `words' is the size of the term that a hit returns, `bytes' what Rekindle's scope takes. The others have a value for
+%% each round, in nanoseconds for each operation: CPU time of the threads that run Erlang; CPU time of Rekindle's own
+%% threads, then and shortly after; and time by the clock, where two processes count as one that is twice as fast.
+
+%% Sessions inserted before they are deleted again, so that a cache keeps about its size.
+-define(MOST_FRESH, 1000).
+%% For Rekindle's own threads to do what a turn has left for them.
+-define(PAUSE_MS, 20).
+%% So few keys that they do not push a small cache out of the processor's, and no fewer than a large cache has sessions.
+-define(FEWEST_KEYS, 20_000).
+%% Numbers of sessions that are in no cache.
 -define(MISSING, 1 bsl 40).
 -define(FRESH, 1 bsl 41).
 
-%% @doc A row for each cache, number of processes and operation, with `Size' sessions in each cache.
-%%
-%% Two processes share one cache. Where they cannot (`gb_trees'), each has its own with half of the sessions.
--spec run(file:filename(), bench_sessions:workload(), Size :: pos_integer(), settings()) -> [map()].
-run(Dir, Workload, Size, #{processes := Counts} = Settings) ->
+%% @doc A row for each cache and operation. `Caches' says how many sessions are in each, and how many processes look them up
+%% at once; insertions are made by one.
+-spec run(file:filename(), bench_sessions:workload(), [cache()], settings()) -> [row()].
+run(Dir, Workload, Caches, #{operations := Operations} = Settings) ->
     Template = bench_sessions:template(Dir, Workload),
-    Crews = [crew(Name, Size, Counts) || Name <- bench_store:all()],
-    fill(Template, Size, Crews),
-    Rows = lists:append([
-        measure(Operation, Template, Size, Crews, Processes, Settings)
-     || Processes <- Counts, Operation <- [hit, miss, churn]
-    ]),
-    [Row#{size => Size, workload => Workload} || Row <- Rows].
+    Crews = [crew(Cache) || Cache <- Caches],
+    fill(Template, Crews),
+    [ok = bench_store:compress(Scope) || #{name := rekindle_compressed, scope := Scope} <- Crews],
+    bench_clock:settle(),
+    [Row#{workload => Workload} || Operation <- Operations, Row <- measure(Operation, Template, Crews, Settings)].
 
-%% ---- who works on a cache ----
+%% ---- the processes of a cache ----
 
-%% The processes that share the sessions, alone and two together.
-crew(gb_trees, _Size, Counts) ->
-    Crew = maps:from_list([
-        {Count, [worker(bench_store:open(gb_trees, []), {Rest, Count}) || Rest <- lists:seq(0, Count - 1)]}
-     || Count <- Counts
-    ]),
-    Crew#{name => gb_trees, fill => lists:append(maps:values(Crew))};
-crew(Name, Size, _Counts) ->
-    Store = bench_store:open(Name, [{max_bytes, bench_store:max_bytes(Size)}, {max_sessions, infinity}]),
-    [First, Second] = [worker(Store, {0, 1}) || _ <- [1, 2]],
-    #{name => Name, 1 => [First], 2 => [First, Second], fill => [First]}.
+%% A worker is `{Process, Number, Part}': it looks up sessions of this part.
+crew({Name, Size, Processes} = Scope) ->
+    Config = #{scope => Scope, options => [{max_bytes, bench_store:max_bytes(Size)}, {max_sessions, infinity}]},
+    First = bench_worker:start(fun() -> bench_store:open(Name, Config) end),
+    Workers = workers(Processes, First, Name, Config),
+    %% Where two have the same part, one of them fills the cache of both.
+    #{name => Name, size => Size, scope => Scope, workers => Workers, fill => lists:ukeysort(3, Workers)}.
 
-worker(Store, Part) ->
-    {spawn_link(fun() -> work(Store, none) end), Part}.
-
-chunk_size(Size) ->
-    min(1000, Size div 2).
-
-fill(Template, Size, Crews) ->
-    Chunk = chunk_size(Size),
-    lists:foreach(
-        fun(Index) ->
-            Sessions = bench_sessions:chunk(Template, Index * Chunk, (Index + 1) * Chunk - 1),
-            [
-                ask(Worker, {insert, Sessions})
-             || #{fill := Workers} <- Crews, {_, {Rest, Parts}} = Worker <- Workers, Index rem Parts =:= Rest
-            ]
-        end,
-        lists:seq(0, Size div Chunk - 1)
-    ).
-
-%% ---- rounds ----
-
-measure(churn, Template, _Size, Crews, Processes, #{rounds := Rounds, churn_chunks := Chunks}) ->
-    Length = ?CHURN_CHUNK,
-    Feed = [fresh(Template, Length, Number) || Number <- lists:seq(1, Chunks * Processes)],
-    Nets = rounds(Rounds, Crews, fun(#{Processes := Workers}) -> churn(Workers, Feed) end),
-    Count = Chunks * Processes * Length,
-    lists:append([
-        [
-            row(Name, insert, Processes, Count, [Cpu * Insert / (Insert + Delete), Insert]),
-            row(Name, delete, Processes, Count, [Cpu * Delete / (Insert + Delete), Delete])
-        ]
-     || {Name, [Cpu, Insert, Delete]} <- Nets
-    ]);
-measure(Operation, _Template, Size, Crews, Processes, #{rounds := Rounds, lookups := Lookups}) ->
-    [
-        ask(Worker, {keys, [key(Operation, Size, Part) || _ <- lists:seq(1, Lookups)]})
-     || #{Processes := Workers} <- Crews, {_, Part} = Worker <- Workers
-    ],
-    Nets = rounds(Rounds, Crews, fun(#{name := Name, Processes := Workers}) ->
-        lookups(Workers, expected(Name, Operation, Lookups))
+workers(1, First, _, _) ->
+    [{First, 1, {0, 1}}];
+workers(2, First, Name, Config) ->
+    Store = bench_worker:run(First, fun(Store) -> {Store, Store} end),
+    Self = self(),
+    Second = bench_worker:start(fun() ->
+        {Sessions, Joined} = bench_store:join(Name, Store, Config),
+        Self ! {self(), Sessions},
+        Joined
     end),
-    [row(Name, Operation, Processes, Lookups * Processes, Net) || {Name, Net} <- Nets].
+    receive
+        {Second, own} -> [{First, 1, {0, 2}}, {Second, 2, {1, 2}}];
+        {Second, shared} -> [{First, 1, {0, 1}}, {Second, 2, {0, 1}}]
+    end.
 
-%% All caches once in each round. The medians of each cache, less those of the cache that does nothing.
-rounds(Rounds, Crews, Measure) ->
-    All = [[{Name, Measure(Crew)} || #{name := Name} = Crew <- Crews] || _ <- lists:seq(1, Rounds)],
-    [{null, Baseline} | Medians] = [
-        {Name, medians([proplists:get_value(Name, Round) || Round <- All])}
-     || #{name := Name} <- Crews
+fill(Template, Crews) ->
+    Most = lists:max([Size || #{size := Size} <- Crews]),
+    lists:foreach(fun(From) -> fill(Template, Crews, From, min(From + 1000, Most) - 1) end, lists:seq(0, Most - 1, 1000)).
+
+fill(Template, Crews, From, To) ->
+    Numbered = lists:zip(lists:seq(From, To), bench_sessions:chunk(Template, From, To)),
+    bench_worker:run_all([
+        {Worker, inserting([Session || {N, Session} <- Numbered, N < Size, N rem Parts =:= Rest])}
+     || #{fill := Workers, size := Size} <- Crews, {Worker, _, {Rest, Parts}} <- Workers
+    ]).
+
+inserting(Sessions) ->
+    fun(Store) -> {ok, lists:foldl(fun(Session, Acc) -> bench_store:insert(Acc, Session) end, Store, Sessions)} end.
+
+%% ---- operations ----
+
+measure(churn, Template, [#{size := Size} | _] = Crews, #{rounds := Rounds, churn := Sessions}) ->
+    Length = min(?MOST_FRESH, max(1, Size div 5)),
+    Count = max(1, Sessions div Length),
+    Feed = feed(Template, Length, Count),
+    Turns = rounds(Rounds, Crews, fun(_, _) -> fun(Store) -> churn(Store, Feed, Length, Count, {0, 0}) end end),
+    [
+        row(Crew, Operation, Length * Count, [churned(Operation, Turn) || Turn <- Of])
+     || {Crew, Of} <- Turns, Operation <- [insert, delete]
+    ];
+measure(Operation, _Template, Crews, #{rounds := Rounds, lookups := Lookups}) ->
+    Turns = rounds(Rounds, Crews, fun(#{size := Size}, {_, Number, Part}) ->
+        Keys = keys({?MODULE, Operation, Size, Number, Part}, Lookups),
+        fun(Store) -> {timed_lookups(Store, persistent_term:get(Keys), Lookups), Store} end
+    end),
+    [
+        (row(Crew, Operation, Lookups * length(Workers), [looked_up(expected(Crew, Operation, Lookups), Turn) || Turn <- Of]))#{
+            words => words(hd(Workers))
+        }
+     || {#{workers := Workers} = Crew, Of} <- Turns
+    ].
+
+row(#{name := Name, size := Size, workers := Workers} = Crew, Operation, Count, Samples) ->
+    Each = fun(Place) -> [element(Place, Sample) / Count || Sample <- Samples] end,
+    Row = #{
+        store => Name,
+        size => Size,
+        processes => length(Workers),
+        operation => Operation,
+        cpu_ns => Each(1),
+        native_ns => Each(2),
+        wall_ns => Each(3)
+    },
+    case Name of
+        rekindle -> Row#{bytes => bytes(Crew)};
+        rekindle_compressed -> Row#{bytes => bytes(Crew)};
+        _ -> Row
+    end.
+
+bytes(#{scope := Scope}) ->
+    #{bytes := Bytes} = bench_store:info(Scope),
+    Bytes.
+
+%% The term is that of the first session.
+words({Worker, _, _}) ->
+    bench_worker:run(Worker, fun(Store) -> {erts_debug:flat_size(bench_store:lookup(Store, bench_sessions:id(0))), Store} end).
+
+%% ---- turns ----
+
+%% All caches have a turn in each round, each time another one the first. The first round is not counted.
+rounds(Rounds, Crews, Task) ->
+    Tasks = [{Crew, [{Worker, Task(Crew, All)} || {Worker, _, _} = All <- Workers]} || #{workers := Workers} = Crew <- Crews],
+    [_ | Counted] = [
+        begin
+            {Last, First} = lists:split(Round rem length(Tasks), Tasks),
+            [{Crew, turn(Work)} || {Crew, Work} <- First ++ Last]
+        end
+     || Round <- lists:seq(0, Rounds)
     ],
-    [{Name, lists:zipwith(fun erlang:'-'/2, Of, Baseline)} || {Name, Of} <- Medians].
+    [{Crew, [proplists:get_value(Crew, Round) || Round <- Counted]} || Crew <- Crews].
 
-medians([[] | _]) -> [];
-medians(Samples) -> [bench_clock:median([hd(Sample) || Sample <- Samples]) | medians([tl(Sample) || Sample <- Samples])].
+turn(Tasks) ->
+    {Cpu, Native} = {bench_clock:cpu_of_erlang(), bench_clock:cpu_of_native()},
+    Replies = bench_worker:run_all(Tasks),
+    Used = bench_clock:cpu_of_erlang() - Cpu,
+    timer:sleep(?PAUSE_MS),
+    #{cpu => Used, native => bench_clock:cpu_of_native() - Native, replies => Replies}.
 
-row(Name, Operation, Processes, Count, [Cpu, Wall]) ->
-    #{store => Name, operation => Operation, processes => Processes, cpu_ns => Cpu / Count, wall_ns => Wall / Count}.
+%% {Cpu, Native, Wall} of a turn.
+looked_up(Expected, #{cpu := Cpu, native := Native, replies := Replies}) ->
+    [Expected] = lists:usort([Hits || {_, _, Hits} <- Replies]),
+    Wall = lists:max([End || {_, End, _} <- Replies]) - lists:min([Start || {Start, _, _} <- Replies]),
+    {Cpu, Native, nanoseconds(Wall)}.
 
-%% [Cpu, Wall] in nanoseconds.
-lookups(Workers, Expected) ->
-    [prepare(Worker, lookups) || Worker <- Workers],
-    Cpu = bench_clock:cpu(),
-    Done = go(Workers),
-    Used = bench_clock:cpu() - Cpu,
-    [Expected = Hits || {Hits, _} <- Done],
-    [Used, lists:max([Wall || {_, Wall} <- Done])].
+%% Insertions and deletions take turns too short for the clock of CPU time, and are told apart by the other clock.
+%% Rekindle's own threads work on what was inserted.
+churned(insert, #{cpu := Cpu, native := Native, replies := [{Insert, Delete}]}) ->
+    {Cpu * Insert / (Insert + Delete), Native, nanoseconds(Insert)};
+churned(delete, #{cpu := Cpu, replies := [{Insert, Delete}]}) ->
+    {Cpu * Delete / (Insert + Delete), 0, nanoseconds(Delete)}.
 
-%% [Cpu, WallOfInsertions, WallOfDeletions] in nanoseconds. The CPU time is that of both: they take turns too
-%% short for that clock, and are told apart by the wall clock.
-churn(Workers, Feed) ->
-    Cpu = bench_clock:cpu(),
-    Walls = churn_chunks(Workers, Feed, []),
-    Used = bench_clock:cpu() - Cpu,
-    [Used, lists:sum([Insert || {Insert, _} <- Walls]), lists:sum([Delete || {_, Delete} <- Walls])].
+nanoseconds(Native) ->
+    erlang:convert_time_unit(Native, native, nanosecond).
 
-churn_chunks(_Workers, [], Walls) ->
-    Walls;
-churn_chunks(Workers, Feed, Walls) ->
-    {Chunks, Rest} = lists:split(length(Workers), Feed),
-    [prepare(Worker, {churn, Chunk}) || {Worker, Chunk} <- lists:zip(Workers, Chunks)],
-    Done = go(Workers),
-    Longest = {lists:max([Insert || {Insert, _} <- Done]), lists:max([Delete || {_, Delete} <- Done])},
-    churn_chunks(Workers, Rest, [Longest | Walls]).
+%% ---- lookups ----
+
+expected(#{name := loop}, _, _) -> 0;
+expected(_, miss, _) -> 0;
+expected(_, hit, Lookups) -> Lookups.
+
+%% Random keys, in a tuple that is a literal.
+keys({_, Operation, Size, _, Part} = Name, Lookups) ->
+    Known = persistent_term:get(Name, none),
+    Count = min(Lookups, max(?FEWEST_KEYS, Size)),
+    Known =:= none andalso persistent_term:put(Name, list_to_tuple([key(Operation, Size, Part) || _ <- lists:seq(1, Count)])),
+    Name.
 
 key(miss, _Size, _Part) ->
     bench_sessions:id(?MISSING + rand:uniform(?MISSING));
 key(hit, Size, {Rest, Parts}) ->
     Number = rand:uniform(Size) - 1,
-    Chunk = chunk_size(Size),
-    Index = Number div Chunk,
-    bench_sessions:id((Index - Index rem Parts + Rest) * Chunk + Number rem Chunk).
+    bench_sessions:id(Number - Number rem Parts + Rest).
 
-expected(null, _, _) -> 0;
-expected(_, miss, _) -> 0;
-expected(_, hit, Lookups) -> Lookups.
+timed_lookups(Store, Keys, Lookups) ->
+    Start = erlang:monotonic_time(),
+    Hits = lookups(Store, Keys, tuple_size(Keys), Lookups, 0),
+    {Start, erlang:monotonic_time(), Hits}.
 
-%% Sessions that are in no cache, and their keys in another order.
-fresh(Template, Length, Number) ->
-    First = ?FRESH + Number * Length,
-    Sessions = bench_sessions:chunk(Template, First, First + Length - 1),
-    Keys = [bench_sessions:id(N) || N <- lists:seq(First, First + Length - 1)],
-    {Sessions, [Key || {_, Key} <- lists:sort([{rand:uniform(), Key} || Key <- Keys])]}.
-
-%% ---- the processes ----
-
-ask({Pid, _}, Task) ->
-    Pid ! {self(), Task},
-    receive
-        {Pid, Reply} -> Reply
-    end.
-
-prepare(Worker, Task) ->
-    ready = ask(Worker, Task).
-
-go(Workers) ->
-    [Pid ! {self(), go} || {Pid, _} <- Workers],
-    [
-        receive
-            {Pid, Reply} -> Reply
-        end
-     || {Pid, _} <- Workers
-    ].
-
-work(Store, Keys) ->
-    receive
-        {From, {insert, Sessions}} ->
-            Filled = insert(Store, Sessions),
-            From ! {self(), ok},
-            work(Filled, Keys);
-        {From, {keys, New}} ->
-            From ! {self(), ok},
-            work(Store, New);
-        {From, lookups} ->
-            await_go(From),
-            Start = erlang:monotonic_time(),
-            Hits = lookup(Store, Keys, 0),
-            From ! {self(), {Hits, since(Start)}},
-            work(Store, Keys);
-        {From, {churn, {Sessions, Gone}}} ->
-            await_go(From),
-            Start = erlang:monotonic_time(),
-            More = insert(Store, Sessions),
-            Inserted = since(Start),
-            Again = erlang:monotonic_time(),
-            Less = delete(More, Gone),
-            From ! {self(), {Inserted, since(Again)}},
-            work(Less, Keys)
-    end.
-
-await_go(From) ->
-    From ! {self(), ready},
-    receive
-        {From, go} -> ok
-    end.
-
-since(Start) ->
-    erlang:convert_time_unit(erlang:monotonic_time() - Start, native, nanosecond).
-
-lookup(_Store, [], Hits) ->
+%% All keys, and those again.
+lookups(_Store, _Keys, _N, 0, Hits) ->
     Hits;
-lookup(Store, [Key | Keys], Hits) ->
-    case bench_store:lookup(Store, Key) of
-        undefined -> lookup(Store, Keys, Hits);
-        _ -> lookup(Store, Keys, Hits + 1)
+lookups(Store, Keys, 0, Left, Hits) ->
+    lookups(Store, Keys, tuple_size(Keys), Left, Hits);
+lookups(Store, Keys, N, Left, Hits) ->
+    case bench_store:lookup(Store, element(N, Keys)) of
+        undefined -> lookups(Store, Keys, N - 1, Left - 1, Hits);
+        _ -> lookups(Store, Keys, N - 1, Left - 1, Hits + 1)
     end.
 
-insert(Store, []) ->
-    Store;
-insert(Store, [{Key, Session} | Sessions]) ->
-    insert(bench_store:insert(Store, Key, Session), Sessions).
+%% ---- insertions and deletions ----
 
-delete(Store, []) ->
+%% `Count' chunks of sessions in a table, and as a literal the keys of each chunk in another order.
+feed(Template, Length, Count) ->
+    Table = ets:new(?MODULE, [set, protected]),
+    [ets:insert(Table, {N, bench_sessions:make(Template, ?FRESH + N)}) || N <- lists:seq(1, Length * Count)],
+    persistent_term:put(?MODULE, list_to_tuple([shuffled(Chunk * Length + 1, (Chunk + 1) * Length) || Chunk <- lists:seq(0, Count - 1)])),
+    Table.
+
+shuffled(From, To) ->
+    [Key || {_, Key} <- lists:sort([{rand:uniform(), bench_sessions:id(?FRESH + N)} || N <- lists:seq(From, To)])].
+
+churn(Store, _Feed, _Length, 0, Walls) ->
+    {Walls, Store};
+churn(Store, Feed, Length, Chunk, {Insert, Delete}) ->
+    Keys = element(Chunk, persistent_term:get(?MODULE)),
+    Start = erlang:monotonic_time(),
+    More = insertions(Store, Feed, Chunk * Length, Length),
+    Middle = erlang:monotonic_time(),
+    Less = deletions(More, Keys),
+    End = erlang:monotonic_time(),
+    churn(Less, Feed, Length, Chunk - 1, {Insert + Middle - Start, Delete + End - Middle}).
+
+insertions(Store, _Feed, _N, 0) ->
     Store;
-delete(Store, [Key | Keys]) ->
-    delete(bench_store:delete(Store, Key), Keys).
+insertions(Store, Feed, N, Left) ->
+    Session = ets:lookup_element(Feed, N, 2),
+    insertions(bench_store:insert(Store, Session), Feed, N - 1, Left - 1).
+
+deletions(Store, []) ->
+    Store;
+deletions(Store, [Key | Keys]) ->
+    deletions(bench_store:delete(Store, Key), Keys).

@@ -4,10 +4,13 @@
 -export([run/2, start/1, call/2, stop/1, os_pid/1]).
 -export([apply_fun/1]).
 
+-type config() :: {SessionCallbacks :: module() | undefined, SslEnv :: [{atom(), term()}]}.
+%% With `undefined', ssl uses its default caches.
+
 -define(KEYS, [session_cb, server_session_cb, client_session_cb]).
 
-%% @doc Runs `Fun' in a node of its own whose ssl uses Rekindle or its default caches.
--spec run({rekindle | default, SslEnv :: [{atom(), term()}]}, fun(() -> Result)) -> Result.
+%% @doc Runs `Fun' in a node of its own whose ssl is configured so.
+-spec run(config(), fun(() -> Result)) -> Result.
 run(Config, Fun) ->
     Node = start(Config),
     try
@@ -16,10 +19,10 @@ run(Config, Fun) ->
         stop(Node)
     end.
 
--spec start({rekindle | default, SslEnv :: [{atom(), term()}]}) -> pid().
-start({Cache, SslEnv}) ->
+-spec start(config()) -> pid().
+start({Callbacks, SslEnv}) ->
     {ok, Node, _} = peer:start(#{connection => standard_io, args => arguments(), wait_boot => 60_000}),
-    Env = [{Key, rekindle} || Cache =:= rekindle, Key <- ?KEYS] ++ SslEnv,
+    Env = [{Key, Callbacks} || Callbacks =/= undefined, Key <- ?KEYS] ++ SslEnv,
     ok = call(Node, fun() -> prepare(Env) end),
     Node.
 

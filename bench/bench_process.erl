@@ -10,7 +10,7 @@
 
 %% @doc A row for each of `Sizes', ascending: the process at that size, and its worst since the size before. Then one for
 %% a tenth as many sessions again: the last of `Sizes' has to be the most the cache holds.
--spec run(file:filename(), bench_sessions:workload(), [pos_integer()], rekindle | default) -> [map()].
+-spec run(file:filename(), bench_sessions:workload(), [pos_integer()], bench_store:name()) -> [map()].
 run(Dir, Workload, Sizes, Name) ->
     Template = bench_sessions:template(Dir, Workload),
     Options = [{ip, {127, 0, 0, 1}}, {versions, ['tlsv1.2']} | bench_certs:server_opts(Dir, Workload)],
@@ -65,7 +65,7 @@ register_all(_Template, _Cache, From, To, _Report) when From > To ->
     ok;
 register_all(Template, Cache, From, To, Report) ->
     Last = min(To, From + ?BATCH - 1),
-    [ssl_server_session_cache:register_session(Cache, Session) || {_, Session} <- bench_sessions:chunk(Template, From, Last)],
+    [ssl_server_session_cache:register_session(Cache, Session) || Session <- bench_sessions:chunk(Template, From, Last)],
     %% Answered after all of them.
     _ = ssl_server_session_cache:new_session_id(Cache),
     Report(Last + 1),

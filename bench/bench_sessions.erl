@@ -5,7 +5,7 @@
 %% holds on to the larger buffer it was received in.
 -module(bench_sessions).
 
--export([template/2, make/2, id/1, chunk/3]).
+-export([template/2, make/2, id/1, key/1, chunk/3]).
 
 -export_type([template/0, workload/0]).
 
@@ -15,19 +15,18 @@
     session := tuple(),
     secret := pos_integer(),
     time_stamp := pos_integer(),
-    buffer := none | {Before :: binary(), Cert :: binary()}
+    peer := none | {Before :: binary(), [bench_certs:piece()]}
 }.
 
 -define(SESSION_ID, 2).
 -define(INTERNAL_ID, 3).
 -define(PEER_CERTIFICATE, 4).
 -define(FIRST_OTHER, 7).
--define(SIGNATURE, 64).
 
 %% @doc The session of one handshake with a listener of this node. Its ssl uses the default cache for it.
 -spec template(Dir :: file:filename(), workload()) -> template().
 template(Dir, Workload) ->
-    Env = [{Key, application:get_env(ssl, Key)} || Key <- [session_cb, server_session_cb]],
+    Env = [{Key, application:get_env(ssl, Key)} || Key <- [session_cb, server_session_cb, session_cb_init_args]],
     [application:unset_env(ssl, Key) || {Key, _} <- Env],
     Session = handshake(Dir, Workload),
     [application:set_env(ssl, Key, Value) || {Key, {ok, Value}} <- Env],
@@ -36,29 +35,34 @@ template(Dir, Workload) ->
         session => Session,
         secret => find(fun(Field) -> is_binary(Field) andalso byte_size(Field) =:= 48 end, Session),
         time_stamp => find(fun(Field) -> Field =:= Stamp end, Session),
-        buffer => buffer(element(?PEER_CERTIFICATE, Session))
+        peer => peer(element(?PEER_CERTIFICATE, Session))
     }.
 
-%% @doc The `N'th session, with its id. Always with the same id and secret.
--spec make(template(), non_neg_integer()) -> {ssl:session_id(), Session :: tuple()}.
-make(#{session := Session, secret := Secret, time_stamp := TimeStamp, buffer := Buffer}, N) ->
-    Id = id(N),
+%% @doc The `N'th session. Always with the same id, secret and certificate.
+-spec make(template(), non_neg_integer()) -> Session :: tuple().
+make(#{session := Session, secret := Secret, time_stamp := TimeStamp, peer := Peer}, N) ->
     Now = erlang:monotonic_time(),
     Fields = [
-        {?SESSION_ID, Id},
+        {?SESSION_ID, id(N)},
         {?INTERNAL_ID, {Now, erlang:unique_integer([monotonic])}},
-        {?PEER_CERTIFICATE, peer_certificate(Buffer, N)},
+        {?PEER_CERTIFICATE, peer_certificate(Peer, N)},
         {Secret, crypto:hash(sha384, <<N:64>>)},
         {TimeStamp, Now}
     ],
-    {Id, lists:foldl(fun({Place, Value}, Acc) -> setelement(Place, Acc, Value) end, Session, Fields)}.
+    lists:foldl(fun({Place, Value}, Acc) -> setelement(Place, Acc, Value) end, Session, Fields).
 
+%% @doc The id of the `N'th session.
 -spec id(non_neg_integer()) -> ssl:session_id().
 id(N) ->
     crypto:hash(sha256, <<N:64>>).
 
+%% @doc What a server's cache has the session under: the id in it, not a copy.
+-spec key(Session :: tuple()) -> ssl:session_id().
+key(Session) ->
+    element(?SESSION_ID, Session).
+
 %% @doc The sessions `From' to `To'.
--spec chunk(template(), non_neg_integer(), non_neg_integer()) -> [{ssl:session_id(), Session :: tuple()}].
+-spec chunk(template(), non_neg_integer(), non_neg_integer()) -> [Session :: tuple()].
 chunk(Template, From, To) ->
     [make(Template, N) || N <- lists:seq(From, To)].
 
@@ -86,14 +90,14 @@ find(Wanted, Session) ->
     [Place] = [Place || Place <- lists:seq(?FIRST_OTHER, tuple_size(Session)), Wanted(element(Place, Session))],
     Place.
 
-buffer(undefined) ->
+peer(undefined) ->
     none;
-buffer(Cert) ->
-    Before = binary:copy(<<0>>, binary:referenced_byte_size(Cert) - byte_size(Cert)),
-    {Before, binary:part(Cert, 0, byte_size(Cert) - ?SIGNATURE)}.
+peer(Cert) ->
+    {binary:copy(<<0>>, binary:referenced_byte_size(Cert) - byte_size(Cert)), bench_certs:pieces(Cert)}.
 
 peer_certificate(none, _) ->
     undefined;
-peer_certificate({Before, Cert}, N) ->
-    Whole = iolist_to_binary([Before, Cert, crypto:hash(sha512, <<N:64>>)]),
-    binary:part(Whole, byte_size(Before), byte_size(Cert) + ?SIGNATURE).
+peer_certificate({Before, Pieces}, N) ->
+    Cert = bench_certs:like(Pieces, N),
+    Whole = iolist_to_binary([Before, Cert]),
+    binary:part(Whole, byte_size(Before), byte_size(Whole) - byte_size(Before)).

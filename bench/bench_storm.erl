@@ -9,7 +9,7 @@
 -define(NODES, 3).
 
 %% @doc A row for the first storm, of devices without a session, and one for that after the restarts.
--spec run(file:filename(), default | rekindle, rekindle:journal(), #{python := string(), devices := pos_integer()}) -> [map()].
+-spec run(file:filename(), gb_trees | rekindle, rekindle:journal(), #{python := string(), devices := pos_integer()}) -> [map()].
 run(Certs, Name, Journal, #{python := Python, devices := Devices}) ->
     Ports = [rekindle_node:free_port() || _ <- lists:seq(1, ?NODES)],
     Nodes = [start(Certs, Name, Journal, Port, 2 * Devices) || Port <- Ports],
@@ -33,11 +33,12 @@ restart(Node, Certs, Name, Journal, Port, Devices) ->
     Again.
 
 start(Certs, Name, Journal, Port, Room) ->
-    Env = #{
-        default => [{session_cache_server_max, Room}],
-        rekindle => [{session_cb_init_args, [{scope, #{Port => devices}}, {journal, Journal}]}]
-    },
-    Node = bench_node:start({Name, maps:get(Name, Env)}),
+    Config =
+        case Name of
+            gb_trees -> bench_store:ssl_env(gb_trees, Room);
+            rekindle -> {rekindle, [{session_cb_init_args, [{scope, #{Port => devices}}, {journal, Journal}]}]}
+        end,
+    Node = bench_node:start(Config),
     _ = bench_node:call(Node, fun() -> bench_handshakes:listen(Certs, {ecdsa, false}, Port) end),
     Node.
 

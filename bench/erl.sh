@@ -3,6 +3,9 @@
 set -eu
 cd "$(dirname "$0")/.."
 build=_build/bench/ebin
+# Where run.sh has not: alone.sh refuses nothing here.
+LOAD_BEFORE=${LOAD_BEFORE:-$(bench/alone.sh --busy)}
+export LOAD_BEFORE
 
 rebar3 compile
 mkdir -p "$build"

@@ -1,10 +1,13 @@
 """TLS 1.2 clients of OpenSSL's, for bench_handshakes.erl.
 
-Usage: handshakes.py CLIENT.pem, then a line for each task on standard input: `PORT full|resumed COUNT`, for one
-connection after the other, or `PORT resumed COUNT RATE` for so many that are due in each second, whether those before
-are through or not. Answers with a line of nanoseconds, one number for each connection, from before the TCP connection,
-or from when it was due, until the first byte that the server sends after the handshake. Resumed connections offer
-sessions of earlier full ones by turns.
+Usage: handshakes.py CLIENT.pem, then a line for each task on standard input: `PORT KIND COUNT`, for one connection
+after the other, or `PORT KIND COUNT RATE` for so many that are due in each second, whether those before are through or
+not. Answers with a line of nanoseconds, one number for each connection, from before the TCP connection, or from when it
+was due, until the first byte that the server sends after the handshake.
+
+Connections of the kind `full` offer no session; those that are `resumed` or `returning` offer the sessions of earlier
+full ones, one after the other. A session that does not resume is an error, or, for those that are `returning`, makes
+the number negative, and the new session takes its place.
 """
 
 import concurrent.futures
@@ -14,7 +17,7 @@ import struct
 import sys
 import time
 
-SESSIONS_A_PORT = 30
+SESSIONS_PER_PORT = 30
 CONNECTIONS_AT_ONCE = 8
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
@@ -29,7 +32,7 @@ def context(certificate):
 
 
 def connect(tls, port, session, due=None):
-    """Connects, and returns how long it took and the session."""
+    """Connects, and returns how long it took, whether the session was resumed, and the one there is now."""
     start = due or time.perf_counter_ns()
     with socket.create_connection(("127.0.0.1", port)) as raw:
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -39,35 +42,46 @@ def connect(tls, port, session, due=None):
             if connection.recv(1) != b"x":
                 raise RuntimeError("the server did not answer")
             took = time.perf_counter_ns() - start
-            if connection.session_reused != (session is not None):
-                raise RuntimeError(f"resumed: {connection.session_reused}, offered: {session is not None}")
-            return took, connection.session
+            return took, connection.session_reused, connection.session
 
 
-def connect_when_due(tls, port, session, due):
-    time.sleep(max(0, due - time.perf_counter_ns()) / 1e9)
-    return connect(tls, port, session, due)[0]
+class Devices:
+    """Clients of one port, with a session each."""
 
+    def __init__(self, tls, port):
+        self.tls, self.port = tls, port
+        self.sessions = [connect(tls, port, None)[2] for _ in range(SESSIONS_PER_PORT)]
 
-def connect_all(tls, port, offers, rate):
-    if rate is None:
-        return [connect(tls, port, offer)[0] for offer in offers]
-    start = time.perf_counter_ns()
-    with concurrent.futures.ThreadPoolExecutor(CONNECTIONS_AT_ONCE) as pool:
-        due = [start + n * 1_000_000_000 // rate for n in range(len(offers))]
-        return list(pool.map(lambda offer, at: connect_when_due(tls, port, offer, at), offers, due))
+    def come(self, kind, number, due=None):
+        if due:
+            time.sleep(max(0, due - time.perf_counter_ns()) / 1e9)
+        if kind == "full":
+            return connect(self.tls, self.port, None, due)[0]
+        place = number % SESSIONS_PER_PORT
+        took, resumed, self.sessions[place] = connect(self.tls, self.port, self.sessions[place], due)
+        if resumed:
+            return took
+        if kind == "returning":
+            return -took
+        raise RuntimeError("a session was not resumed")
+
+    def come_all(self, kind, count, rate=None):
+        if rate is None:
+            return [self.come(kind, number) for number in range(count)]
+        start = time.perf_counter_ns()
+        due = [start + number * 1_000_000_000 // rate for number in range(count)]
+        with concurrent.futures.ThreadPoolExecutor(CONNECTIONS_AT_ONCE) as pool:
+            return list(pool.map(lambda number: self.come(kind, number, due[number]), range(count)))
 
 
 def main():
     tls = context(sys.argv[1])
-    sessions = {}
+    devices = {}
     for line in sys.stdin:
-        port, kind, count, *rate = line.split()
-        kept = sessions.setdefault(port, [])
-        while len(kept) < SESSIONS_A_PORT:
-            kept.append(connect(tls, int(port), None)[1])
-        offers = [kept[n % len(kept)] if kind == "resumed" else None for n in range(int(count))]
-        print(*connect_all(tls, int(port), offers, int(rate[0]) if rate else None), flush=True)
+        port, kind, *numbers = line.split()
+        if port not in devices:
+            devices[port] = Devices(tls, int(port))
+        print(*devices[port].come_all(kind, *map(int, numbers)), flush=True)
 
 
 main()

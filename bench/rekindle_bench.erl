@@ -1,4 +1,4 @@
-%% @doc Runs the benchmarks and writes `results.json' and `RESULTS.md'. Started by run.sh.
+%% @doc Runs the benchmarks and writes `results.json'. Started by run.sh.
 -module(rekindle_bench).
 
 -export([start/1]).
@@ -6,100 +6,161 @@
 -define(CLIENT_CERT_BYTES, 900).
 -define(PLAIN, {ecdsa, false}).
 -define(WITH_CERT, {ecdsa, true}).
+-define(OTP_CACHES, [gb_trees, ets_ordered_set, ets_set, rekindle]).
 
-%% @doc The arguments are `quick' or `full', the folder for the results and Python's command.
+%% @doc The arguments are the mode, the folder for the results and Python's command. The environment's `PARTS' may name
+%% the parts to run. A measurement that fails does not stop the others, but is named in the results.
 -spec start([string()]) -> no_return().
 start([Mode, Results, Python]) ->
     Start = erlang:monotonic_time(second),
     Certs = filename:join(Results, ".certs"),
     ok = bench_certs:make(Certs, ?CLIENT_CERT_BYTES),
-    Settings = settings(list_to_atom(Mode), Python),
-    Parts = maps:from_list([{Part, part(Part, Certs, Settings, Start)} || Part <- [micro, memory, bound, process, handshakes, flood]]),
+    Measurements = measurements(settings(list_to_atom(Mode), Python), Certs),
+    Wanted = [list_to_atom(Part) || Part <- string:lexemes(os:getenv("PARTS", ""), " ")],
+    Outcomes = [
+        begin
+            Named = unicode:characters_to_binary([atom_to_list(Part), ", ", Title]),
+            io:format("~4b s  ~ts~n", [erlang:monotonic_time(second) - Start, Named]),
+            outcome(Part, Named, Measure)
+        end
+     || {Part, Title, Measure} <- Measurements, Wanted =:= [] orelse lists:member(Part, Wanted)
+    ],
     ok = file:del_dir_r(Certs),
-    Took = erlang:monotonic_time(second) - Start,
-    bench_report:write(Results, Parts#{machine => bench_report:machine(Mode, Took)}),
-    halt(0).
+    Machine = bench_report:machine(erlang:monotonic_time(second) - Start),
+    About = iolist_to_binary(bench_report:about(command(Mode), Machine)),
+    Failed = [Named || {failed, Named} <- Outcomes],
+    bench_report:write(Results, #{about => About, machine => Machine, failed => Failed, rows => lists:append([Rows || {ok, Rows} <- Outcomes])}),
+    halt(length(Failed)).
 
+outcome(Part, Named, Measure) ->
+    try
+        {ok, [Row#{part => Part} || Row <- lists:flatten([Measure()])]}
+    catch
+        Class:Reason:Stack ->
+            io:format("Failed: ~tp~n", [{Class, Reason, Stack}]),
+            {failed, Named}
+    end.
+
+command("full") -> "make bench";
+command("quick") -> "make bench-quick";
+command(Mode) -> "bench/run.sh " ++ Mode.
+
+%% ---- how much ----
+
+%% `tiny' shows in a minute that everything runs; its numbers say nothing.
+settings(tiny, Python) ->
+    (settings(quick, Python))#{
+        micro := {[{?PLAIN, [500, 1_000]}, {?WITH_CERT, [500]}], #{rounds => 5, lookups => 1_000, churn => 1_000}},
+        two_processes := #{rounds => 5, lookups => 1_000},
+        large := {[500, 5_000], #{rounds => 5, lookups => 1_000}},
+        memory := [{?PLAIN, 2_000, 2}, {?WITH_CERT, 1_000, 1}],
+        bounds := [1 bsl 20],
+        process := {?OTP_CACHES, [500, 1_000]},
+        handshakes := {[?PLAIN], [500, 1_000], ?OTP_CACHES, #{rounds => 2, full => 5, resumed => 20}},
+        busy := {busy_caches(?OTP_CACHES, 1_000), #{rounds => 2, connections => 100}},
+        flood := {?OTP_CACHES, #{devices => 10, resumptions => 20, lookups => 1_000, sessions => 400}}
+    };
 settings(quick, Python) ->
     #{
-        sizes => [1_000, 100_000],
-        micro => [{?PLAIN, #{processes => [1, 2], rounds => 3, lookups => 40_000, churn_chunks => 40}}],
-        memory => [{?PLAIN, 30_000}, {?WITH_CERT, 30_000}],
-        bounds => [64 bsl 20],
-        handshakes => {[?PLAIN, {rsa, true}], #{python => Python, rounds => 3, full => 40, resumed => 200, busy => 400}},
-        flood => #{devices => 50, resumptions => 200, lookups => 50_000, sessions => 5_000}
+        python => Python,
+        micro => {[{?PLAIN, [1_000, 100_000]}, {?WITH_CERT, [1_000]}], #{rounds => 5, lookups => 40_000, churn => 8_000}},
+        two_processes => #{rounds => 5, lookups => 100_000},
+        large => {[], #{}},
+        memory => [{?PLAIN, 20_000, 1}, {?WITH_CERT, 5_000, 1}],
+        bounds => [8 bsl 20],
+        process => {[gb_trees, rekindle], [1_000, 30_000]},
+        handshakes => {[?PLAIN], [1_000, 30_000], [gb_trees, rekindle], #{rounds => 3, full => 30, resumed => 150}},
+        busy => {busy_caches([gb_trees, rekindle], 30_000), #{rounds => 3, connections => 300}},
+        flood => {[gb_trees, rekindle], #{devices => 50, resumptions => 200, lookups => 50_000, sessions => 5_000}}
     };
 settings(full, Python) ->
-    Rounds = #{processes => [1, 2], rounds => 5, lookups => 100_000, churn_chunks => 250},
     #{
-        sizes => [1_000, 10_000, 100_000, 1_000_000],
-        micro => [{?PLAIN, Rounds}, {?WITH_CERT, Rounds#{processes => [1]}}],
-        memory => [{?PLAIN, 1_000_000} | [{Workload, 100_000} || Workload <- [?PLAIN, ?WITH_CERT, {rsa, false}]]],
-        bounds => [64 bsl 20, 512 bsl 20],
-        handshakes => {
-            [{Key, ClientCert} || Key <- [ecdsa, rsa], ClientCert <- [false, true]],
-            #{python => Python, rounds => 5, full => 200, resumed => 800, busy => 4000}
+        python => Python,
+        micro => {
+            [{Workload, [1_000, 100_000, 1_000_000]} || Workload <- [?PLAIN, ?WITH_CERT]],
+            #{rounds => 7, lookups => 200_000, churn => 50_000}
         },
-        flood => #{devices => 500, resumptions => 5_000, lookups => 1_000_000, sessions => 100_000}
+        two_processes => #{rounds => 7, lookups => 1_000_000},
+        large => {[1_000_000, 10_000_000], #{rounds => 7, lookups => 200_000}},
+        memory => [{?PLAIN, 1_000_000, 1}, {?PLAIN, 100_000, 5}, {?WITH_CERT, 100_000, 1}, {{rsa, false}, 100_000, 1}],
+        bounds => [64 bsl 20, 512 bsl 20],
+        process => {?OTP_CACHES, [1_000, 100_000, 1_000_000]},
+        handshakes => {[?PLAIN, {rsa, true}], [1_000, 1_000_000], ?OTP_CACHES, #{rounds => 5, full => 200, resumed => 800}},
+        busy => {busy_caches(?OTP_CACHES, 1_000_000), #{rounds => 5, connections => 6_000}},
+        flood => {?OTP_CACHES, #{devices => 500, resumptions => 2_000, lookups => 1_000_000, sessions => 100_000}}
     }.
 
-part(micro, Certs, #{micro := Workloads, sizes := Sizes}, Start) ->
+%% The other caches drop the sessions of those who come back among so many new ones, when they have room for a thousand.
+busy_caches(Names, Size) ->
+    [{rekindle, min(1_000, Size div 2)} | [{Name, Size} || Name <- Names]].
+
+%% ---- what ----
+
+%% {Part, Title, Measure}
+measurements(#{python := Python} = Settings, Certs) ->
+    #{
+        micro := {Cases, MicroSettings},
+        two_processes := TwoSettings,
+        large := {LargeSizes, LargeSettings},
+        memory := Memory,
+        bounds := Bounds,
+        process := {ProcessCaches, ProcessSizes},
+        handshakes := {HandshakeWorkloads, HandshakeSizes, HandshakeCaches, HandshakeSettings},
+        busy := {BusyCaches, BusySettings},
+        flood := {FloodCaches, FloodSettings}
+    } = Settings,
+    Micro = fun(Workload, Caches, How) ->
+        fun() -> bench_node:run({undefined, []}, fun() -> bench_micro:run(Certs, Workload, Caches, How) end) end
+    end,
+    All = MicroSettings#{operations => [hit, miss, churn]},
+    Smallest = lists:min([Size || {_, Sizes} <- Cases, Size <- Sizes]),
+    Largest = lists:max([0 | LargeSizes]),
     lists:append([
-        begin
-            say(Start, "micro, ~ts, ~b sessions", [bench_report:workload(Workload), Size]),
-            bench_node:run({default, []}, fun() -> bench_micro:run(Certs, Workload, Size, Rounds) end)
-        end
-     || {Workload, Rounds} <- Workloads, Size <- Sizes
-    ]);
-part(memory, Certs, #{memory := Cases}, Start) ->
-    [
-        begin
-            say(Start, "memory, ~ts, ~b sessions, ~ts", [bench_report:workload(Workload), Size, Name]),
-            bench_node:run({default, []}, fun() -> bench_memory:sessions(Certs, Workload, Size, Name) end)
-        end
-     || {Workload, Size} <- Cases, Name <- bench_store:all(), Name =/= null
-    ];
-part(bound, Certs, #{bounds := Bounds, memory := Cases}, Start) ->
-    [
-        begin
-            say(Start, "memory, ~ts, max_bytes ~b", [bench_report:workload(Workload), MaxBytes]),
-            bench_node:run({default, []}, fun() -> bench_memory:bound(Certs, Workload, MaxBytes) end)
-        end
-     || MaxBytes <- Bounds, Workload <- lists:usort([Workload || {Workload, _} <- Cases])
-    ];
-part(process, Certs, #{sizes := Sizes}, Start) ->
-    lists:append([
-        begin
-            say(Start, "OTP's cache process, ~ts, up to ~b sessions", [Name, lists:last(Sizes)]),
-            Last = lists:last(Sizes),
-            Env = #{
-                default => [{session_cache_server_max, Last}],
-                rekindle => [{session_cb_init_args, [{max_bytes, bench_store:max_bytes(Last)}, {max_sessions, Last}]}]
-            },
-            bench_node:run({Name, maps:get(Name, Env)}, fun() -> bench_process:run(Certs, ?PLAIN, Sizes, Name) end)
-        end
-     || Name <- [default, rekindle]
-    ]);
-part(handshakes, Certs, #{handshakes := {Workloads, Rounds}, sizes := Sizes}, Start) ->
-    lists:append([
-        begin
-            say(Start, "handshakes, ~ts, up to ~b sessions", [bench_report:workload(Workload), lists:last(Sizes)]),
-            bench_handshakes:run(Certs, Workload, [hd(Sizes), lists:last(Sizes)], busy_once(Workload, Rounds))
-        end
-     || Workload <- Workloads
-    ]);
-part(flood, Certs, #{flood := Settings}, Start) ->
-    lists:append([
-        begin
-            say(Start, "flood, ~ts", [Name]),
-            bench_flood:run(Certs, Name, Settings)
-        end
-     || Name <- [default, rekindle]
+        [
+            {micro, title(Workload, Size), Micro(Workload, [{Name, Size, 1} || Name <- bench_store:names(Workload)], All)}
+         || {Workload, Sizes} <- Cases, Size <- Sizes
+        ],
+        [
+            {two_processes, title(?PLAIN, Smallest),
+                Micro(?PLAIN, [{Name, Smallest, N} || Name <- bench_store:names(?PLAIN), N <- [1, 2]], TwoSettings#{operations => [hit]})}
+        ],
+        [
+            {large, title(?PLAIN, Largest),
+                Micro(?PLAIN, [{Name, Size, 1} || Size <- LargeSizes, Name <- [loop, rekindle]], LargeSettings#{operations => [hit]})}
+         || Largest > 0
+        ],
+        [
+            {memory, [title(Workload, Size), ", ", atom_to_list(Name)], fun() ->
+                bench_node:run({undefined, []}, fun() -> bench_memory:sessions(Certs, Workload, Size, Name) end)
+            end}
+         || {Workload, Size, Nodes} <- Memory, _ <- lists:seq(1, Nodes), Name <- ?OTP_CACHES
+        ],
+        [
+            {bound, [bench_report:workload(Workload), ", ", integer_to_list(MaxBytes bsr 20), " MiB"], fun() ->
+                bench_node:run({undefined, []}, fun() -> bench_memory:bound(Certs, Workload, MaxBytes) end)
+            end}
+         || MaxBytes <- Bounds, Workload <- lists:usort([Workload || {Workload, _, _} <- Memory])
+        ],
+        [
+            {process, [title(?PLAIN, lists:last(ProcessSizes)), ", ", atom_to_list(Name)], fun() ->
+                Config = bench_store:ssl_env(Name, lists:last(ProcessSizes)),
+                bench_node:run(Config, fun() -> bench_process:run(Certs, ?PLAIN, ProcessSizes, Name) end)
+            end}
+         || Name <- ProcessCaches
+        ],
+        [
+            {handshakes, title(Workload, lists:last(HandshakeSizes)), fun() ->
+                bench_handshakes:run(Certs, Workload, HandshakeSizes, HandshakeCaches, HandshakeSettings#{python => Python})
+            end}
+         || Workload <- HandshakeWorkloads
+        ],
+        [
+            {busy, title(?PLAIN, lists:max([Size || {_, Size} <- BusyCaches])), fun() ->
+                bench_handshakes:busy(Certs, ?PLAIN, BusyCaches, BusySettings#{python => Python})
+            end}
+        ],
+        [{flood, atom_to_list(Name), fun() -> bench_flood:run(Certs, Name, FloodSettings) end} || Name <- FloodCaches]
     ]).
 
-%% It takes long, and is about OTP's cache process, to which the listener makes no difference.
-busy_once(?PLAIN, Rounds) -> Rounds;
-busy_once(_, Rounds) -> maps:remove(busy, Rounds).
-
-say(Start, Format, Args) ->
-    io:format("~4b s  " ++ Format ++ "~n", [erlang:monotonic_time(second) - Start | Args]).
+title(Workload, Size) ->
+    [bench_report:workload(Workload), ", ", bench_report:count(Size), " sessions"].

@@ -1,24 +1,36 @@
 #!/bin/sh
-# Runs the benchmarks of this folder: `bench/run.sh quick` (under two minutes) or `bench/run.sh full`.
-# Writes tables, numbers and plots to bench/results, or to the folder given as second argument.
+# Runs the benchmarks of this folder: `bench/run.sh [--busy] MODE [RESULTS]`. MODE is `quick` (under two minutes), `full`
+# (about an hour; refuses to run on a busy machine without --busy), or `tiny`, which shows that everything runs.
+# Writes numbers, tables and plots to bench/results, or to the folder RESULTS. A full run into bench/results also
+# puts its tables into docs/performance.md; any other leaves a filled copy of that page beside its results.
 set -eu
 cd "$(dirname "$0")/.."
 
+busy=
+if [ "${1:-}" = --busy ]; then
+    busy=--busy
+    shift
+fi
 mode=${1:-quick}
 case "$mode" in
-    quick | full) ;;
-    *) echo "Usage: bench/run.sh quick|full [results folder]" >&2; exit 2 ;;
+    full) ;;
+    # Not published.
+    quick | tiny) busy=--busy ;;
+    *) echo "Usage: bench/run.sh [--busy] quick|full|tiny [results folder]" >&2; exit 2 ;;
 esac
-results=${2:-bench/results}
+published=bench/results
+results=${2:-$published}
 
 if [ ! -r /proc/self/schedstat ]; then
     echo "The benchmarks read CPU time and memory from /proc: they need Linux, with schedstat." >&2
     exit 1
 fi
+LOAD_BEFORE=$(bench/alone.sh $busy)
+export LOAD_BEFORE
 
 mkdir -p "$results"
 
-# The first of these with the library for plots; any will do for the handshakes.
+# The first of these with the library for plots; any will do for the rest.
 python=$(command -v python3)
 for candidate in "$python" /usr/bin/python3; do
     if "$candidate" -c 'import matplotlib' 2>/dev/null; then
@@ -27,28 +39,29 @@ for candidate in "$python" /usr/bin/python3; do
     fi
 done
 
-# First, while nothing else has run: the core crate alone. Its tables come after the others.
-core=
+# First, while nothing else has run: the core crate alone.
 if [ "$mode" = full ]; then
-    core="eviction memory stalls"
     folder=$(cd "$results" && pwd)
-    for bench in $core; do
+    for bench in eviction memory stalls; do
         cargo bench --locked -p rekindle_core --bench "$bench" -- "$folder"
+        # The report has its table as well.
+        rm "$folder/$bench".md "$folder/$bench"_*.md 2>/dev/null || true
     done
     export CRITERION_HOME="$(pwd)/_build/bench/criterion"
     rm -rf "$CRITERION_HOME"
     cargo bench --locked -p rekindle_core --bench operations
     "$python" bench/criterion.py "$CRITERION_HOME" "$folder"
-    core="operations $core"
 fi
 
-bench/erl.sh rekindle_bench "$mode" "$results" "$python"
+status=0
+bench/erl.sh rekindle_bench "$mode" "$results" "$python" || status=$?
 
-for table in $core; do
-    { echo; cat "$results/$table.md"; } >>"$results/RESULTS.md"
-    rm "$results/$table.md"
-done
-
+page=docs/performance.md
+if [ "$mode" != full ] || [ "$results" != "$published" ]; then
+    cp "$page" "$results/performance.md"
+    page=$results/performance.md
+fi
+"$python" bench/report.py "$results" "$page"
 if "$python" -c 'import matplotlib' 2>/dev/null; then
     "$python" bench/plot.py "$results"
 else
@@ -56,3 +69,4 @@ else
         "\`pip install matplotlib\`, then run \`python3 bench/plot.py $results\`." >&2
 fi
 echo "Tables: $results/RESULTS.md"
+exit "$status"
