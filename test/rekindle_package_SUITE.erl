@@ -10,6 +10,7 @@
     the_files_of_the_hex_package_suffice_to_build/1,
     the_pages_of_the_reference_are_there/1,
     links_between_pages_lead_somewhere/1,
+    links_to_sections_lead_to_one/1,
     what_the_guide_for_contributors_names_is_there/1,
     modules_that_do_not_load_are_told/1,
     a_library_that_was_asked_for_is_used_without_cargo/1,
@@ -26,6 +27,7 @@ all() ->
         the_files_of_the_hex_package_suffice_to_build,
         the_pages_of_the_reference_are_there,
         links_between_pages_lead_somewhere,
+        links_to_sections_lead_to_one,
         what_the_guide_for_contributors_names_is_there,
         modules_that_do_not_load_are_told,
         a_library_that_was_asked_for_is_used_without_cargo,
@@ -81,14 +83,38 @@ the_pages_of_the_reference_are_there(Config) ->
     ?assertEqual([], filelib:wildcard("docs/*.md", proplists:get_value(root, Config)) -- Pages).
 
 links_between_pages_lead_somewhere(Config) ->
-    Root = proplists:get_value(root, Config),
-    Pages = lists:append([filelib:wildcard(Pages, Root) || Pages <- ["*.md", "docs/*.md", "bench/results/*.md"]]),
-    Links = [{Page, Link} || Page <- Pages, Link <- captured("\\]\\(([^)#:]+)(?:#[^)]*)?\\)", read(Page, Config))],
+    Links = [{Page, Link} || Page <- pages(Config), Link <- captured("\\]\\(([^)#:]+)(?:#[^)]*)?\\)", read(Page, Config))],
+    ?assert(length(Links) > 10),
+    ?assertEqual([], [{Page, Link} || {Page, Link} <- Links, not filelib:is_file(in_root(target(Page, Link), Config))]).
+
+links_to_sections_lead_to_one(Config) ->
+    Links = [
+        {Page, File, Anchor}
+     || Page <- pages(Config), {File, Anchor} <- in_pairs(captured("\\]\\(([^)#:]*)#([^)]+)\\)", read(Page, Config)))
+    ],
     ?assert(length(Links) > 10),
     ?assertEqual([], [
-        {Page, Link}
-     || {Page, Link} <- Links, not filelib:is_file(filename:join([Root, filename:dirname(Page), Link]))
+        {Page, File, Anchor}
+     || {Page, File, Anchor} <- Links, not lists:member(Anchor, anchors(target(Page, File), Config))
     ]).
+
+pages(Config) ->
+    Folders = ["*.md", "docs/*.md", "docs/guides/*.md", "bench/results/*.md"],
+    lists:append([filelib:wildcard(Pages, proplists:get_value(root, Config)) || Pages <- Folders]).
+
+%% The file that a link in a page leads to.
+target(Page, <<>>) -> Page;
+target(Page, Link) -> filename:join(filename:dirname(Page), Link).
+
+in_pairs([One, Other | Rest]) -> [{One, Other} | in_pairs(Rest)];
+in_pairs([]) -> [].
+
+%% What GitHub calls the sections of a page.
+anchors(Page, Config) ->
+    [
+        string:lowercase(re:replace(re:replace(Title, "[^\\w\\- ]", "", [global, unicode, ucp]), " ", "-", [global, {return, binary}]))
+     || Title <- captured("(?m)^#+ (.*)$", read(Page, Config))
+    ].
 
 what_the_guide_for_contributors_names_is_there(Config) ->
     Guide = read("CONTRIBUTING.md", Config),
