@@ -95,7 +95,7 @@ impl ClientStore {
                 .map(|lingering| &lingering.session),
             None => None,
         };
-        let lookups = self.counters.lookups();
+        let lookups = self.counters.lookups.common();
         Counters::add(match found {
             Some(_) => &lookups.hits,
             None => &lookups.misses,

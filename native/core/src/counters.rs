@@ -1,4 +1,6 @@
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use crate::lookups::Lookups;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::Arc;
 
 /// Why a session was not stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,21 +42,7 @@ pub struct Counters {
     /// Calls that failed below OTP's callback and were answered as if the store were empty.
     pub faults: AtomicU64,
     refused: [AtomicU64; Refusal::ALL.len()],
-    lookups: [Lookups; LINES],
-}
-
-/// Lookups are counted by several threads at once, so each takes a line of its own.
-const LINES: usize = 8;
-
-#[derive(Debug, Default)]
-#[repr(align(64))]
-pub(crate) struct Lookups {
-    pub hits: AtomicU64,
-    pub misses: AtomicU64,
-    /// Hits of sessions that the policy keeps, by class.
-    pub kept_hits: [AtomicU64; 2],
-    /// Misses of sessions that were evicted not long ago, by class.
-    pub returns: [AtomicU64; 2],
+    pub(crate) lookups: Arc<Lookups>,
 }
 
 /// The values of [`Counters`] at one moment, with the same names.
@@ -94,31 +82,14 @@ impl Counters {
         Self::add(&self.refused[refusal as usize]);
     }
 
-    /// Where this thread counts its lookups.
-    pub(crate) fn lookups(&self) -> &Lookups {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-        thread_local! {
-            static LINE: usize = NEXT.fetch_add(1, Relaxed) % LINES;
-        }
-        // A thread that is ending has none any more.
-        &self.lookups[LINE.try_with(|line| *line).unwrap_or(0)]
-    }
-
-    pub(crate) fn sum(&self, counter: impl Fn(&Lookups) -> &AtomicU64) -> u64 {
-        self.lookups
-            .iter()
-            .map(|line| counter(line).load(Relaxed))
-            .sum()
-    }
-
     /// Reads all counters, one after the other.
     pub fn read(&self) -> Counts {
         Counts {
             inserts: self.inserts.load(Relaxed),
-            hits: self.sum(|lookups| &lookups.hits),
-            misses: self.sum(|lookups| &lookups.misses),
-            evicted_misses: self.sum(|lookups| &lookups.returns[0])
-                + self.sum(|lookups| &lookups.returns[1]),
+            hits: self.lookups.sum(|line| &line.hits),
+            misses: self.lookups.sum(|line| &line.misses),
+            evicted_misses: self.lookups.sum(|line| &line.returns[0])
+                + self.lookups.sum(|line| &line.returns[1]),
             expired: self.expired.load(Relaxed),
             evicted: self.evicted.load(Relaxed),
             moved: self.moved.load(Relaxed),

@@ -16,6 +16,7 @@ mod client_store;
 mod clock;
 mod counters;
 mod janitor;
+mod lookups;
 mod memory;
 mod registry;
 mod scope;

@@ -1,7 +1,8 @@
 //! What threads wait for each other with. Under `--cfg shuttle` a test chooses who goes first; see
 //! `tests/schedules.rs`.
 
-use std::sync::atomic::{AtomicU8, Ordering::*};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering::*};
+use std::time::Duration;
 
 #[cfg(not(shuttle))]
 pub(crate) use {
@@ -43,6 +44,40 @@ mod scheduled {
     }
 }
 
+#[cfg(not(shuttle))]
+use std::thread_local;
+
+#[cfg(shuttle)]
+use shuttle::thread_local;
+
+/// A number for this thread, for it to have a line of its own in [`crate::lookups`].
+pub(crate) fn line_of_thread() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    thread_local! {
+        static LINE: usize = NEXT.fetch_add(1, Relaxed);
+    }
+    // A thread that is ending has none any more.
+    LINE.try_with(|line| *line).unwrap_or(0)
+}
+
+/// How long to sleep for what takes less than a microsecond, if it is not there after a few looks.
+const PAUSE: Duration = Duration::from_micros(50);
+
+/// For what cannot wake who waits for it.
+pub(crate) struct Pause(parking::Spin);
+
+impl Pause {
+    pub fn new() -> Self {
+        Pause(parking::Spin::new())
+    }
+
+    pub fn pause(&mut self) {
+        if !self.0.spin() {
+            thread::sleep(PAUSE);
+        }
+    }
+}
+
 /// Nobody has it. A lock is made of zeros, as a page from the system is.
 const UNLOCKED: u8 = 0;
 const LOCKED: u8 = 1;
@@ -59,8 +94,14 @@ impl RawLock {
     pub fn lock(&self) -> bool {
         #[cfg(shuttle)]
         thread::yield_now();
-        let state = self.0.compare_exchange(UNLOCKED, LOCKED, Acquire, Acquire);
+        let state = self.0.compare_exchange(UNLOCKED, LOCKED, SeqCst, Acquire);
         state.is_ok() || self.wait_and_lock()
+    }
+
+    /// Whether nobody has it: for who has announced himself to those who take it, see [`crate::lookups`].
+    #[inline]
+    pub fn is_free(&self) -> bool {
+        self.0.load(SeqCst) == UNLOCKED
     }
 
     /// For whoever has the lock.
@@ -96,7 +137,7 @@ impl RawLock {
             };
             if self
                 .0
-                .compare_exchange(state, next, Acquire, Acquire)
+                .compare_exchange(state, next, SeqCst, Acquire)
                 .is_err()
             {
                 continue;

@@ -55,7 +55,7 @@ fn insert_with(store: &ServerStore<u8>, n: u8, secret: u8, template: u8, tail: &
         key: SessionKey::Id(&[n; 32]),
         secret: &[secret; 48],
         template: store.template(&Common(template)),
-        certificate: (n % 3 == 0).then_some(&certificate),
+        certificate: n.is_multiple_of(3).then_some(&certificate),
         tail,
     };
     store.insert(session, 0).is_ok()
@@ -70,13 +70,15 @@ fn refuse(store: &ServerStore<u8>) {
 fn lookup(store: &ServerStore<u8>, n: u8) -> Option<u8> {
     store.lookup(SessionKey::Id(&[n; 32]), 0, |session| {
         let secret = session.secret[0];
+        // Others go on while it is read.
+        thread::yield_now();
         assert_eq!(session.template.map(|template| **template), Some(n % 2));
         assert_eq!(session.secret, &[secret; 48]);
         assert_eq!(session.tail, [secret; 20]);
         let certificate = session
             .certificate
             .map(|certificate| certificate.der().into_owned());
-        assert_eq!(certificate, (n % 3 == 0).then(|| vec![n; 40]));
+        assert_eq!(certificate, n.is_multiple_of(3).then(|| vec![n; 40]));
         secret
     })
 }
@@ -147,7 +149,10 @@ fn a_scope_lives_exactly_as_long_as_it_is_held() {
 fn what_comes_and_goes_at_once_leaves_nothing() {
     let schedule = || {
         let store = Arc::new(ServerStore::<u8>::new(OPEN));
-        let calls: [fn(&ServerStore<u8>); 7] = [
+        let look_up = |store: &ServerStore<u8>| {
+            (1..4).for_each(|n| assert!(matches!(lookup(store, n), None | Some(10 | 20))));
+        };
+        let calls: [fn(&ServerStore<u8>); 8] = [
             |store| (1..4).for_each(|n| assert!(insert(store, n, 10))),
             |store| (1..4).for_each(|n| assert!(insert(store, n, 20))),
             refuse,
@@ -163,7 +168,8 @@ fn what_comes_and_goes_at_once_leaves_nothing() {
                 store.tidy(0);
                 store.clear(1);
             },
-            |store| (1..4).for_each(|n| assert!(matches!(lookup(store, n), None | Some(10 | 20)))),
+            look_up,
+            look_up,
         ];
         let threads = calls.map(|calls| {
             let store = Arc::clone(&store);
@@ -180,4 +186,39 @@ fn what_comes_and_goes_at_once_leaves_nothing() {
         assert_empty(&store);
     };
     check_random(schedule, SCHEDULES);
+}
+
+/// Some of the readers share a line, and one of them locks the bucket then.
+#[test]
+fn nobody_writes_to_what_is_read() {
+    let schedule = || {
+        let store = Arc::new(ServerStore::<u8>::new(OPEN));
+        assert!(insert(&store, 1, 10));
+        let calls: [fn(&ServerStore<u8>); 4] = [
+            |store| {
+                assert!(store.delete(SessionKey::Id(&[1; 32])));
+                assert!(insert(store, 1, 20));
+            },
+            look_up_twice,
+            look_up_twice,
+            look_up_twice,
+        ];
+        let threads = calls.map(|calls| {
+            let store = Arc::clone(&store);
+            thread::spawn(move || calls(&store))
+        });
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        assert_eq!(lookup(&store, 1), Some(20));
+        let counts = store.counters().read();
+        assert_eq!(counts.hits + counts.misses, 7);
+    };
+    check_random(schedule, SCHEDULES);
+}
+
+fn look_up_twice(store: &ServerStore<u8>) {
+    for _ in 0..2 {
+        assert!(matches!(lookup(store, 1), None | Some(10 | 20)));
+    }
 }

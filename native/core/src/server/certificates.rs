@@ -356,11 +356,12 @@ impl Certificates {
     pub fn find(&self, books: &mut Books, directory: &Directory, der: &[u8]) -> Option<Number> {
         let key = self.identify(books, der, false).serial_key;
         let is_it = |number| self.with_der(directory, number, |other| *other == *der);
-        let (found, _) = self.find_key(directory, key, SAME_SERIAL, is_it);
+        let (found, _) = self.find_key(&books.serials, directory, key, SAME_SERIAL, is_it);
         match found {
             None if books.has_same_serials => {
                 let key = self.key_of(der);
-                self.find_key(directory, key, usize::MAX, is_it).0
+                self.find_key(&books.serials, directory, key, usize::MAX, is_it)
+                    .0
             }
             found => found,
         }
@@ -369,6 +370,7 @@ impl Certificates {
     /// The first of at most so many certificates with this key that is the one, and how many others there were.
     fn find_key(
         &self,
+        serials: &Growth,
         directory: &Directory,
         key: u32,
         most: usize,
@@ -384,8 +386,7 @@ impl Certificates {
             others.set(others.get() + usize::from(!is_found.get()));
             is_found.get() || others.get() >= most
         };
-        let found = self.by_serial.find(index_hash(key), ends_search);
-        let found = found.map(|found| found.number());
+        let found = self.by_serial.find(serials, index_hash(key), ends_search);
         (found.filter(|_| is_found.get()), others.get())
     }
 
@@ -408,7 +409,13 @@ impl Certificates {
         }
         let slot = slab.allocate(directory, Kind::Certificate, bytes)?;
         let mut identity = self.identify(books, der, true);
-        let (_, others) = self.find_key(directory, identity.serial_key, SAME_SERIAL, |_| false);
+        let (_, others) = self.find_key(
+            &books.serials,
+            directory,
+            identity.serial_key,
+            SAME_SERIAL,
+            |_| false,
+        );
         if others == SAME_SERIAL {
             identity.serial_key = self.key_of(der);
             books.has_same_serials = true;
@@ -860,13 +867,18 @@ impl Certificates {
         slice: &mut Slice,
     ) -> Option<Number> {
         let found = match selector {
-            Selector::Sha256(digest) => self.find_fingerprint(directory, 0, &digest[..], selector),
-            Selector::Sha1(digest) => self.find_fingerprint(directory, 1, &digest[..], selector),
+            Selector::Sha256(digest) => {
+                self.find_fingerprint(books, directory, 0, &digest[..], selector)
+            }
+            Selector::Sha1(digest) => {
+                self.find_fingerprint(books, directory, 1, &digest[..], selector)
+            }
             Selector::Serial(name, serial) => {
                 let canonical_hash = self.keys.hash_one(&canonical_name(name)[..]);
                 let key = self.serial_key(canonical_hash, serial);
                 let is_it = |number| self.is_selected(directory, number, selector);
-                self.find_key(directory, key, SAME_SERIAL, is_it).0
+                self.find_key(&books.serials, directory, key, SAME_SERIAL, is_it)
+                    .0
             }
             Selector::Issuer(_) => None,
         };
@@ -967,6 +979,7 @@ impl Certificates {
 
     fn find_fingerprint(
         &self,
+        books: &Books,
         directory: &Directory,
         which: usize,
         digest: &[u8],
@@ -974,8 +987,7 @@ impl Certificates {
     ) -> Option<Number> {
         let hash = index_hash(self.key_of(digest));
         let is_it = |number| self.is_selected(directory, number, selector);
-        let found = self.by_fingerprint[which].find(hash, is_it);
-        found.map(|found| found.number())
+        self.by_fingerprint[which].find(&books.fingerprints[which], hash, is_it)
     }
 
     /// Under the order lock.

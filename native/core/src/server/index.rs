@@ -9,9 +9,12 @@
 //!
 //! # Who may touch a bucket
 //!
-//! Its lock protects it and its spills. Readers take it, and hold it while they read the slot that they found.
-//! Writers hold the order lock of the store as well, which is what [`Growth`] stands for: it exists once, in
-//! there. A reader that waited for a bucket looks again whether the key still belongs there.
+//! Its lock protects it and its spills. Writers take it, and wait for the lookups that have announced the bucket; see
+//! [`crate::lookups`]. They hold the order lock of the store as well, which is what [`Growth`] stands for: it exists
+//! once, in there. Who has that reads without a lock.
+//!
+//! Readers announce the bucket while its lock is free, or take the lock. They keep that up while they read the slot that
+//! they found, and before they read anything they look again whether the key still belongs there.
 //!
 //! A late reader may come to a bucket that is no longer in the table. Before the page of such a bucket goes back to the
 //! system its lock is closed, so nobody has a lock that turns into zeros: somebody else could have it as well then.
@@ -19,8 +22,12 @@
 #![allow(unsafe_code)]
 
 use super::pages::Zeroed;
+use crate::lookups::{Announced, Line, Lookups};
 use crate::sync::RawLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::ops::Deref;
+use std::ptr::null_mut;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::Arc;
 
 /// Entries of a bucket.
 const WIDTH: usize = 12;
@@ -102,6 +109,8 @@ pub(crate) struct Index {
     spills: Zeroed<Bucket>,
     /// How many buckets there are: 0, or at least `FEWEST`.
     length: AtomicUsize,
+    /// Where those who look up announce buckets. `None` where only writers do.
+    lookups: Option<Arc<Lookups>>,
 }
 
 /// What writers know of the index. It lies under the order lock, and so proves that this is held.
@@ -124,15 +133,39 @@ impl Growth {
     }
 }
 
-/// An entry that was found. Its bucket is locked while this lives, so its slot stays as it is.
-pub(crate) struct Found<'a> {
-    _bucket: Locked<'a>,
-    number: Number,
+/// What a hash may be found in. The bucket and the slots in it stay as they are while this lives.
+pub(crate) struct Visit<'a> {
+    index: &'a Index,
+    /// Null where the index has none.
+    bucket: *mut Bucket,
+    hold: Hold<'a>,
 }
 
-impl Found<'_> {
-    pub fn number(&self) -> Number {
-        self.number
+enum Hold<'a> {
+    Nothing,
+    Announced(Announced<'a>),
+    Locked(#[allow(dead_code)] Locked<'a>),
+}
+
+impl Visit<'_> {
+    /// The first entry under `hash` that `is_it` accepts.
+    #[inline]
+    pub fn find(&self, hash: u64, is_it: impl Fn(Number) -> bool) -> Option<Number> {
+        if self.bucket.is_null() {
+            return None;
+        }
+        // SAFETY: the bucket stays as it is.
+        unsafe { self.index.find_in(self.bucket, hash, is_it) }
+    }
+
+    /// Adds one to a counter of the lookups.
+    #[inline]
+    pub fn count(&self, counter: impl Fn(&Line) -> &AtomicU64) {
+        match (&self.hold, &self.index.lookups) {
+            (Hold::Announced(announced), _) => announced.count(counter),
+            (_, Some(lookups)) => _ = counter(lookups.common()).fetch_add(1, Ordering::Relaxed),
+            (_, None) => {}
+        }
     }
 }
 
@@ -146,6 +179,17 @@ impl Drop for Locked<'_> {
     fn drop(&mut self) {
         // SAFETY: a bucket's memory lives as long as the index, and this has the lock.
         unsafe { (*self.bucket).lock.unlock() };
+    }
+}
+
+/// A bucket that is locked and that nobody reads.
+struct Seized<'a>(Locked<'a>);
+
+impl<'a> Deref for Seized<'a> {
+    type Target = Locked<'a>;
+
+    fn deref(&self) -> &Locked<'a> {
+        &self.0
     }
 }
 
@@ -173,11 +217,21 @@ fn lower_power(length: usize) -> usize {
 }
 
 impl Index {
+    /// An index that is used by writers alone, all under one lock.
     pub const fn new() -> Self {
         Index {
             buckets: Zeroed::new(),
             spills: Zeroed::new(),
             length: AtomicUsize::new(0),
+            lookups: None,
+        }
+    }
+
+    /// An index that is visited without a lock.
+    pub fn visited(lookups: Arc<Lookups>) -> Self {
+        Index {
+            lookups: Some(lookups),
+            ..Index::new()
         }
     }
 
@@ -187,15 +241,59 @@ impl Index {
             + Zeroed::<Bucket>::bytes(growth.spills as usize)
     }
 
-    /// The first entry under `hash` that `is_it` accepts.
-    pub fn find(&self, hash: u64, is_it: impl Fn(Number) -> bool) -> Option<Found<'_>> {
-        let bucket = self.lock_home(hash)?;
-        let (place, at) = bucket.search(tag_of(hash), is_it)?;
-        // SAFETY: the bucket is locked, and the place is in it or in a spill of it.
-        let number = unsafe { (*place).numbers[at] };
-        Some(Found {
-            _bucket: bucket,
-            number,
+    /// The first entry under `hash` that `is_it` accepts. For writers.
+    pub fn find(
+        &self,
+        _growth: &Growth,
+        hash: u64,
+        is_it: impl Fn(Number) -> bool,
+    ) -> Option<Number> {
+        let length = self.length.load(Ordering::Relaxed);
+        if length == 0 {
+            return None;
+        }
+        // SAFETY: the bucket was reserved before the length was published, and only writers change it.
+        unsafe { self.find_in(self.buckets.at(bucket_of(hash, length)), hash, is_it) }
+    }
+
+    /// Visits what `hash` may be found in.
+    #[inline]
+    pub fn visit(&self, hash: u64) -> Visit<'_> {
+        self.announce_home(hash)
+            .unwrap_or_else(|| self.visit_locked(hash))
+    }
+
+    #[cold]
+    fn visit_locked(&self, hash: u64) -> Visit<'_> {
+        let locked = self.lock_home(hash);
+        Visit {
+            index: self,
+            bucket: locked.as_ref().map_or(null_mut(), |locked| locked.bucket),
+            hold: locked.map_or(Hold::Nothing, Hold::Locked),
+        }
+    }
+
+    /// `None` where the bucket has to be locked.
+    #[inline]
+    fn announce_home(&self, hash: u64) -> Option<Visit<'_>> {
+        let length = self.length.load(Ordering::Acquire);
+        if length == 0 {
+            return None;
+        }
+        let number = bucket_of(hash, length);
+        // SAFETY: the bucket was reserved before its number was published.
+        let bucket = unsafe { self.buckets.at(number) };
+        let announced = self.lookups.as_ref()?.announce(bucket.addr())?;
+        // SAFETY: its memory lives as long as the index.
+        if !unsafe { (*bucket).lock.is_free() } {
+            return None;
+        }
+        // From here on it is neither split nor merged.
+        let length = self.length.load(Ordering::Acquire);
+        (length != 0 && bucket_of(hash, length) == number).then_some(Visit {
+            index: self,
+            bucket,
+            hold: Hold::Announced(announced),
         })
     }
 
@@ -208,7 +306,7 @@ impl Index {
             (0..FEWEST).for_each(|bucket| self.open(bucket));
             self.length.store(FEWEST, Ordering::Release);
         }
-        let Some(home) = self.lock_home(hash) else {
+        let Some(home) = self.seize_home(hash) else {
             return false;
         };
         let is_entered = home.enter(growth, tag_of(hash), number);
@@ -218,7 +316,7 @@ impl Index {
 
     /// Takes `number` out. Afterwards nobody finds it, and nobody holds it.
     pub fn remove(&self, growth: &mut Growth, hash: u64, number: Number) {
-        let Some(home) = self.lock_home(hash) else {
+        let Some(home) = self.seize_home(hash) else {
             return;
         };
         let Some(place) = home.search(tag_of(hash), |other| other == number) else {
@@ -237,7 +335,7 @@ impl Index {
         new: Number,
         work: impl FnOnce(),
     ) {
-        if let Some(home) = self.lock_home(hash) {
+        if let Some(home) = self.seize_home(hash) {
             work();
             if let Some((bucket, place)) = home.search(tag_of(hash), |other| other == old) {
                 // SAFETY: the bucket is locked, and the place is in it or in a spill of it.
@@ -329,11 +427,11 @@ impl Index {
     /// Gives back the pages of the buckets behind the last one, all empty.
     fn give_back(&self, length: usize, former: usize) {
         for bucket in self.buckets.behind(length, former).flatten() {
-            if let Some(locked) = self.lock(bucket) {
-                locked.close();
+            if let Some(seized) = self.seize(bucket) {
+                seized.close();
             }
         }
-        // SAFETY: nobody has the lock of such a bucket, or gets it before it is zeros.
+        // SAFETY: nobody has such a bucket, or gets it before it is zeros.
         unsafe { self.buckets.release(length, former) };
     }
 
@@ -366,7 +464,7 @@ impl Index {
                     // SAFETY: as above.
                     let hash = hash_of(unsafe { (*last).numbers[place] });
                     let is_moved = self
-                        .lock_home(hash)
+                        .seize_home(hash)
                         .is_some_and(|home| home.move_spill(growth, spills - 1));
                     if !is_moved {
                         break;
@@ -432,6 +530,16 @@ impl Index {
         })
     }
 
+    /// Locks a bucket, and waits until nobody reads it. For writers.
+    fn seize(&self, bucket: usize) -> Option<Seized<'_>> {
+        self.lock(bucket).map(Locked::seize)
+    }
+
+    /// The same with the bucket that `hash` belongs to.
+    fn seize_home(&self, hash: u64) -> Option<Seized<'_>> {
+        self.lock_home(hash).map(Locked::seize)
+    }
+
     /// Before a bucket that was reserved comes into the table.
     fn open(&self, bucket: usize) {
         // SAFETY: by the caller.
@@ -463,7 +571,7 @@ impl Index {
         }
         let low = lower_power(length);
         self.open(length);
-        let (Some(old), Some(new)) = (self.lock(length - low), self.lock(length)) else {
+        let (Some(old), Some(new)) = (self.seize(length - low), self.seize(length)) else {
             return false;
         };
         if !old.make_way(growth) {
@@ -486,7 +594,7 @@ impl Index {
     fn merge(&self, growth: &mut Growth, hash_of: impl Fn(Number) -> u64) -> bool {
         let last = self.length.load(Ordering::Relaxed) - 1;
         let home = last - lower_power(last);
-        let (Some(home), Some(last_bucket)) = (self.lock(home), self.lock(last)) else {
+        let (Some(home), Some(last_bucket)) = (self.seize(home), self.seize(last)) else {
             return false;
         };
         if !last_bucket.make_way(growth) {
@@ -522,15 +630,21 @@ impl Index {
     }
 }
 
-// SAFETY of all that follows: the bucket is locked, so it and its spills are this thread's alone.
-impl Locked<'_> {
-    fn next(&self, bucket: *mut Bucket) -> Option<*mut Bucket> {
+// SAFETY of all that follows: by the caller, the bucket and its spills stay as they are.
+impl Index {
+    unsafe fn next(&self, bucket: *mut Bucket) -> Option<*mut Bucket> {
         let spill = unsafe { (*bucket).spill()? };
-        Some(unsafe { self.index.spills.at(spill as usize) })
+        Some(unsafe { self.spills.at(spill as usize) })
     }
 
-    fn search(&self, tag: u8, is_it: impl Fn(Number) -> bool) -> Option<Place> {
-        let mut bucket = self.bucket;
+    #[inline]
+    unsafe fn search(
+        &self,
+        home: *mut Bucket,
+        tag: u8,
+        is_it: impl Fn(Number) -> bool,
+    ) -> Option<Place> {
+        let mut bucket = home;
         loop {
             let mut places = unsafe { (*bucket).with_tag(tag) };
             while places != 0 {
@@ -540,8 +654,34 @@ impl Locked<'_> {
                 }
                 places &= places - 1;
             }
-            bucket = self.next(bucket)?;
+            bucket = unsafe { self.next(bucket)? };
         }
+    }
+
+    #[inline]
+    unsafe fn find_in(
+        &self,
+        home: *mut Bucket,
+        hash: u64,
+        is_it: impl Fn(Number) -> bool,
+    ) -> Option<Number> {
+        let (bucket, place) = unsafe { self.search(home, tag_of(hash), is_it)? };
+        Some(unsafe { (*bucket).numbers[place] })
+    }
+}
+
+// SAFETY of all that follows: the bucket is locked, so it and its spills stay as they are.
+impl<'a> Locked<'a> {
+    /// Waits until nobody reads the bucket any more.
+    fn seize(self) -> Seized<'a> {
+        if let Some(lookups) = &self.index.lookups {
+            lookups.await_readers_of(self.bucket.addr());
+        }
+        Seized(self)
+    }
+
+    fn next(&self, bucket: *mut Bucket) -> Option<*mut Bucket> {
+        unsafe { self.index.next(bucket) }
     }
 
     fn for_each(&self, mut visit: impl FnMut(Number)) {
@@ -558,6 +698,13 @@ impl Locked<'_> {
                 None => return,
             }
         }
+    }
+}
+
+// SAFETY of all that follows: the bucket and its spills are this thread's alone.
+impl Seized<'_> {
+    fn search(&self, tag: u8, is_it: impl Fn(Number) -> bool) -> Option<Place> {
+        unsafe { self.index.search(self.bucket, tag, is_it) }
     }
 
     /// Unlocks the bucket for ever, or until it is opened.
@@ -756,12 +903,17 @@ mod tests {
     }
 
     fn has(index: &Index, number: Number, hash: u64) -> bool {
-        index.find(hash, |other| other == number).is_some()
+        let found = index.visit(hash).find(hash, |other| other == number);
+        found.is_some()
+    }
+
+    fn visited() -> Index {
+        Index::visited(Arc::default())
     }
 
     #[test]
     fn all_entries_are_found_while_it_grows_and_shrinks() {
-        let (index, mut table) = (Index::new(), Table::default());
+        let (index, mut table) = (visited(), Table::default());
         for number in 1..=100_000 {
             table.insert(&index, number, hash_of);
         }
@@ -788,7 +940,7 @@ mod tests {
 
     #[test]
     fn entries_with_one_hash_do_not_displace_each_other() {
-        let (index, mut table) = (Index::new(), Table::default());
+        let (index, mut table) = (visited(), Table::default());
         for number in 1..=1_000 {
             table.insert(&index, number, |_| 7);
         }
@@ -801,7 +953,7 @@ mod tests {
     /// The last spills are in use, and the first are not.
     #[test]
     fn spills_that_are_not_needed_are_given_back() {
-        let (index, mut table) = (Index::new(), Table::default());
+        let (index, mut table) = (visited(), Table::default());
         let in_one_of_two = |number: Number| u64::from(number > 2_000) | 0xa500_0000_0000_0000;
         for number in 1..=4_000 {
             let is_entered = index.insert(&mut table.growth, in_one_of_two(number), number);
@@ -825,7 +977,7 @@ mod tests {
     /// A late reader has the lock of a bucket that is no longer in the table.
     #[test]
     fn a_page_goes_back_when_nobody_has_a_lock_in_it() {
-        let (index, mut table) = (Index::new(), Table::default());
+        let (index, mut table) = (visited(), Table::default());
         (1..=2_000).for_each(|number| table.insert(&index, number, hash_of));
         (11..=2_000).for_each(|number| table.remove(&index, number));
         let length = || index.length.load(Ordering::Relaxed);
@@ -847,14 +999,17 @@ mod tests {
 
     #[test]
     fn a_panic_leaves_no_bucket_locked() {
-        let (index, mut table) = (Index::new(), Table::default());
+        let (index, mut table) = (visited(), Table::default());
         table.insert(&index, 1, hash_of);
         let panics = || {
-            index
+            let visit = index.visit(hash_of(1));
+            visit
                 .find(hash_of(1), |_| panic!("in a comparison"))
                 .is_some()
         };
         assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(panics)).is_err());
+        // A writer gets it.
+        table.insert(&index, 2, |_| hash_of(1));
         assert!(has(&index, 1, hash_of(1)));
     }
 
@@ -886,7 +1041,7 @@ mod tests {
         #[test]
         fn it_agrees_with_a_map(steps in vec(step(), 1..4000), bits in 1..64u32) {
             let hash_of = |number: Number| hash_of(number) & (u64::MAX >> (64 - bits));
-            let (index, mut table) = (Index::new(), Table::default());
+            let (index, mut table) = (visited(), Table::default());
             let (mut position, mut met) = (0, HashMap::new());
             for step in steps {
                 match step {

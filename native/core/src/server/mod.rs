@@ -5,13 +5,13 @@
 //! A slot is filled by the thread that holds the `order` lock, and entered into the index after that.
 //! From then on its parts are safe in different hands:
 //!
-//! - id, secret, tail, template, birth and the number of the certificate are never changed. They are read under the
-//!   lock of the slot's bucket in the index, or under the `order` lock.
+//! - id, secret, tail, template, birth and the number of the certificate are never changed. They are read by who
+//!   visits the slot's bucket in the index, or under the `order` lock.
 //! - `used` and `flags` are atomic. `flags` is written under the `order` lock only.
 //! - The links to other sessions are read and written under the `order` lock only.
 //!
 //! A slot is freed or moved under the `order` lock, after it was taken out of the index, or while its bucket is
-//! locked. So by then no reader is left, and none can come.
+//! seized. So by then no reader is left, and none can come.
 //!
 //! Locks are taken in this order: `order`, a bucket of an index, the entry of a certificate, the table of templates.
 //!
@@ -37,11 +37,12 @@ pub use certificates::{Certificate, Selector};
 pub use templates::{Held, Made, Part, Pattern, Template, TemplateName};
 
 use crate::counters::{Counters, Refusal};
+use crate::lookups::Line;
 use crate::sync::{unlock_fair, Mutex};
 use certificates::{Books, Certificates, Walk, MAX_CERTIFICATE};
 use foldhash::quality::RandomState;
 use ghosts::Ghosts;
-use index::{Found, Growth, Index, Number};
+use index::{Growth, Index, Number, Visit};
 use once_cell::sync::OnceCell;
 use policy::{age_of, code_of, Class, Links, Policy};
 use slab::{slot_bytes, Directory, Kind, Move, Slab, SlotRef, Step};
@@ -49,6 +50,7 @@ use slice::Slice;
 use slot::{Content, SlotPtr, CERTIFIED, HAS_CERTIFICATE, KEPT};
 use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::Arc;
 use templates::Templates;
 
 /// What a server session is found by.
@@ -234,8 +236,9 @@ impl<T> ServerStore<T> {
     pub fn new(limits: Limits) -> Self {
         let hash_keys = RandomState::default();
         let id_keys = [hash_keys.hash_one(1), hash_keys.hash_one(2)];
+        let counters = Counters::default();
         ServerStore {
-            index: Index::new(),
+            index: Index::visited(Arc::clone(&counters.lookups)),
             directory: Directory::new(),
             order: Mutex::default(),
             templates: Templates::new(),
@@ -248,7 +251,7 @@ impl<T> ServerStore<T> {
             max_bytes: AtomicU64::new(limits.max_bytes),
             max_sessions: AtomicU64::new(limits.max_sessions),
             lifetime_ms: AtomicU64::new(limits.lifetime_ms),
-            counters: Counters::default(),
+            counters,
             hash_keys,
             id_keys,
         }
@@ -351,26 +354,24 @@ impl<T> ServerStore<T> {
         read: impl FnOnce(Session<T>) -> R,
     ) -> Option<R> {
         let hash = self.hash(key);
-        let lookups = self.counters.lookups();
-        let Some(found) = self.find_fresh(hash, key, now_ms) else {
-            Counters::add(&lookups.misses);
+        let visit = self.index.visit(hash);
+        let Some(slot) = self.find_fresh(&visit, hash, key, now_ms) else {
+            visit.count(|line| &line.misses);
             if let Some(class) = self.ghosts.take(hash) {
-                Counters::add(&lookups.returns[class as usize]);
+                visit.count(|line| &line.returns[class as usize]);
             }
             return None;
         };
-        // SAFETY: the slot is in the index, and `found` keeps it there.
-        let slot = unsafe { self.slot(found.number()) };
         let used = code_of(age_of_birth(slot.born(), now_ms));
         // Written only where it changes something, so that lookups of one session do not take the cache line from
         // each other for ever.
         if slot.used().load(Relaxed) != used {
             slot.used().store(used, Relaxed);
         }
-        Counters::add(&lookups.hits);
+        visit.count(|line| &line.hits);
         let flags = slot.flags();
         if flags & KEPT != 0 {
-            Counters::add(&lookups.kept_hits[class_of(flags) as usize]);
+            visit.count(|line| &line.kept_hits[class_of(flags) as usize]);
         }
         Some(self.read(slot, read))
     }
@@ -382,15 +383,16 @@ impl<T> ServerStore<T> {
         now_ms: u64,
         read: impl FnOnce(Session<T>) -> R,
     ) -> Option<R> {
-        let found = self.find_fresh(self.hash(key), key, now_ms)?;
-        // SAFETY: the slot is in the index, and `found` keeps it there.
-        Some(self.read(unsafe { self.slot(found.number()) }, read))
+        let hash = self.hash(key);
+        let visit = self.index.visit(hash);
+        let slot = self.find_fresh(&visit, hash, key, now_ms)?;
+        Some(self.read(slot, read))
     }
 
     /// Drops the session under `key`, and tells if there was one.
     pub fn delete(&self, key: SessionKey) -> bool {
         let mut order = self.order.lock();
-        let slot = self.find_slot(self.hash(key), key);
+        let slot = self.find_slot(&order, self.hash(key), key);
         if let Some(slot) = slot {
             self.take_out(&mut order, slot);
             self.note_bytes(&order);
@@ -638,23 +640,27 @@ impl<T> ServerStore<T> {
     }
 
     /// The slot of a session that may be handed out at `now_ms`.
-    fn find_fresh(&self, hash: u64, key: SessionKey, now_ms: u64) -> Option<Found<'_>> {
-        let found = self.find(hash, key)?;
-        // SAFETY: the slot is in the index, and `found` keeps it there.
-        let born = unsafe { self.slot(found.number()) }.born();
-        (!self.is_expired(age_of_birth(born, now_ms))).then_some(found)
+    fn find_fresh<'a>(
+        &'a self,
+        visit: &'a Visit,
+        hash: u64,
+        key: SessionKey,
+        now_ms: u64,
+    ) -> Option<SlotPtr<'a>> {
+        let number = visit.find(hash, |number| self.has_key(number, key))?;
+        // SAFETY: the slot is in the index, and the visit keeps it there.
+        let slot = unsafe { self.slot(number) };
+        (!self.is_expired(age_of_birth(slot.born(), now_ms))).then_some(slot)
     }
 
-    fn find(&self, hash: u64, key: SessionKey) -> Option<Found<'_>> {
-        self.index.find(hash, |number| {
-            // SAFETY: the slot is in the index, whose bucket is locked.
-            unsafe { self.slot(number) }.key() == key
-        })
+    fn find_slot(&self, order: &Order, hash: u64, key: SessionKey) -> Option<SlotRef> {
+        let is_it = |number| self.has_key(number, key);
+        self.index.find(&order.growth, hash, is_it).map(SlotRef)
     }
 
-    /// Found and let go: under the order lock nobody else takes it out.
-    fn find_slot(&self, hash: u64, key: SessionKey) -> Option<SlotRef> {
-        self.find(hash, key).map(|found| SlotRef(found.number()))
+    fn has_key(&self, number: Number, key: SessionKey) -> bool {
+        // SAFETY: the slot is in the index, where it stays while that is visited, or by the order lock.
+        unsafe { self.slot(number) }.key() == key
     }
 
     fn is_expired(&self, age: u32) -> bool {
@@ -711,7 +717,7 @@ impl<T> ServerStore<T> {
         }
         let hash = self.hash(session.key);
         let mut order = self.order.lock();
-        if let Some(known) = self.find_slot(hash, session.key) {
+        if let Some(known) = self.find_slot(&order, hash, session.key) {
             if arrival.is_some() {
                 return Ok(Restored::Known);
             }
@@ -1052,13 +1058,10 @@ impl<T> ServerStore<T> {
     }
 
     fn policy_counters(&self) -> (PerClass, PerClass) {
-        let sum = |counter: fn(&crate::counters::Lookups) -> &[AtomicU64; 2]| {
-            [0, 1].map(|class| self.counters.sum(|lookups| &counter(lookups)[class]))
+        let sum = |counter: fn(&Line) -> &[AtomicU64; 2]| {
+            [0, 1].map(|class| self.counters.lookups.sum(|line| &counter(line)[class]))
         };
-        (
-            sum(|lookups| &lookups.kept_hits),
-            sum(|lookups| &lookups.returns),
-        )
+        (sum(|line| &line.kept_hits), sum(|line| &line.returns))
     }
 
     /// Takes a session out of the index and all lists, wipes it, and frees its slot.

@@ -340,11 +340,15 @@ fn make(call: &Call, store: &ServerStore<u8>, model: &mut Model, now: &mut u64) 
             let before = model.entries.len();
             assert_eq!(dropped, before.min((*slice).into()));
             let mut held = HashSet::new();
+            let order = store.order.lock();
             for key in model.entries.keys() {
-                if with_key(*key, |id| store.find_slot(store.hash(id), id).is_some()) {
+                if with_key(*key, |id| {
+                    store.find_slot(&order, store.hash(id), id).is_some()
+                }) {
                     held.insert(*key);
                 }
             }
+            drop(order);
             model.entries.retain(|key, _| held.contains(key));
             assert_eq!(model.entries.len(), before - dropped);
         }

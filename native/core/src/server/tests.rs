@@ -833,13 +833,13 @@ fn a_walk_meets_certificates_that_get_other_numbers_meanwhile() {
             tidy(&store, 0);
         }
     }
-    let last = store.order.lock().books.last();
-    assert!(last < 1_024 && store.certificates() == 170);
+    let order = store.order.lock();
+    assert!(order.books.last() < 1_024 && store.certificates() == 170);
     let mut numbers = std::collections::HashSet::new();
     for n in 0..8_000 {
         let id = id(n);
         let key = SessionKey::Id(&id);
-        if let Some(slot) = store.find_slot(store.hash(key), key) {
+        if let Some(slot) = store.find_slot(&order, store.hash(key), key) {
             numbers.extend(unsafe { store.slot(slot.0) }.certificate());
         }
     }
