@@ -63,6 +63,14 @@ impl Lookups {
         }
     }
 
+    /// Waits until all that is announced now has ended: nobody reads any more what nobody comes to since then.
+    pub fn await_all(&self) {
+        for line in &self.lines {
+            let announced = line.announced.load(SeqCst);
+            line.await_change(|now| now == announced && now != NOTHING);
+        }
+    }
+
     /// For who has announced nothing.
     pub fn common(&self) -> &Line {
         &self.common

@@ -7,8 +7,10 @@
 //! # Who may touch a certificate
 //!
 //! Sessions name certificates by number. The entry of that number has the slot and a lock. Readers come by a session
-//! whose bucket they have locked, so the certificate stays; they take the entry's lock to read it. Writers hold the
-//! order lock, which is what [`Books`] stands for, and take the entry's lock to move the certificate.
+//! whose bucket they visit, so the certificate stays. If they have announced the bucket they just read; if they have
+//! locked it they take the entry's lock as well. Writers hold the order lock, which is what [`Books`] stands for. To
+//! move a certificate they copy it, change the slot under the entry's lock, and wait for all who have announced
+//! anything: whoever comes later finds the new slot.
 
 #![allow(unsafe_code)]
 
@@ -16,6 +18,7 @@ use super::index::{Growth, Index, Number};
 use super::pages::Zeroed;
 use super::slab::{slot_bytes, Directory, Kind, Slab, SlotRef};
 use super::slice::Slice;
+use crate::lookups::Lookups;
 use crate::sync::RawLock;
 use crate::x509::{canonical_name, is_same_name, issuer_and_serial};
 use dashmap::DashMap;
@@ -29,6 +32,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash};
 use std::mem::size_of;
 use std::slice;
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::sync::Arc;
 
 /// The largest certificate that is kept.
@@ -91,12 +95,22 @@ const PACKED: u8 = 4;
 #[repr(C)]
 struct Entry {
     /// Of a free entry, the number of the next free one.
-    slot: SlotRef,
+    slot: AtomicU32,
     lock: RawLock,
     state: u8,
 }
 
 const _: () = assert!(size_of::<Entry>() == 8);
+
+impl Entry {
+    fn slot(&self) -> SlotRef {
+        SlotRef(self.slot.load(SeqCst))
+    }
+
+    fn set_slot(&self, slot: SlotRef) {
+        self.slot.store(slot.0, SeqCst);
+    }
+}
 
 struct Issuer {
     /// In DER, as its first certificate had it.
@@ -168,6 +182,8 @@ pub(crate) struct Certificates {
     /// By SHA-256, and by SHA-1.
     by_fingerprint: [Index; 2],
     keys: RandomState,
+    /// Where those who look up announce what they read.
+    lookups: Arc<Lookups>,
 }
 
 /// What writers know of the certificates: under the order lock.
@@ -231,26 +247,11 @@ struct Identity {
 }
 
 /// A certificate's entry, locked; unlocked when this is dropped.
-pub(crate) struct Locked<'a> {
-    entry: *mut Entry,
-    certificates: &'a Certificates,
-    directory: &'a Directory,
-}
+pub(crate) struct Locked<'a>(&'a Entry);
 
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
-        // SAFETY: the entry's memory lives as long as the certificates.
-        unsafe { (*self.entry).lock.unlock() };
-    }
-}
-
-impl Locked<'_> {
-    pub fn get(&self) -> Certificate<'_> {
-        // SAFETY: the entry is locked, so its slot stays where it is.
-        unsafe {
-            let place = self.directory.find((*self.entry).slot);
-            self.certificates.view(place)
-        }
+        self.0.lock.unlock();
     }
 }
 
@@ -284,7 +285,7 @@ impl Books {
 }
 
 impl Certificates {
-    pub fn new() -> Self {
+    pub fn new(lookups: Arc<Lookups>) -> Self {
         Certificates {
             entries: Zeroed::new(),
             issuers: DashMap::with_capacity_and_hasher_and_shard_amount(
@@ -295,6 +296,7 @@ impl Certificates {
             by_serial: Index::new(),
             by_fingerprint: [Index::new(), Index::new()],
             keys: RandomState::default(),
+            lookups,
         }
     }
 
@@ -335,21 +337,35 @@ impl Certificates {
         DATA + length
     }
 
-    /// Locks a certificate, to read it.
+    /// Keeps a certificate in its slot, for who has announced nothing and does not hold the order lock.
     ///
     /// # Safety
-    /// The certificate stays for as long as the answer lives: the caller has locked the bucket of a session that has
-    /// it, or has the order lock.
-    pub unsafe fn lock<'a>(&'a self, directory: &'a Directory, number: Number) -> Locked<'a> {
+    /// As for [`get`](Self::get).
+    pub unsafe fn lock(&self, number: Number) -> Locked<'_> {
         // SAFETY: by the caller, the number is in use, and so its entry is reserved.
-        let entry = unsafe { self.entries.at(number as usize) };
-        // SAFETY: its memory lives as long as this.
-        unsafe { (*entry).lock.lock() };
-        Locked {
-            entry,
-            certificates: self,
-            directory,
-        }
+        let entry = unsafe { &*self.entries.at(number as usize) };
+        entry.lock.lock();
+        Locked(entry)
+    }
+
+    /// The certificate with this number.
+    ///
+    /// # Safety
+    /// It stays where it is for as long as the answer is used: the caller holds the order lock, or has announced the bucket
+    /// of a session that has it, or has locked that bucket and then the certificate.
+    #[inline]
+    pub unsafe fn get<'a>(&'a self, directory: &'a Directory, number: Number) -> Certificate<'a> {
+        // SAFETY: by the caller, the number is in use, and so its entry is reserved.
+        unsafe { self.view(directory.find((*self.entries.at(number as usize)).slot())) }
+    }
+
+    /// Gives a certificate another slot, to which it was copied. Afterwards nobody reads it in the old one.
+    fn set_slot(&self, number: Number, slot: SlotRef) {
+        // SAFETY: by the caller, who holds the order lock, the number is in use.
+        let locked = unsafe { self.lock(number) };
+        locked.0.set_slot(slot);
+        drop(locked);
+        self.lookups.await_all();
     }
 
     /// The certificate with this content, if it is kept.
@@ -442,9 +458,9 @@ impl Certificates {
             if books.free == 0 {
                 books.last = number;
             } else {
-                books.free = (*entry).slot.0;
+                books.free = (*entry).slot().0;
             }
-            (*entry).slot = slot;
+            (*entry).set_slot(slot);
             (*entry).state = USED;
         }
         books.length += 1;
@@ -488,12 +504,12 @@ impl Certificates {
                 books.without_fingerprint -= 1;
             }
             books.unpacked -= u64::from((*entry).state & PACKED == 0);
-            let slot = (*entry).slot;
+            let slot = (*entry).slot();
             (*entry).state = 0;
             match &mut books.lowered_to {
                 Some(lowered_to) => *lowered_to = number.min(*lowered_to),
                 None => {
-                    (*entry).slot = SlotRef(books.free);
+                    (*entry).set_slot(SlotRef(books.free));
                     books.free = number;
                 }
             }
@@ -530,10 +546,8 @@ impl Certificates {
         unsafe {
             let (from, to_place) = (directory.find(from), directory.find(to));
             let number = (*from.cast::<Header>()).number;
-            let locked = self.lock(directory, number);
             to_place.copy_from_nonoverlapping(from, bytes);
-            (*locked.entry).slot = to;
-            drop(locked);
+            self.set_slot(number, to);
             from.write_bytes(0, bytes);
         }
     }
@@ -546,7 +560,7 @@ impl Certificates {
     pub fn set_newest(&self, directory: &Directory, number: Number, newest: SlotRef) {
         // SAFETY: the certificate is in use, and the caller has the order lock, under which alone this field is used.
         unsafe {
-            let slot = (*self.entries.at(number as usize)).slot;
+            let slot = (*self.entries.at(number as usize)).slot();
             (*directory.find(slot).cast::<Header>()).newest = newest;
         }
     }
@@ -672,7 +686,7 @@ impl Certificates {
         // SAFETY: both entries are reserved, and nobody has come to the second one yet; the caller has the order lock.
         unsafe {
             let (from, to) = (self.entries.at(from as usize), self.entries.at(to as usize));
-            (*to).slot = (*from).slot;
+            (*to).set_slot((*from).slot());
             (*to).state = (*from).state;
         }
     }
@@ -699,8 +713,8 @@ impl Certificates {
                     self.by_fingerprint[which].replace(growth, index_hash(key), from, to, || {});
                 }
             }
-            (*directory.find((*entry).slot).cast::<Header>()).number = to;
-            (*entry).slot = SlotRef::NONE;
+            (*directory.find((*entry).slot()).cast::<Header>()).number = to;
+            (*entry).set_slot(SlotRef::NONE);
             (*entry).state = 0;
         }
     }
@@ -733,16 +747,12 @@ impl Certificates {
     /// Enters a certificate under its fingerprints. `false` where the system has no memory.
     fn fingerprint(&self, books: &mut Books, directory: &Directory, number: Number) -> bool {
         // SAFETY: the caller has the order lock.
-        let locked = unsafe { self.lock(directory, number) };
-        let keys = {
-            let certificate = locked.get();
-            let der = certificate.der();
-            [
-                self.key_of(&Sha256::digest(&der)[..]),
-                self.key_of(&Sha1::digest(&der)[..]),
-            ]
-        };
-        drop(locked);
+        let certificate = unsafe { self.get(directory, number) };
+        let der = certificate.der();
+        let keys = [
+            self.key_of(&Sha256::digest(&der)[..]),
+            self.key_of(&Sha1::digest(&der)[..]),
+        ];
         for (which, key) in keys.into_iter().enumerate() {
             let growth = &mut books.fingerprints[which];
             if !self.by_fingerprint[which].insert(growth, index_hash(key), number) {
@@ -757,7 +767,7 @@ impl Certificates {
         // SAFETY: the certificate is in use, and these fields are used under the order lock alone.
         unsafe {
             let entry = self.entries.at(number as usize);
-            let header = directory.find((*entry).slot).cast::<Header>();
+            let header = directory.find((*entry).slot()).cast::<Header>();
             (*header).fingerprint_keys = keys;
             (*entry).state |= FINGERPRINTED;
         }
@@ -800,9 +810,7 @@ impl Certificates {
             return false;
         };
         // SAFETY: the caller has the order lock.
-        let locked = unsafe { self.lock(directory, number) };
-        let der = locked.get().der().into_owned();
-        drop(locked);
+        let der = unsafe { self.get(directory, number) }.der().into_owned();
         let dictionary_bytes = match issuer.dictionary.get() {
             Some(_) => 0,
             None => length.min(MAX_DICTIONARY),
@@ -830,8 +838,7 @@ impl Certificates {
             true => slab.allocate(directory, Kind::Certificate, bytes),
             false => None,
         };
-        // SAFETY: the certificate is in use; the new slot was allocated for this; the caller has the order lock, and
-        // readers are kept out by the entry's lock.
+        // SAFETY: the certificate is in use; the new slot was allocated for this; the caller has the order lock.
         unsafe {
             let entry = self.entries.at(number as usize);
             (*entry).state |= PACKED;
@@ -845,9 +852,8 @@ impl Certificates {
                 place
                     .add(DATA)
                     .copy_from_nonoverlapping(packed.as_ptr(), packed.len());
-                let locked = self.lock(directory, number);
-                let old = std::mem::replace(&mut (*locked.entry).slot, slot);
-                drop(locked);
+                let old = (*entry).slot();
+                self.set_slot(number, slot);
                 self.free_slot(books, directory, slab, old, &header);
                 books.slot_bytes += slot_bytes(bytes) as u64;
             }
@@ -998,10 +1004,8 @@ impl Certificates {
         read: impl FnOnce(&[u8]) -> R,
     ) -> R {
         // SAFETY: the caller has the order lock.
-        let locked = unsafe { self.lock(directory, number) };
-        let certificate = locked.get();
-        let der = certificate.der();
-        read(&der)
+        let certificate = unsafe { self.get(directory, number) };
+        read(&certificate.der())
     }
 
     /// The certificate in a slot.
@@ -1032,7 +1036,7 @@ impl Certificates {
     fn header(&self, directory: &Directory, number: Number) -> Header {
         // SAFETY: the certificate is in use, and only writers change its header.
         unsafe {
-            let slot = (*self.entries.at(number as usize)).slot;
+            let slot = (*self.entries.at(number as usize)).slot();
             *directory.find(slot).cast::<Header>()
         }
     }

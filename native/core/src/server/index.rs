@@ -158,6 +158,11 @@ impl Visit<'_> {
         unsafe { self.index.find_in(self.bucket, hash, is_it) }
     }
 
+    /// Whether those who wait for [all](Lookups::await_all) who look up wait for this.
+    pub fn is_announced(&self) -> bool {
+        matches!(self.hold, Hold::Announced(_))
+    }
+
     /// Adds one to a counter of the lookups.
     #[inline]
     pub fn count(&self, counter: impl Fn(&Line) -> &AtomicU64) {

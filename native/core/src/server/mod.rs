@@ -373,7 +373,7 @@ impl<T> ServerStore<T> {
         if flags & KEPT != 0 {
             visit.count(|line| &line.kept_hits[class_of(flags) as usize]);
         }
-        Some(self.read(slot, read))
+        Some(self.read(slot, visit.is_announced(), read))
     }
 
     /// As [`lookup`](Self::lookup), but neither counted nor remembered as use.
@@ -386,7 +386,7 @@ impl<T> ServerStore<T> {
         let hash = self.hash(key);
         let visit = self.index.visit(hash);
         let slot = self.find_fresh(&visit, hash, key, now_ms)?;
-        Some(self.read(slot, read))
+        Some(self.read(slot, visit.is_announced(), read))
     }
 
     /// Drops the session under `key`, and tells if there was one.
@@ -437,7 +437,7 @@ impl<T> ServerStore<T> {
                     return;
                 }
                 let used = slot.used().load(Relaxed);
-                self.read(slot, |session| {
+                self.read(slot, false, |session| {
                     visit(Listed {
                         key: slot.key(),
                         session,
@@ -597,7 +597,8 @@ impl<T> ServerStore<T> {
             .map_or(Vec::new(), |certificates| certificates.issuers())
     }
 
-    fn read<R>(&self, slot: SlotPtr, read: impl FnOnce(Session<T>) -> R) -> R {
+    /// For who visits the slot's bucket, announced or locked.
+    fn read<R>(&self, slot: SlotPtr, is_announced: bool, read: impl FnOnce(Session<T>) -> R) -> R {
         let template = match slot.template() {
             0 => None,
             // SAFETY: the session holds its template, and stays while its slot is read.
@@ -612,10 +613,12 @@ impl<T> ServerStore<T> {
         let Some((number, certificates)) = slot.certificate().zip(self.certificates.get()) else {
             return read(session);
         };
-        // SAFETY: a session's certificate stays as long as the session, which is locked.
-        let locked = unsafe { certificates.lock(&self.directory, number) };
+        // SAFETY: a session's certificate stays as long as the session, whose bucket is visited.
+        let _locked = (!is_announced).then(|| unsafe { certificates.lock(number) });
+        // SAFETY: the bucket is announced, or the certificate is locked.
+        let certificate = unsafe { certificates.get(&self.directory, number) };
         read(Session {
-            certificate: Some(locked.get()),
+            certificate: Some(certificate),
             ..session
         })
     }
@@ -890,7 +893,7 @@ impl<T> ServerStore<T> {
     ) -> Result<Number, Refusal> {
         let certificates = self
             .certificates
-            .get_or_init(|| Box::new(Certificates::new()));
+            .get_or_init(|| Box::new(Certificates::new(Arc::clone(&self.counters.lookups))));
         if let Some(number) = certificates.find(&mut order.books, &self.directory, der) {
             return Ok(number);
         }
