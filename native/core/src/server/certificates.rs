@@ -15,7 +15,7 @@
 #![allow(unsafe_code)]
 
 use super::index::{Growth, Index, Number};
-use super::pages::Zeroed;
+use super::pages::{prefetch, Zeroed};
 use super::slab::{slot_bytes, Directory, Kind, Slab, SlotRef};
 use super::slice::Slice;
 use crate::lookups::Lookups;
@@ -37,6 +37,9 @@ use std::sync::Arc;
 
 /// The largest certificate that is kept.
 pub(crate) const MAX_CERTIFICATE: usize = 64 * 1024;
+
+/// So much of a certificate is fetched before its length is known.
+const USUAL_CERTIFICATE: usize = 1024;
 
 /// Authorities that are known by number. Certificates of others are kept as they are, and searched one by one when
 /// an authority is revoked: whoever makes certificates for himself can make any number of authorities.
@@ -356,7 +359,11 @@ impl Certificates {
     #[inline]
     pub unsafe fn get<'a>(&'a self, directory: &'a Directory, number: Number) -> Certificate<'a> {
         // SAFETY: by the caller, the number is in use, and so its entry is reserved.
-        unsafe { self.view(directory.find((*self.entries.at(number as usize)).slot())) }
+        unsafe {
+            let place = directory.find((*self.entries.at(number as usize)).slot());
+            prefetch(place, USUAL_CERTIFICATE);
+            self.view(place)
+        }
     }
 
     /// Gives a certificate another slot, to which it was copied. Afterwards nobody reads it in the old one.

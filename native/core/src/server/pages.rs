@@ -72,6 +72,19 @@ fn advise(pages: &MmapRaw) {
 #[cfg(any(not(target_os = "linux"), miri))]
 fn advise(_pages: &MmapRaw) {}
 
+/// Has the processor fetch so many bytes, which will be read a little later. They need not be mapped.
+#[inline]
+pub(crate) fn prefetch(place: *const u8, bytes: usize) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    for line in (0..bytes).step_by(64) {
+        use std::arch::x86_64::{_mm_prefetch, _MM_HINT_T0};
+        // SAFETY: a hint, which has no effect on what is computed and never fails.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(place.wrapping_add(line).cast()) };
+    }
+    #[cfg(any(not(target_arch = "x86_64"), miri))]
+    let _ = (place, bytes);
+}
+
 /// Enough for half a billion buckets of the index.
 const CHUNKS: usize = 24;
 

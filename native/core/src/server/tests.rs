@@ -708,27 +708,32 @@ fn lookups_go_on_while_sessions_come_and_go() {
 /// locked it.
 #[test]
 fn a_certificate_is_not_moved_while_it_is_read() {
-    let tidies_while_read = |reads: fn(&ServerStore<u8>, &mut dyn FnMut(Session<u8>))| {
+    let full = || {
         let store = store(MIB / 4, ANY, LONG_MS);
         (0..200).for_each(|n| insert_certified(&store, n, &certificate("ca", n), 0));
-        std::thread::scope(|threads| {
-            let mut tidies = None;
-            reads(&store, &mut |session: Session<u8>| {
-                let read = session.certificate.unwrap();
-                let der = read.der().into_owned();
-                let tidies = tidies.get_or_insert_with(|| threads.spawn(|| tidy(&store, 0)));
-                std::thread::sleep(std::time::Duration::from_millis(200));
-                assert!(!tidies.is_finished());
-                assert_eq!(*read.der(), der);
-            });
-            tidies.unwrap().join().unwrap();
-        });
+        store
     };
-    tidies_while_read(|store, read| {
-        store.lookup(SessionKey::Id(&id(0)), 0, read);
-    });
-    tidies_while_read(|store, read| {
-        store.page(0, 1, 0, |listed| read(listed.session));
+    let (looked_up, paged) = (full(), full());
+    std::thread::scope(|threads| {
+        let read = |store, session: Session<u8>| {
+            let read = session.certificate.unwrap();
+            let der = read.der().into_owned();
+            let tidies = threads.spawn(move || tidy(store, 0));
+            std::thread::sleep(std::time::Duration::from_millis(200));
+            assert!(!tidies.is_finished());
+            assert_eq!(*read.der(), der);
+        };
+        let found = looked_up.lookup(SessionKey::Id(&id(0)), 0, |session| {
+            read(&looked_up, session)
+        });
+        assert!(found.is_some());
+        let mut is_first = true;
+        paged.page(0, 1, 0, |listed| {
+            if std::mem::take(&mut is_first) {
+                read(&paged, listed.session);
+            }
+        });
+        assert!(!is_first);
     });
 }
 
