@@ -59,7 +59,8 @@
 
 %% These stay in the state of OTP's processes: a new version of this module has to take the old ones.
 -record(server, {
-    store :: rekindle_nif:store() | unavailable,
+    %% `later' where the library could not be loaded yet: see late/2.
+    store :: rekindle_nif:store() | unavailable | {later, rekindle_options:options()},
     %% The process of OTP's that ran init/1.
     owner :: pid(),
     %% The scope's name; `no_room' where OTP's process cannot take a session. The first version of this module
@@ -68,7 +69,7 @@
     notes :: atomics:atomics_ref()
 }).
 -record(client, {
-    store :: rekindle_nif:store() | unavailable,
+    store :: rekindle_nif:store() | unavailable | later,
     owner :: pid(),
     notes :: atomics:atomics_ref()
 }).
@@ -84,11 +85,16 @@
 %% Where OTP's process keeps templates of sessions; see find/3.
 -define(TEMPLATES, rekindle_templates).
 
+%% Where OTP's process keeps the store, and the scope's name, of a cache that was opened without; see late/2.
+-define(LATE_STORE, rekindle_late_store).
+
 %% The value of `Expression', or `Otherwise' where it fails. A macro, so that a lookup makes no fun.
 -define(ATTEMPT(Cache, Otherwise, Expression),
     try
         Expression
     catch
+        throw:no_store_yet ->
+            Otherwise;
         Class:Reason ->
             fault(Cache, Class, Reason),
             Otherwise
@@ -102,10 +108,13 @@
 %% `{shutdown, {bad_option, Line}}' or `{shutdown, {native_library, Line}}', which ends ssl:listen or
 %% the start of ssl. But where a process is started in place of another, it gets a cache that keeps nothing:
 %% its listener or supervisor would not survive an exit. Options of others are left alone.
+%%
+%% While the node boots and cannot load the library yet, a cache is opened that keeps nothing; it keeps sessions
+%% as soon as the library can be loaded.
 -spec init([option() | {role, server | client} | term()]) -> cache().
 init(Args) ->
     try
-        require_native_library(),
+        rekindle_otp:is_too_early() orelse require_native_library(),
         open(Args)
     catch
         throw:{refused, What, Line, Label} ->
@@ -135,12 +144,12 @@ lookup(#server{store = Store, owner = Owner, notes = Notes} = Cache, Key) ->
         none -> ?ATTEMPT(Cache, undefined, find(Store, Owner, Key));
         Stub -> Stub
     end;
-lookup(#client{store = Store, owner = Owner} = Cache, Key) ->
+lookup(#client{owner = Owner} = Cache, Key) ->
     %% A connection still has to find the session it has offered to its server, even if it was deleted
     %% in the meantime; the manager must not, or it would delete it from its books twice.
     OrLingering = self() =/= Owner,
     case OrLingering orelse not is_adrift(Cache) of
-        true -> ?ATTEMPT(Cache, undefined, rekindle_nif:client_lookup(Store, Key, OrLingering));
+        true -> ?ATTEMPT(Cache, undefined, rekindle_nif:client_lookup(store(Cache), Key, OrLingering));
         false -> undefined
     end.
 
@@ -174,8 +183,8 @@ foldl(Fun, Acc0, Cache) ->
 -spec select_session(cache(), partial_key()) -> [session()].
 select_session(#server{}, _PartialKey) ->
     [];
-select_session(#client{store = Store} = Cache, PartialKey) ->
-    ?ATTEMPT(Cache, [], rekindle_nif:select(Store, PartialKey)).
+select_session(#client{} = Cache, PartialKey) ->
+    ?ATTEMPT(Cache, [], rekindle_nif:select(store(Cache), PartialKey)).
 
 %% @doc How many sessions there are, except when OTP's server process asks: it means «is there a session in my
 %% order that I should drop?», and is told 0 while its order is empty, and 1 ever after. So it replaces the one
@@ -183,13 +192,16 @@ select_session(#client{store = Store} = Cache, PartialKey) ->
 %%
 %% Where one of its calls has failed, ssl_manager's order of sessions may no longer be that of the store. It
 %% asks for the size before it registers a session, and starts over with another cache where that raises. So
-%% it does where the native library was loaded again, and does not know the store.
+%% it does where the native library was loaded again, and does not know the store, and while there is no store yet:
+%% its order stays empty until it starts over with one.
 -spec size(cache()) -> non_neg_integer().
 size(#server{owner = Owner, label = no_room}) when Owner =:= self() ->
     %% OTP's process would crash, and log the session.
     exit({shutdown, no_room});
 size(#server{owner = Owner, notes = Notes}) when Owner =:= self() ->
     rekindle_order:size(Notes);
+size(#client{store = later, owner = Owner}) when Owner =:= self() ->
+    error(no_store_yet);
 size(#client{store = Store, owner = Owner} = Cache) when Owner =:= self() ->
     try rekindle_nif:size(Store) of
         Size ->
@@ -216,20 +228,58 @@ open(Args) ->
     end.
 
 open(client, _Options) ->
-    {Store, _} = open_store(fun() -> {rekindle_nif:open_client(client), client} end),
-    client(Store);
-open(server, #{scope := ScopeOption, journal := Journal} = Options) ->
-    #{max := Max, lifetime := SslLifetime} = ssl_config:pre_1_3_session_opts(server),
+    case rekindle_otp:is_too_early() of
+        true ->
+            client(later);
+        false ->
+            {Store, _} = open_store(fun() -> {rekindle_nif:open_client(client), client} end),
+            client(Store)
+    end;
+open(server, Options) ->
+    #{max := Max} = ssl_config:pre_1_3_session_opts(server),
     %% A process that is restarted has the maximum of the one before, which was not 0.
     Max =/= 0 orelse rekindle_otp:is_restart() orelse refuse(bad_option, no_room(), no_room),
-    Open = fun() ->
+    case rekindle_otp:is_too_early() of
+        true ->
+            server({later, Options}, undefined);
+        false ->
+            {Store, Label} = open_server_store(Options),
+            server(Store, Label)
+    end.
+
+open_server_store(#{scope := ScopeOption, journal := Journal} = Options) ->
+    open_store(fun() ->
+        #{lifetime := SslLifetime} = ssl_config:pre_1_3_session_opts(server),
         {Label, Socket, Join} = rekindle_scope:of_server(ScopeOption),
         Store = rekindle_nif:open_server(Label, Socket, Join, rekindle_options:to_native(limits(Options, SslLifetime))),
         open_journal(Store, Label, Socket, Journal),
         {Store, Label}
-    end,
-    {Store, Label} = open_store(Open),
-    server(Store, Label).
+    end).
+
+%% The store, and the scope's name, of a cache that was opened before the library could be loaded. OTP's process has
+%% the cache as it was then: what is opened now is kept beside it.
+late(Options, Owner) when Owner =:= self() ->
+    case get(?LATE_STORE) of
+        undefined ->
+            rekindle_otp:is_too_early() andalso throw(no_store_yet),
+            Opened = open_late(Options),
+            _ = put(?LATE_STORE, Opened),
+            Opened;
+        Opened ->
+            Opened
+    end;
+late(_Options, _Owner) ->
+    throw(no_store_yet).
+
+open_late(Options) ->
+    try
+        require_native_library(),
+        open_server_store(Options)
+    catch
+        throw:{refused, What, Line, _} ->
+            log_refusal_once(What, Line),
+            {unavailable, undefined}
+    end.
 
 server(Store, Label) ->
     #server{store = Store, owner = self(), label = Label, notes = atomics:new(2, [])}.
@@ -301,6 +351,9 @@ note_drift(_) ->
 
 %% OTP's process keeps what its sessions have in common on its own heap, where a lookup need not copy it to. Of
 %% what is in its dictionary the native library knows what is its own, and replaces anything else.
+find({later, Options}, Owner, Key) ->
+    {Store, _} = late(Options, Owner),
+    find(Store, Owner, Key);
 find(Store, Owner, Key) when Owner =:= self() ->
     case rekindle_nif:server_lookup(Store, Key, get(?TEMPLATES)) of
         {kept, Templates, Session} ->
@@ -314,7 +367,9 @@ find(Store, Owner, Key) when Owner =:= self() ->
 find(Store, _Owner, Key) ->
     rekindle_nif:server_lookup(Store, Key).
 
+store(#server{store = {later, Options}, owner = Owner}) -> element(1, late(Options, Owner));
 store(#server{store = Store}) -> Store;
+store(#client{store = later}) -> throw(no_store_yet);
 store(#client{store = Store}) -> Store.
 
 fault(Cache, Class, Reason) ->
@@ -330,6 +385,7 @@ fault(Cache, Class, Reason) ->
 notes(#server{notes = Notes}) -> Notes;
 notes(#client{notes = Notes}) -> Notes.
 
+label(#server{store = {later, Options}, owner = Owner}) -> element(2, late(Options, Owner));
 label(#server{label = Label}) -> Label;
 label(#client{}) -> client.
 

@@ -2,7 +2,7 @@
 %% was in operation before; otherwise it ends what is.
 -module(rekindle_otp).
 
--export([is_restart/0, is_in_operation/0]).
+-export([is_restart/0, is_in_operation/0, is_too_early/0]).
 
 %% @doc Whether the listener or the supervisor that opens this cache was at work before.
 -spec is_in_operation() -> boolean().
@@ -33,6 +33,15 @@ are_at(Processes, Functions) ->
         fun({Module, Function, _, _}) -> lists:member({Module, Function}, Functions) end,
         lists:flatmap(fun stack/1, Processes)
     ).
+
+%% @doc Whether the node boots, and cannot load the native library yet. Distribution over TLS (`-proto_dist inet_tls')
+%% opens caches as early. Up to OTP 25 the file server is not there then, and in embedded mode OTP knows the module of
+%% the library, but has not run its on_load function.
+-spec is_too_early() -> boolean().
+is_too_early() ->
+    whereis(file_server_2) =:= undefined orelse
+        (not erlang:module_loaded(rekindle_nif) andalso
+            code:get_mode() =:= embedded andalso code:is_loaded(rekindle_nif) =/= false).
 
 ancestors() ->
     case get('$ancestors') of
