@@ -88,6 +88,9 @@
 %% Where OTP's process keeps the store, and the scope's name, of a cache that was opened without; see late/2.
 -define(LATE_STORE, rekindle_late_store).
 
+%% Where a connection keeps when it chose the session that it offers; see find_of_client/3.
+-define(CHOSEN_AT, rekindle_chosen_at).
+
 %% The value of `Expression', or `Otherwise' where it fails. A macro, so that a lookup makes no fun.
 -define(ATTEMPT(Cache, Otherwise, Expression),
     try
@@ -145,11 +148,8 @@ lookup(#server{store = Store, owner = Owner, notes = Notes} = Cache, Key) ->
         Stub -> Stub
     end;
 lookup(#client{owner = Owner} = Cache, Key) ->
-    %% A connection still has to find the session it has offered to its server, even if it was deleted
-    %% in the meantime; the manager must not, or it would delete it from its books twice.
-    OrLingering = self() =/= Owner,
-    case OrLingering orelse not is_adrift(Cache) of
-        true -> ?ATTEMPT(Cache, undefined, rekindle_nif:client_lookup(store(Cache), Key, OrLingering));
+    case self() =/= Owner orelse not is_adrift(Cache) of
+        true -> ?ATTEMPT(Cache, undefined, find_of_client(store(Cache), Owner, Key));
         false -> undefined
     end.
 
@@ -183,8 +183,12 @@ foldl(Fun, Acc0, Cache) ->
 -spec select_session(cache(), partial_key()) -> [session()].
 select_session(#server{}, _PartialKey) ->
     [];
-select_session(#client{} = Cache, PartialKey) ->
-    ?ATTEMPT(Cache, [], rekindle_nif:select(store(Cache), PartialKey)).
+select_session(#client{owner = Owner} = Cache, PartialKey) ->
+    ?ATTEMPT(Cache, [], begin
+        Store = store(Cache),
+        _ = is_connection(Owner) andalso put(?CHOSEN_AT, rekindle_nif:deletions(Store)),
+        rekindle_nif:select(Store, PartialKey)
+    end).
 
 %% @doc How many sessions there are, except when OTP's server process asks: it means «is there a session in my
 %% order that I should drop?», and is told 0 while its order is empty, and 1 ever after. So it replaces the one
@@ -366,6 +370,28 @@ find(Store, Owner, Key) when Owner =:= self() ->
     end;
 find(Store, _Owner, Key) ->
     rekindle_nif:server_lookup(Store, Key).
+
+%% A connection chooses the session that it offers to its server, and looks it up when the server agrees. It has to
+%% find it then, even if it was deleted in the meantime: otherwise the handshake fails. Nobody else does. A session may
+%% have been deleted because it must not be resumed (RFC 5246, 7.2.2), and the manager would take it out of its books
+%% twice.
+find_of_client(Store, Owner, Key) ->
+    case is_connection(Owner) andalso erase(?CHOSEN_AT) of
+        false ->
+            rekindle_nif:client_lookup(Store, Key, undefined);
+        undefined ->
+            %% It was told which one to choose.
+            Deletions = rekindle_nif:deletions(Store),
+            Session = rekindle_nif:client_lookup(Store, Key, undefined),
+            _ = Session =/= undefined andalso put(?CHOSEN_AT, Deletions),
+            Session;
+        ChosenAt ->
+            rekindle_nif:client_lookup(Store, Key, ChosenAt)
+    end.
+
+%% OTP's connections have the name of their manager in their dictionary.
+is_connection(Owner) ->
+    self() =/= Owner andalso get(ssl_manager) =/= undefined.
 
 store(#server{store = {later, Options}, owner = Owner}) -> element(1, late(Options, Owner));
 store(#server{store = Store}) -> Store;

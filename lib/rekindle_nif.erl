@@ -6,7 +6,7 @@
 
 -export([loaded/0]).
 -export([open_server/4, open_client/1, sockets/1]).
--export([insert/3, server_lookup/2, server_lookup/3, client_lookup/3, peek/2]).
+-export([insert/3, server_lookup/2, server_lookup/3, client_lookup/3, deletions/1, peek/2]).
 -export([delete/2, select/2, keys/1, size/1, clear/1]).
 -export([count_fault/1, last_panic/0]).
 -export([info/0, page/3, forget/2, flush/1, set_limits/2, revoke/2, issuers/1, own_certificates/1]).
@@ -133,8 +133,13 @@ server_lookup(_Store, _Key) ->
 server_lookup(_Store, _Key, _Templates) ->
     ?NOT_LOADED.
 
--spec client_lookup(store(), term(), boolean()) -> term() | undefined.
-client_lookup(_Store, _Key, _OrLingering) ->
+%% @doc Also a session that was deleted a moment ago, for who chose it before: `ChosenAt' is the number of deletions then.
+-spec client_lookup(store(), term(), ChosenAt :: non_neg_integer() | undefined) -> term() | undefined.
+client_lookup(_Store, _Key, _ChosenAt) ->
+    ?NOT_LOADED.
+
+-spec deletions(store()) -> non_neg_integer().
+deletions(_Store) ->
     ?NOT_LOADED.
 
 -spec peek(store(), term()) -> term() | undefined.

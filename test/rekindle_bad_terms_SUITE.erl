@@ -160,7 +160,7 @@ assert_sane() ->
     stored = rekindle_nif:insert(Server, ?ID, session()),
     ?assertEqual(session, element(1, rekindle_nif:server_lookup(Server, ?ID))),
     stored = rekindle_nif:insert(Client, ?ID, session()),
-    ?assertEqual(session(), rekindle_nif:client_lookup(Client, ?ID, false)),
+    ?assertEqual(session(), rekindle_nif:client_lookup(Client, ?ID, undefined)),
     ?assert(is_list(rekindle_nif:info())),
     ?assertEqual(undefined, rekindle_nif:last_panic()).
 

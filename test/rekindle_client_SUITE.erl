@@ -20,8 +20,9 @@
     dtls_clients_resume_in_every_way/1,
     clients_with_certificates_resume/1,
     equivalent_sessions_are_registered_once/1,
-    a_deleted_session_is_found_for_a_moment_by_others_than_the_owner/1,
+    a_deleted_session_is_found_for_a_moment_by_who_has_chosen_it/1,
     a_handshake_survives_the_deletion_of_the_session_it_offered/1,
+    a_session_dropped_after_a_fatal_alert_is_not_resumed/1,
     size_is_true_for_everyone/1,
     terminate_empties_the_cache/1,
     client_managers_share_no_session/1,
@@ -55,8 +56,9 @@ all() ->
         dtls_clients_resume_in_every_way,
         clients_with_certificates_resume,
         equivalent_sessions_are_registered_once,
-        a_deleted_session_is_found_for_a_moment_by_others_than_the_owner,
+        a_deleted_session_is_found_for_a_moment_by_who_has_chosen_it,
         a_handshake_survives_the_deletion_of_the_session_it_offered,
+        a_session_dropped_after_a_fatal_alert_is_not_resumed,
         size_is_true_for_everyone,
         terminate_empties_the_cache,
         client_managers_share_no_session,
@@ -293,24 +295,58 @@ equivalent_sessions_are_registered_once(Config) ->
 
 %% ---- deleted sessions ----
 
-a_deleted_session_is_found_for_a_moment_by_others_than_the_owner(Config) ->
+a_deleted_session_is_found_for_a_moment_by_who_has_chosen_it(Config) ->
     with_ssl(Config, [], fun(Certs) ->
         {_, Port} = start_server(tls, Certs, []),
         Id = visit(Port, Certs, [{reuse_sessions, save}]),
         Session = the_session(),
         Key = {{?HOST, Port}, Id},
-        Lookup = fun() -> rekindle:lookup(cache(), Key) end,
-        invalidate(Port, Session),
+        Cache = cache(),
+        Lookup = fun() -> rekindle:lookup(Cache, Key) end,
+        Select = fun() -> rekindle:select_session(Cache, {?HOST, Port}) end,
+        [Named, Selected, Late, Later] = Connections = [connection() || _ <- lists:seq(1, 4)],
+        %% Told which session to offer, and not.
+        [?assert(in_connection(Connection, Lookup) =:= Session) || Connection <- [Named, Late]],
+        [?assertMatch([_], in_connection(Connection, Select)) || Connection <- [Selected, Later]],
         ?assert(Lookup() =:= Session),
+        invalidate(Port, Session),
+        ?assertEqual(undefined, Lookup()),
+        ?assertEqual(undefined, elsewhere(Lookup)),
         ?assertEqual(undefined, in_manager(fun() -> rekindle:lookup(cache_of_own_state(), Key) end)),
+        [?assertEqual(undefined, in_connection(connection(), Lookup)) || _ <- lists:seq(1, 2)],
         assert_not_listed(Port),
         timer:sleep(1000),
-        ?assert(Lookup() =:= Session),
+        [?assert(in_connection(Connection, Lookup) =:= Session) || Connection <- [Named, Selected]],
+        %% Where they begin again, they do not offer it any more.
+        [?assertEqual(undefined, in_connection(Connection, Lookup)) || Connection <- [Named, Selected]],
+        ?assertEqual([], in_connection(Later, Select)),
+        ?assertEqual(undefined, in_connection(Later, Lookup)),
+        timer:sleep(4500),
+        ?assertEqual(undefined, in_connection(Late, Lookup)),
         assert_not_listed(Port),
-        rekindle_node:await(fun() -> Lookup() =:= undefined end),
-        assert_not_listed(Port),
-        assert_same_manager()
+        assert_same_manager(),
+        [exit(Connection, kill) || Connection <- Connections]
     end).
+
+%% As OTP's connections are.
+connection() ->
+    spawn(fun() ->
+        put(ssl_manager, ssl_manager),
+        serve()
+    end).
+
+serve() ->
+    receive
+        {run, From, Fun} ->
+            From ! {self(), Fun()},
+            serve()
+    end.
+
+in_connection(Connection, Fun) ->
+    Connection ! {run, self(), Fun},
+    receive
+        {Connection, Result} -> Result
+    end.
 
 assert_not_listed(Port) ->
     ?assertEqual([], rekindle:select_session(cache(), {?HOST, Port})),
@@ -320,12 +356,16 @@ assert_not_listed(Port) ->
 
 %% The client has offered the session, and looks it up again when the server's answer arrives.
 a_handshake_survives_the_deletion_of_the_session_it_offered(Config) ->
+    [survives_the_deletion(Offer, Config) || Offer <- [any, the_one]].
+
+survives_the_deletion(Offer, Config) ->
     with_ssl(Config, [], fun(Certs) ->
         {Server, ServerPort} = start_server(tls, Certs, []),
         #{port := Port} = Proxy = start_proxy(ServerPort),
         Offered = visit(Port, Certs, [{reuse_sessions, save}]),
         hold(Proxy),
-        Client = in_background(fun() -> visit(Port, Certs, [{reuse_sessions, true}]) end),
+        Option = case Offer of any -> {reuse_sessions, true}; the_one -> {reuse_session, Offered} end,
+        Client = in_background(fun() -> visit(Port, Certs, [Option]) end),
         Relay = await_held(),
         invalidate(Port, the_session()),
         assert_not_listed(Port),
@@ -333,7 +373,22 @@ a_handshake_survives_the_deletion_of_the_session_it_offered(Config) ->
         ?assertEqual(Offered, result(Client)),
         ?assertEqual([Offered, Offered], server_view(Server, 2)),
         ?assertEqual([], rekindle_servers:failures(Server)),
-        ?assertNotEqual(Offered, visit(Port, Certs, [{reuse_sessions, true}])),
+        ?assertNotEqual(Offered, visit(Port, Certs, [Option])),
+        assert_same_manager(),
+        assert_books_agree()
+    end).
+
+%% RFC 5246, 7.2.2.
+a_session_dropped_after_a_fatal_alert_is_not_resumed(Config) ->
+    with_ssl(Config, [], fun(Certs) ->
+        {_, ServerPort} = start_server(tls, Certs, []),
+        #{port := Port} = start_proxy(ServerPort),
+        {Connection, Id} = connect(Port, Certs, [{reuse_sessions, save}]),
+        Relay = next_relay(),
+        ?assertEqual(Id, visit(Port, Certs, [{reuse_session, Id}])),
+        end_in_fatal_alert(Connection, Relay),
+        rekindle_node:await(fun() -> rekindle:size(cache()) =:= 0 end),
+        [?assertNotEqual(Id, visit(Port, Certs, [Option])) || Option <- [{reuse_session, Id}, {reuse_sessions, true}]],
         assert_same_manager(),
         assert_books_agree()
     end).

@@ -267,18 +267,19 @@ client_action({advance, Ms}, State) ->
     _ = rekindle_nif:advance_clock(Ms),
     State;
 client_action({offer, Partial}, State) ->
-    case elsewhere(State, {select, Partial}) of
+    Connection = connection(),
+    case through(Connection, State, {select, Partial}) of
         [] ->
             State;
         [Newest | _] = Sessions ->
             true = lists:all(fun(Session) -> internal_id(Session) =< internal_id(Newest) end, Sessions),
-            State#state{offered = {{Partial, rekindle_sessions:id(Newest)}, rekindle_call:otp_now()}}
+            State#state{offered = {{Partial, rekindle_sessions:id(Newest)}, rekindle_call:otp_now(), Connection}}
     end;
 client_action(agree, #state{offered = none} = State) ->
     State;
-client_action(agree, #state{offered = {Key, At}} = State) ->
+client_action(agree, #state{offered = {Key, At, Connection}} = State) ->
     %% The connection fails if the session is gone already.
-    true = next_fault() =/= none orelse age(At) >= ?LINGER_S orelse is_tuple(elsewhere(State, {lookup, Key})),
+    true = next_fault() =/= none orelse age(At) >= ?LINGER_S orelse is_tuple(through(Connection, State, {lookup, Key})),
     State#state{offered = none}.
 
 register_client(Stamp, Key, Session0, #state{max = Max} = State) ->
@@ -380,7 +381,28 @@ call(#state{cache = Cache}, Operation) ->
         {_, Answer, _} -> Answer
     end.
 
-%% As another process, a connection's for instance.
+%% A process that has what OTP's connections have. It ends with the run.
+connection() ->
+    spawn_link(fun() ->
+        put(ssl_manager, ssl_manager),
+        serve()
+    end).
+
+serve() ->
+    receive
+        {call, From, Fault, State, Operation} ->
+            put(faults, [Fault]),
+            From ! {self(), call(State, Operation)},
+            serve()
+    end.
+
+through(Connection, State, Operation) ->
+    Connection ! {call, self(), take_fault(), State, Operation},
+    receive
+        {Connection, Answer} -> Answer
+    end.
+
+%% As another process.
 elsewhere(State, Operation) ->
     Fault = take_fault(),
     {Pid, Monitor} = spawn_monitor(fun() ->

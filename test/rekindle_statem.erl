@@ -28,7 +28,7 @@ prop_answers_are_those_of_the_model() ->
 prop_one_server_cache() ->
     prop_answers(commands(?MODULE, initial_state(nowhere))).
 
-%% And for how long a deleted one can be found.
+%% And for how long, and by whom, a deleted one can be found.
 -spec prop_one_client_cache() -> proper:test().
 prop_one_client_cache() ->
     prop_answers(commands(?MODULE, initial_state(client))).
@@ -94,7 +94,7 @@ evicting() ->
 
 deleting() ->
     Key = {{"a", 443}, ?LET(N, range(1, 3), <<N:256>>)},
-    frequency([{3, {update, Key, value()}}, {3, {delete, Key}}, {6, {lookup, Key}}]).
+    frequency([{3, {update, Key, value()}}, {3, {delete, Key}}, {6, {lookup, Key}}, {2, {select, {"a", 443}}}]).
 
 advancing() ->
     {call, ?MODULE, advance, [oneof([4_000, 5_000, 400_000, 600_000, 1_000_000])]}.
@@ -224,12 +224,16 @@ where(Place) ->
     end.
 
 %% A cache as it is passed around here: the process that opened it, as OTP's would, and another one that
-%% has it from there. Nobody else has the reference.
+%% has it from there, and is a connection's where it is a client's. Nobody else has the reference.
 open(Place, Naming) ->
     Self = self(),
     {Owner, Monitor} = spawn_monitor(fun() ->
         Cache = rekindle:init(options(Place, Naming)),
-        Self ! {open, self(), spawn(fun() -> serve(Cache, monitor(process, Self)) end)},
+        Other = spawn(fun() ->
+            put(ssl_manager, ssl_manager),
+            serve(Cache, monitor(process, Self))
+        end),
+        Self ! {open, self(), Other},
         serve(Cache, monitor(process, Self))
     end),
     receive

@@ -25,12 +25,14 @@
 
 -record(server, {entries = []}).
 
-%% `live': key to number and value, numbers in order of the insertions. `deleted': key to value and time.
--record(client, {live = #{}, deleted = #{}}).
+%% `live': key to number and value, numbers in order of the insertions. `deleted': key to value, time, and the number of
+%% deletions up to that one.
+-record(client, {live = #{}, deleted = #{}, deletions = 0}).
 
 %% `books': of a server, what the owner's order of sessions holds by what it was answered. `adrift': of a
-%% client, whether a call of the owner's has failed.
--record(cache, {scope, callers = [owner, other], books = empty, adrift = false}).
+%% client, whether a call of the owner's has failed. `chosen': after how many deletions the other caller, who is a
+%% connection, chose the session that it looks up next.
+-record(cache, {scope, callers = [owner, other], books = empty, adrift = false, chosen = none}).
 
 -record(model, {
     options :: #{
@@ -129,9 +131,10 @@ leave(#model{caches = Caches, scopes = Scopes} = Model, Cache, Caller) ->
 call(#model{caches = Caches, scopes = Scopes} = Model, Name, Caller, Fault, Operation) ->
     #{Name := #cache{scope = Scope} = Cache0} = Caches,
     #{Scope := Store0} = Scopes,
-    #cache{books = Books, adrift = Adrift} = Cache0,
+    #cache{books = Books, adrift = Adrift, chosen = Chosen} = Cache0,
     Cache = Cache0#cache{
         books = next_books(Caller, Operation, Books),
+        chosen = next_chosen(Caller, Fault, Operation, Store0, Chosen),
         adrift = Adrift orelse (Caller =:= owner andalso Fault =/= none)
     },
     {Check, Store} =
@@ -145,7 +148,8 @@ call(#model{caches = Caches, scopes = Scopes} = Model, Name, Caller, Fault, Oper
             {#client{}, owner, {lookup, _}} when Cache#cache.adrift -> {is(undefined), Store0};
             {#client{}, owner, size} when Cache#cache.adrift -> {is({raised, error, books_adrift}), Store0};
             {#server{}, _, _} -> server(Operation, Store0, Model);
-            {#client{}, _, _} -> client(Operation, Caller, Store0, Model)
+            {#client{}, owner, _} -> client(Operation, none, Store0, Model);
+            {#client{}, other, _} -> client(Operation, Chosen, Store0, Model)
         end,
     {Check, Model#model{
         next = Model#model.next + 1, caches = Caches#{Name := Cache}, scopes = Scopes#{Scope := Store}
@@ -166,6 +170,12 @@ next_books(owner, size, {filled, Oldest}) ->
     {asked, Oldest};
 next_books(_, _, Books) ->
     Books.
+
+%% A connection chooses from the sessions that are selected, or the one that it looks up first.
+next_chosen(other, none, {select, _}, #client{deletions = Deletions}, _) -> Deletions;
+next_chosen(other, none, {lookup, Key}, #client{live = Live, deletions = Deletions}, none) when is_map_key(Key, Live) -> Deletions;
+next_chosen(other, _, {lookup, _}, #client{}, _) -> none;
+next_chosen(_, _, _, _, Chosen) -> Chosen.
 
 size_for_otp({State, _}) when State =:= filled; State =:= asked -> 1;
 size_for_otp(_) -> 0.
@@ -250,17 +260,22 @@ is_verified(_) -> false.
 
 %% ---- a client's scope ----
 
-client({lookup, Key}, Caller, #client{live = Live, deleted = Deleted} = Store, #model{now = Now}) ->
+client({lookup, Key}, Chosen, #client{live = Live, deleted = Deleted} = Store, #model{now = Now}) ->
     case {Live, Deleted} of
-        {#{Key := {_, Value}}, _} -> {is_stored(Key, Value), Store};
-        {_, #{Key := {Value, At}}} when Caller =:= other, Now < At + ?LINGER_MS -> {is_stored(Key, Value), Store};
-        _ -> {is(undefined), Store}
+        {#{Key := {_, Value}}, _} ->
+            {is_stored(Key, Value), Store};
+        {_, #{Key := {Value, At, Deletions}}} when Chosen =/= none, Chosen < Deletions, Now < At + ?LINGER_MS ->
+            {is_stored(Key, Value), Store};
+        _ ->
+            {is(undefined), Store}
     end;
-client({update, Key, Value}, _, #client{live = Live, deleted = Deleted}, #model{next = Next}) ->
-    {is(ok), #client{live = Live#{Key => {Next, Value}}, deleted = maps:remove(Key, Deleted)}};
-client({delete, Key}, _, #client{live = Live, deleted = Deleted} = Store, #model{now = Now}) ->
+client({update, Key, Value}, _, #client{live = Live, deleted = Deleted} = Store, #model{next = Next}) ->
+    {is(ok), Store#client{live = Live#{Key => {Next, Value}}, deleted = maps:remove(Key, Deleted)}};
+client({delete, Key}, _, #client{live = Live, deleted = Deleted, deletions = Before} = Store, #model{now = Now}) ->
+    Deletions = Before + 1,
     case maps:take(Key, Live) of
-        {{_, Value}, Rest} -> {is(ok), #client{live = Rest, deleted = Deleted#{Key => {Value, Now}}}};
+        {{_, Value}, Rest} ->
+            {is(ok), #client{live = Rest, deleted = Deleted#{Key => {Value, Now, Deletions}}, deletions = Deletions}};
         error -> {is(ok), Store}
     end;
 client({select, Partial}, _, #client{live = Live} = Store, _) ->
@@ -274,8 +289,8 @@ client(size, _, #client{live = Live} = Store, _) ->
 client(fold, _, #client{live = Live} = Store, _) ->
     Pairs = lists:sort([{Key, rekindle_sessions:make(Value, Key)} || {Key, {_, Value}} <- maps:to_list(Live)]),
     {fun({_, Answer, _}) -> is_list(Answer) andalso lists:sort(Answer) =:= Pairs end, Store};
-client(terminate, _, _, _) ->
-    {is(ok), #client{}}.
+client(terminate, _, #client{deletions = Deletions}, _) ->
+    {is(ok), #client{deletions = Deletions}}.
 
 is_stored(Key, Value) ->
     is(rekindle_sessions:make(Value, Key)).

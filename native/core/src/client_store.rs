@@ -15,11 +15,14 @@ const MAX_LINGERING: usize = 1_024;
 /// reordered here, because the manager's own book-keeping does that and fails where the two differ.
 ///
 /// A connection that offered a session to its server looks it up again when the server agrees. If it
-/// was deleted in between, that handshake fails; so a deleted session can still be found for a
-/// moment by those who ask for it.
+/// was deleted in between, that handshake fails; so those who chose a session before it was deleted
+/// can still find it for a moment. Nobody else can: a session may be deleted because it must not be
+/// resumed.
 pub struct ClientStore {
     sessions: RwLock<Sessions>,
     bytes: AtomicU64,
+    /// Changed while `sessions` is locked.
+    deletions: AtomicU64,
     counters: Counters,
 }
 
@@ -38,6 +41,8 @@ struct Live {
 struct Lingering {
     session: Arc<Secret>,
     until_ms: u64,
+    /// The store's deletions up to this one.
+    deletions: u64,
 }
 
 impl ClientStore {
@@ -46,6 +51,7 @@ impl ClientStore {
         ClientStore {
             sessions: RwLock::default(),
             bytes: AtomicU64::new(0),
+            deletions: AtomicU64::new(0),
             counters: Counters::default(),
         }
     }
@@ -65,6 +71,11 @@ impl ClientStore {
         self.bytes.load(Relaxed)
     }
 
+    /// How many sessions were deleted so far: the time, for those who choose a session.
+    pub fn deletions(&self) -> u64 {
+        self.deletions.load(Relaxed)
+    }
+
     /// Stores `session`, in place of one that may be there.
     pub fn insert(&self, key: &[u8], session: Secret) {
         let cost = cost(key, &session);
@@ -82,19 +93,17 @@ impl ClientStore {
         Counters::add(&self.counters.inserts);
     }
 
-    /// The session under `key`. `or_lingering` finds one that was deleted a moment ago as well.
-    /// Counted as a hit or a miss.
-    pub fn lookup(&self, key: &[u8], or_lingering: bool, now_ms: u64) -> Option<Arc<Secret>> {
+    /// The session under `key`; also one that was deleted a moment ago, for who chose it before, when
+    /// there were `chosen_at` deletions. Counted as a hit or a miss.
+    pub fn lookup(&self, key: &[u8], chosen_at: Option<u64>, now_ms: u64) -> Option<Arc<Secret>> {
         let sessions = self.sessions.read();
-        let found = match sessions.live.get(key) {
-            Some(live) => Some(&live.session),
-            None if or_lingering => sessions
-                .lingering
-                .get(key)
-                .filter(|lingering| now_ms < lingering.until_ms)
-                .map(|lingering| &lingering.session),
-            None => None,
+        let lingering = || {
+            let lingering = sessions.lingering.get(key)?;
+            let was_chosen = chosen_at.is_some_and(|at| at < lingering.deletions);
+            (was_chosen && now_ms < lingering.until_ms).then_some(&lingering.session)
         };
+        let live = sessions.live.get(key).map(|live| &live.session);
+        let found = live.or_else(lingering);
         let lookups = self.counters.lookups.common();
         Counters::add(match found {
             Some(_) => &lookups.hits,
@@ -126,16 +135,19 @@ impl ClientStore {
             .collect()
     }
 
-    /// Deletes the session under `key`; it lingers.
+    /// Deletes the session under `key`; it lingers for those who have chosen it.
     pub fn delete(&self, key: &[u8], now_ms: u64) {
         let mut sessions = self.sessions.write();
         if let Some((key, Live { session, .. })) = sessions.live.remove_entry(key) {
             self.forget(&key, &session);
+            let deletions = self.deletions.fetch_add(1, Relaxed) + 1;
             if sessions.lingering.len() < MAX_LINGERING {
-                let until_ms = now_ms + LINGER_MS;
-                sessions
-                    .lingering
-                    .insert(key, Lingering { session, until_ms });
+                let lingering = Lingering {
+                    session,
+                    until_ms: now_ms + LINGER_MS,
+                    deletions,
+                };
+                sessions.lingering.insert(key, lingering);
             }
         }
     }
@@ -181,6 +193,7 @@ fn cost(key: &[u8], session: &Secret) -> u64 {
 mod tests {
     use super::*;
     use proptest::collection::vec;
+    use proptest::option;
     use proptest::prelude::*;
 
     fn exposed(found: Option<Arc<Secret>>) -> Option<Vec<u8>> {
@@ -195,24 +208,42 @@ mod tests {
         }
         store.insert(&[7], Secret::new(&[70]));
         assert_eq!((store.sessions(), store.bytes()), (200, 400));
-        assert_eq!(exposed(store.lookup(&[7], false, 0)), Some(vec![70]));
+        assert_eq!(exposed(store.lookup(&[7], None, 0)), Some(vec![70]));
         assert_eq!(store.keys().len(), 200);
         store.clear();
         assert_eq!((store.sessions(), store.bytes()), (0, 0));
     }
 
     #[test]
-    fn a_deleted_session_lingers_for_those_who_ask_for_it() {
+    fn a_deleted_session_lingers_for_those_who_have_chosen_it() {
         let store = ClientStore::new();
         store.insert(b"k", Secret::new(b"s"));
+        let before = Some(store.deletions());
         store.delete(b"k", 0);
+        let after = Some(store.deletions());
         assert_eq!((store.sessions(), store.bytes()), (0, 0));
-        assert!(store.lookup(b"k", false, 1).is_none());
+        assert!(store.lookup(b"k", None, 1).is_none());
+        assert!(store.lookup(b"k", after, 1).is_none());
         assert!(store.select(b"k").is_empty());
-        assert_eq!(exposed(store.lookup(b"k", true, 1)), Some(b"s".to_vec()));
-        assert!(store.lookup(b"k", true, LINGER_MS).is_none());
+        assert_eq!(exposed(store.lookup(b"k", before, 1)), Some(b"s".to_vec()));
+        assert!(store.lookup(b"k", before, LINGER_MS).is_none());
         store.expire(LINGER_MS);
-        assert!(store.lookup(b"k", true, 1).is_none());
+        assert!(store.lookup(b"k", before, 1).is_none());
+    }
+
+    #[test]
+    fn who_chose_after_the_store_was_cleared_finds_what_is_deleted_later() {
+        let store = ClientStore::new();
+        store.insert(b"k", Secret::new(b"old"));
+        store.delete(b"k", 0);
+        let before = Some(store.deletions());
+        store.clear();
+        store.insert(b"k", Secret::new(b"new"));
+        store.delete(b"k", 0);
+        assert_eq!(
+            exposed(store.lookup(b"k", before, 1)),
+            Some(b"new".to_vec())
+        );
     }
 
     #[test]
@@ -221,7 +252,10 @@ mod tests {
         store.insert(b"k", Secret::new(b"old"));
         store.delete(b"k", 0);
         store.insert(b"k", Secret::new(b"new"));
-        assert_eq!(exposed(store.lookup(b"k", true, 1)), Some(b"new".to_vec()));
+        assert_eq!(
+            exposed(store.lookup(b"k", Some(0), 1)),
+            Some(b"new".to_vec())
+        );
     }
 
     #[test]
@@ -245,7 +279,7 @@ mod tests {
     #[derive(Debug, Clone)]
     enum Call {
         Insert(Vec<u8>, Vec<u8>),
-        Lookup(Vec<u8>, bool),
+        Lookup(Vec<u8>, Option<usize>),
         Select(Vec<u8>),
         Delete(Vec<u8>),
         Expire,
@@ -258,7 +292,7 @@ mod tests {
         let key = || vec(0..3u8, 0..4);
         prop_oneof![
             8 => (key(), vec(any::<u8>(), 0..5)).prop_map(|(key, session)| Call::Insert(key, session)),
-            8 => (key(), any::<bool>()).prop_map(|(key, or_lingering)| Call::Lookup(key, or_lingering)),
+            8 => (key(), option::of(0..4usize)).prop_map(|(key, chosen_ago)| Call::Lookup(key, chosen_ago)),
             3 => key().prop_map(Call::Select),
             5 => key().prop_map(Call::Delete),
             1 => Just(Call::Expire),
@@ -274,30 +308,32 @@ mod tests {
             ..ProptestConfig::default()
         })]
 
-        /// Beside a list of live sessions, oldest first, and one of deleted ones.
+        /// Beside a list of live sessions, oldest first, and one of deleted ones. A session was chosen some deletions ago.
         #[test]
         fn agrees_with_two_lists(calls in vec(call(), 1..200)) {
             let store = ClientStore::new();
             let mut live: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
-            let mut lingering: Vec<(Vec<u8>, Vec<u8>, u64)> = Vec::new();
+            let mut lingering: Vec<(Vec<u8>, Vec<u8>, u64, u64)> = Vec::new();
+            let mut deletions = 0u64;
             let mut now_ms = 0;
             for call in calls {
                 match call {
                     Call::Insert(key, session) => {
                         store.insert(&key, Secret::new(&session));
                         live.retain(|(other, _)| *other != key);
-                        lingering.retain(|(other, _, _)| *other != key);
+                        lingering.retain(|(other, ..)| *other != key);
                         live.push((key, session));
                     }
-                    Call::Lookup(key, or_lingering) => {
+                    Call::Lookup(key, chosen_ago) => {
+                        let chosen_at = chosen_ago.map(|ago| deletions.saturating_sub(ago as u64));
                         let is_live = live.iter().find(|(other, _)| *other == key);
-                        let lingers = |(other, _, until): &&(Vec<u8>, Vec<u8>, u64)| {
-                            or_lingering && *other == key && now_ms < *until
+                        let lingers = |(other, _, until, deleted): &&(Vec<u8>, Vec<u8>, u64, u64)| {
+                            chosen_at.is_some_and(|at| at < *deleted) && *other == key && now_ms < *until
                         };
                         let expected = is_live
                             .map(|(_, session)| session)
-                            .or_else(|| lingering.iter().find(lingers).map(|(_, session, _)| session));
-                        prop_assert_eq!(exposed(store.lookup(&key, or_lingering, now_ms)), expected.cloned());
+                            .or_else(|| lingering.iter().find(lingers).map(|(_, session, ..)| session));
+                        prop_assert_eq!(exposed(store.lookup(&key, chosen_at, now_ms)), expected.cloned());
                         prop_assert_eq!(exposed(store.peek(&key)), is_live.map(|(_, s)| s.clone()));
                     }
                     Call::Select(prefix) => {
@@ -311,7 +347,8 @@ mod tests {
                         store.delete(&key, now_ms);
                         if let Some(place) = live.iter().position(|(other, _)| *other == key) {
                             let (key, session) = live.remove(place);
-                            lingering.push((key, session, now_ms + LINGER_MS));
+                            deletions += 1;
+                            lingering.push((key, session, now_ms + LINGER_MS, deletions));
                         }
                     }
                     Call::Expire => store.expire(now_ms),
@@ -324,6 +361,7 @@ mod tests {
                 }
                 let bytes: usize = live.iter().map(|(key, session)| key.len() + session.len()).sum();
                 prop_assert_eq!((store.sessions(), store.bytes()), (live.len() as u64, bytes as u64));
+                prop_assert_eq!(store.deletions(), deletions);
                 let mut keys: Vec<_> = live.iter().map(|(key, _)| key.clone().into_boxed_slice()).collect();
                 keys.sort();
                 prop_assert_eq!(store.keys(), keys);

@@ -178,18 +178,26 @@ fn sockets<'a>(env: Env<'a>, label: Term<'a>) -> NifResult<Vec<Term<'a>>> {
         .collect()
 }
 
-/// The session under `key`, or `undefined`. `or_lingering` finds one deleted a moment ago as well.
+/// How many of a client's sessions were deleted so far.
+#[rustler::nif]
+fn deletions(reference: Reference) -> NifResult<u64> {
+    faults::strike()?;
+    Ok(reference.client()?.deletions())
+}
+
+/// The session under `key`, or `undefined`; also one deleted a moment ago, for who chose it before: `chosen_at` is what
+/// `deletions` answered then. Any other term than a number stands for nobody who has chosen.
 #[rustler::nif]
 fn client_lookup<'a>(
     env: Env<'a>,
     reference: Reference,
     key: Term<'a>,
-    or_lingering: bool,
+    chosen_at: Term<'a>,
 ) -> NifResult<Term<'a>> {
     faults::strike()?;
     let key = terms::encode(key);
     let store = reference.client()?;
-    match store.lookup(key.expose(), or_lingering, core::now_ms()) {
+    match store.lookup(key.expose(), chosen_at.decode().ok(), core::now_ms()) {
         Some(encoded) => terms::decode(env, encoded.expose()),
         None => Ok(atoms::undefined().to_term(env)),
     }
