@@ -257,6 +257,7 @@ open_server_store(#{scope := ScopeOption, journal := Journal} = Options) ->
         {Label, Socket, Join} = rekindle_scope:of_server(ScopeOption),
         Store = rekindle_nif:open_server(Label, Socket, Join, rekindle_options:to_native(limits(Options, SslLifetime))),
         open_journal(Store, Label, Socket, Journal),
+        rekindle_scope:is_of_unknown_listener() andalso log_once(unknown_listener, unknown, fun log_unknown_listener/1),
         {Store, Label}
     end).
 
@@ -470,6 +471,14 @@ name(_) -> '...'.
 
 log_foreign_options(Names) ->
     ?LOG_LINE(notice, foreign_options, "rekindle: options left alone, they are not rekindle's: ~0tp", [Names]).
+
+log_unknown_listener(_) ->
+    ?LOG_LINE(
+        warning, unknown_listener,
+        "rekindle: a listener's socket is no port (inet_backend = socket), and OTP ~ts does not tell which it is: "
+        "the listener's sessions are under the name unnamed, and it gets no name of the option scope and no journal. "
+        "OTP 27 and later tell it.",
+        [erlang:system_info(otp_release)]).
 
 log_missing_keys(Keys) ->
     ?LOG_LINE(

@@ -115,6 +115,9 @@ is_shared(Journal) ->
 -spec open(rekindle_nif:store(), rekindle_admin:label(), Socket :: term(), rekindle:journal()) -> ok.
 open(_Store, _Label, _Socket, none) ->
     ok;
+open(_Store, unnamed, _Socket, _Journal) ->
+    %% It has no name that it could have again.
+    ok;
 open(Store, Label, Socket, Journal) ->
     case is_for(Journal, Label) of
         true ->

@@ -15,7 +15,7 @@
     the_client_gets_its_store_when_the_library_can_be_loaded/1,
     a_library_that_is_missing_then_is_told_in_one_line/1
 ]).
--export([log/2, accept/3]).
+-export([accept/3]).
 
 %% The element of OTP's session record that its order has.
 -define(INTERNAL_ID, 3).
@@ -115,7 +115,7 @@ start_release(Release, Mode, Args) ->
     {ok, Node, _} = peer:start(#{connection => standard_io, args => Common ++ Args}),
     [
         {module, _} = rekindle_node:call(Node, code, load_abs, [filename:rootname(code:which(Module))])
-     || Module <- [rekindle_node, rekindle_servers, ?MODULE]
+     || Module <- [rekindle_node, rekindle_lines, rekindle_servers, ?MODULE]
     ],
     Node.
 
@@ -159,13 +159,13 @@ upgraded_sockets_get_their_store_when_the_library_can_be_loaded(Config) ->
 
 gets_its_store(Node, Port, Process) ->
     ?assertEqual({6, 0}, openssl_reconnect(Port)),
-    ?assertEqual([], lines(Node)),
+    ?assertEqual([], rekindle_lines:taken(Node)),
     load_library(Node),
     ?assertEqual({1, 5}, openssl_reconnect(Port)),
     ?assert(rekindle_node:call(Node, erlang, is_process_alive, [Process])),
     ?assertEqual(1, order_size(Node, Process)),
     ?assertMatch([#{sessions := 1, hits := 5, faults := 0}], servers(Node)),
-    ?assertEqual([], lines(Node)),
+    ?assertEqual([], rekindle_lines:taken(Node)),
     %% Nothing else keeps the store.
     ok = rekindle_node:call(Node, application, stop, [ssl]),
     rekindle_node:await(fun() -> servers(Node) =:= [] end).
@@ -186,7 +186,7 @@ the_client_gets_its_store_when_the_library_can_be_loaded(Config) ->
     ?assertEqual(1, order_size(Node, Manager)),
     ?assert(books_agree(Node, ssl_manager)),
     ?assertMatch(#{sessions := 1, faults := 0}, scope(Node, client)),
-    ?assertEqual([], lines(Node)),
+    ?assertEqual([], rekindle_lines:taken(Node)),
     rekindle_node:stop(Node).
 
 %% The listener works on: it is too late to refuse it.
@@ -202,7 +202,7 @@ a_library_that_is_missing_then_is_told_in_one_line(Config) ->
     true = rekindle_node:call(Node, code, replace_path, [rekindle, filename:join(App, "ebin")]),
     load_library(Node),
     [?assertEqual({6, 0}, openssl_reconnect(Port)) || _ <- lists:seq(1, 2)],
-    Told = [Line || Line <- lines(Node), string:find(Line, "cannot be loaded") =/= nomatch],
+    Told = [Line || Line <- rekindle_lines:taken(Node), string:find(Line, "cannot be loaded") =/= nomatch],
     ?assertMatch([_], Told),
     ?assertNotEqual(nomatch, string:find(Told, filename:join(App, "priv/rekindle_nif.so"))),
     ?assertEqual(1, order_size(Node, listener_cache(Node))),
@@ -214,7 +214,7 @@ a_library_that_is_missing_then_is_told_in_one_line(Config) ->
 %% the module, and it is not there.
 start_early(Config) ->
     Node = start_release(make_release(Config), "embedded", []),
-    ok = rekindle_node:run(Node, fun collect_lines/0),
+    ok = rekindle_lines:collect(Node),
     ok = rekindle_node:call(Node, application, stop, [ssl]),
     true = rekindle_node:call(Node, erlang, delete_module, [rekindle_nif]),
     true = rekindle_node:call(Node, erlang, purge_module, [rekindle_nif]),
@@ -224,35 +224,6 @@ start_early(Config) ->
 
 load_library(Node) ->
     ?assertEqual({module, rekindle_nif}, rekindle_node:call(Node, code, load_file, [rekindle_nif])).
-
-%% What Rekindle logs there.
-collect_lines() ->
-    Collector = spawn(fun() -> keep([]) end),
-    true = register(?MODULE, Collector),
-    logger:add_handler(?MODULE, ?MODULE, #{config => Collector}).
-
-keep(Lines) ->
-    receive
-        {logged, Line} ->
-            keep([Line | Lines]);
-        {take, From} ->
-            From ! {lines, lists:reverse(Lines)},
-            keep(Lines)
-    end.
-
-lines(Node) ->
-    rekindle_node:run(Node, fun() ->
-        ?MODULE ! {take, self()},
-        receive {lines, Lines} -> Lines end
-    end).
-
-%% A logger handler.
-log(#{msg := {"rekindle: " ++ _ = Format, Args}}, #{config := Collector}) ->
-    Collector ! {logged, lists:flatten(io_lib:format(Format, Args))};
-log(#{msg := {"~ts", [Line]}}, #{config := Collector}) ->
-    Collector ! {logged, lists:flatten(Line)};
-log(_, _) ->
-    ok.
 
 %% ---- OTP's processes ----
 
