@@ -139,8 +139,7 @@ terminate(Cache) ->
     ?ATTEMPT(Cache, ok, rekindle_nif:clear(store(Cache))).
 
 %% @doc The session under the key, or `undefined'. A server's session comes without private key and
-%% stamped with the present, or some milliseconds before: the store alone decides on its age. A client's
-%% comes as it was stored.
+%% with a time stamp in the far future: the store alone decides on its age. A client's comes as it was stored.
 -spec lookup(cache(), key()) -> session() | undefined.
 lookup(#server{store = Store, owner = Owner, notes = Notes} = Cache, Key) ->
     case rekindle_order:lookup(Notes, Key) of
@@ -322,8 +321,7 @@ max_sessions(#{max_sessions := undefined}) ->
 max_sessions(#{max_sessions := Max}) ->
     Max.
 
-%% Where ssl's lifetime is 0, OTP's process finds any session too old, and crashes when it then takes it
-%% out of its order, where it is not: it must be handed none.
+%% Where ssl's lifetime is 0, nothing is to be resumed.
 lifetime(_Options, SslLifetime) when SslLifetime =< 0 -> 0;
 lifetime(#{lifetime := undefined}, SslLifetime) -> SslLifetime;
 lifetime(#{lifetime := Lifetime}, _SslLifetime) -> Lifetime.

@@ -82,7 +82,7 @@ loaded() ->
 %% at each call of a cache.
 load() ->
     File = filename:join(priv_dir(), ?MODULE_STRING),
-    case erlang:load_nif(File, erlang:convert_time_unit(1, millisecond, native)) of
+    case erlang:load_nif(File, 0) of
         ok ->
             persistent_term:put(?MODULE, ok);
         {error, {_, Text}} = Error ->

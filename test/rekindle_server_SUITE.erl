@@ -49,7 +49,8 @@ groups() ->
         {lifetime, [], [
             an_expired_session_is_not_resumed,
             a_lifetime_longer_than_that_of_ssl_counts,
-            a_session_lifetime_of_zero_resumes_nothing
+            a_session_lifetime_of_zero_resumes_nothing,
+            a_process_restarted_with_a_lifetime_of_zero_resumes_and_lives_on
         ]},
         {scope, [], [
             listeners_do_not_share_sessions,
@@ -524,6 +525,22 @@ a_session_lifetime_of_zero_resumes_nothing(Config) ->
     ?assertEqual({6, 0}, counts(rekindle_clients:openssl_reconnect(Port, client_opts(Config)))),
     ?assertEqual(Caches, cache_processes(Node)),
     ?assertMatch(#{sessions := 0, refused := 6, faults := 0}, scope_of(Node, Port)),
+    rekindle_node:stop(Node).
+
+%% A supervisor restarts a process with the lifetime that it had, whatever the environment has by then.
+a_process_restarted_with_a_lifetime_of_zero_resumes_and_lives_on(Config) ->
+    Node = rekindle_node:start_ssl([{session_lifetime, 0}]),
+    {_, Port} = start_server(Node, upgrade, server_opts(Config)),
+    ?assertEqual({6, 0}, counts(rekindle_clients:openssl_reconnect(Port, client_opts(Config)))),
+    set_env(Node, session_lifetime, 3600),
+    Supervisor = ssl_upgrade_server_session_cache_sup,
+    Restarted = rekindle_node:run(Node, fun() ->
+        [Killed] = children_of([Supervisor]),
+        after_kill(Killed, Supervisor)
+    end),
+    ?assertEqual({1, 5}, counts(rekindle_clients:openssl_reconnect(Port, client_opts(Config)))),
+    ?assertEqual([Restarted], rekindle_node:call(Node, ?MODULE, children_of, [[Supervisor]])),
+    ?assertEqual([0], lists:usort([Faults || #{faults := Faults} <- info(Node)])),
     rekindle_node:stop(Node).
 
 %% ---- scope ----

@@ -1,7 +1,7 @@
 %% @doc Made-up sessions for the models: as OTP's records of all releases, and plain terms.
 -module(rekindle_sessions).
 
--export([layouts/0, host_layout/0, make/2, is_handed_out/5, is_without_key/3, is_stub/2, is_valid/3]).
+-export([layouts/0, host_layout/0, make/2, is_handed_out/5, is_in_far_future/2, is_without_key/3, is_stub/2, is_valid/3]).
 -export([id/1, number/1, stamp/1, internal_id/1, put_stamps/3]).
 
 -export_type([value/0, layout/0]).
@@ -72,17 +72,20 @@ rest(otp_29_1_1, Middle, Tail) -> Middle ++ [undefined | Tail];
 rest(otp_29_1_2, Middle, Tail) -> Middle ++ [undefined | Tail] ++ ["localhost"].
 
 %% @doc Whether the term is what a server's lookup between two times may answer for what `make/2' made:
-%% without private key, and stamped with the present.
+%% without private key, and with a stamp that no lifetime has passed since.
 -spec is_handed_out(term(), value(), rekindle:key(), integer(), integer()) -> boolean().
 is_handed_out(Answer, {plain, _} = Plain, _Key, _From, _To) ->
     Answer =:= Plain;
-is_handed_out(Answer, Value, Key, From, To) when element(?PRIVATE_KEY, Answer) =:= undefined ->
+is_handed_out(Answer, Value, Key, _From, To) when element(?PRIVATE_KEY, Answer) =:= undefined ->
     {Stamp, 0} = internal_id(Answer),
-    %% It may lag behind by the steps of the library's clock.
-    Stamp > From - erlang:convert_time_unit(1, second, native) andalso Stamp =< To andalso
-        is_without_key(Answer, Value, Key);
+    is_in_far_future(Stamp, To) andalso is_without_key(Answer, Value, Key);
 is_handed_out(_Answer, _Value, _Key, _From, _To) ->
     false.
+
+%% @doc Whether the stamp is years after the time, in OTP's unit.
+-spec is_in_far_future(integer(), integer()) -> boolean().
+is_in_far_future(Stamp, Time) ->
+    erlang:convert_time_unit(Stamp - Time, native, second) > 10 * 365 * 86_400.
 
 %% @doc The same, whatever the stamp.
 -spec is_without_key(term(), value(), rekindle:key()) -> boolean().

@@ -37,7 +37,7 @@ inventory::submit!(Nif {
     raw_func: insert,
 });
 
-/// The session under a key, stamped with the present, or `undefined`. With a third argument, see
+/// The session under a key, or `undefined`. With a third argument, see
 /// [`session::decode`].
 fn look_up<'a>(env: Env<'a>, arguments: &[Word<'a>]) -> Answer<'a> {
     faults::strike()?;
@@ -47,7 +47,7 @@ fn look_up<'a>(env: Env<'a>, arguments: &[Word<'a>]) -> Answer<'a> {
     let now_ms = core::now_ms();
     let found = session::with_key(key.term(env), |id| {
         store.lookup(id, now_ms, |found| {
-            session::decode(env, key, found, kept.as_ref(), now_ms)
+            session::decode(env, key, found, kept.as_ref())
         })
     });
     found.unwrap_or_else(|| Ok(Word::atom(atoms::undefined())))

@@ -14,7 +14,6 @@ mod packed;
 mod panics;
 mod reference;
 mod session;
-mod stamp;
 mod template;
 mod terms;
 mod words;
@@ -128,13 +127,8 @@ mod atoms {
 
 rustler::init!("rekindle_nif", load = load);
 
-/// `native_per_ms` is OTP's native time units in a millisecond.
-fn load(env: Env, native_per_ms: Term) -> bool {
+fn load(env: Env, _info: Term) -> bool {
     panics::note_quietly();
-    match native_per_ms.decode() {
-        Ok(unit) => stamp::set_unit(unit),
-        Err(_) => return false,
-    }
     kept::name_load(env);
     reference::register(env)
 }
@@ -215,7 +209,7 @@ fn peek<'a>(env: Env<'a>, reference: Reference<'a>, key: Term<'a>) -> NifResult<
             let now_ms = core::now_ms();
             session::with_key(key, |id| {
                 store.peek(id, now_ms, |found| {
-                    let session = session::decode(env, Word::of(key), found, None, now_ms);
+                    let session = session::decode(env, Word::of(key), found, None);
                     session
                         .map(|session| session.term(env))
                         .map_err(|error| *error)

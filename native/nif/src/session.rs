@@ -2,8 +2,7 @@
 //!
 //! What many sessions share goes into a [`Template`](crate::template::Template); of each session only the id, the
 //! master secret, the peer's certificate and the server name that it asked for are kept.
-//! The listener's private key is left out; the time stamps are put in new each time a session is handed
-//! out.
+//! The listener's private key is left out; a session that is handed out has another time stamp.
 
 #![allow(unsafe_code)]
 
@@ -14,7 +13,7 @@ use crate::kept::Kept;
 use crate::packed::MAX_FIELDS;
 use crate::template::{IfNew, Kind, Template};
 use crate::words::{make_binary, make_integer, make_string, make_tuple, Answer, Word};
-use crate::{atoms, stamp, terms};
+use crate::{atoms, terms};
 use rekindle_core::{
     Certificate, Listed, NewSession, Refusal, Scope, ServerStore, Session, SessionKey,
 };
@@ -26,6 +25,10 @@ use zeroize::Zeroize;
 /// First byte of what is kept without a template: where the time stamp goes, or that the rest is a term
 /// as it came.
 const AS_IT_CAME: u8 = 0;
+
+/// The time stamp of a session that is handed out, in OTP's native time units: no lifetime has passed since. The largest
+/// number that needs no memory, and 36 years after a node's start where the unit is a nanosecond.
+const FAR_FUTURE: i64 = (1 << 59) - 1;
 
 /// Where there is no master secret of its own.
 const NO_SECRET: [u8; 48] = [0; 48];
@@ -159,8 +162,8 @@ fn tuple_of<'a>(env: Env<'a>, fields: &[Word<'a>]) -> Term<'a> {
     unsafe { make_tuple(env, &fields) }.term(env)
 }
 
-/// The session under `key`, as if it had been made now: the store alone decides on a session's age, and OTP's own
-/// check must always pass.
+/// The session under `key`, stamped with the [future](FAR_FUTURE): the store alone decides on a session's age, and OTP's
+/// own check must always pass, whatever lifetime it goes by.
 ///
 /// For a caller who has templates on his heap, the answer tells what it is: a tuple tagged `session`; one tagged
 /// `plain`, which has any other term; or one tagged `kept`, which has the templates to keep from now on, and the
@@ -170,10 +173,9 @@ pub fn decode<'a>(
     key: Word<'a>,
     session: Session<Template>,
     kept: Option<&Kept<'a>>,
-    now_ms: u64,
 ) -> Answer<'a> {
     let Some(template) = session.template else {
-        let term = decode_whole(env, session, now_ms)?;
+        let term = decode_whole(env, session)?;
         return Ok(Word::of(match kept {
             Some(_) => (atoms::plain(), term).encode(env),
             None => term,
@@ -194,7 +196,7 @@ pub fn decode<'a>(
         }
     }
     let holes = template.holes();
-    let stamp = stamp::present(env, now_ms);
+    let stamp = make_integer(env, FAR_FUTURE);
     fields[SESSION_ID] = key.raw();
     fields[INTERNAL_ID] = internal_id(env, stamp).raw();
     fields[usize::from(holes.master_secret)] = binary(env, session.secret).raw();
@@ -219,13 +221,13 @@ pub fn decode<'a>(
 }
 
 /// What was stored without a template.
-fn decode_whole<'a>(env: Env<'a>, session: Session<Template>, now_ms: u64) -> NifResult<Term<'a>> {
+fn decode_whole<'a>(env: Env<'a>, session: Session<Template>) -> NifResult<Term<'a>> {
     let (place, encoded) = session.tail.split_first().ok_or(Error::BadArg)?;
     let term = terms::decode(env, encoded)?;
     if *place == AS_IT_CAME {
         return Ok(term);
     }
-    let stamp = stamp::present(env, now_ms);
+    let stamp = make_integer(env, FAR_FUTURE);
     let mut fields = Word::of(term).tuple(env).ok_or(Error::BadArg)?.to_vec();
     if let Some(certificate) = &session.certificate {
         fields[PEER_CERTIFICATE] = binary_of(env, certificate);
