@@ -40,12 +40,13 @@ guides:
 	@for server in rabbitmq-server yaws haproxy; do scripts/setup.sh $$server || true; done
 	rebar3 ct --dir test/guides
 
-# Formatting, lints, cross references, types.
+# Formatting, lints, warnings of the compilers, cross references, types.
 lint:
 	@scripts/setup.sh
 	cargo fmt --check
 	cargo clippy --quiet --workspace --all-targets --locked -- -D warnings
 	cargo clippy --quiet --package rekindle_nif --package rekindle_core --locked --features rekindle_nif/testing -- -D warnings
+	rebar3 as ci ct --compile_only
 	rebar3 xref
 	rebar3 dialyzer
 

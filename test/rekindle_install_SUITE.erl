@@ -27,7 +27,8 @@
     a_release_has_what_it_needs_and_nothing_of_otp/1,
     a_release_resumes_sessions/1,
     a_git_dependency_is_built_and_resumes_sessions/1,
-    a_checkout_dependency_is_built_and_resumes_sessions/1
+    a_checkout_dependency_is_built_and_resumes_sessions/1,
+    a_warning_fails_our_build_and_no_user_s/1
 ]).
 
 -define(KEYS, [session_cb, server_session_cb, client_session_cb]).
@@ -60,7 +61,8 @@ groups() ->
             a_release_has_what_it_needs_and_nothing_of_otp,
             a_release_resumes_sessions,
             a_git_dependency_is_built_and_resumes_sessions,
-            a_checkout_dependency_is_built_and_resumes_sessions
+            a_checkout_dependency_is_built_and_resumes_sessions,
+            a_warning_fails_our_build_and_no_user_s
         ]}
     ].
 
@@ -470,6 +472,19 @@ a_checkout_dependency_is_built_and_resumes_sessions(Config) ->
     ok = file:rename(copy_of_checkout(Config), filename:join(Checkouts, "rekindle")),
     {0, _} = run_in(Project, ["rebar3", "compile"]),
     resumes_from(filename:join(Project, "_build/default/checkouts/rekindle"), Config).
+
+%% As from a release of OTP that warns of more.
+a_warning_fails_our_build_and_no_user_s(Config) ->
+    Project = make_project([rekindle], Config),
+    Checkout = filename:join(Project, "_checkouts/rekindle"),
+    ok = filelib:ensure_dir(Checkout),
+    ok = file:rename(copy_of_checkout(Config), Checkout),
+    ok = file:write_file(filename:join(Checkout, "lib/rekindle_table.erl"), "\nunused() -> ok.\n", [append]),
+    {0, Output} = run_in(Project, ["rebar3", "compile"]),
+    ?assertEqual(1, count("function unused/0 is unused", Output), Output),
+    {0, _} = run_in(Checkout, ["rebar3", "compile"]),
+    {Status, _} = run_in(Checkout, ["rebar3", "as", "ci", "compile"]),
+    ?assertNotEqual(0, Status).
 
 %% What cargo has built is no part of the repository, but saves building all of it again.
 move_target_away(Checkout, Config) ->
