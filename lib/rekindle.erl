@@ -419,9 +419,22 @@ require_native_library() ->
         ok ->
             ok;
         {error, {File, Reason}} ->
-            Line = io_lib:format("rekindle: the native library ~ts cannot be loaded: ~ts", [File, Reason]),
+            Line = io_lib:format("rekindle: the native library ~ts cannot be loaded: ~ts", [File, why_not_loaded(File, Reason)]),
             refuse(native_library, lists:flatten(Line))
     end.
+
+%% The system's own words would be «not a directory».
+why_not_loaded(File, Reason) ->
+    case is_in_file(filename:dirname(File)) of
+        true ->
+            "it is in an archive, such as an escript, and the system loads libraries from files only; "
+            "give the escript the application's folder on disk: %%! -pa PATH/rekindle/ebin";
+        false ->
+            Reason
+    end.
+
+is_in_file(Path) ->
+    filelib:is_regular(Path) orelse (filename:dirname(Path) =/= Path andalso is_in_file(filename:dirname(Path))).
 
 -spec refuse(atom(), string()) -> no_return().
 refuse(What, Line) ->

@@ -1,5 +1,5 @@
 %% @doc How nodes come up that have Rekindle: distributed over TLS, where caches are opened before the native library can
-%% be loaded.
+%% be loaded; again in the same emulator; without debug information; out of an archive.
 -module(rekindle_boot_SUITE).
 
 -include_lib("stdlib/include/assert.hrl").
@@ -15,7 +15,13 @@
     the_client_gets_its_store_when_the_library_can_be_loaded/1,
     a_library_that_is_missing_then_is_told_in_one_line/1
 ]).
--export([accept/3]).
+-export([
+    a_node_that_is_restarted_by_init_resumes/1,
+    a_release_without_debug_information_resumes/1,
+    an_escript_with_the_application_on_disk_resumes/1,
+    an_escript_with_the_application_in_it_tells_why_not_in_one_line/1
+]).
+-export([accept/3, boot/2, serve_once/1]).
 
 %% The element of OTP's session record that its order has.
 -define(INTERNAL_ID, 3).
@@ -27,7 +33,7 @@ suite() ->
     [{timetrap, {minutes, 3}}].
 
 all() ->
-    [{group, distribution}, {group, early}].
+    [{group, distribution}, {group, early}, {group, ways}].
 
 groups() ->
     [
@@ -40,6 +46,12 @@ groups() ->
             upgraded_sockets_get_their_store_when_the_library_can_be_loaded,
             the_client_gets_its_store_when_the_library_can_be_loaded,
             a_library_that_is_missing_then_is_told_in_one_line
+        ]},
+        {ways, [], [
+            a_node_that_is_restarted_by_init_resumes,
+            a_release_without_debug_information_resumes,
+            an_escript_with_the_application_on_disk_resumes,
+            an_escript_with_the_application_in_it_tells_why_not_in_one_line
         ]}
     ].
 
@@ -88,13 +100,15 @@ resumes_distribution(Mode, Config) ->
 
 %% A boot script that loads each module of the applications, as embedded mode wants it.
 make_release(Config) ->
-    Ebin = filename:dirname(code:which(rekindle)),
+    make_release([filename:dirname(code:which(rekindle))], Config).
+
+make_release(Folders, Config) ->
     Dir = proplists:get_value(dir, Config),
     [_ = application:load(App) || App <- ?APPLICATIONS],
     Versions = [{App, element(2, {ok, _} = application:get_key(App, vsn))} || App <- ?APPLICATIONS],
     Release = {release, {"release", "1"}, {erts, erlang:system_info(version)}, Versions},
     ok = write_terms(filename:join(Dir, "release.rel"), [Release]),
-    Options = [local, no_warn_sasl, {outdir, Dir}, {path, [Ebin]}],
+    Options = [local, no_warn_sasl, {outdir, Dir}, {path, Folders}],
     ok = systools:make_script(filename:join(Dir, "release"), Options),
     ok = write_terms(filename:join(Dir, "sys.config"), [[{ssl, [{Key, rekindle} || Key <- ?KEYS]}]]),
     filename:join(Dir, "release").
@@ -225,6 +239,100 @@ start_early(Config) ->
 load_library(Node) ->
     ?assertEqual({module, rekindle_nif}, rekindle_node:call(Node, code, load_file, [rekindle_nif])).
 
+%% ---- other ways ----
+
+a_node_that_is_restarted_by_init_resumes(Config) ->
+    Boots = filename:join(proplists:get_value(dir, Config), "boots"),
+    Eval = io_lib:format("~s:boot(~0p, ~0p).", [?MODULE, Boots, tls_options(Config)]),
+    {0, Output} = erl(["-eval", lists:flatten(Eval)]),
+    ?assertEqual([<<"0 1 5">>, <<"1 1 5">>, <<"2 1 5">>], told(Output)).
+
+%% What the node does at each boot, and then three times in all.
+boot(Boots, Options) ->
+    Number = case file:read_file(Boots) of {ok, Written} -> binary_to_integer(Written); {error, enoent} -> 0 end,
+    ok = file:write_file(Boots, integer_to_binary(Number + 1)),
+    {Full, Resumed} = serve_once(Options),
+    io:format("told: ~b ~b ~b~n", [Number, Full, Resumed]),
+    case Number of
+        2 -> init:stop();
+        _ -> init:restart()
+    end.
+
+serve_once(Options) ->
+    [application:set_env(ssl, Key, rekindle) || Key <- ?KEYS],
+    {ok, _} = application:ensure_all_started(ssl),
+    {_, Port} = rekindle_servers:start(tls, Options),
+    openssl_reconnect(Port).
+
+%% OTP's modules that have to do with sessions are without it, too.
+a_release_without_debug_information_resumes(Config) ->
+    Apps = [ssl, public_key, rekindle],
+    Folders = [copy_application(App, ["ebin", "priv"], Config) || App <- Apps],
+    Files = lists:append([filelib:wildcard(filename:join(Folder, "*.beam")) || Folder <- Folders]),
+    {ok, _} = beam_lib:strip_files(Files),
+    Node = start_release(make_release(Folders, Config), "embedded", []),
+    [
+        ?assertMatch({error, beam_lib, {missing_chunk, _, "Dbgi"}}, beam_lib:chunks(which(Node, Module), [debug_info]))
+     || Module <- [rekindle, rekindle_nif]
+    ],
+    ?assert(lists:member(which(Node, ssl_session), Files)),
+    ?assertEqual({1, 5}, openssl_reconnect(serve(Node, tls, Config))),
+    ?assertMatch([#{hits := 5, faults := 0}], servers(Node)),
+    rekindle_node:stop(Node).
+
+which(Node, Module) ->
+    rekindle_node:call(Node, code, which, [Module]).
+
+copy_application(App, Parts, Config) ->
+    From = case App of rekindle -> filename:dirname(filename:dirname(code:which(rekindle))); _ -> code:lib_dir(App) end,
+    To = filename:join(proplists:get_value(dir, Config), App),
+    ok = file:make_dir(To),
+    Present = [Path || Part <- Parts, Path <- [filename:join(From, Part)], filelib:is_dir(Path)],
+    {0, _} = rekindle_clients:run("cp", ["-RL"] ++ Present ++ [To], [], 60_000),
+    filename:join(To, "ebin").
+
+an_escript_with_the_application_on_disk_resumes(Config) ->
+    Folders = [filename:dirname(code:which(Module)) || Module <- [rekindle, ?MODULE]],
+    Script = escript(["-pa " ++ Folder ++ " " || Folder <- Folders], [], Config),
+    {0, Output} = rekindle_clients:run("escript", [Script], [], 60_000),
+    ?assertEqual([<<"1 5">>], told(Output)).
+
+an_escript_with_the_application_in_it_tells_why_not_in_one_line(Config) ->
+    Files = filelib:wildcard(filename:join(filename:dirname(code:which(rekindle)), "*")),
+    Archive = [{"rekindle/ebin/" ++ filename:basename(File), element(2, {ok, _} = file:read_file(File))} || File <- Files],
+    Script = escript("-pa escript/rekindle/ebin -pa " ++ filename:dirname(code:which(?MODULE)), Archive, Config),
+    {_, Output} = rekindle_clients:run("sh", ["-c", "cd \"$0\" && exec escript escript", filename:dirname(Script)], [], 60_000),
+    Line = "(?m)^rekindle: the native library .*/escript/rekindle/priv/rekindle_nif\\.so cannot be loaded: it is in an archive",
+    ?assertMatch({match, [_]}, re:run(Output, Line, [global]), Output),
+    ?assertEqual([], told(Output)).
+
+escript(Arguments, Archive, Config) ->
+    Dir = proplists:get_value(dir, Config),
+    Source = filename:join(Dir, "main.erl"),
+    Text = [
+        "-module(main). -export([main/1]).\n",
+        "main(_) -> {Full, Resumed} = rekindle_boot_SUITE:serve_once(", io_lib:format("~0p", [tls_options(Config)]), "),\n",
+        "io:format(\"told: ~b ~b~n\", [Full, Resumed]).\n"
+    ],
+    ok = file:write_file(Source, Text),
+    {ok, main, Beam} = compile:file(Source, [binary]),
+    Script = filename:join(Dir, "escript"),
+    Sections = [shebang, {emu_args, lists:flatten(["-escript main main " | Arguments])}, {archive, [{"main.beam", Beam} | Archive], []}],
+    ok = escript:create(Script, Sections),
+    Script.
+
+erl(Args) ->
+    Folders = [filename:dirname(code:which(Module)) || Module <- [rekindle, ?MODULE]],
+    Paths = lists:append([["-pa", Folder] || Folder <- Folders]),
+    Erl = filename:join([code:root_dir(), "bin", "erl"]),
+    rekindle_clients:run(Erl, ["-noinput", "-env", "ERL_CRASH_DUMP_SECONDS", "0"] ++ Paths ++ Args, [], 60_000).
+
+told(Output) ->
+    case re:run(Output, "(?m)^told: (.*)$", [global, {capture, all_but_first, binary}]) of
+        {match, Found} -> lists:append(Found);
+        nomatch -> []
+    end.
+
 %% ---- OTP's processes ----
 
 whereis(Node, Name) ->
@@ -260,10 +368,12 @@ servers(Node) ->
 %% ---- servers and clients ----
 
 serve(Node, Kind, Config) ->
-    #{server := #{ec := #{cert := Cert, key := Key}}} = proplists:get_value(certs, Config),
-    Options = [{versions, ['tlsv1.2']}, {certfile, Cert}, {keyfile, Key}],
-    {_, Port} = rekindle_node:call(Node, rekindle_servers, start, [Kind, Options]),
+    {_, Port} = rekindle_node:call(Node, rekindle_servers, start, [Kind, tls_options(Config)]),
     Port.
+
+tls_options(Config) ->
+    #{server := #{ec := #{cert := Cert, key := Key}}} = proplists:get_value(certs, Config),
+    [{versions, ['tlsv1.2']}, {certfile, Cert}, {keyfile, Key}].
 
 openssl_reconnect(Port) ->
     #{full := Full, resumed := Resumed} = rekindle_clients:openssl_reconnect(Port, #{}),
