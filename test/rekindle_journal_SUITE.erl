@@ -282,7 +282,7 @@ a_torn_log_gives_back_all_but_its_end(Config) ->
     Resumed = lists:sum([N || File <- Saved, #{resumed := N} <- [offer(File, Config)]]),
     ct:log("~b of 4 resumed", [Resumed]),
     ?assert(Resumed >= 3),
-    ?assertEqual(up, journal(Second, state)),
+    await(fun() -> journal(Second, state) =:= up end),
     rekindle_node:stop(Second).
 
 %% Without the zeros at the end.
