@@ -1,7 +1,7 @@
 %% @doc The checkout that is tested, for suites that build something from it.
 -module(rekindle_checkout).
 
--export([root/1, run_in/3, testing_build/1, origin/2, with_target/2]).
+-export([root/1, run_in/3, testing_build/1, origin/2, with_target/2, with_dir/2]).
 
 -define(MINUTE, 60_000).
 
@@ -19,6 +19,13 @@ above(Dir) ->
             true = Parent =/= Dir,
             above(Parent)
     end.
+
+%% @doc The configuration of a case, with an empty folder of its own as `dir'.
+-spec with_dir(Case :: atom(), Config) -> Config when Config :: [{atom(), term()}].
+with_dir(Case, Config) ->
+    Dir = filename:join(proplists:get_value(priv_dir, Config), Case),
+    ok = file:make_dir(Dir),
+    [{dir, Dir} | Config].
 
 %% @doc Runs a program in a folder, and logs what it prints.
 -spec run_in(file:filename(), [string()], pos_integer()) ->

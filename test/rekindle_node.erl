@@ -1,7 +1,7 @@
 %% @doc A node of its own for a test: another ssl, another environment, and nothing left of it after.
 -module(rekindle_node).
 
--export([start/1, start/2, start/3, start_ssl/1, stop/1, kill/1, call/4, run/2, await/1, free_port/0]).
+-export([start/1, start/2, start/3, start_ssl/1, run_in_new/1, stop/1, kill/1, call/4, run/2, await/1, free_port/0]).
 -export([apply_fun/1]).
 
 -define(KEYS, [session_cb, server_session_cb, client_session_cb]).
@@ -34,6 +34,16 @@ start_ssl(SslEnv) ->
     Node = start(SslEnv),
     {ok, _} = call(Node, application, ensure_all_started, [ssl]),
     Node.
+
+%% @doc What `Fun' answers in a node of its own, see `run/2', which ends afterwards.
+-spec run_in_new(fun(() -> Answer)) -> Answer.
+run_in_new(Fun) ->
+    Node = start([]),
+    try
+        run(Node, Fun)
+    after
+        stop(Node)
+    end.
 
 -spec stop(pid()) -> ok.
 stop(Node) ->

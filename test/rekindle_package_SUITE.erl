@@ -39,9 +39,7 @@ all() ->
     ].
 
 init_per_testcase(Case, Config) ->
-    Dir = filename:join(proplists:get_value(priv_dir, Config), Case),
-    ok = file:make_dir(Dir),
-    [{dir, Dir}, {root, rekindle_checkout:root(Config)} | Config].
+    [{root, rekindle_checkout:root(Config)} | rekindle_checkout:with_dir(Case, Config)].
 
 end_per_testcase(_Case, Config) ->
     %% Copies of the sources, with what cargo has built.

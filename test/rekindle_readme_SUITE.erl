@@ -41,9 +41,7 @@ end_per_suite(_Config) ->
     ok.
 
 init_per_testcase(Case, Config) ->
-    Dir = filename:join(proplists:get_value(priv_dir, Config), Case),
-    ok = file:make_dir(Dir),
-    [{dir, Dir} | Config].
+    rekindle_checkout:with_dir(Case, Config).
 
 end_per_testcase(_Case, Config) ->
     %% What cargo builds is large.

@@ -272,7 +272,7 @@ caches_of_one_process_do_not_mix(_Config) ->
 %% ---- upgrades ----
 
 it_outlives_the_module_it_came_by(_Config) ->
-    in_other_node(fun() ->
+    rekindle_node:run_in_new(fun() ->
         Cache = open(),
         Sessions = kinds(3),
         store(Cache, Sessions),
@@ -422,14 +422,6 @@ copy_of_rekindle(Version, Config) ->
      || Of <- Files, File <- filelib:wildcard(filename:join(code:lib_dir(rekindle), Of))
     ],
     Dir.
-
-in_other_node(Fun) ->
-    Node = rekindle_node:start([]),
-    try
-        rekindle_node:run(Node, Fun)
-    after
-        rekindle_node:stop(Node)
-    end.
 
 %% No literal of this module, which all processes have at one place.
 copy(Term) ->

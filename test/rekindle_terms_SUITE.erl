@@ -168,7 +168,7 @@ huge_and_deep_terms_do_no_harm(Config) ->
         lists:seq(1, 300_000),
         maps:from_list([{N, N} || N <- lists:seq(1, 100_000)])
     ],
-    in_other_node(fun() ->
+    rekindle_node:run_in_new(fun() ->
         Cache = rekindle:init([{role, Role}, {max_bytes, 1_000_000_000}]),
         [
             begin
@@ -451,7 +451,7 @@ a_session_without_server_name_is_no_larger(_Config) ->
     ?assert(Bytes("localhost") > Bytes(undefined)).
 
 a_deep_term_within_a_server_session_does_no_harm(_Config) ->
-    in_other_node(fun() ->
+    rekindle_node:run_in_new(fun() ->
         Cache = open_server(),
         Deep = [nested(200_000, Wrap) || Wrap <- [fun(In) -> {In} end, fun(In) -> [In] end, fun(In) -> [1 | In] end]],
         [
@@ -796,12 +796,4 @@ elsewhere(Fun) ->
     receive
         {'DOWN', Monitor, process, Pid, {result, Result}} -> Result;
         {'DOWN', Monitor, process, Pid, Reason} -> error(Reason)
-    end.
-
-in_other_node(Fun) ->
-    Node = rekindle_node:start([]),
-    try
-        rekindle_node:run(Node, Fun)
-    after
-        rekindle_node:stop(Node)
     end.

@@ -10,9 +10,11 @@
 
 #![cfg(shuttle)]
 
+mod common;
+
+use common::Common;
 use rekindle_core::{
-    Join, Limits, Made, NewSession, Pattern, Reference, Registry, Scope, ServerStore, SessionKey,
-    Store,
+    Join, Limits, NewSession, Reference, Registry, Scope, ServerStore, SessionKey, Store,
 };
 use shuttle::{check_random, thread};
 use std::sync::Arc;
@@ -24,24 +26,6 @@ const OPEN: Limits = Limits {
     max_sessions: 1 << 10,
     lifetime_ms: 1000,
 };
-
-struct Common(u8);
-
-impl Pattern<u8> for Common {
-    fn hash(&self) -> u64 {
-        0
-    }
-    fn matches(&self, template: &u8) -> bool {
-        *template == self.0
-    }
-    fn make(&self) -> Option<Made<u8>> {
-        Some(Made {
-            template: self.0,
-            bytes: 100,
-            part: None,
-        })
-    }
-}
 
 fn insert(store: &ServerStore<u8>, n: u8, secret: u8) -> bool {
     let tail = [secret; 20];

@@ -3,9 +3,12 @@
 
 #![cfg(all(target_os = "linux", not(miri), not(shuttle)))]
 
+mod common;
+
+use common::Common;
 use once_cell::sync::Lazy;
 use rekindle_core::{
-    Join, Limits, Made, NewSession, Pattern, Reference, Registry, ServerStore, SessionKey, Store,
+    Join, Limits, NewSession, Reference, Registry, ServerStore, SessionKey, Store,
 };
 use std::fs::{read_to_string, File};
 use std::hint::spin_loop;
@@ -27,24 +30,6 @@ const LIMITS: Limits = Limits {
 
 /// Lengths of what sessions hold beside their secret.
 const TAILS: Range<usize> = 0..256;
-
-struct Common;
-
-impl Pattern<u8> for Common {
-    fn hash(&self) -> u64 {
-        0
-    }
-    fn matches(&self, _: &u8) -> bool {
-        true
-    }
-    fn make(&self) -> Option<Made<u8>> {
-        Some(Made {
-            template: 7,
-            bytes: 100,
-            part: None,
-        })
-    }
-}
 
 /// A secret that is nowhere in memory but while [`expose`](Self::expose) runs: the exclusive or of two random halves.
 struct Hidden {
@@ -148,7 +133,7 @@ fn insert(store: &ServerStore<u8>, n: u32, secret: &[u8; 48], tail_len: usize) {
     let session = NewSession {
         key: SessionKey::Id(&id(n)),
         secret,
-        template: store.template(&Common),
+        template: store.template(&Common(7)),
         certificate: None,
         tail: &vec![n as u8; tail_len],
     };

@@ -3,9 +3,10 @@
 
 #![cfg(not(shuttle))]
 
-use rekindle_core::{
-    Join, Limits, Made, NewSession, Pattern, Registry, Selector, ServerStore, SessionKey, Store,
-};
+mod common;
+
+use common::Common;
+use rekindle_core::{Join, Limits, NewSession, Registry, Selector, ServerStore, SessionKey, Store};
 use std::thread;
 
 const ROUNDS: u8 = if cfg!(miri) { 2 } else { 250 };
@@ -16,24 +17,6 @@ const FEW: Limits = Limits {
     max_sessions: 3,
     lifetime_ms: 1_000_000,
 };
-
-struct Common;
-
-impl Pattern<u8> for Common {
-    fn hash(&self) -> u64 {
-        0
-    }
-    fn matches(&self, _: &u8) -> bool {
-        true
-    }
-    fn make(&self) -> Option<Made<u8>> {
-        Some(Made {
-            template: 7,
-            bytes: 100,
-            part: None,
-        })
-    }
-}
 
 fn insert(store: &ServerStore<u8>, n: u8, secret: u8, tail_len: usize) -> bool {
     insert_certified(store, n, secret, tail_len, None)
@@ -49,7 +32,7 @@ fn insert_certified(
     let session = NewSession {
         key: SessionKey::Id(&[n; 32]),
         secret: &[secret; 48],
-        template: store.template(&Common),
+        template: store.template(&Common(7)),
         certificate,
         tail: &vec![secret; tail_len],
     };
