@@ -15,9 +15,9 @@
 
 -define(DEVICE, "urn:device:").
 -define(DEVICE_DIGITS, 32).
-%% Sixteen bytes, the first of which makes it a positive number.
+%% Sixteen bytes. The first byte makes the number positive.
 -define(SERIAL, 16#5a000000000000000000000000000001).
-%% Of the signature, all of which no certificate is shorter.
+%% A certificate ends with its signature, which has at least so many bytes.
 -define(SIGNATURE_BYTES, 64).
 
 %% @doc Writes everything as PEM files into `Dir'. The client's certificate has about `ClientBytes' bytes.
@@ -129,7 +129,7 @@ chain(Root, Peer) ->
 key(rsa) -> {key, {rsa, 2048, 65537}};
 key(ecdsa) -> {key, {namedCurve, secp256r1}}.
 
-%% The device's number and, as the rest of its name, so many characters of an address that all devices have.
+%% A device's name: its number, and an address that is the same for all devices, cut to `FillerBytes' characters.
 device(FillerBytes) ->
     Address = "?revocation=http://crl.example.org/devices/authority-of-the-second-line/current.crl",
     Filler = lists:sublist(lists:append(lists:duplicate(FillerBytes div length(Address) + 1, Address)), FillerBytes),

@@ -1,5 +1,5 @@
-%% @doc What a run leaves: a JSON file of its rows, out of which report.py and plot.py make tables and plots; for the
-%% journals' benchmarks the pieces of their tables.
+%% @doc Writes the results of a run as a JSON file, from which report.py and plot.py make tables and plots. The
+%% benchmarks of journals print their tables themselves, with the functions here.
 -module(bench_report).
 
 -export([write/2, machine/1, about/2, workload/1]).

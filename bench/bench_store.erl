@@ -138,7 +138,7 @@ settled(Scope, Looks, Left, #{bytes := Bytes}) ->
 
 %% ---- OTP's own process ----
 
-%% @doc What ssl's environment has to say for OTP's processes to have this cache, with room for so many sessions.
+%% @doc The environment of ssl with which OTP's processes use this cache, with room for `Room' sessions.
 -spec ssl_env(name(), Room :: pos_integer()) -> ssl_env().
 ssl_env(gb_trees, Room) ->
     {undefined, [{session_cache_server_max, Room}]};

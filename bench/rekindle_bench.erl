@@ -90,7 +90,7 @@ settings(full, Python) ->
         flood => {?OTP_CACHES, #{devices => 500, resumptions => 2_000, lookups => 1_000_000, sessions => 100_000}}
     }.
 
-%% The other caches drop the sessions of those who come back among so many new ones, when they have room for a thousand.
+%% The other caches get more room: with a thousand places they would drop the sessions that are to be resumed.
 busy_caches(Names, Size) ->
     [{rekindle, min(1_000, Size div 2)} | [{Name, Size} || Name <- Names]].
 
