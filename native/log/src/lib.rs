@@ -5,6 +5,13 @@
 
 #![deny(missing_docs)]
 
+#[cfg(feature = "folder")]
+mod folder;
+mod place;
+
+#[cfg(feature = "folder")]
+pub use folder::Folder;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
