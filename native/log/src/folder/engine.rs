@@ -167,7 +167,8 @@ pub(super) struct Open {
     pub(super) clock: Clock,
     /// Tells this log from one that was here before.
     pub(super) generation: u64,
-    folder: PathBuf,
+    /// The folder, and the one of the files.
+    folders: [PathBuf; 2],
     /// The database, and its write-ahead log.
     files: [PathBuf; 2],
     /// How they were left, if they were there.
@@ -207,7 +208,6 @@ impl Clock {
 impl Open {
     /// Fails if the files are not as they were left, but for being longer, or if others can write to them.
     fn check(&self) -> Result<(), Failure> {
-        place::check_folder(&self.folder).map_err(Failure::Place)?;
         for (path, left) in self.files.iter().zip(&self.left) {
             let found = look(path)?;
             if let Some(found) = &found {
@@ -224,6 +224,9 @@ impl Open {
                 }
                 None => return Err(Failure::Removed),
             }
+        }
+        for folder in &self.folders {
+            place::check_folder(folder).map_err(Failure::Place)?;
         }
         Ok(())
     }
@@ -318,8 +321,8 @@ impl Engine {
                     db,
                     clock,
                     generation: state.begun,
-                    folder: self.path.clone(),
                     files: [path, write_ahead(&files)],
+                    folders: [self.path.clone(), files],
                     left: [None, None],
                     is_synced: false,
                 };
