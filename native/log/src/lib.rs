@@ -8,6 +8,7 @@
 #[cfg(feature = "folder")]
 mod folder;
 mod place;
+pub mod sealed_file;
 
 #[cfg(feature = "folder")]
 pub use folder::Folder;
