@@ -5,6 +5,14 @@
 
 #![deny(missing_docs)]
 
+#[cfg(feature = "folder")]
+mod folder;
+mod place;
+pub mod sealed_file;
+
+#[cfg(feature = "folder")]
+pub use folder::Folder;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
