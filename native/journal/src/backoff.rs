@@ -20,7 +20,9 @@ impl Backoff {
 
     /// How long to wait until then.
     pub fn left(&self) -> Duration {
-        self.until.map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()))
+        self.until.map_or(Duration::ZERO, |until| {
+            until.saturating_duration_since(Instant::now())
+        })
     }
 
     /// Notes how a try went.

@@ -92,7 +92,10 @@ impl<T: TemplateCodec> Hub<T> {
                 }
             }
         };
-        thread::Builder::new().name(name.into()).spawn(run).map(drop)
+        thread::Builder::new()
+            .name(name.into())
+            .spawn(run)
+            .map(drop)
     }
 
     /// The journals that have this log.

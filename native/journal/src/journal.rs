@@ -116,7 +116,8 @@ impl<T: TemplateCodec> Journal<T> {
     /// Replays the log although revocations may be missing: the operator's decision.
     pub fn replay_anyway(&self) {
         let shared = &self.0;
-        let give_up = |revocations: &mut crate::revocations::Revocations| revocations.give_up_missing();
+        let give_up =
+            |revocations: &mut crate::revocations::Revocations| revocations.give_up_missing();
         shared.remembered.change(give_up);
         shared.memory.note_knowledge(&shared.remembered);
         let mut replay = shared.replay.lock();
@@ -158,7 +159,10 @@ impl<T: TemplateCodec> Journal<T> {
             revocations,
             unwritten: shared.queue.unwritten(),
             missing,
-            node_folder: shared.memory.folder().map(|folder| folder.display().to_string()),
+            node_folder: shared
+                .memory
+                .folder()
+                .map(|folder| folder.display().to_string()),
             node_folder_error: shared.memory.error(),
             node_folder_bytes: shared.memory.bytes(),
             log_bytes: status.log_bytes.load(Relaxed).checked_sub(1),
@@ -206,7 +210,10 @@ pub fn revoke<T: TemplateCodec>(
     }
     for memory in &all {
         let mut here = Vec::new();
-        for journal in journals.iter().filter(|journal| Arc::ptr_eq(&journal.0.memory, memory)) {
+        for journal in journals
+            .iter()
+            .filter(|journal| Arc::ptr_eq(&journal.0.memory, memory))
+        {
             let is_new = |(other, _): &(Arc<_>, u64)| !Arc::ptr_eq(other, &journal.0.remembered);
             if here.iter().all(is_new) {
                 here.push((Arc::clone(&journal.0.remembered), journal.0.keep_ms()));
@@ -223,12 +230,16 @@ pub fn revoke<T: TemplateCodec>(
                 .collect();
             for journal in &open {
                 let keep_ms = journal.0.keep_ms();
-                let notes = made.ids.iter().zip(targets).map(|(id, target)| Note::Revocation {
-                    id: *id,
-                    keep_ms,
-                    target: target.clone(),
-                    is_remembered: true,
-                });
+                let notes = made
+                    .ids
+                    .iter()
+                    .zip(targets)
+                    .map(|(id, target)| Note::Revocation {
+                        id: *id,
+                        keep_ms,
+                        target: target.clone(),
+                        is_remembered: true,
+                    });
                 journal.0.queue.push_notes(notes);
             }
             let is_durable = memory.folder().is_some() && made.scope.has_own_log();

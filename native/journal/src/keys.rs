@@ -167,7 +167,10 @@ impl KeyFile {
 
 /// Who can write to the folder can put another file in the place of the keys.
 fn check_folder(path: &Path) -> Result<(), String> {
-    let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) else {
+    let Some(folder) = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+    else {
         return Ok(());
     };
     let found = fs::metadata(folder).map_err(|error| error.to_string())?;
@@ -310,7 +313,10 @@ mod tests {
         };
         fs::create_dir(folder.path().join("log")).unwrap();
         let error = file.load().err().unwrap();
-        assert!(error.contains("bring it back") && error.contains("/log "), "{error}");
+        assert!(
+            error.contains("bring it back") && error.contains("/log "),
+            "{error}"
+        );
         assert!(!file.path.exists());
         fs::remove_dir(folder.path().join("log")).unwrap();
         assert!(file.load().is_ok());
@@ -325,7 +331,12 @@ mod tests {
             make: true,
             unless: Vec::new(),
         };
-        for (mode, is_allowed) in [(0o775, false), (0o757, false), (0o1777, true), (0o755, true)] {
+        for (mode, is_allowed) in [
+            (0o775, false),
+            (0o757, false),
+            (0o1777, true),
+            (0o755, true),
+        ] {
             fs::set_permissions(folder.path(), fs::Permissions::from_mode(mode)).unwrap();
             assert_eq!(file.load().is_ok(), is_allowed, "{mode:o}");
         }

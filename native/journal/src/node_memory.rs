@@ -11,10 +11,10 @@ use crate::target::Target;
 use chacha20poly1305::aead::Generate;
 use once_cell::sync::Lazy;
 use parking_lot::{Mutex, MutexGuard, RwLock};
-use rekindle_log::SealedFile;
+use rekindle_log::sealed_file::{SealedFile, MAX_BLOCK_BYTES};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 
 const FILE: &str = "revocations";
@@ -39,25 +39,33 @@ static MEMORIES: Lazy<Mutex<HashMap<PathBuf, Weak<NodeMemory>>>> = Lazy::new(Mut
 static WITHOUT_FOLDER: Lazy<Arc<NodeMemory>> = Lazy::new(|| Arc::new(NodeMemory::new(None)));
 
 /// What a node remembers.
+///
+/// The file's lock is taken before that of the scopes, and that before a scope's own. Only the first is held while a disk
+/// is waited for.
 pub struct NodeMemory {
     folder: Option<PathBuf>,
-    state: Mutex<State>,
+    file: Mutex<File>,
+    scopes: Mutex<Scopes>,
+    /// Why the file cannot be opened, or the last append failed.
+    error: Mutex<Option<String>>,
     /// Running time when the process's clock was at zero.
     running_offset_ms: AtomicI64,
-    /// How often revocations were loaded while scopes were at work.
-    late_loads: AtomicU64,
 }
 
 #[derive(Default)]
-struct State {
-    file: Option<SealedFile>,
-    /// Why the file cannot be opened, or the last append failed.
-    error: Option<String>,
+struct File {
+    sealed: Option<SealedFile>,
     /// Up to where the running time is in the file.
     noted_ms: u64,
-    scopes: HashMap<Arc<str>, Arc<ScopeMemory>>,
     /// The numbers that entries of the file have for scopes' names.
     numbers: HashMap<Arc<str>, u32>,
+    /// Whether something could not be written that the file should have.
+    has_lost: bool,
+}
+
+#[derive(Default)]
+struct Scopes {
+    by_name: HashMap<Arc<str>, Arc<ScopeMemory>>,
     /// For scopes that this node has not seen yet, with their expiry: what no other scope has as well.
     later: HashMap<Target, u64>,
 }
@@ -70,6 +78,8 @@ pub struct ScopeMemory {
     /// What `revocations` know, for callers that must not wait for a long change of them.
     knowledge: RwLock<Arc<Knowledge>>,
     log: Mutex<Option<Remembered>>,
+    /// Whether the node knows the scope, from the file or since it was prepared.
+    is_known: AtomicBool,
 }
 
 /// Which log a scope has.
@@ -98,8 +108,7 @@ enum Entry<'a> {
 }
 
 impl NodeMemory {
-    /// The memory in this folder, or that of the process alone. It is there even if the folder cannot be used: see
-    /// [`ready`](Self::ready).
+    /// The memory in this folder, or that of the process alone. Nothing is opened yet: see [`ready`](Self::ready).
     pub fn of(folder: Option<&Path>) -> Arc<NodeMemory> {
         let Some(folder) = folder else {
             return Arc::clone(&WITHOUT_FOLDER);
@@ -117,9 +126,10 @@ impl NodeMemory {
     pub(crate) fn new(folder: Option<PathBuf>) -> NodeMemory {
         NodeMemory {
             folder,
-            state: Mutex::default(),
+            file: Mutex::default(),
+            scopes: Mutex::default(),
+            error: Mutex::default(),
             running_offset_ms: AtomicI64::new(-(now_ms() as i64)),
-            late_loads: AtomicU64::new(0),
         }
     }
 
@@ -130,17 +140,21 @@ impl NodeMemory {
 
     /// Loads the file unless that is done, and says why it cannot be.
     pub fn ready(&self) -> Result<(), String> {
-        self.opened().map(drop)
+        self.load().map(drop)
     }
 
     /// Why the file could not be opened, or not be written the last time.
     pub fn error(&self) -> Option<String> {
-        self.state.lock().error.clone()
+        self.error.lock().clone()
     }
 
     /// Bytes of the file.
     pub fn bytes(&self) -> u64 {
-        self.state.lock().file.as_ref().map_or(0, SealedFile::bytes)
+        self.file
+            .lock()
+            .sealed
+            .as_ref()
+            .map_or(0, SealedFile::bytes)
     }
 
     /// Running time, in milliseconds. Never waits.
@@ -148,22 +162,47 @@ impl NodeMemory {
         now_ms().saturating_add_signed(self.running_offset_ms.load(Relaxed))
     }
 
-    /// How often revocations were loaded after scopes had begun to work with this memory.
-    pub fn late_loads(&self) -> u64 {
-        self.late_loads.load(Relaxed)
+    /// The memory of a scope. Never waits for a disk: what is remembered comes with [`prepare`](Self::prepare).
+    pub fn scope(&self, name: &str) -> Arc<ScopeMemory> {
+        let mut scopes = self.scopes.lock();
+        Arc::clone(scopes.get(name))
     }
 
-    /// What is remembered of a scope. A scope that is new to this node gets the revocations that were made for all.
-    pub fn scope(&self, name: &str) -> Arc<ScopeMemory> {
-        // Without the file, what is there already has to do.
-        let mut state = match self.opened() {
-            Ok(state) => state,
-            Err(_) => self.state.lock(),
-        };
-        let (scope, entries) = state.scope(name, self.running_ms());
-        // A failure is in the state's error, and the revocations stay for later as well.
-        let _ = state.append(&entries, true);
-        scope
+    /// Loads what is remembered, before the scope's log is read. A scope that is new to this node gets the revocations that
+    /// were made for all. Answers whether the scope was remembered.
+    pub fn prepare(&self, scope: &ScopeMemory) -> Result<bool, String> {
+        let mut file = self.load()?;
+        if scope.is_known.swap(true, Relaxed) {
+            return Ok(true);
+        }
+        let scopes = self.scopes.lock();
+        let mut targets = scopes.later.clone();
+        for other in scopes
+            .by_name
+            .values()
+            .filter(|other| other.name != scope.name)
+        {
+            // A whole scope may have been flushed without the others.
+            other.revocations().for_each(|_, target, expires_ms| {
+                if target != Target::All {
+                    targets.insert(target, expires_ms);
+                }
+            });
+        }
+        drop(scopes);
+        let mut bytes = Vec::new();
+        let number = file.number(&scope.name, &mut bytes);
+        let now_ms = self.running_ms();
+        scope.change(|revocations| {
+            for (target, expires_ms) in &targets {
+                let id = revocations.make(target, *expires_ms);
+                let left_ms = expires_ms.saturating_sub(now_ms);
+                Entry::Revocation(number, id, left_ms, target).encode(&mut bytes);
+            }
+        });
+        // They stay for later as well, so a failure loses nothing.
+        let _ = self.append(&mut file, &bytes, true);
+        Ok(false)
     }
 
     /// Makes revocations, one for each target, in each of these scopes, which keep them for so long; and, if they are for
@@ -171,34 +210,33 @@ impl NodeMemory {
     /// Says why they would not outlive this process, if so.
     pub fn revoke(
         &self,
-        scopes: &[(Arc<ScopeMemory>, u64)],
+        open: &[(Arc<ScopeMemory>, u64)],
         is_for_all: bool,
         targets: &[Target],
     ) -> (Vec<Made>, Result<(), String>) {
-        let (mut state, opened) = match self.opened() {
-            Ok(state) => (state, Ok(())),
-            Err(error) => (self.state.lock(), Err(error)),
+        let (mut file, loaded) = match self.load() {
+            Ok(file) => (file, Ok(())),
+            Err(error) => (self.file.lock(), Err(error)),
         };
         let now_ms = self.running_ms();
-        let longest_ms = scopes.iter().map(|(_, keep_ms)| *keep_ms).max();
-        let mut meant = scopes.to_vec();
+        let mut meant = open.to_vec();
         let mut bytes = Vec::new();
         if is_for_all {
-            let is_open = |name: &Arc<str>| scopes.iter().any(|(scope, _)| scope.name == *name);
-            let closed = state.scopes.iter().filter(|(name, _)| !is_open(name));
-            let keep_ms = longest_ms.unwrap_or(KEEP_FOR_LATER_MS);
-            meant.extend(closed.map(|(_, scope)| (Arc::clone(scope), keep_ms)));
+            let mut scopes = self.scopes.lock();
+            let is_open = |name: &Arc<str>| open.iter().any(|(scope, _)| scope.name == *name);
+            let closed = scopes.by_name.iter().filter(|(name, _)| !is_open(name));
+            meant.extend(closed.map(|(_, scope)| (Arc::clone(scope), KEEP_FOR_LATER_MS)));
             let is_nowhere_else = meant.is_empty();
             let is_kept = |target: &&Target| is_nowhere_else || **target == Target::All;
             for target in targets.iter().filter(is_kept) {
                 let expires_ms = now_ms.saturating_add(KEEP_FOR_LATER_MS);
-                state.later.insert(target.clone(), expires_ms);
+                scopes.later.insert(target.clone(), expires_ms);
                 Entry::Later(KEEP_FOR_LATER_MS, target).encode(&mut bytes);
             }
         }
         let mut made = Vec::new();
         for (scope, keep_ms) in meant {
-            let number = state.number(&scope.name, &mut bytes);
+            let number = file.number(&scope.name, &mut bytes);
             let ids = scope.change(|revocations| {
                 let make = |target| revocations.make(target, now_ms.saturating_add(keep_ms));
                 targets.iter().map(make).collect::<Vec<_>>()
@@ -208,29 +246,28 @@ impl NodeMemory {
             }
             made.push(Made { scope, ids });
         }
-        let written = state.append(&bytes, true);
-        (made, opened.and(written))
+        let written = self.append(&mut file, &bytes, true);
+        (made, loaded.and(written))
     }
 
-    /// Remembers revocations of a scope that were read, until `expires_ms`.
-    pub fn note_read(&self, scope: &ScopeMemory, read: &[(RevocationId, Target)], keep_ms: u64) {
-        let mut state = self.state.lock();
+    /// Remembers revocations of a scope that are in its memory already, for so long.
+    pub fn note(&self, scope: &ScopeMemory, new: &[(RevocationId, Target)], keep_ms: u64) {
+        let mut file = self.file.lock();
         let mut bytes = Vec::new();
-        let number = state.number(&scope.name, &mut bytes);
-        for (id, target) in read {
+        let number = file.number(&scope.name, &mut bytes);
+        for (id, target) in new {
             Entry::Revocation(number, *id, keep_ms, target).encode(&mut bytes);
         }
-        let _ = state.append(&bytes, true);
+        let _ = self.append(&mut file, &bytes, true);
     }
 
     /// Remembers what a scope knows: what has expired or was given up.
     pub fn note_knowledge(&self, scope: &ScopeMemory) {
-        let mut state = self.state.lock();
-        let knowledge = scope.knowledge();
+        let mut file = self.file.lock();
         let mut bytes = Vec::new();
-        let number = state.number(&scope.name, &mut bytes);
-        Entry::Statement(number, &knowledge).encode(&mut bytes);
-        let _ = state.append(&bytes, false);
+        let number = file.number(&scope.name, &mut bytes);
+        Entry::Statement(number, &scope.knowledge()).encode(&mut bytes);
+        let _ = self.append(&mut file, &bytes, false);
     }
 
     /// The identity of the scope's log, if it is at this location.
@@ -253,76 +290,182 @@ impl NodeMemory {
             is_shared,
             identity,
         };
-        let mut state = self.state.lock();
+        let mut file = self.file.lock();
         let mut bytes = Vec::new();
-        let number = state.number(&scope.name, &mut bytes);
+        let number = file.number(&scope.name, &mut bytes);
         Entry::Log(number, &log).encode(&mut bytes);
-        let _ = state.append(&bytes, true);
+        let _ = self.append(&mut file, &bytes, true);
         *scope.log.lock() = Some(log);
     }
 
     /// Lets go of what has expired, notes the running time, and makes the file smaller if much of it is of no use. To be
     /// called now and then. Answers the scopes whose revocations have changed.
     pub fn tidy(&self) -> Vec<Arc<str>> {
-        let mut state = self.state.lock();
+        let mut file = self.file.lock();
         let now_ms = self.running_ms();
-        state.later.retain(|_, expires_ms| *expires_ms > now_ms);
+        let mut scopes = self.scopes.lock();
+        scopes.later.retain(|_, expires_ms| *expires_ms > now_ms);
+        let known: Vec<_> = scopes.by_name.values().cloned().collect();
+        let mut live = scopes.later.len() as u64;
+        drop(scopes);
         let mut changed = Vec::new();
-        for scope in state.scopes.values() {
+        for scope in known {
             if scope.change(|revocations| revocations.expire(now_ms)) {
                 changed.push(Arc::clone(&scope.name));
             }
+            live += scope.revocations().len() as u64;
         }
-        if now_ms >= state.noted_ms + ELAPSED_STEP_MS {
-            let _ = state.note_elapsed(now_ms);
+        if now_ms >= file.noted_ms + ELAPSED_STEP_MS {
+            self.note_elapsed(&mut file);
         }
-        let live_bytes = state.live() * ENTRY_BYTES;
-        let is_large = |file: &SealedFile| file.bytes() > COMPACT_FROM_BYTES.max(2 * live_bytes);
-        if state.file.as_ref().is_some_and(is_large) {
-            let _ = state.compact(self.running_ms());
+        if file.has_lost {
+            let _ = self.compact(&mut file);
+        }
+        let limit_bytes = COMPACT_FROM_BYTES.max(2 * live * ENTRY_BYTES);
+        if file
+            .sealed
+            .as_ref()
+            .is_some_and(|sealed| sealed.bytes() > limit_bytes)
+        {
+            let _ = self.compact(&mut file);
         }
         changed
     }
 
-    fn opened(&self) -> Result<MutexGuard<'_, State>, String> {
-        let mut state = self.state.lock();
-        let Some(folder) = self.folder.as_ref().filter(|_| state.file.is_none()) else {
-            return Ok(state);
+    fn load(&self) -> Result<MutexGuard<'_, File>, String> {
+        let mut file = self.file.lock();
+        let Some(folder) = self.folder.as_ref().filter(|_| file.sealed.is_none()) else {
+            return Ok(file);
         };
-        let is_late = !state.scopes.is_empty();
-        // Ages in the file count from its beginning.
+        // Times in the file count from its beginning.
         let mut elapsed_ms = 0;
         let mut names: HashMap<u32, Arc<str>> = HashMap::new();
-        let mut damage = None;
-        let opened = SealedFile::open(folder, FILE, |block| {
-            let loaded = load(&mut state, &mut names, &mut elapsed_ms, block);
-            damage = damage.take().or(loaded.err());
+        let mut odd = None;
+        let was_used = self.scopes.lock().is_used();
+        let opened = SealedFile::for_each_block(folder, FILE, |block| {
+            let loaded = self.load_block(&mut names, &mut elapsed_ms, block);
+            odd = odd.take().or(loaded.err());
         });
         match opened {
-            Ok(file) => {
-                state.file = Some(file);
-                state.error = damage.map(|what| format!("{}: {what}", folder.display()));
+            Ok(sealed) => {
+                file.sealed = Some(sealed);
+                *self.error.lock() = odd.map(|what| format!("{}: {what}", folder.display()));
                 self.running_offset_ms.fetch_add(elapsed_ms as i64, Relaxed);
-                state.noted_ms = elapsed_ms;
-                state.numbers = names.into_iter().map(|(number, name)| (name, number)).collect();
-                if is_late {
-                    self.late_loads.fetch_add(1, Relaxed);
+                file.noted_ms = elapsed_ms;
+                let numbers = names.into_iter().map(|(number, name)| (name, number));
+                file.numbers = numbers.collect();
+                if was_used {
                     // What was made meanwhile is not in the file yet.
-                    let _ = state.compact(self.running_ms());
+                    let _ = self.compact(&mut file);
                 }
-                Ok(state)
+                Ok(file)
             }
             Err(error) => {
-                state.error = Some(error.0.clone());
+                *self.error.lock() = Some(error.0.clone());
                 Err(error.0)
             }
         }
+    }
+
+    fn append(&self, file: &mut File, entries: &[u8], is_synced: bool) -> Result<(), String> {
+        let Some(sealed) = &mut file.sealed else {
+            return self.error().map_or(Ok(()), Err);
+        };
+        let mut appended = Ok(());
+        let mut left = entries;
+        while !left.is_empty() && appended.is_ok() {
+            let block;
+            (block, left) = left.split_at(block_len(left));
+            appended = sealed.append(block, is_synced && left.is_empty());
+        }
+        let appended = appended.map_err(|error| error.0);
+        *self.error.lock() = appended.clone().err();
+        if appended.is_err() {
+            // What was not written is written with the rest, once there is room.
+            file.numbers.clear();
+            file.has_lost = true;
+        }
+        appended
+    }
+
+    fn note_elapsed(&self, file: &mut File) {
+        let now_ms = self.running_ms();
+        let mut bytes = Vec::new();
+        Entry::Elapsed(now_ms.saturating_sub(file.noted_ms)).encode(&mut bytes);
+        if self.append(file, &bytes, false).is_ok() {
+            file.noted_ms = now_ms;
+        }
+    }
+
+    fn compact(&self, file: &mut File) -> Result<(), String> {
+        let now_ms = self.running_ms();
+        let left = |expires_ms: u64| expires_ms.saturating_sub(now_ms);
+        let mut blocks = Vec::new();
+        let mut block = Vec::new();
+        Entry::Elapsed(now_ms).encode(&mut block);
+        file.numbers.clear();
+        let scopes = self.scopes.lock();
+        for scope in scopes.by_name.values() {
+            let number = file.number(&scope.name, &mut block);
+            if let Some(log) = &*scope.log.lock() {
+                Entry::Log(number, log).encode(&mut block);
+            }
+            Entry::Statement(number, &scope.knowledge()).encode(&mut block);
+            scope.revocations().for_each(|id, target, expires_ms| {
+                Entry::Revocation(number, id, left(expires_ms), &target).encode(&mut block);
+                if block.len() >= BLOCK_BYTES {
+                    blocks.push(std::mem::take(&mut block));
+                }
+            });
+        }
+        for (target, expires_ms) in &scopes.later {
+            Entry::Later(left(*expires_ms), target).encode(&mut block);
+        }
+        drop(scopes);
+        blocks.push(block);
+        let Some(sealed) = &mut file.sealed else {
+            return Ok(());
+        };
+        let rewritten = sealed.rewrite(blocks.into_iter()).map_err(|error| error.0);
+        *self.error.lock() = rewritten.clone().err();
+        file.has_lost = rewritten.is_err();
+        file.noted_ms = now_ms;
+        rewritten
     }
 }
 
 impl Drop for NodeMemory {
     fn drop(&mut self) {
-        let _ = self.state.lock().note_elapsed(self.running_ms());
+        self.note_elapsed(&mut self.file.lock());
+    }
+}
+
+impl File {
+    /// The number of a scope in the file.
+    fn number(&mut self, name: &Arc<str>, bytes: &mut Vec<u8>) -> u32 {
+        if let Some(number) = self.numbers.get(name) {
+            return *number;
+        }
+        let number = self.numbers.len() as u32;
+        self.numbers.insert(Arc::clone(name), number);
+        Entry::Scope(number, name).encode(bytes);
+        number
+    }
+}
+
+impl Scopes {
+    fn get(&mut self, name: &str) -> &Arc<ScopeMemory> {
+        if !self.by_name.contains_key(name) {
+            let name: Arc<str> = name.into();
+            let scope = Arc::new(ScopeMemory::new(Arc::clone(&name)));
+            self.by_name.insert(name, scope);
+        }
+        &self.by_name[name]
+    }
+
+    fn is_used(&self) -> bool {
+        let mut scopes = self.by_name.values();
+        !self.later.is_empty() || scopes.any(|scope| scope.revocations().len() > 0)
     }
 }
 
@@ -335,6 +478,7 @@ impl ScopeMemory {
             revocations: Mutex::new(Revocations::new(origin)),
             knowledge: RwLock::default(),
             log: Mutex::default(),
+            is_known: AtomicBool::new(false),
         }
     }
 
@@ -356,121 +500,9 @@ impl ScopeMemory {
         Arc::clone(&self.knowledge.read())
     }
 
-    /// Whether it is remembered which log the scope has.
-    pub fn has_log(&self) -> bool {
-        self.log.lock().is_some()
-    }
-
     /// Whether the scope's log is known to be this node's alone.
     pub fn has_own_log(&self) -> bool {
         self.log.lock().as_ref().is_some_and(|log| !log.is_shared)
-    }
-}
-
-impl State {
-    fn scope(&mut self, name: &str, now_ms: u64) -> (Arc<ScopeMemory>, Vec<u8>) {
-        if let Some(scope) = self.scopes.get(name) {
-            return (Arc::clone(scope), Vec::new());
-        }
-        let name: Arc<str> = name.into();
-        let mut targets = self.later.clone();
-        for scope in self.scopes.values() {
-            // A whole scope may have been flushed without the others.
-            scope.revocations().for_each(|_, target, expires_ms| {
-                if target != Target::All {
-                    targets.insert(target, expires_ms);
-                }
-            });
-        }
-        let scope = Arc::new(ScopeMemory::new(Arc::clone(&name)));
-        self.scopes.insert(Arc::clone(&name), Arc::clone(&scope));
-        let mut bytes = Vec::new();
-        let number = self.number(&name, &mut bytes);
-        scope.change(|revocations| {
-            for (target, expires_ms) in &targets {
-                let id = revocations.make(target, *expires_ms);
-                let left_ms = expires_ms.saturating_sub(now_ms);
-                Entry::Revocation(number, id, left_ms, target).encode(&mut bytes);
-            }
-        });
-        (scope, bytes)
-    }
-
-    /// The number of a scope in the file.
-    fn number(&mut self, name: &Arc<str>, bytes: &mut Vec<u8>) -> u32 {
-        if let Some(number) = self.numbers.get(name) {
-            return *number;
-        }
-        let number = self.numbers.len() as u32;
-        self.numbers.insert(Arc::clone(name), number);
-        Entry::Scope(number, name).encode(bytes);
-        number
-    }
-
-    fn append(&mut self, entries: &[u8], is_synced: bool) -> Result<(), String> {
-        if entries.is_empty() {
-            return Ok(());
-        }
-        let Some(file) = &mut self.file else {
-            return match &self.error {
-                Some(error) => Err(error.clone()),
-                None => Ok(()),
-            };
-        };
-        let appended = file.append(entries, is_synced).map_err(|error| error.0);
-        self.error = appended.clone().err();
-        if appended.is_err() {
-            // What names the scopes may be missing.
-            self.numbers.clear();
-        }
-        appended
-    }
-
-    fn note_elapsed(&mut self, now_ms: u64) -> Result<(), String> {
-        let mut bytes = Vec::new();
-        Entry::Elapsed(now_ms - self.noted_ms.min(now_ms)).encode(&mut bytes);
-        self.append(&bytes, false)?;
-        self.noted_ms = now_ms;
-        Ok(())
-    }
-
-    fn live(&self) -> u64 {
-        let counts = self.scopes.values().map(|scope| scope.revocations.lock().len() as u64);
-        counts.sum::<u64>() + self.later.len() as u64
-    }
-
-    fn compact(&mut self, now_ms: u64) -> Result<(), String> {
-        let left = |expires_ms: u64| expires_ms.saturating_sub(now_ms);
-        let mut blocks = Vec::new();
-        let mut block = Vec::new();
-        // Times in the file are from its beginning.
-        Entry::Elapsed(now_ms).encode(&mut block);
-        self.numbers.clear();
-        for scope in self.scopes.clone().into_values() {
-            let number = self.number(&scope.name, &mut block);
-            if let Some(log) = &*scope.log.lock() {
-                Entry::Log(number, log).encode(&mut block);
-            }
-            let mut revocations = scope.revocations.lock();
-            Entry::Statement(number, &revocations.knowledge()).encode(&mut block);
-            revocations.for_each(|id, target, expires_ms| {
-                Entry::Revocation(number, id, left(expires_ms), &target).encode(&mut block);
-                if block.len() >= BLOCK_BYTES {
-                    blocks.push(std::mem::take(&mut block));
-                }
-            });
-        }
-        for (target, expires_ms) in &self.later {
-            Entry::Later(left(*expires_ms), target).encode(&mut block);
-        }
-        blocks.push(block);
-        let Some(file) = &mut self.file else {
-            return Ok(());
-        };
-        let rewritten = file.rewrite(blocks.into_iter()).map_err(|error| error.0);
-        self.error = rewritten.clone().err();
-        self.noted_ms = now_ms;
-        rewritten
     }
 }
 
@@ -524,81 +556,103 @@ impl Entry<'_> {
     }
 }
 
-/// Takes over the entries of a block. Blocks are sealed: what makes no sense was written by another version.
-fn load(
-    state: &mut State,
-    names: &mut HashMap<u32, Arc<str>>,
-    elapsed_ms: &mut u64,
-    mut block: &[u8],
-) -> Result<(), &'static str> {
-    const ODD: &str = "an entry makes no sense; was it written by another version?";
-    while !block.is_empty() {
-        let (length, rest) = block.split_first_chunk().ok_or(ODD)?;
-        let (entry, rest) = rest
-            .split_at_checked(u32::from_be_bytes(*length) as usize)
-            .ok_or(ODD)?;
-        block = rest;
-        load_entry(state, names, elapsed_ms, entry).ok_or(ODD)?;
+/// How long a block of these entries can be.
+fn block_len(entries: &[u8]) -> usize {
+    let mut len = 0;
+    while let Some(length) = entries[len..].first_chunk() {
+        let next = len + 4 + u32::from_be_bytes(*length) as usize;
+        if len > 0 && next > MAX_BLOCK_BYTES || next > entries.len() {
+            break;
+        }
+        len = next;
     }
-    Ok(())
+    match len {
+        0 => entries.len(),
+        len => len,
+    }
 }
 
-fn load_entry(
-    state: &mut State,
-    names: &mut HashMap<u32, Arc<str>>,
-    elapsed_ms: &mut u64,
-    entry: &[u8],
-) -> Option<()> {
+/// What is said of entries that were sealed and make no sense.
+const ODD: &str = "an entry makes no sense; was it written by another version?";
+
+impl NodeMemory {
+    fn load_block(
+        &self,
+        names: &mut HashMap<u32, Arc<str>>,
+        elapsed_ms: &mut u64,
+        mut block: &[u8],
+    ) -> Result<(), &'static str> {
+        while !block.is_empty() {
+            let (length, rest) = block.split_first_chunk().ok_or(ODD)?;
+            let (entry, rest) = rest
+                .split_at_checked(u32::from_be_bytes(*length) as usize)
+                .ok_or(ODD)?;
+            block = rest;
+            self.load_entry(names, elapsed_ms, entry).ok_or(ODD)?;
+        }
+        Ok(())
+    }
+
+    fn load_entry(
+        &self,
+        names: &mut HashMap<u32, Arc<str>>,
+        elapsed_ms: &mut u64,
+        entry: &[u8],
+    ) -> Option<()> {
+        let number = |bytes: &[u8]| bytes.try_into().ok().map(u64::from_be_bytes);
+        let (kind, rest) = entry.split_first()?;
+        match kind {
+            5 => *elapsed_ms += number(rest)?,
+            6 => {
+                let (left, target) = rest.split_at_checked(8)?;
+                let expires_ms = elapsed_ms.saturating_add(number(left)?);
+                let target = Target::decode(target)?;
+                self.scopes.lock().later.insert(target, expires_ms);
+            }
+            _ => {
+                let (place, rest) = rest.split_first_chunk()?;
+                let place = u32::from_be_bytes(*place);
+                if *kind == 1 {
+                    let scope = self.scope(std::str::from_utf8(rest).ok()?);
+                    scope.is_known.store(true, Relaxed);
+                    names.insert(place, Arc::clone(&scope.name));
+                    return Some(());
+                }
+                let scope = self.scope(names.get(&place)?);
+                load_of_scope(&scope, *kind, rest, *elapsed_ms)?;
+            }
+        }
+        Some(())
+    }
+}
+
+fn load_of_scope(scope: &ScopeMemory, kind: u8, entry: &[u8], elapsed_ms: u64) -> Option<()> {
     let number = |bytes: &[u8]| bytes.try_into().ok().map(u64::from_be_bytes);
-    let (kind, rest) = entry.split_first()?;
     match kind {
-        5 => *elapsed_ms += number(rest)?,
-        6 => {
-            let (left, target) = rest.split_at_checked(8)?;
-            let expires_ms = elapsed_ms.saturating_add(number(left)?);
-            state.later.insert(Target::decode(target)?, expires_ms);
+        2 => {
+            let (numbers, target) = entry.split_at_checked(24)?;
+            let id = RevocationId {
+                origin: number(&numbers[..8])?,
+                counter: number(&numbers[8..16])?,
+            };
+            let expires_ms = elapsed_ms.saturating_add(number(&numbers[16..])?);
+            let target = Target::decode(target)?;
+            scope.change(|revocations| revocations.learn(id, &target, expires_ms));
         }
-        _ => {
-            let (place, rest) = rest.split_first_chunk()?;
-            let place = u32::from_be_bytes(*place);
-            if *kind == 1 {
-                let name: Arc<str> = std::str::from_utf8(rest).ok()?.into();
-                names.insert(place, Arc::clone(&name));
-                let scope = || Arc::new(ScopeMemory::new(Arc::clone(&name)));
-                state.scopes.entry(Arc::clone(&name)).or_insert_with(scope);
-                return Some(());
-            }
-            let scope = state.scopes.get(names.get(&place)?)?;
-            match kind {
-                2 => {
-                    let (numbers, target) = rest.split_at_checked(24)?;
-                    let id = RevocationId {
-                        origin: number(&numbers[..8])?,
-                        counter: number(&numbers[8..16])?,
-                    };
-                    let expires_ms = elapsed_ms.saturating_add(number(&numbers[16..])?);
-                    let target = Target::decode(target)?;
-                    scope.change(|revocations| revocations.learn(id, &target, expires_ms));
-                }
-                3 => {
-                    let statement = Statement::decode(rest).ok()?;
-                    scope.change(|revocations| revocations.learn_statement(&statement.knowledge));
-                }
-                4 => {
-                    let (identity, rest) = rest.split_first_chunk()?;
-                    let (is_shared, location) = rest.split_first()?;
-                    *scope.log.lock() = Some(Remembered {
-                        location: String::from_utf8(location.into()).ok()?,
-                        is_shared: *is_shared != 0,
-                        identity: *identity,
-                    });
-                }
-                _ => return None,
-            }
+        3 => {
+            let statement = Statement::decode(entry).ok()?;
+            scope.change(|revocations| revocations.learn_statement(&statement.knowledge));
         }
+        4 => {
+            let (identity, rest) = entry.split_first_chunk()?;
+            let (is_shared, location) = rest.split_first()?;
+            *scope.log.lock() = Some(Remembered {
+                location: String::from_utf8(location.into()).ok()?,
+                is_shared: *is_shared != 0,
+                identity: *identity,
+            });
+        }
+        _ => return None,
     }
     Some(())
 }
-
-#[cfg(test)]
-mod tests;

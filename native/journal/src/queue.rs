@@ -271,7 +271,10 @@ impl Queue {
         let mut waiting = self.waiting.lock();
         let count = waiting.sessions.len().min(BATCH);
         let sessions: VecDeque<Box<NewSession>> = waiting.sessions.drain(..count).collect();
-        waiting.bytes -= sessions.iter().map(|session| session.bytes()).sum::<usize>();
+        waiting.bytes -= sessions
+            .iter()
+            .map(|session| session.bytes())
+            .sum::<usize>();
         let count = waiting.notes.len().min(BATCH);
         Batch {
             sessions,

@@ -2,11 +2,11 @@
 
 use crate::clock::{now_ms, wall_ms};
 use crate::queue::Note;
-use crate::record::{content_hash, header, Body, ContentHash, LogIdentity, Opened, Skipped, Stamp};
 use crate::record::Statement;
+use crate::record::{content_hash, header, Body, ContentHash, LogIdentity, Opened, Skipped, Stamp};
 use crate::revocations::{RevocationId, Verdict};
-use crate::status::Part;
 use crate::shared::{References, Shared, CLOCK_STEP_MS, MAX_AHEAD_MS};
+use crate::status::Part;
 use crate::target::Target;
 use crate::template::TemplateCodec;
 use rangemap::RangeInclusiveSet;
@@ -87,21 +87,19 @@ impl<T: TemplateCodec> Shared<T> {
             return opened;
         };
         match &opened {
-            Ok(opened) => {
-                match opened.body() {
-                    Ok(Body::Revocation { id, .. }) if is_current && id.counter > 0 => {
-                        let counters = seen.revocations.entry(id.origin).or_default();
-                        counters.insert(id.counter..=id.counter);
-                    }
-                    Ok(Body::Template(content) | Body::Knowledge(content)) if is_current => {
-                        seen.contents.insert(content_hash(content));
-                    }
-                    Ok(Body::Clock { .. }) if opened.stamp.writer == self.writer => {
-                        seen.has_own_clock = true;
-                    }
-                    _ => {}
+            Ok(opened) => match opened.body() {
+                Ok(Body::Revocation { id, .. }) if is_current && id.counter > 0 => {
+                    let counters = seen.revocations.entry(id.origin).or_default();
+                    counters.insert(id.counter..=id.counter);
                 }
-            }
+                Ok(Body::Template(content) | Body::Knowledge(content)) if is_current => {
+                    seen.contents.insert(content_hash(content));
+                }
+                Ok(Body::Clock { .. }) if opened.stamp.writer == self.writer => {
+                    seen.has_own_clock = true;
+                }
+                _ => {}
+            },
             Err(Skipped::Key) => {
                 seen.unknown_keys.insert(header.key_id.into());
             }
@@ -113,7 +111,8 @@ impl<T: TemplateCodec> Shared<T> {
     /// The log that a record was written to, if it opens.
     pub fn identity_of(&self, stream: Stream, record: &[u8]) -> Option<LogIdentity> {
         let keys = self.keys()?;
-        let opened = header(&self.context, stream, record).and_then(|header| header.open(&keys, &self.context));
+        let opened = header(&self.context, stream, record)
+            .and_then(|header| header.open(&keys, &self.context));
         opened.ok().map(|opened| opened.stamp.log)
     }
 
@@ -216,7 +215,7 @@ impl<T: TemplateCodec> Shared<T> {
         }
         let targets: Vec<_> = new.iter().map(|(_, target)| target.clone()).collect();
         self.with_store(|scope, store| carry_out(scope, store, &targets));
-        self.memory.note_read(&self.remembered, &new, longest_ms);
+        self.memory.note(&self.remembered, &new, longest_ms);
     }
 
     /// Puts a session into the store, unless it has ended or is revoked.
@@ -292,7 +291,12 @@ impl<T: TemplateCodec> Shared<T> {
         stamp: Stamp,
         arrival: Arrival,
     ) -> Result<(u64, u64), Skipped> {
-        let clock = self.references.lock().clocks.get(&stamp.writer).map(|clock| clock.value);
+        let clock = self
+            .references
+            .lock()
+            .clocks
+            .get(&stamp.writer)
+            .map(|clock| clock.value);
         let (zero_ms, _) = clock.ok_or(Skipped::Template)?;
         let made_ms = (zero_ms.max(0) as u64).saturating_add(stamp.made_ms);
         let made_ms = made_ms.saturating_sub(zero_ms.min(0).unsigned_abs());
@@ -325,17 +329,19 @@ impl<T: TemplateCodec> Shared<T> {
         }
         let now_ms = self.memory.running_ms();
         let mut notes = Vec::new();
-        self.remembered.revocations().for_each(|id, target, expires_ms| {
-            let counters = seen.revocations.get(&id.origin);
-            if !counters.is_some_and(|counters| counters.contains(&id.counter)) {
-                notes.push(Note::Revocation {
-                    id,
-                    keep_ms: expires_ms.saturating_sub(now_ms),
-                    target,
-                    is_remembered: true,
-                });
-            }
-        });
+        self.remembered
+            .revocations()
+            .for_each(|id, target, expires_ms| {
+                let counters = seen.revocations.get(&id.origin);
+                if !counters.is_some_and(|counters| counters.contains(&id.counter)) {
+                    notes.push(Note::Revocation {
+                        id,
+                        keep_ms: expires_ms.saturating_sub(now_ms),
+                        target,
+                        is_remembered: true,
+                    });
+                }
+            });
         let is_complete = notes.is_empty();
         for (hash, (_, content)) in &*self.announced.lock() {
             if !seen.contents.contains(hash) {

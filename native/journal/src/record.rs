@@ -14,7 +14,8 @@
 //! opens only in the log, scope and stream that it was written for.
 
 use crate::keys::{Keys, MAX_ID};
-use crate::revocations::{Known, Knowledge, RevocationId, Target};
+use crate::revocations::{Knowledge, Known, RevocationId};
+use crate::target::Target;
 use chacha20poly1305::aead::{Aead, Generate, Payload};
 use chacha20poly1305::XNonce;
 use rekindle_log::{Record, Stream};

@@ -72,7 +72,11 @@ impl<T: TemplateCodec> Replayer<T> {
         if !self.backoff.is_over() {
             return false;
         }
-        let due = self.hub.journals().into_iter().find(|journal| is_due(journal));
+        let due = self
+            .hub
+            .journals()
+            .into_iter()
+            .find(|journal| is_due(journal));
         let Some(journal) = due else {
             return false;
         };
@@ -161,13 +165,10 @@ fn replay<T: TemplateCodec>(
         again(Duration::from_millis(500));
         return Ok(());
     }
-    if let Err(error) = journal.memory.ready() {
-        journal.set(Part::Memory, Err(error));
+    if journal.load_memory().is_err() {
         again(Duration::from_millis(500));
         return Ok(());
     }
-    journal.set(Part::Memory, Ok(()));
-    journal.note_late_identity();
     let began = Instant::now();
     if journal.identity.get().is_none() && !identify(journal, reader)? {
         again(Duration::from_millis(100));
@@ -258,7 +259,7 @@ fn read_sessions<T: TemplateCodec>(
 
 /// A log of this node alone has nobody to ask.
 fn must_have_known<T: TemplateCodec>(journal: &Shared<T>) -> bool {
-    !journal.is_shared_log && !journal.was_remembered && !journal.replay.lock().is_overridden
+    !journal.is_shared_log && !journal.was_remembered() && !journal.replay.lock().is_overridden
 }
 
 /// Finds out which log it is. `false` if that cannot be said yet.
@@ -308,7 +309,7 @@ fn must_be_confirmed<T: TemplateCodec>(journal: &Shared<T>) -> bool {
     let replay = journal.replay.lock();
     journal.options.wait_for_living_node
         && journal.is_shared_log
-        && !journal.was_remembered
+        && !journal.was_remembered()
         && !replay.is_answered
         && !replay.is_overridden
         && !journal.has_replayed.load(Relaxed)
@@ -341,10 +342,7 @@ fn reason_to_hold<T: TemplateCodec>(journal: &Shared<T>, seen: &Seen) -> Option<
 
 /// Keeps sessions of the log out of the store, says why, and asks the other nodes.
 fn hold<T: TemplateCodec>(journal: &Shared<T>, why: String) {
-    journal.set(
-        Part::Replay,
-        Err(format!("the log is not replayed: {why}")),
-    );
+    journal.set(Part::Replay, Err(format!("the log is not replayed: {why}")));
     let mut replay = journal.replay.lock();
     replay.is_held = true;
     replay.want_replay(ASK_EVERY);

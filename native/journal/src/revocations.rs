@@ -91,7 +91,8 @@ impl Origin {
         if self.claimed == 0 {
             return 0;
         }
-        let gaps = self.accounted.gaps(&(1..=self.claimed));
+        let claimed = 1..=self.claimed;
+        let gaps = self.accounted.gaps(&claimed);
         gaps.map(|gap| gap.end() - gap.start() + 1).sum()
     }
 }
@@ -197,8 +198,15 @@ impl Revocations {
         for place in 0..self.origins.len() {
             let origin = &mut self.origins[place];
             let mut upto = 0;
-            while origin.expiry.front().is_some_and(|(_, at_ms)| *at_ms <= now_ms) {
-                upto = origin.expiry.pop_front().map_or(upto, |(last, _)| upto.max(last));
+            while origin
+                .expiry
+                .front()
+                .is_some_and(|(_, at_ms)| *at_ms <= now_ms)
+            {
+                upto = origin
+                    .expiry
+                    .pop_front()
+                    .map_or(upto, |(last, _)| upto.max(last));
             }
             // Those before it that are missing would have expired as well.
             if upto > origin.expired {
@@ -234,7 +242,8 @@ impl Revocations {
         let statement = self.statement.get_or_insert_with(|| {
             let known = |origin: &Origin| {
                 let upto = origin.upto();
-                let replaced = origin.replaced.overlapping(&(1..=upto));
+                let known = 1..=upto;
+                let replaced = origin.replaced.overlapping(&known);
                 let known = Known {
                     upto,
                     expired: origin.expired,
@@ -292,7 +301,9 @@ impl Revocations {
             candidates.push(CertificateSelector::Issuer { name: name.clone() });
             candidates.push(CertificateSelector::Serial { name, serial });
         }
-        let ids = candidates.iter().filter_map(|selector| self.selectors.get(selector));
+        let ids = candidates
+            .iter()
+            .filter_map(|selector| self.selectors.get(selector));
         !ids.flatten().all(|id| knew(*id))
     }
 
@@ -317,7 +328,10 @@ impl Revocations {
             visit(id, Target::Session(*digest));
         }
         for (digest, id) in self.fingerprints.iter() {
-            visit(id, Target::Certificate(CertificateSelector::Sha256(*digest)));
+            visit(
+                id,
+                Target::Certificate(CertificateSelector::Sha256(*digest)),
+            );
         }
         for (selector, ids) in &self.selectors {
             for id in ids {
@@ -429,8 +443,9 @@ impl DigestTable {
         entries.push((*digest, id));
         let place = (entries.len() - 1) as u32;
         let (entries, hasher) = (&self.entries, &self.hasher);
-        self.places
-            .insert_unique(hash, place, |place| hasher.hash_one(entries[*place as usize].0));
+        self.places.insert_unique(hash, place, |place| {
+            hasher.hash_one(entries[*place as usize].0)
+        });
         None
     }
 
@@ -439,7 +454,10 @@ impl DigestTable {
             true => 0,
             false => self.hasher.hash_one(digest),
         };
-        let entries = self.places.iter_hash(hash).map(|place| &self.entries[*place as usize]);
+        let entries = self
+            .places
+            .iter_hash(hash)
+            .map(|place| &self.entries[*place as usize]);
         entries.filter_map(move |(other, id)| (other == digest).then_some(*id))
     }
 
@@ -471,6 +489,3 @@ impl DigestTable {
         self.entries.is_empty()
     }
 }
-
-#[cfg(test)]
-mod tests;

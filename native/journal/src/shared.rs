@@ -4,6 +4,7 @@ use crate::clock::{now_ms, wall_ms};
 use crate::keys::{KeyFile, Keys, Version};
 use crate::node_memory::{NodeMemory, ScopeMemory};
 use crate::queue::{Content, Note, Queue, Waker};
+use crate::reader::carry_out;
 use crate::record::{ContentHash, Context, LogIdentity, Stamp};
 use crate::revocations::Knowledge;
 use crate::status::{emit, Event, EventKind, Part, Status};
@@ -60,8 +61,8 @@ pub(crate) struct Shared<T> {
     pub queue: Queue,
     pub memory: Arc<NodeMemory>,
     pub remembered: Arc<ScopeMemory>,
-    /// Whether the scope was remembered from before this process.
-    pub was_remembered: bool,
+    /// Whether the scope was remembered from before this process, in a folder: known once the memory is loaded.
+    pub was_remembered: OnceCell<bool>,
     /// Which log it is, once that is known.
     pub identity: OnceCell<LogIdentity>,
     keys: RwLock<Option<Arc<Keys>>>,
@@ -75,8 +76,6 @@ pub(crate) struct Shared<T> {
     /// The scope's lifetime, and the longest that this journal has met in the log, in milliseconds.
     lifetime_ms: AtomicU64,
     longest_ms: AtomicU64,
-    /// How many late loads of the memory were taken note of.
-    pub late_loads: AtomicU64,
     pub has_replayed: AtomicBool,
     pub status: Status,
 }
@@ -151,7 +150,7 @@ impl<T: TemplateCodec> Shared<T> {
         let memory = NodeMemory::of(options.node_folder.as_deref());
         let remembered = memory.scope(&options.scope);
         let lifetime_ms = lifetime_ms(scope);
-        let shared = Shared {
+        Ok(Shared {
             name: Arc::clone(&remembered.name),
             location,
             is_shared_log,
@@ -159,8 +158,7 @@ impl<T: TemplateCodec> Shared<T> {
             context: Context::new(options.scope.as_bytes(), &options.layout),
             writer: u64::try_generate().map_err(io::Error::other)?,
             queue: Queue::new(waker),
-            was_remembered: memory.folder().is_some() && remembered.has_log(),
-            late_loads: AtomicU64::new(memory.late_loads()),
+            was_remembered: OnceCell::new(),
             memory,
             remembered,
             identity: OnceCell::new(),
@@ -194,9 +192,7 @@ impl<T: TemplateCodec> Shared<T> {
             has_replayed: AtomicBool::new(false),
             status: Status::default(),
             options,
-        };
-        shared.note_late_identity();
-        Ok(shared)
+        })
     }
 
     /// The server store, while the scope is there.
@@ -222,12 +218,31 @@ impl<T: TemplateCodec> Shared<T> {
         }
     }
 
-    /// Takes the identity of the log from a memory that could be loaded only now.
-    pub fn note_late_identity(&self) {
-        let remembered = self.memory.log_identity(&self.remembered, &self.location);
-        if let (None, Some(identity)) = (self.identity.get(), remembered) {
+    /// Loads what the node remembers of the scope, and carries it out.
+    pub fn load_memory(&self) -> Result<(), String> {
+        if self.was_remembered.get().is_some() {
+            return Ok(());
+        }
+        let loaded = self.memory.prepare(&self.remembered);
+        self.set(Part::Memory, loaded.clone().map(drop));
+        let was_known = loaded?;
+        let identity = self.memory.log_identity(&self.remembered, &self.location);
+        if let Some(identity) = identity {
             let _ = self.identity.set(identity);
         }
+        let mut targets = Vec::new();
+        let revocations = self.remembered.revocations();
+        revocations.for_each(|_, target, _| targets.push(target));
+        drop(revocations);
+        // Handshakes may have been faster than the disk.
+        self.with_store(|scope, store| carry_out(scope, store, &targets));
+        let _ = (self.was_remembered).set(was_known && self.memory.folder().is_some());
+        Ok(())
+    }
+
+    /// Whether the scope was remembered from before this process.
+    pub fn was_remembered(&self) -> bool {
+        self.was_remembered.get().copied().unwrap_or(false)
     }
 
     // ---- lifetimes ----
@@ -301,7 +316,10 @@ impl<T: TemplateCodec> Shared<T> {
             return;
         };
         let mut retired = self.retired_keys.lock();
-        let gone = former.ids().into_iter().filter(|id| !keys.ids().contains(id));
+        let gone = former
+            .ids()
+            .into_iter()
+            .filter(|id| !keys.ids().contains(id));
         retired.extend(gone.map(str::to_owned));
         retired.retain(|id| !keys.ids().contains(&&**id));
         drop(retired);

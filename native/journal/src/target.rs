@@ -40,9 +40,7 @@ impl CertificateSelector {
     /// Whether it selects a certificate, given as DER.
     pub fn matches(&self, certificate: &[u8]) -> bool {
         match self {
-            CertificateSelector::Sha256(digest) => {
-                Sha256::digest(certificate).as_slice() == digest
-            }
+            CertificateSelector::Sha256(digest) => Sha256::digest(certificate).as_slice() == digest,
             CertificateSelector::Sha1(digest) => Sha1::digest(certificate).as_slice() == digest,
             CertificateSelector::Issuer { name } => {
                 issuer_and_serial(certificate).is_some_and(|(issuer, _)| is_same_name(issuer, name))
@@ -73,9 +71,7 @@ impl Target {
                 [&[3], &digest[..]].concat()
             }
             Target::Certificate(CertificateSelector::Sha1(digest)) => [&[4], &digest[..]].concat(),
-            Target::Certificate(CertificateSelector::Issuer { name }) => {
-                [&[5], &name[..]].concat()
-            }
+            Target::Certificate(CertificateSelector::Issuer { name }) => [&[5], &name[..]].concat(),
             Target::Certificate(CertificateSelector::Serial { name, serial }) => {
                 let length = (serial.len() as u32).to_be_bytes();
                 [&[6], &length[..], serial, name].concat()
@@ -124,7 +120,15 @@ mod tests {
             let bytes = target.encode();
             assert_eq!(Target::decode(&bytes), Some(target));
         }
-        for wrong in [&[][..], &[0], &[1, 2], &[2, 0], &[3; 32], &[6, 0, 0, 0, 9], &[7]] {
+        for wrong in [
+            &[][..],
+            &[0],
+            &[1, 2],
+            &[2, 0],
+            &[3; 32],
+            &[6, 0, 0, 0, 9],
+            &[7],
+        ] {
             assert_eq!(Target::decode(wrong), None, "{wrong:?}");
         }
     }

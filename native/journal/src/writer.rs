@@ -4,7 +4,7 @@ use crate::backoff::Backoff;
 use crate::clock::now_ms;
 use crate::hub::Hub;
 use crate::queue::{Batch, Content, Note};
-use crate::record::{content_hash, seal, Body, ContentHash, LogIdentity, Statement};
+use crate::record::{content_hash, seal, Body, ContentHash, Statement};
 use crate::revocations::Knowledge;
 use crate::shared::Shared;
 use crate::status::{EventKind, Part};
@@ -90,7 +90,10 @@ impl<T: TemplateCodec> Writer<T> {
         // While nothing can be written, what comes meanwhile has to wait as well.
         let can_write = self.backoff.is_over();
         let has_work = || {
-            can_write && journals.iter().any(|journal| journal.queue.len() > 0 && is_ready(journal))
+            can_write
+                && journals
+                    .iter()
+                    .any(|journal| journal.queue.len() > 0 && is_ready(journal))
                 || self.hub.has_changed(journals.len())
         };
         self.hub.waker.wait(patience, self.is_busy, has_work);
@@ -167,7 +170,9 @@ impl<T: TemplateCodec> Writer<T> {
                 };
                 note_written(journal, hand, &written);
                 if is_control {
-                    journal.queue.note_written(&std::mem::take(&mut hand.batch.notes));
+                    journal
+                        .queue
+                        .note_written(&std::mem::take(&mut hand.batch.notes));
                 }
                 self.unsynced.get_or_insert_with(Instant::now);
             } else {
@@ -203,7 +208,10 @@ impl<T: TemplateCodec> Writer<T> {
     }
 
     fn tick(&mut self, journals: &[Arc<Shared<T>>]) {
-        if self.unsynced.is_some_and(|since| since.elapsed() >= SYNC_EVERY) {
+        if self
+            .unsynced
+            .is_some_and(|since| since.elapsed() >= SYNC_EVERY)
+        {
             self.unsynced = None;
             let synced = self.log.sync();
             self.note_for_all(synced);
@@ -216,14 +224,11 @@ impl<T: TemplateCodec> Writer<T> {
             journal.renew_keys();
             journal.renew_lifetime();
             journal.check_clock();
-            let memory = journal.memory.ready();
-            journal.set(Part::Memory, memory);
-            let late_loads = journal.memory.late_loads();
-            if journal.late_loads.swap(late_loads, Relaxed) != late_loads {
-                obey_memory(journal);
-            }
         }
-        if self.trimmed.is_none_or(|trimmed| trimmed.elapsed() >= TRIM_EVERY) {
+        if self
+            .trimmed
+            .is_none_or(|trimmed| trimmed.elapsed() >= TRIM_EVERY)
+        {
             self.trim(journals);
         }
         if let Some(notice) = self.log.take_notice() {
@@ -254,7 +259,10 @@ impl<T: TemplateCodec> Writer<T> {
             }
             let (now_ms, keep_ms) = (now_ms(), journal.keep_ms());
             let is_kept = |at_ms: u64| now_ms < at_ms.saturating_add(keep_ms);
-            journal.announced.lock().retain(|_, (at_ms, _)| is_kept(*at_ms));
+            journal
+                .announced
+                .lock()
+                .retain(|_, (at_ms, _)| is_kept(*at_ms));
         }
         let bounds: Vec<_> = (known.iter())
             .map(|journal| Bounds {
@@ -275,7 +283,12 @@ impl<T: TemplateCodec> Writer<T> {
     /// Notes how a call went that was for all scopes.
     fn note_for_all(&mut self, result: Result<(), LogError>) {
         let result = result.map_err(|error| error.0);
-        for journal in self.hub.journals().iter().filter(|journal| is_ready(journal)) {
+        for journal in self
+            .hub
+            .journals()
+            .iter()
+            .filter(|journal| is_ready(journal))
+        {
             if result.is_err() {
                 note_lost(journal);
             }
@@ -296,8 +309,14 @@ fn note_lost<T: TemplateCodec>(journal: &Shared<T>) {
 
 fn note_written<T>(journal: &Shared<T>, hand: &mut Hand, records: &[Record]) {
     let bytes: usize = records.iter().map(Vec::len).sum();
-    journal.status.written.fetch_add(records.len() as u64, Relaxed);
-    journal.status.written_bytes.fetch_add(bytes as u64, Relaxed);
+    journal
+        .status
+        .written
+        .fetch_add(records.len() as u64, Relaxed);
+    journal
+        .status
+        .written_bytes
+        .fetch_add(bytes as u64, Relaxed);
     if hand.control.is_empty() && hand.sessions.is_empty() {
         hand.batch.sessions.clear();
         hand.is_sealed = false;
@@ -314,11 +333,15 @@ fn fill<T: TemplateCodec>(journal: &Shared<T>, hand: &mut Hand) -> Result<(), St
     let identity = *journal.identity.get().ok_or("the log is not known yet")?;
     let now = now_ms();
     let seal_as = |made_ms, lifetime_ms, body: &Body| {
-        seal(&keys, &journal.context, journal.stamp(identity, made_ms, lifetime_ms), body)
+        seal(
+            &keys,
+            &journal.context,
+            journal.stamp(identity, made_ms, lifetime_ms),
+            body,
+        )
     };
     let mut announcing = Announcing {
         journal,
-        identity,
         now_ms: now,
         bodies: Vec::new(),
         knowledge: Vec::new(),
@@ -407,7 +430,7 @@ fn remember<T: TemplateCodec>(journal: &Shared<T>, batch: &mut Batch) {
         }
     }
     if !new.is_empty() {
-        journal.memory.note_read(&journal.remembered, &new, longest_ms);
+        journal.memory.note(&journal.remembered, &new, longest_ms);
     }
 }
 
@@ -429,7 +452,6 @@ fn body_of(content: &Content) -> Body<'_> {
 /// What sessions of a batch refer to and the log does not have.
 struct Announcing<'a, T> {
     journal: &'a Shared<T>,
-    identity: LogIdentity,
     now_ms: u64,
     bodies: Vec<Announced>,
     /// The hashes of this batch's knowledge.
@@ -444,9 +466,13 @@ enum Announced {
 impl<T: TemplateCodec> Announcing<'_, T> {
     fn announce(&mut self, content: Content) -> ContentHash {
         let hash = content_hash(content.bytes());
-        let is_recent = |at_ms: u64| self.now_ms < at_ms.saturating_add(self.journal.announce_again_ms());
+        let is_recent =
+            |at_ms: u64| self.now_ms < at_ms.saturating_add(self.journal.announce_again_ms());
         let mut announced = self.journal.announced.lock();
-        if !announced.get(&hash).is_some_and(|(at_ms, _)| is_recent(*at_ms)) {
+        if !announced
+            .get(&hash)
+            .is_some_and(|(at_ms, _)| is_recent(*at_ms))
+        {
             announced.insert(hash, (self.now_ms, content.clone()));
             self.bodies.push(Announced::Content(content));
         }
@@ -455,11 +481,17 @@ impl<T: TemplateCodec> Announcing<'_, T> {
 
     fn note(&self, content: &Content) {
         let hash = content_hash(content.bytes());
-        self.journal.announced.lock().insert(hash, (self.now_ms, content.clone()));
+        self.journal
+            .announced
+            .lock()
+            .insert(hash, (self.now_ms, content.clone()));
     }
 
     fn knowledge(&mut self, knowledge: &Arc<Knowledge>) -> ContentHash {
-        let known = self.knowledge.iter().find(|(other, _)| Arc::ptr_eq(other, knowledge));
+        let known = self
+            .knowledge
+            .iter()
+            .find(|(other, _)| Arc::ptr_eq(other, knowledge));
         if let Some((_, hash)) = known {
             return *hash;
         }
@@ -480,15 +512,4 @@ impl<T: TemplateCodec> Announcing<'_, T> {
             });
         }
     }
-}
-
-/// The node's memory could be loaded only now: carries out what it has, and compares the log with it.
-fn obey_memory<T: TemplateCodec>(journal: &Shared<T>) {
-    let mut targets = Vec::new();
-    let revocations = journal.remembered.revocations();
-    revocations.for_each(|_, target, _| targets.push(target));
-    drop(revocations);
-    journal.with_store(|scope, store| crate::reader::carry_out(scope, store, &targets));
-    let mut replay = journal.replay.lock();
-    replay.want_replay(Duration::ZERO);
 }

@@ -44,30 +44,6 @@ fn page(env: Env, number: u64, from: u64, limit: usize) -> NifResult<Term> {
     Ok((rows, next).encode(env))
 }
 
-/// Drops a session of a server scope, and tells if there was one.
-#[rustler::nif]
-fn forget(number: u64, key: Term) -> bool {
-    REGISTRY
-        .scope(number)
-        .is_some_and(|scope| journal::forget(&scope, key))
-}
-
-/// Drops all sessions of a server scope, and tells how many there were.
-#[rustler::nif(schedule = "DirtyCpu")]
-fn flush(number: u64) -> u64 {
-    REGISTRY
-        .scope(number)
-        .map_or(0, |scope| journal::flush(&scope))
-}
-
-/// Drops the sessions of a server scope that were made with these certificates, and tells how many there were.
-#[rustler::nif(schedule = "DirtyCpu")]
-fn revoke(number: u64, wanted: Term) -> NifResult<u64> {
-    let wanted = journal::wanted(wanted)?;
-    let scope = REGISTRY.scope(number);
-    Ok(scope.map_or(0, |scope| journal::revoke(&scope, &wanted)))
-}
-
 /// The names, as DER, of the authorities of a server scope's client certificates.
 #[rustler::nif(schedule = "DirtyCpu")]
 fn issuers(env: Env, number: u64) -> Vec<Term> {
