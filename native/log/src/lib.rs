@@ -5,9 +5,15 @@
 
 #![deny(missing_docs)]
 
+#[cfg(feature = "valkey")]
+mod valkey;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
+
+#[cfg(feature = "valkey")]
+pub use valkey::{Password, ValkeyConfig, ValkeyLog};
 
 /// The two streams of a scope.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
