@@ -132,11 +132,10 @@ open(Store, Label, Socket, Journal) ->
     end.
 
 native(Label, Socket, Journal) ->
-    {ok, Version} = application:get_key(ssl, vsn),
     Private = case is_named(Label) of true -> #{}; false -> #{private => Socket} end,
     Private#{
         scope => name(Label),
-        layout => iolist_to_binary(["ssl-", Version]),
+        layout => rekindle_layout:layout(),
         key_file => key_file(Journal),
         log => native_log(Journal)
     }.
