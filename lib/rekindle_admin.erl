@@ -347,7 +347,7 @@ revoke(Wanted) ->
     end.
 
 %% A list of numbers is a text.
-several([First | _] = Several) when not is_integer(First) -> Several;
+several([First | _] = Several) when not is_integer(First), length(Several) > 0 -> Several;
 several(Wanted) -> [Wanted].
 
 certificates([Wanted | Rest], Issuers, Found) ->
@@ -356,9 +356,7 @@ certificates([Wanted | Rest], Issuers, Found) ->
         {error, _} = Error -> Error
     end;
 certificates([], _Issuers, Found) ->
-    {ok, lists:usort(lists:append(Found))};
-certificates(NoList, Issuers, _Found) ->
-    rekindle_certificate:wanted(NoList, Issuers).
+    {ok, lists:usort(lists:append(Found))}.
 
 revoke_in(Scopes, What) ->
     case rekindle_nif:revoke(Scopes, What, rekindle_journal:node_folders()) of

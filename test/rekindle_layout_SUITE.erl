@@ -117,6 +117,8 @@ a_session_of_other_fields_does_not_reach_otp(Config) ->
     ?assertMatch(#{full := 1, resumed := 0}, rekindle_journals:offer(Saved, ?config(port, Config), Config)),
     ?assertMatch(#{layout := N} when N >= 1, journal(Second, skipped)),
     ?assertEqual(0, journal(Second, applied)),
+    Lines = [unicode:characters_to_list(Line) || {warning, Line} <- rekindle_node:call(Second, rekindle_admin, doctor, [])],
+    ?assertMatch([_], [Line || Line <- Lines, string:find(Line, "have other fields than those of this node's") =/= nomatch], Lines),
     Own = rekindle_journals:save(2, ?config(port, Config), Config),
     ?assertMatch(#{full := 0, resumed := 1}, rekindle_journals:offer(Own, ?config(port, Config), Config)),
     ?assertEqual(Processes, caches(Second)),
