@@ -23,9 +23,18 @@
     | {max_sessions, pos_integer() | infinity}
     | {lifetime, Seconds :: pos_integer()}
     | {scope, scope()}
-    | {journal, journal()}.
+    | {journal, journal()}
+    | {node_folder, file:name_all()}
+    | {wait_for_living_node, boolean()}
+    | {max_log_bytes, pos_integer()}.
 %% Of `session_cb_init_args'. The bounds are those of one scope. Defaults: 64 MiB; ssl's
 %% `session_cache_server_max' where it is set, else `infinity'; ssl's `session_lifetime'; `listener'; `none'.
+%%
+%% The last three are for journals. `node_folder' is a folder of this node alone, in which it remembers revocations outside the
+%% log; by default a folder journal's own folder, and none with Valkey. With `wait_for_living_node', a node that remembers no
+%% revocation reads no session from the log until another node has confirmed that no revocation is missing in it; by default it
+%% reads them. `max_log_bytes' bounds what the log of a scope takes: the oldest sessions go first, revocations
+%% never; by default four times `max_bytes'.
 
 -type scope() :: listener | #{inet:port_number() | {inet:ip_address(), inet:port_number()} => Name :: term()}.
 %% Which listeners share their sessions: none do (`listener'), or those under one name. A resumption skips the
@@ -41,6 +50,8 @@
         | {password_file, file:name_all()}
         | {password_env, Variable :: unicode:chardata()}
         | {ca_file, file:name_all()}
+        | {tls_cert_file, file:name_all()}
+        | {tls_key_file, file:name_all()}
         | {cluster, boolean()}
         | {partitions, 1..64}
     ]}.
@@ -250,12 +261,12 @@ open(server, Options) ->
             server(Store, Label)
     end.
 
-open_server_store(#{scope := ScopeOption, journal := Journal} = Options) ->
+open_server_store(#{scope := ScopeOption} = Options) ->
     open_store(fun() ->
         #{lifetime := SslLifetime} = ssl_config:pre_1_3_session_opts(server),
         {Label, Socket, Join} = rekindle_scope:of_server(ScopeOption),
         Store = rekindle_nif:open_server(Label, Socket, Join, rekindle_options:to_native(limits(Options, SslLifetime))),
-        open_journal(Store, Label, Socket, Journal),
+        open_journal(Store, Label, Options),
         rekindle_scope:is_of_unknown_listener() andalso log_once(unknown_listener, unknown, fun log_unknown_listener/1),
         {Store, Label}
     end).
@@ -294,9 +305,9 @@ client(Store) ->
 without_store([{role, server} | _], Label) -> server(unavailable, Label);
 without_store(_, _) -> client(unavailable).
 
-open_journal(Store, Label, Socket, Journal) ->
+open_journal(Store, Label, Options) ->
     try
-        rekindle_journal:open(Store, Label, Socket, Journal)
+        rekindle_journal:open(Store, Label, Options)
     catch
         Class:_ -> ?LOG_LINE(error, journal, "rekindle: no journal could be opened (~s): the listener works without", [Class])
     end.

@@ -11,10 +11,10 @@
 -export([sessions/0, sessions/1, sessions/2]).
 -export([flush/0, flush/1, forget/1, revoke/1]).
 -export([set/2]).
--export([reload_keys/0]).
+-export([reload_keys/0, replay_anyway/1]).
 -export([doctor/0]).
 
--export_type([info/0, refusal/0, journal/0, skipped/0, label/0, which/0, session/0, peer/0, wanted/0, page/0, next/0, limit/0]).
+-export_type([info/0, refusal/0, journal/0, skipped/0, label/0, which/0, session/0, peer/0, wanted/0, revoked/0, page/0, next/0, limit/0]).
 -export_type([no_such_scope/0, bad_option/0]).
 
 -type info() :: #{
@@ -57,6 +57,8 @@
     since := non_neg_integer(),
     last_error := binary() | undefined,
     queued := non_neg_integer(),
+    unwritten := non_neg_integer(),
+    missing := non_neg_integer(),
     written := non_neg_integer(),
     written_bytes := non_neg_integer(),
     dropped := non_neg_integer(),
@@ -65,24 +67,39 @@
     known := non_neg_integer(),
     skipped := #{skipped() => non_neg_integer()},
     revocations := non_neg_integer(),
+    node_folder := binary() | undefined,
+    node_folder_error := binary() | undefined,
+    node_folder_bytes := non_neg_integer(),
+    log_bytes := non_neg_integer() | undefined,
     lag := non_neg_integer(),
     clock_ahead := integer(),
     replay := non_neg_integer() | undefined,
     keys := [binary()]
 }.
-%% How a scope's journal is: where the log is and whether other nodes share it; whether it works, for how many
-%% seconds, and what was wrong last; records that wait, were written, in bytes, and were dropped because too many
-%% waited; records read, sessions of these that were put into the scope, that were there already, and records left out,
-%% by reason; revocations remembered; how old the last session of another node was when it came, in milliseconds; how
-%% far the log's clock is ahead, in milliseconds; how long reading it at the start took, in milliseconds; and the names
-%% of the keys, the newest last. Numbers count from the scope's opening.
+%% How a scope's journal is.
+%%
+%% The log: where it is (`location'), whether other nodes share it, whether it works (`state'), for how many seconds (`since'),
+%% what was wrong last (`last_error'), how many bytes it takes (`log_bytes', where the log tells), how far its clock is ahead in
+%% milliseconds, and the names of the keys, the newest last.
+%%
+%% Written: records that wait (`queued'), that were written, in bytes, and sessions that were `dropped' because too many waited.
+%% Read: records, sessions of these that were put into the scope (`applied'), that were there already (`known'), and records
+%% left out (`skipped'), by reason; how old the last session of another node was when it came (`lag'), and how long reading took at
+%% the start (`replay'), in milliseconds.
+%%
+%% Revocations: how many are remembered (`revocations'), how many of this node's are not in the log yet (`unwritten'), and how
+%% many other nodes knew of that this node has not read (`missing'). While some are missing, `state' is `down' and no
+%% session is read from the log; see {@link replay_anyway/1}. `node_folder' is where the node remembers revocations, `node_folder_error'
+%% why it cannot.
+%%
+%% Numbers count from the scope's opening.
 
 -type skipped() ::
-    malformed | version | scope | layout | key | forged | future | expired | revoked | template | full.
-%% Why a record was left out: it is no record; of another version of Rekindle; of another scope; of another release of
-%% ssl; its key is not known; it was changed, or sealed with another key of that name; it comes from the future by more
-%% than five minutes; it has had its time; it is revoked; what it has in common with others is missing; or there
-%% was no room for it.
+    malformed | version | scope | log | layout | key | forged | future | expired | revoked | template | full.
+%% Why a record was left out: it is no record; of another version of Rekindle; of another scope; of another log, or of another
+%% stream of this one; its fields are not those of this node's ssl; its key is not known; it was changed, or sealed with another
+%% key of that name; it comes from the future; it has expired; it is revoked; what it has in common with others is missing; or
+%% there was no room for it.
 
 -type label() ::
     {listener, tls | dtls, address() | {address(), [{netns | bind_to_device, term()}]}}
@@ -132,6 +149,14 @@
     | {issuer, Issuer :: certificate() | public_key:issuer_name()}
     | {issuer, Issuer :: certificate() | public_key:issuer_name(), Serial :: integer()}.
 %% Which client certificates are meant; see {@link revoke/1}.
+
+-type revoked() ::
+    {ok, Dropped :: non_neg_integer()}
+    | {pending, Dropped :: non_neg_integer(), #{label() | (Scope :: binary()) => Why :: binary()}}.
+%% What came of a revocation, and how many sessions were dropped in this node. `ok': it holds, whatever happens to the
+%% log. `pending': it holds in this node, but for these scopes it is not durable yet, two seconds after the call. It is
+%% written as soon as the log can be reached; `unwritten' in {@link info/0} is 0 then. A scope that is not open any
+%% more is named as its log names it.
 
 -type certificate() :: public_key:der_encoded() | Pem :: binary() | string() | Record :: tuple().
 
@@ -264,24 +289,30 @@ cipher(Suite) ->
     end.
 
 %% @doc As `flush(all)'.
--spec flush() -> {ok, Dropped :: non_neg_integer()} | {error, no_such_scope()}.
+-spec flush() -> revoked() | {error, no_such_scope()}.
 flush() ->
     flush(all).
 
 %% @doc Drops all sessions of the scopes meant, and says how many. Their clients make a full handshake next
-%% time. With a journal, those in it are dropped as well, on every node; the number is that of this node's.
--spec flush(which()) -> {ok, Dropped :: non_neg_integer()} | {error, no_such_scope()}.
+%% time. With a journal, those in it are dropped as well, on every node; the number is that of this node's. `all' also means the
+%% scopes that are opened later in this node, as far as their sessions come from a log.
+-spec flush(which()) -> revoked() | {error, no_such_scope()}.
+flush(all) ->
+    revoke_in(all, all);
 flush(Which) ->
-    in_scopes(Which, fun(#{number := Number}) -> rekindle_nif:flush(Number) end).
+    case servers(Which) of
+        [] -> {error, no_such_scope(Which)};
+        Scopes -> revoke_in([Number || #{number := Number} <- Scopes], all)
+    end.
 
 %% @doc Drops the session of this id, as OTP has it or in hexadecimal, from all scopes and their journals, and says
 %% how many there were in this node.
 -spec forget(ssl:session_id() | Hexadecimal :: string() | binary()) ->
-    {ok, Dropped :: non_neg_integer()} | {error, {bad_session_id, Line :: string()}}.
+    revoked() | {error, {bad_session_id, Line :: string()}}.
 forget(Id) ->
     case session_id(Id) of
         {ok, Key} ->
-            {ok, length([true || #{number := Number} <- servers(all), rekindle_nif:forget(Number, Key)])};
+            revoke_in(all, {session, Key});
         error ->
             {error, {bad_session_id, "allowed: the 32 bytes of a session id as a binary, or their 64 hexadecimal digits"}}
     end.
@@ -294,26 +325,49 @@ session_id(Id) ->
         _ -> error
     end.
 
-%% @doc Drops all sessions that were made with a client certificate, and says how many. Its holder has to make
-%% a full handshake next time, in which the listener's revocation list or verify fun decides: so make that
+%% @doc Drops all sessions that were made with a client certificate, or with one of several, and says how many. Its
+%% holder has to make a full handshake next time, in which the listener's revocation list or verify fun decides: so make that
 %% know of the revocation first.
 %%
 %% The certificate is given as DER or PEM, as a record of public_key's, or by its fingerprint (SHA-256 or
 %% SHA-1; as bytes, or in hexadecimal with or without colons). Or as `{issuer, Issuer, Serial}' or, for all
-%% certificates of an authority, `{issuer, Issuer}', where `Issuer' is the authority's certificate or its name.
+%% certificates of an authority, `{issuer, Issuer}', where `Issuer' is the authority's certificate or its name. A list of these
+%% is one call, which looks at the sessions once. If one of them is wrong, nothing is dropped.
 %%
-%% With a journal, it holds for those in it as well, on every node; the number is that of this node's.
+%% With a journal, it holds for those in it as well, on every node, and for scopes that are opened later in this node; the
+%% number is that of this node's. See {@type revoked()} for what the answer promises.
 %%
 %% Looks at every session, in slices: some seconds for a million.
--spec revoke(wanted()) ->
-    {ok, Dropped :: non_neg_integer()} | {error, {bad_certificate, Line :: string()}}.
+-spec revoke(wanted() | [wanted()]) -> revoked() | {error, {bad_certificate, Line :: string()}}.
 revoke(Wanted) ->
-    Numbers = [Number || #{number := Number} <- servers(all)],
-    Issuers = fun() -> lists:append([rekindle_nif:issuers(Number) || Number <- Numbers]) end,
-    case rekindle_certificate:wanted(Wanted, Issuers) of
-        {ok, Certificates} -> {ok, lists:sum([rekindle_nif:revoke(Number, Certificates) || Number <- Numbers])};
+    Issuers = fun() -> lists:append([rekindle_nif:issuers(Number) || #{number := Number} <- servers(all)]) end,
+    case certificates(several(Wanted), Issuers, []) of
+        {ok, Certificates} -> revoke_in(all, {certificates, Certificates});
         {error, _} = Error -> Error
     end.
+
+%% A list of numbers is a text.
+several([First | _] = Several) when not is_integer(First), length(Several) > 0 -> Several;
+several(Wanted) -> [Wanted].
+
+certificates([Wanted | Rest], Issuers, Found) ->
+    case rekindle_certificate:wanted(Wanted, Issuers) of
+        {ok, Certificates} -> certificates(Rest, Issuers, [Certificates | Found]);
+        {error, _} = Error -> Error
+    end;
+certificates([], _Issuers, Found) ->
+    {ok, lists:usort(lists:append(Found))}.
+
+revoke_in(Scopes, What) ->
+    case rekindle_nif:revoke(Scopes, What, rekindle_journal:node_folders()) of
+        {Dropped, []} -> {ok, Dropped};
+        {Dropped, Pending} -> {pending, Dropped, labelled(Pending)}
+    end.
+
+%% The native side knows scopes by their names in logs.
+labelled(Pending) ->
+    Labels = maps:from_list([{rekindle_journal:name(Label), Label} || #{scope := Label} <- servers(all)]),
+    maps:from_list([{maps:get(Name, Labels, Name), Why} || {Name, Why} <- Pending]).
 
 %% @doc Changes bounds or the lifetime of the scopes meant, at once, and says of how many. What is too much
 %% then goes within seconds. The options in ssl's environment stay as they are: the next listener, and one
@@ -341,6 +395,21 @@ reload_keys() ->
         {Label, rekindle_nif:reload_keys(Number)}
      || #{number := Number, scope := Label, journal := #{}} <- servers(all)
     ].
+
+%% @doc Reads the logs of the scopes meant although revocations are missing in them, and says of how many. What was revoked
+%% and is missing can be resumed then: only do so where no node that knows of the revocations will come back, and revoke again
+%% what has to be. A scope that misses nothing is left as it is.
+-spec replay_anyway(which()) -> {ok, Scopes :: non_neg_integer()} | {error, no_such_scope()}.
+replay_anyway(Which) ->
+    in_scopes(Which, fun
+        (#{number := Number, journal := #{missing := Missing}}) when Missing > 0 ->
+            case rekindle_nif:replay_anyway(Number) of
+                ok -> 1;
+                undefined -> 0
+            end;
+        (_) ->
+            0
+    end).
 
 %% @doc Checks this node, prints what is wrong and what to write, and answers the same as a list. See
 %% {@link rekindle_doctor:findings/0}.

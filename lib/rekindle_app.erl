@@ -5,8 +5,14 @@
 -behaviour(application).
 -behaviour(supervisor).
 
--export([start/2, stop/1]).
+-export([start/2, prep_stop/1, stop/1]).
 -export([init/1]).
+
+-include("rekindle_log.hrl").
+
+%% How long an orderly stop waits for logs that have not taken a revocation yet.
+-define(WAIT_FOR_LOGS_MS, 2000).
+-define(QUESTION_INTERVAL_MS, 20).
 
 start(_Type, _Args) ->
     try
@@ -16,6 +22,34 @@ start(_Type, _Args) ->
         _:_ -> ok
     end,
     supervisor:start_link({local, rekindle_sup}, ?MODULE, []).
+
+%% Without a node folder, a revocation that is in no log ends with the node.
+prep_stop(State) ->
+    try
+        wait_for_logs(?WAIT_FOR_LOGS_MS div ?QUESTION_INTERVAL_MS)
+    catch
+        %% The library may not be there.
+        _:_ -> ok
+    end,
+    State.
+
+wait_for_logs(QuestionsLeft) ->
+    case rekindle_nif:unwritten() of
+        0 -> ok;
+        _ when QuestionsLeft > 0 -> timer:sleep(?QUESTION_INTERVAL_MS), wait_for_logs(QuestionsLeft - 1);
+        Unwritten -> log_unwritten(Unwritten)
+    end.
+
+log_unwritten(Unwritten) ->
+    Journals = [Journal || #{journal := #{unwritten := N} = Journal} <- rekindle_nif:info(), N > 0],
+    Consequence =
+        case [Folder || #{node_folder := Folder, node_folder_error := undefined} <- Journals, Folder =/= undefined] of
+            Folders when length(Folders) =:= length(Journals) ->
+                "the node folder has them, and they are written when the node is back";
+            _ ->
+                "they end with the node where it has no node_folder, so revoke again on another node"
+        end,
+    ?LOG_LINE(warning, unwritten, "rekindle: ~b revocations are in no log yet: ~s", [Unwritten, Consequence]).
 
 stop(_State) ->
     ok.

@@ -102,7 +102,7 @@ key_in_force() ->
     end.
 
 wrong_options() ->
-    case rekindle_options:parse(application:get_env(ssl, session_cb_init_args, [])) of
+    case rekindle_options:configured() of
         {ok, _, _} -> [];
         {error, {bad_option, Line}} -> [{error, Line}]
     end.
@@ -238,7 +238,7 @@ unused(_) ->
 -define(MUCH_AHEAD, 1000).
 
 without_journal(Infos) ->
-    case rekindle_options:parse(application:get_env(ssl, session_cb_init_args, [])) of
+    case rekindle_options:configured() of
         {ok, #{journal := Journal}, _} when Journal =/= none ->
             [{warning, why_without(Info, Journal)} || #{role := server, journal := undefined} = Info <- Infos];
         _ ->
@@ -256,20 +256,73 @@ why_without(#{scope := Label}, Journal) ->
 journal(#{journal := undefined}) ->
     [];
 journal(#{journal := Journal} = Info) ->
-    lists:append([Check(Journal, Info) || Check <- [fun broken/2, fun clocks/2, fun skipped/2, fun certificates/2]]).
+    Checks = [
+        fun broken/2, fun missing/2, fun node_folder/2, fun unwritten/2, fun clocks/2, fun skipped/2, fun certificates/2, fun promises/2
+    ],
+    lists:append([Check(Journal, Info) || Check <- Checks]).
 
-broken(#{state := down, last_error := Error}, _) ->
+%% Where revocations are missing, they are why it is down.
+broken(#{state := down, missing := 0, last_error := Error}, _) ->
     [{error, io_lib:format("the journal does not work: ~ts", [Error])}];
 broken(#{dropped := Dropped}, _) when Dropped > 0 ->
     [{warning, io_lib:format("~b sessions were not written to the journal: the log was away, or too slow.", [Dropped])}];
 broken(_, _) ->
     [].
 
+missing(#{missing := 0}, _) ->
+    [];
+missing(#{missing := Missing}, #{scope := Label}) ->
+    [{error,
+        io_lib:format(
+            "the log lacks ~b revocations that were known when its sessions were written, so no session is read from it. Start a "
+            "node that knows them: one that was running then, or one whose node_folder was kept. If there is none, "
+            "rekindle_admin:replay_anyway(~0tp) reads the log without them; what was revoked can be resumed then, so revoke it "
+            "again first.",
+            [Missing, Label]
+        )}].
+
+node_folder(#{node_folder := Folder, node_folder_error := Error}, _) when Folder =/= undefined, Error =/= undefined ->
+    [{error,
+        io_lib:format(
+            "the node folder ~ts cannot be used: ~ts. Revocations are in the log only, as long as that is there.", [Folder, Error]
+        )}];
+node_folder(_, _) ->
+    [].
+
+unwritten(#{unwritten := 0}, _) ->
+    [];
+unwritten(#{unwritten := Unwritten} = Journal, _) ->
+    Until =
+        case Journal of
+            #{node_folder := Folder, node_folder_error := undefined} when Folder =/= undefined -> "The node folder keeps them until then";
+            #{} -> "They are lost if this node ends before"
+        end,
+    [{warning,
+        io_lib:format(
+            "~b revocations are not in the log yet: nodes that share it do not know of them. ~s.", [Unwritten, Until]
+        )}].
+
+%% What holds as long as nothing fails, and not in every case.
+promises(#{shared := true, node_folder := undefined}, _) ->
+    [{note,
+        "without the option node_folder this node remembers no revocation when it ends. A revocation is lost if this node ends before "
+        "the log has it, or if the log is lost or set back while no node runs that knows of it. Give each node a folder of its "
+        "own: {node_folder, Dir}." ++ waiting()}];
+promises(_, _) ->
+    [].
+
+%% Only then is a log that was set back as a whole noticed by nodes that know nothing.
+waiting() ->
+    case rekindle_options:configured() of
+        {ok, #{wait_for_living_node := true}, _} -> "";
+        _ -> " Where nodes have no disk, {wait_for_living_node, true} lets a node read sessions only after another node has confirmed the log."
+    end.
+
 clocks(#{clock_ahead := Ahead}, _) when abs(Ahead) > ?MUCH_AHEAD ->
     [{warning,
         io_lib:format(
-            "the clocks of this machine and of the log's differ by ~.1f s: let them be set by NTP. A revocation reaches "
-            "sessions by the time they were made at.",
+            "the clocks of this machine and of the log's differ by ~.1f s: let them be set by NTP. Sessions from the future wait "
+            "until their time has come.",
             [abs(Ahead) / 1000]
         )}];
 clocks(_, _) ->
@@ -281,16 +334,19 @@ skipped(#{skipped := Skipped}, _) ->
 
 what_skipping_means() ->
     [
-        {layout, warning, "they were written by another release of OTP's ssl, whose sessions this one cannot read."},
+        {layout, warning, "the session records of the ssl that wrote them have other fields than those of this node's."},
         {key, warning,
             "they are sealed with a key that this node does not have. A new key goes into the key file of every node "
             "before it is used: add it as the last line everywhere, and only then a further one."},
         {forged, error,
             "they do not open with the key they name. Either two nodes have different keys under one name, or somebody has "
             "changed the log."},
-        {future, warning, "they come from the future: a node's clock is wrong."},
-        {malformed, error, "they are no records. Does something else write to the log?"},
-        {version, warning, "they are of another version of Rekindle."},
+        {future, warning, "they come from the future: a node's clock is wrong. They are read when their time has come."},
+        {log, error,
+            "they were written to another log, or to another stream of this one, and copied. Somebody has changed the log, or two "
+            "logs were put together."},
+        {malformed, error, "they are not Rekindle records. Is another program writing to this log?"},
+        {version, warning, "they are of another version of Rekindle. They are kept until their time is over."},
         {template, warning, "what they have in common with others is not in the log."}
     ].
 

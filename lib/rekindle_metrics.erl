@@ -7,7 +7,7 @@
 
 -define(REFUSED, [too_large, no_room, private_key, layout, lifetime]).
 
--define(SKIPPED, [malformed, version, scope, layout, key, forged, future, expired, revoked, template, full]).
+-define(SKIPPED, [malformed, version, scope, log, layout, key, forged, future, expired, revoked, template, full]).
 
 %% What tells one scope from others for good, and across restarts.
 -type labels() :: #{role := server | client, transport := tls | dtls | none, scope := binary()}.
@@ -50,6 +50,10 @@ value({journal, _}, #{journal := undefined}) -> undefined;
 value({journal, Source}, #{journal := Journal}) -> value(Source, Journal);
 value({skipped, Reason}, #{skipped := Skipped}) -> maps:get(Reason, Skipped);
 value({refused, Reason}, #{refused_by := Refused}) -> maps:get(Reason, Refused);
+value(node_folder, #{node_folder := undefined}) -> undefined;
+value(node_folder, #{node_folder_error := undefined}) -> 1;
+value(node_folder, #{node_folder_error := _}) -> 0;
+value(node_folder_bytes, #{node_folder := undefined}) -> undefined;
 value({seconds, Key}, Map) -> maps:get(Key, Map) / 1000;
 value(state, #{state := up}) -> 1;
 value(state, #{state := _}) -> 0;
@@ -87,6 +91,15 @@ described() ->
         {rekindle_journal_applied_sessions_total, "Sessions put into the scope out of the log.", counter, [{[], {journal, applied}}]},
         {rekindle_journal_skipped_records_total, "Records read and left out, by reason.", counter,
             [{[{reason, Reason}], {journal, {skipped, Reason}}} || Reason <- ?SKIPPED]},
+        {rekindle_journal_revocations, "Revocations that are remembered.", gauge, [{[], {journal, revocations}}]},
+        {rekindle_journal_unwritten_revocations, "Revocations that are not in the log yet.", gauge, [{[], {journal, unwritten}}]},
+        {rekindle_journal_missing_revocations, "Revocations that other nodes knew of and that are not there.", gauge,
+            [{[], {journal, missing}}]},
+        {rekindle_journal_log_bytes, "Size of the scope's log.", gauge, [{[], {journal, log_bytes}}]},
+        {rekindle_journal_node_folder_up, "Whether revocations can be written to the node folder.", gauge,
+            [{[], {journal, node_folder}}]},
+        {rekindle_journal_node_folder_bytes, "Size of the revocations in the node folder.", gauge,
+            [{[], {journal, node_folder_bytes}}]},
         {rekindle_journal_lag_seconds, "Age of the last session of another node when it came.", gauge, [{[], {journal, {seconds, lag}}}]},
         {rekindle_journal_clock_ahead_seconds, "How far the log's clock is ahead.", gauge, [{[], {journal, {seconds, clock_ahead}}}]}
     ].

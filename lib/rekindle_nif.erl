@@ -9,14 +9,14 @@
 -export([insert/3, server_lookup/2, server_lookup/3, client_lookup/3, deletions/1, peek/2]).
 -export([delete/2, select/2, keys/1, size/1, clear/1]).
 -export([count_fault/1, last_panic/0]).
--export([info/0, page/3, forget/2, flush/1, set_limits/2, revoke/2, issuers/1, own_certificates/1]).
--export([open_journal/2, journal_events/0, reload_keys/1]).
+-export([info/0, page/3, set_limits/2, revoke/3, issuers/1, own_certificates/1]).
+-export([open_journal/2, journal_events/0, reload_keys/1, unwritten/0, replay_anyway/1]).
 
 -ifdef(REKINDLE_TESTING).
 -export([inject_fault/1, inject_one_fault/2, advance_clock/1]).
 -endif.
 
--export_type([store/0, limits/0, scope_number/0, position/0, row/0, wanted/0, journal/0, event/0]).
+-export_type([store/0, limits/0, scope_number/0, position/0, row/0, wanted/0, revoked/0, pending/0, journal/0, event/0]).
 
 -on_load(load/0).
 
@@ -43,12 +43,22 @@
     {sha256 | sha | issuer, binary()}
     | {issuer, Name :: binary(), Serial :: binary()}.
 
-%% `private' is the socket of a scope that no other listener shares, `layout' how this node's sessions are written.
+%% What is revoked: all sessions, the one of this id, or those that were made with these client certificates.
+-type revoked() :: all | {session, Id :: <<_:256>>} | {certificates, [wanted()]}.
+
+%% The scopes by name for which a revocation is not durable yet, and why.
+-type pending() :: [{Scope :: binary(), Why :: binary()}].
+
+%% `layout' is how this node's session records are laid out, see rekindle_layout. `node_folder' is where the node remembers
+%% revocations. A key file is only made where `makes_key' is set.
 -type journal() :: #{
     scope := binary(),
     layout := binary(),
-    private => term(),
     key_file := binary(),
+    makes_key := boolean(),
+    node_folder => binary(),
+    wait_for_living_node := boolean(),
+    max_log_bytes := pos_integer(),
     log := {folder, Dir :: binary()} | {valkey, #{
         url := binary(),
         cluster := boolean(),
@@ -56,7 +66,9 @@
         user => binary(),
         password_file => binary(),
         password_env => binary(),
-        ca_file => binary()
+        ca_file => binary(),
+        tls_cert_file => binary(),
+        tls_key_file => binary()
     }}
 }.
 
@@ -182,20 +194,14 @@ info() ->
 page(_Number, _From, _Limit) ->
     ?NOT_LOADED.
 
--spec forget(scope_number(), Key :: term()) -> boolean().
-forget(_Number, _Key) ->
-    ?NOT_LOADED.
-
--spec flush(scope_number()) -> non_neg_integer().
-flush(_Number) ->
-    ?NOT_LOADED.
-
 -spec set_limits(scope_number(), limits()) -> ok | undefined.
 set_limits(_Number, _Limits) ->
     ?NOT_LOADED.
 
--spec revoke(scope_number(), [wanted()]) -> non_neg_integer().
-revoke(_Number, _Wanted) ->
+%% @doc Revokes in scopes, with `all' also in those that are opened later, and writes it to the node folders of these scopes and
+%% to `NodeFolders' first. Waits up to two seconds until it is durable.
+-spec revoke(all | [scope_number()], revoked(), NodeFolders :: [binary()]) -> {Dropped :: non_neg_integer(), pending()}.
+revoke(_Scopes, _What, _NodeFolders) ->
     ?NOT_LOADED.
 
 -spec issuers(scope_number()) -> [Name :: binary()].
@@ -216,6 +222,16 @@ journal_events() ->
 
 -spec reload_keys(scope_number()) -> {ok, Names :: [binary()]} | {error, Line :: binary()} | undefined.
 reload_keys(_Number) ->
+    ?NOT_LOADED.
+
+%% @doc How many revocations of all scopes are not in their log yet.
+-spec unwritten() -> non_neg_integer().
+unwritten() ->
+    ?NOT_LOADED.
+
+%% @doc Reads a log although revocations are missing in it.
+-spec replay_anyway(scope_number()) -> ok | undefined.
+replay_anyway(_Number) ->
     ?NOT_LOADED.
 
 -ifdef(REKINDLE_TESTING).

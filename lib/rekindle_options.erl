@@ -1,7 +1,7 @@
 %% @private What the operator wrote in `session_cb_init_args', checked.
 -module(rekindle_options).
 
--export([parse/1, parse_limits/1, to_native/1, missing_keys/0]).
+-export([parse/1, parse_limits/1, configured/0, to_native/1, missing_keys/0]).
 
 -export_type([options/0, error/0]).
 
@@ -12,7 +12,10 @@
     max_sessions := pos_integer() | infinity | undefined,
     lifetime := pos_integer() | undefined,
     scope := rekindle:scope(),
-    journal := rekindle:journal()
+    journal := rekindle:journal(),
+    node_folder := file:name_all() | undefined,
+    wait_for_living_node := boolean(),
+    max_log_bytes := pos_integer() | undefined
 }.
 
 -type error() :: rekindle_admin:bad_option().
@@ -23,8 +26,13 @@
     max_sessions => undefined,
     lifetime => undefined,
     scope => listener,
-    journal => none
+    journal => none,
+    node_folder => undefined,
+    wait_for_living_node => false,
+    max_log_bytes => undefined
 }).
+
+-define(LIMITS, [max_bytes, max_sessions, lifetime]).
 
 %% 366 days in seconds: the store keeps no session longer.
 -define(MAX_LIFETIME, 31_622_400).
@@ -36,6 +44,9 @@
 -define(NO_BOUND, 16#FFFF_FFFF_FFFF_FFFF).
 
 -define(SSL_KEYS, [session_cb, server_session_cb, client_session_cb]).
+
+-define(SCHEMES, ["redis", "rediss", "valkey", "valkeys"]).
+-define(TLS_SCHEMES, ["rediss", "valkeys"]).
 
 %% @doc Checks the argument of `rekindle:init/1'. Answers the options, defaults filled in, and what in
 %% the list is not ours; or one readable line about the first option that is wrong.
@@ -64,19 +75,27 @@ parse([Other | Rest], Given, Foreign) ->
 parse([], Given, Foreign) ->
     {ok, maps:merge(?DEFAULTS, Given), lists:reverse(Foreign)}.
 
+%% @doc The options that listeners of this node get, if they are opened now.
+-spec configured() -> {ok, options(), Foreign :: [term()]} | {error, error()}.
+configured() ->
+    Args = application:get_env(ssl, session_cb_init_args, []),
+    parse(application:get_env(ssl, server_session_cb_init_args, Args)).
+
 %% @doc Checks what of a scope is to be changed: some of its bounds and lifetime.
 -spec parse_limits(term()) -> {ok, #{max_bytes | max_sessions | lifetime => term()}} | {error, error()}.
 parse_limits(Limits) ->
     case parse(Limits) of
         {ok, _, [Foreign | _]} -> bad_option(limit, Foreign);
-        {ok, Options, []} -> only_limits(maps:with([Option || {Option, _} <- Limits], Options));
+        {ok, Options, []} -> only_limits([Option || {Option, _} <- Limits], Options);
         {error, _} = Error -> Error
     end.
 
-only_limits(#{role := Role}) -> bad_option(limit, {role, Role});
-only_limits(#{scope := Scope}) -> bad_option(limit, {scope, Scope});
-only_limits(#{journal := _}) -> bad_option(limit, journal);
-only_limits(Limits) -> {ok, Limits}.
+only_limits(Given, Options) ->
+    case [Option || Option <- Given, not lists:member(Option, ?LIMITS)] of
+        [] -> {ok, maps:with(Given, Options)};
+        %% Without its value: there may be a password in it.
+        [Other | _] -> bad_option(limit, Other)
+    end.
 
 %% @doc Bounds and lifetime as the native side takes them.
 -spec to_native(#{max_bytes := term(), max_sessions := term(), lifetime := term(), _ => _}) -> rekindle_nif:limits().
@@ -103,7 +122,13 @@ is_valid(scope, listener) ->
 is_valid(scope, Names) ->
     is_map(Names) andalso lists:all(fun is_listener/1, maps:keys(Names));
 is_valid(journal, Journal) ->
-    rekindle_journal:check(Journal) =:= ok.
+    check_journal(Journal) =:= ok;
+is_valid(node_folder, Folder) ->
+    is_path(Folder);
+is_valid(wait_for_living_node, Value) ->
+    is_boolean(Value);
+is_valid(max_log_bytes, Bytes) ->
+    is_integer(Bytes) andalso Bytes > 0 andalso Bytes =< ?MAX_BOUND.
 
 is_listener({Ip, Port}) ->
     inet:is_ip_address(Ip) andalso is_port_number(Port);
@@ -115,7 +140,7 @@ is_port_number(Port) ->
 
 %% There may be a password in it.
 bad_option(journal, Value) ->
-    {error, Why} = rekindle_journal:check(Value),
+    {error, Why} = check_journal(Value),
     {error, {bad_option, "rekindle: option journal: " ++ Why}};
 bad_option(Option, Value) ->
     Line = io_lib:format("rekindle: option ~s is ~0tp; allowed: ~s", [Option, Value, allowed(Option)]),
@@ -126,5 +151,97 @@ allowed(max_bytes) -> "a positive integer, in bytes";
 allowed(max_sessions) -> "a positive integer, or infinity";
 allowed(lifetime) -> "a positive integer, in seconds, at most 31622400 (366 days)";
 allowed(scope) -> "listener, or a map from Port or {IpAddress, Port} to a name";
+allowed(node_folder) -> "a file name";
+allowed(wait_for_living_node) -> "true or false";
+allowed(max_log_bytes) -> "a positive integer, in bytes";
 allowed(limit) -> "max_bytes, max_sessions and lifetime, each with a value";
 allowed(session_cb_init_args) -> "a proper list of options".
+
+%% ---- journals ----
+
+%% An error says what is wrong and what is allowed, without the value: it may have a password in it.
+check_journal(Journal) ->
+    try
+        check(Journal)
+    catch
+        throw:Why -> {error, lists:flatten(Why)}
+    end.
+
+check(none) ->
+    ok;
+check({folder, Dir}) ->
+    check({folder, Dir, []});
+check({folder, Dir, Options}) ->
+    is_path(Dir) orelse throw("the folder is not a file name"),
+    check_each(Options, [key_file]);
+check({valkey, Url, Options}) ->
+    Scheme = check_url(Url),
+    check_each(Options, [
+        key_file, user, password_file, password_env, ca_file, tls_cert_file, tls_key_file, cluster, partitions
+    ]),
+    lists:keymember(key_file, 1, Options) orelse
+        throw("key_file is missing; a log on another machine needs the same keys on every node"),
+    check_client_certificate([Name || {Name, _} <- Options, Name =:= tls_cert_file orelse Name =:= tls_key_file], Scheme);
+check(_) ->
+    throw("allowed: none, {folder, Dir}, {folder, Dir, Options} or {valkey, Url, Options}").
+
+check_client_certificate([], _Scheme) ->
+    ok;
+check_client_certificate(Given, Scheme) ->
+    lists:usort(Given) =:= [tls_cert_file, tls_key_file] orelse
+        throw("tls_cert_file and tls_key_file belong together; give both or neither"),
+    lists:member(Scheme, ?TLS_SCHEMES) orelse
+        throw(io_lib:format("tls_cert_file needs TLS; write the URL with one of these schemes: ~ts", [lists:join(", ", ?TLS_SCHEMES)])),
+    ok.
+
+check_url(Url) ->
+    Parsed =
+        case is_text(Url) of
+            true -> uri_string:parse(unicode:characters_to_list(Url));
+            false -> throw("the URL is no string")
+        end,
+    case Parsed of
+        #{scheme := Scheme, host := [_ | _]} ->
+            lists:member(Scheme, ?SCHEMES) orelse
+                throw(io_lib:format("the URL's scheme is ~ts; allowed: ~ts", [Scheme, lists:join(", ", ?SCHEMES)])),
+            Scheme;
+        _ ->
+            throw("the URL is none; allowed: for instance valkey://10.0.0.5:6379, or valkeys:// for TLS")
+    end.
+
+check_each(Options, Allowed) when is_list(Options) ->
+    Names = [Name || {Name, _} <- Options],
+    length(Names) =:= length(Options) orelse throw("its options are not {Name, Value}"),
+    case [Name || Name <- Names, not lists:member(Name, Allowed)] of
+        [] -> ok;
+        [Unknown | _] -> throw(io_lib:format("it has no option ~0tp; allowed: ~0tp", [Unknown, Allowed]))
+    end,
+    lists:foreach(
+        fun({Name, Value}) ->
+            is_valid_value(Name, Value) orelse throw(io_lib:format("its option ~s has to be ~s", [Name, allowed_value(Name)]))
+        end,
+        Options
+    );
+check_each(_, _) ->
+    throw("its options are not a list").
+
+is_valid_value(cluster, Value) -> is_boolean(Value);
+is_valid_value(partitions, Value) -> is_integer(Value) andalso Value >= 1 andalso Value =< 64;
+is_valid_value(Name, Value) when Name =:= user; Name =:= password_env -> is_text(Value);
+is_valid_value(_, Value) -> is_path(Value).
+
+allowed_value(cluster) -> "true or false";
+allowed_value(partitions) -> "an integer from 1 to 64, the same on every node";
+allowed_value(user) -> "a string";
+allowed_value(password_env) -> "the name of an environment variable";
+allowed_value(_) -> "a file name".
+
+is_text(Value) ->
+    try unicode:characters_to_binary(Value) of
+        Text -> is_binary(Text) andalso Text =/= <<>>
+    catch
+        error:_ -> false
+    end.
+
+is_path(Value) when is_atom(Value) -> false;
+is_path(Value) -> is_text(Value).

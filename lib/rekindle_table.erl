@@ -11,6 +11,8 @@
 
 -define(JOURNAL_HEAD, ["journal", "state", "queued", "written", "dropped", "read", "applied", "skipped", "lag", "replay", "location"]).
 
+-define(REVOCATIONS_HEAD, ["revocations of", "remembered", "unwritten", "missing", "log size", "folder size", "node folder"]).
+
 -spec of_scopes([rekindle_admin:info()]) -> unicode:chardata().
 of_scopes([]) ->
     "No listener and no client of this node uses Rekindle. rekindle_admin:doctor() tells why.\n";
@@ -29,13 +31,30 @@ of_refused(Infos) -> [$\n, table([?REFUSED_HEAD | [refused_row(Info) || Info <- 
 refused_row(#{scope := Scope, refused_by := By}) ->
     [scope(Scope) | [count(maps:get(Reason, By)) || Reason <- [too_large, no_room, private_key, layout, lifetime]]].
 
-%% @doc The journals of those that have one.
+%% @doc The journals of those that have one, and what they know of revocations.
 -spec of_journals([rekindle_admin:info()]) -> unicode:chardata().
 of_journals(Infos) ->
-    case [[scope(Label) | journal_row(Journal)] || #{scope := Label, journal := #{} = Journal} <- Infos] of
-        [] -> [];
-        Rows -> [$\n, table([?JOURNAL_HEAD | Rows])]
+    case [{scope(Label), Journal} || #{scope := Label, journal := #{} = Journal} <- Infos] of
+        [] ->
+            [];
+        Journals ->
+            [
+                [$\n, table([Head | [[Scope | Row(Journal)] || {Scope, Journal} <- Journals]])]
+             || {Head, Row} <- [{?JOURNAL_HEAD, fun journal_row/1}, {?REVOCATIONS_HEAD, fun revocations_row/1}]
+            ]
     end.
+
+revocations_row(#{node_folder := Folder, node_folder_bytes := FolderBytes, log_bytes := LogBytes} = Journal) ->
+    Count = fun(Key) -> count(maps:get(Key, Journal)) end,
+    FolderSize = case Folder of undefined -> "-"; _ -> bytes(FolderBytes) end,
+    [Count(revocations), Count(unwritten), Count(missing), log_size(LogBytes), FolderSize, node_folder(Journal)].
+
+log_size(undefined) -> "-";
+log_size(Bytes) -> bytes(Bytes).
+
+node_folder(#{node_folder := undefined}) -> "none";
+node_folder(#{node_folder := Folder, node_folder_error := undefined}) -> Folder;
+node_folder(#{node_folder := Folder, node_folder_error := Error}) -> [Folder, ": ", Error].
 
 journal_row(Journal) ->
     Count = fun(Key) -> count(maps:get(Key, Journal)) end,

@@ -15,6 +15,7 @@ groups() ->
         {look, [], [
             info_tells_of_the_scopes_meant,
             the_tables_tell_the_same,
+            journals_have_tables_of_their_own,
             refusals_are_told_by_reason,
             the_table_is_printed_again_until_enter,
             sessions_are_shown_without_secrets,
@@ -26,6 +27,7 @@ groups() ->
             revoked_clients_do_not_resume_and_others_do,
             sessions_without_a_template_are_revoked_too,
             all_of_many_sessions_are_revoked,
+            several_certificates_are_revoked_in_one_call,
             what_is_no_certificate_is_refused,
             limits_are_changed_at_once,
             wrong_limits_change_nothing
@@ -84,6 +86,35 @@ the_tables_tell_the_same(Config) ->
             maps:get(Scope, Counts))
     end).
 
+%% The columns are told apart by numbers that no journal has made.
+journals_have_tables_of_their_own(Config) ->
+    Folder = filename:join(?config(priv_dir, Config), "tables"),
+    with_servers(1, [{session_cb_init_args, [{journal, {folder, Folder}}]}], Config, fun(Node, [Port]) ->
+        [#{journal := Journal} = Info] = admin(Node, info, [Port]),
+        Scope = "tls 127.0.0.1:" ++ integer_to_list(Port),
+        Rows = fun(Changes) ->
+            tables_of(rekindle_table:of_journals([Info#{journal := maps:merge(Journal, Changes)}]))
+        end,
+        Numbers = #{
+            state => up, queued => 1, written => 2, dropped => 3, read => 4, applied => 5, revocations => 6, unwritten => 7, missing => 8,
+            log_bytes => 9, node_folder => <<"/f">>, node_folder_error => undefined, node_folder_bytes => 10
+        },
+        [#{Scope := Log}, #{Scope := Revocations}] = Rows(Numbers),
+        ?assertMatch(#{"queued" := "1", "written" := "2", "dropped" := "3", "read" := "4", "applied" := "5"}, Log),
+        ?assertEqual(
+            #{
+                "remembered" => "6", "unwritten" => "7", "missing" => "8", "log size" => "9 B", "folder size" => "10 B",
+                "node folder" => "/f"
+            },
+            Revocations
+        ),
+        [_, #{Scope := Failed}] = Rows(Numbers#{node_folder_error => <<"full">>, log_bytes => undefined}),
+        ?assertMatch(#{"node folder" := "/f: full", "log size" := "-"}, Failed),
+        [_, #{Scope := Without}] = Rows(Numbers#{node_folder => undefined}),
+        ?assertMatch(#{"node folder" := "none", "folder size" := "-"}, Without),
+        ?assertEqual([], rekindle_table:of_journals([Info#{journal := undefined}]))
+    end).
+
 %% The columns are told apart by numbers that no store has made.
 refusals_are_told_by_reason(Config) ->
     with_servers(1, [], Config, fun(Node, [Port]) ->
@@ -104,8 +135,12 @@ refusals_are_told_by_reason(Config) ->
 
 %% Of each table the rows by scope, of each row the cells by column.
 tables(Infos) ->
-    Text = unicode:characters_to_list(rekindle_table:of_scopes(Infos)),
-    ?assertEqual([], [Line || Line <- string:lexemes(Text, "\n"), string:length(Line) > 110]),
+    Text = rekindle_table:of_scopes(Infos),
+    ?assertEqual([], [Line || Line <- string:lexemes(unicode:characters_to_list(Text), "\n"), string:length(Line) > 110]),
+    tables_of(Text).
+
+tables_of(Chars) ->
+    Text = string:trim(unicode:characters_to_list(Chars), leading, "\n"),
     [
         begin
             [[_ | Columns] | Rows] = [string:lexemes(re:replace(Line, "  +", "|", [global, {return, list}]), "|") || Line <- string:lexemes(Table, "\n")],
@@ -281,6 +316,26 @@ all_of_many_sessions_are_revoked(Config) ->
             Left = [Key || Key <- rekindle:foldl(fun({Key, _}, Acc) -> [Key | Acc] end, [], Reference)],
             ?assertEqual([<<N:256>> || N <- lists:seq(3, 3000, 3)], lists:sort(Left))
         end)
+    end).
+
+several_certificates_are_revoked_in_one_call(Config) ->
+    with_servers(1, [], Config, fun(Node, [Port]) ->
+        Names = ["ec", "rsa"],
+        [EcPem, RsaPem] = [begin #{cert := File} = identity(Name, Config), {ok, Pem} = file:read_file(File), Pem end || Name <- Names],
+        Fingerprint = binary_to_list(openssl(["x509", "-noout", "-fingerprint", "-sha256", "-in", maps:get(cert, identity("rsa", Config))], "Fingerprint=(.*)")),
+        [
+            begin
+                [{1, 0} = save(Port, Name, Config) || Name <- Names],
+                ?assertEqual({List, {ok, Dropped}}, {List, admin(Node, revoke, [List])}),
+                ?assertEqual([{1, 0} || _ <- lists:seq(1, Dropped)], [Counts || Name <- Names, {1, 0} = Counts <- [offer(Port, Name, Config)]]),
+                {ok, _} = admin(Node, flush, [])
+            end
+         || {List, Dropped} <- [{[EcPem, RsaPem], 2}, {[EcPem], 1}, {[EcPem, Fingerprint, EcPem], 2}, {[crypto:strong_rand_bytes(32), Fingerprint], 1}]
+        ],
+        %% One that is wrong, and none is revoked.
+        {1, 0} = save(Port, "ec", Config),
+        [?assertMatch({error, {bad_certificate, _}}, admin(Node, revoke, [List])) || List <- [[EcPem, foo], [EcPem | foo], []]],
+        ?assertEqual({0, 1}, offer(Port, "ec", Config))
     end).
 
 what_is_no_certificate_is_refused(_Config) ->

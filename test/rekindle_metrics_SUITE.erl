@@ -333,7 +333,8 @@ rules(Config) ->
 %% On made-up series of three hours. Scope s evicts 6 % of what it stores and t 4 %; of the lookups of w 6 % ask for
 %% evicted sessions, of those of x 4 %. s has a fault after 100 minutes; it refuses a session whose layout it does not
 %% know after 150, one that it has no room for after 165, and thirty that are too large after 172, while t has refused
-%% nine of these after 120. The journal of s stops after 170, and reads forged records after 180.
+%% nine of these after 120. The journal of s stops after 170, and reads forged records after 180. Of t, two revocations are
+%% unwritten, three missing, and the node folder fails, all after 190.
 alerts_are_raised_when_they_should_be(Config) ->
     Series = fun(Metric, Scope, Values) ->
         io_lib:format("      - {series: 'rekindle_~s{scope=\"~s\"}', values: '~s'}\n", [Metric, Scope, Values])
@@ -367,6 +368,9 @@ alerts_are_raised_when_they_should_be(Config) ->
         Refused("s", "layout", "0x150 1x50"), Refused("s", "no_room", "0x165 1x35"), Refused("s", "too_large", "0x172 30x28"),
         Refused("t", "layout", "0x200"), Refused("t", "no_room", "0x200"), Refused("t", "too_large", "0x120 9x80"),
         Series("journal_up", "s", "1x170 0x30"), Series("journal_up", "t", "1x200"),
+        Series("journal_unwritten_revocations", "s", "0x200"), Series("journal_unwritten_revocations", "t", "0x190 2x10"),
+        Series("journal_missing_revocations", "s", "0x200"), Series("journal_missing_revocations", "t", "0x190 3x10"),
+        Series("journal_node_folder_up", "s", "1x200"), Series("journal_node_folder_up", "t", "1x190 0x10"),
         Skipped("forged", "0x180 9x20"), Skipped("expired", "0+5x200"),
         "    promql_expr_test:\n",
         Raised(30, []), Raised(75, TooSmall), Raised(95, [NotLoaded | TooSmall]),
@@ -374,7 +378,9 @@ alerts_are_raised_when_they_should_be(Config) ->
         Raised(160, [NotLoaded, {"RekindleRefuses", "s"} | TooSmall]),
         Raised(168, [NotLoaded | Refusals] ++ TooSmall),
         Raised(178, [NotLoaded, {"RekindleProbed", "s"}, {"RekindleJournalDown", "s"} | Refusals] ++ TooSmall),
-        Raised(185, [NotLoaded, {"RekindleProbed", "s"}, {"RekindleJournalDown", "s"}, {"RekindleForgedRecords", "s"} | Refusals] ++ TooSmall)
+        Raised(185, [NotLoaded, {"RekindleProbed", "s"}, {"RekindleJournalDown", "s"}, {"RekindleForgedRecords", "s"} | Refusals] ++ TooSmall),
+        Raised(198, [NotLoaded, {"RekindleProbed", "s"}, {"RekindleJournalDown", "s"}, {"RekindleForgedRecords", "s"} | Refusals] ++ TooSmall ++
+            [{Alert, "t"} || Alert <- ["RekindleRevocationsUnwritten", "RekindleRevocationsMissing", "RekindleNodeFolderDown"]])
     ]),
     {Status, Output} = rekindle_clients:run("promtool", ["test", "rules", File], [], ?MINUTE),
     ?assertEqual(0, Status, Output).
@@ -382,7 +388,8 @@ alerts_are_raised_when_they_should_be(Config) ->
 %% A real Prometheus scrapes a real node, and is asked what the dashboard would ask it.
 every_panel_and_alert_has_data(Config) ->
     {ok, _} = application:ensure_all_started(inets),
-    with_busy_node(fleet, Config, fun(Node) ->
+    Journal = {journal, {folder, filename:join(?config(priv_dir, Config), "journal")}},
+    with_busy_node(fleet, [Journal], Config, fun(Node) ->
         Port = serve_metrics(Node, Config),
         with_prometheus(Port, Config, fun(Api) ->
             await_data(Api, "up{job=\"rekindle\"} == 1", fun() -> ok end),
@@ -394,7 +401,7 @@ every_panel_and_alert_has_data(Config) ->
             %% The alerts are evaluated, and none is raised.
             await("rules are evaluated", fun() ->
                 {200, Rules} = fetch(Api ++ "rules"),
-                length(matches("\"health\":\"(ok)\"", <<Rules/binary, "\"health\":\"ok\"">>)) =:= 1 + 9
+                length(matches("\"health\":\"(ok)\"", <<Rules/binary, "\"health\":\"ok\"">>)) =:= 1 + 12
             end, fun() -> ok end),
             {200, Alerts} = fetch(Api ++ "alerts"),
             ?assertNotEqual(nomatch, string:find(Alerts, "\"alerts\":[]"))
@@ -518,8 +525,11 @@ ageless(Series) ->
 
 %% A listener that has been resumed at and has refused a session, one that shares under a name, and ssl's client.
 with_busy_node(Name, Config, Fun) ->
+    with_busy_node(Name, [], Config, Fun).
+
+with_busy_node(Name, More, Config, Fun) ->
     SharedPort = rekindle_node:free_port(),
-    Node = rekindle_node:start_ssl([{session_cb_init_args, [{scope, #{SharedPort => Name}}]}]),
+    Node = rekindle_node:start_ssl([{session_cb_init_args, [{scope, #{SharedPort => Name}} | More]}]),
     #{server := #{ec := #{cert := Cert, key := Key}}} = ?config(certs, Config),
     Options = [{certfile, Cert}, {keyfile, Key}],
     {_, Port} = rekindle_node:call(Node, rekindle_servers, start, [tls, [{versions, ['tlsv1.2']} | Options]]),

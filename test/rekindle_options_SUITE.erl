@@ -15,6 +15,11 @@
     a_bad_max_sessions_is_refused/1,
     a_bad_lifetime_is_refused/1,
     a_bad_scope_is_refused/1,
+    a_bad_node_folder_is_refused/1,
+    a_bad_wait_for_living_node_is_refused/1,
+    a_bad_max_log_bytes_is_refused/1,
+    a_journal_s_client_certificate_needs_its_key_and_tls/1,
+    the_node_folder_is_known_without_a_listener/1,
     what_is_no_list_is_refused/1,
     an_error_is_one_line_whatever_the_value/1
 ]).
@@ -57,10 +62,15 @@ groups() ->
             a_bad_max_sessions_is_refused,
             a_bad_lifetime_is_refused,
             a_bad_scope_is_refused,
+            a_bad_node_folder_is_refused,
+            a_bad_wait_for_living_node_is_refused,
+            a_bad_max_log_bytes_is_refused,
+            a_journal_s_client_certificate_needs_its_key_and_tls,
             what_is_no_list_is_refused,
             an_error_is_one_line_whatever_the_value
         ]},
         {running, [], [
+            the_node_folder_is_known_without_a_listener,
             a_bad_option_is_readable_when_ssl_is_started,
             a_bad_option_is_readable_when_a_permanent_ssl_ends_the_node,
             a_bad_option_is_readable_when_the_boot_script_starts_ssl,
@@ -104,6 +114,12 @@ good_values_are_taken(_Config) ->
         {max_sessions, ?TOO_LARGE - 1},
         {lifetime, 1},
         {lifetime, 31_622_400},
+        {node_folder, "/var/lib/my_app"},
+        {node_folder, <<"relative">>},
+        {wait_for_living_node, true},
+        {wait_for_living_node, false},
+        {max_log_bytes, 1},
+        {max_log_bytes, ?TOO_LARGE - 1},
         {scope, listener},
         {scope, #{}},
         {scope, #{1 => web, 65535 => {any, "term"}}},
@@ -117,7 +133,11 @@ what_is_left_out_has_a_default(_Config) ->
         max_bytes => 67_108_864,
         max_sessions => undefined,
         lifetime => undefined,
-        scope => listener, journal => none
+        scope => listener,
+        journal => none,
+        node_folder => undefined,
+        wait_for_living_node => false,
+        max_log_bytes => undefined
     },
     ?assertEqual({ok, Defaults, []}, rekindle_options:parse([])),
     ?assertEqual({ok, Defaults#{lifetime := 5}, []}, rekindle_options:parse([{lifetime, 5}])).
@@ -156,6 +176,56 @@ a_bad_scope_is_refused(_Config) ->
     Maps = [#{443 => good, Key => name} || Key <- Keys],
     Allowed = "listener, or a map from Port or {IpAddress, Port} to a name",
     refused(scope, Allowed, [listeners, undefined, 443, [{443, name}], "web", {443, name} | Maps]).
+
+a_bad_node_folder_is_refused(_Config) ->
+    refused(node_folder, "a file name", [undefined, folder, "", <<>>, 17, {folder, "x"}, [a, b], <<255>>]).
+
+a_bad_wait_for_living_node_is_refused(_Config) ->
+    refused_values(wait_for_living_node, "true or false", [yes, 1, "true", undefined]).
+
+a_bad_max_log_bytes_is_refused(_Config) ->
+    refused(max_log_bytes, "a positive integer, in bytes", [infinity | no_bounds()]).
+
+a_journal_s_client_certificate_needs_its_key_and_tls(_Config) ->
+    Journal = fun(Url, Options) -> [{journal, {valkey, Url, [{key_file, "k"} | Options]}}] end,
+    Both = [{tls_cert_file, "c"}, {tls_key_file, <<"k">>}],
+    [?assertMatch({ok, _, []}, rekindle_options:parse(Journal(Scheme ++ "://a", Both))) || Scheme <- ["valkeys", "rediss"]],
+    [
+        begin
+            Line = refusal(Journal(Url, Options)),
+            ?assertEqual({prefix, "rekindle: option journal: " ++ Why}, {prefix, prefix_of(Line, "rekindle: option journal: " ++ Why)})
+        end
+     || {Url, Options, Why} <- [
+            {"valkeys://a", [{tls_cert_file, "c"}], "tls_cert_file and tls_key_file belong together"},
+            {"valkeys://a", [{tls_key_file, "c"}], "tls_cert_file and tls_key_file belong together"},
+            {"valkey://a", Both, "tls_cert_file needs TLS"},
+            {"redis://a", Both, "tls_cert_file needs TLS"},
+            {"valkeys://a", [{tls_cert_file, 7}, {tls_key_file, "k"}], "its option tls_cert_file has to be a file name"}
+        ]
+    ].
+
+%% What is revoked before any listener is open is written there.
+the_node_folder_is_known_without_a_listener(_Config) ->
+    Node = rekindle_node:start([]),
+    Valkey = {journal, {valkey, "valkey://a", [{key_file, "k"}]}},
+    [
+        begin
+            [set_env(Node, Key, Args) || {Key, Args} <- Env],
+            ?assertEqual({Env, Expected}, {Env, rekindle_node:call(Node, rekindle_journal, node_folders, [])})
+        end
+     || {Env, Expected} <- [
+            {[], []},
+            {[{session_cb_init_args, [{journal, {folder, "/a"}}]}], [<<"/a">>]},
+            {[{session_cb_init_args, [{journal, {folder, "/a", [{key_file, "/k"}]}}, {node_folder, "/b"}]}], [<<"/b">>]},
+            {[{session_cb_init_args, [Valkey]}], []},
+            {[{session_cb_init_args, [Valkey, {node_folder, <<"/c">>}]}], [<<"/c">>]},
+            {[{session_cb_init_args, [{node_folder, "/d"}]}], []},
+            {[{session_cb_init_args, [{journal, wrong}]}], []},
+            {[{session_cb_init_args, nothing}], []},
+            {[{server_session_cb_init_args, [{journal, {folder, "/e"}}]}], [<<"/e">>]}
+        ]
+    ],
+    rekindle_node:stop(Node).
 
 what_is_no_list_is_refused(_Config) ->
     [
@@ -202,11 +272,17 @@ refusal(Args) ->
 
 %% The option alone, without a value, is the proplists way to say `true'.
 refused(Option, Allowed, Values) ->
+    refused_terms(Option, Allowed, [{Option, true} | [{{Option, Value}, Value} || Value <- Values]]).
+
+refused_values(Option, Allowed, Values) ->
+    refused_terms(Option, Allowed, [{{Option, Value}, Value} || Value <- Values]).
+
+refused_terms(Option, Allowed, Terms) ->
     Name = atom_to_list(Option),
     Expected = fun(Value) -> lists:flatten(["rekindle: option ", Name, " is ", Value, "; allowed: ", Allowed]) end,
     [
         ?assertEqual({prefix, Expected(shown(Value))}, {prefix, prefix_of(refusal([Arg]), Expected(shown(Value)))})
-     || {Arg, Value} <- [{Option, true} | [{{Option, Value}, Value} || Value <- Values]]
+     || {Arg, Value} <- Terms
     ].
 
 shown(Value) ->
