@@ -612,19 +612,25 @@ fn a_scope_that_is_gone_and_comes_back_begins_at_its_end_for_old_readers() {
     writer.writer.trim(&only(HOUR)[..1]).unwrap();
     writer.append(Stream::Sessions, &numbered(10, 15)).unwrap();
     assert_eq!(reader.older(Stream::Sessions, 100), Ok(vec![]));
+}
 
-    // The same where the whole log went.
+#[test]
+fn a_log_that_is_begun_again_has_nothing_for_old_readers() {
+    let folder = TempDir::new().unwrap();
+    let log = One::at(folder.path());
+    let (mut writer, mut reader) = (log.writer(SCOPE), log.reader(SCOPE));
+    writer.append(Stream::Sessions, &numbered(0, 10)).unwrap();
     reader.mark().unwrap();
-    writer.writer.trim(&only(Duration::ZERO)[1..]).unwrap();
-    let none = [
-        bounds("other", Duration::ZERO, 0),
-        bounds(SCOPE, Duration::ZERO, 0),
-    ];
-    writer.append(Stream::Sessions, &numbered(20, 30)).unwrap();
-    reader.mark().unwrap();
-    writer.writer.trim(&none).unwrap();
-    writer.append(Stream::Sessions, &numbered(15, 20)).unwrap();
+    writer.trim(Duration::ZERO).unwrap();
+    // With the numbers of the former ones.
+    writer.append(Stream::Sessions, &numbered(10, 15)).unwrap();
     assert_eq!(reader.older(Stream::Sessions, 100), Ok(vec![]));
+    reader.mark().unwrap();
+    let found = reader.older(Stream::Sessions, 100).unwrap();
+    assert_eq!(
+        found.iter().map(number).collect::<Vec<_>>(),
+        newest_first(10, 15)
+    );
 }
 
 #[test]
