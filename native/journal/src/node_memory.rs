@@ -108,7 +108,7 @@ enum Entry<'a> {
 }
 
 impl NodeMemory {
-    /// The memory in this folder, or that of the process alone. Nothing is opened yet: see [`ready`](Self::ready).
+    /// The memory in this folder, or that of the process alone. Nothing is opened yet.
     pub fn of(folder: Option<&Path>) -> Arc<NodeMemory> {
         let Some(folder) = folder else {
             return Arc::clone(&WITHOUT_FOLDER);
@@ -136,11 +136,6 @@ impl NodeMemory {
     /// The folder.
     pub fn folder(&self) -> Option<&Path> {
         self.folder.as_deref()
-    }
-
-    /// Loads the file unless that is done, and says why it cannot be.
-    pub fn ready(&self) -> Result<(), String> {
-        self.load().map(drop)
     }
 
     /// Why the file could not be opened, or not be written the last time.

@@ -2,13 +2,15 @@
 
 use crate::clock::{now_ms, wall_ms};
 use crate::queue::Note;
-use crate::record::Statement;
-use crate::record::{content_hash, header, Body, ContentHash, LogIdentity, Opened, Skipped, Stamp};
+use crate::record::{
+    content_hash, header, seal, Body, ContentHash, LogIdentity, Opened, Skipped, Stamp, Statement,
+};
 use crate::revocations::{RevocationId, Verdict};
 use crate::shared::{References, Shared, CLOCK_STEP_MS, MAX_AHEAD_MS};
 use crate::status::Part;
 use crate::target::Target;
 use crate::template::TemplateCodec;
+use chacha20poly1305::aead::Generate;
 use rangemap::RangeInclusiveSet;
 use rekindle_core::{Arrival, Held, NewSession, Restored, Scope, ServerStore, SessionKey};
 use rekindle_log::{Record, Stream};
@@ -26,6 +28,8 @@ pub(crate) struct Seen {
     pub revocations: HashMap<u64, RangeInclusiveSet<u64>>,
     pub contents: HashSet<ContentHash>,
     pub has_own_clock: bool,
+    /// Whether there is any record of this log.
+    pub has_any: bool,
     pub answers: HashSet<u64>,
     /// Names of keys that records are sealed with and this node does not have.
     pub unknown_keys: HashSet<Vec<u8>>,
@@ -106,6 +110,16 @@ impl<T: TemplateCodec> Shared<T> {
             Err(_) => {}
         }
         opened
+    }
+
+    /// A record that gives a new log an identity.
+    pub fn claim(&self) -> Result<Record, String> {
+        let keys = self.keys().ok_or("there is no key to seal with")?;
+        let random = LogIdentity::try_generate();
+        let identity = random.map_err(|_| "the system gives no random bytes")?;
+        let statement = Statement::default().encode();
+        let stamp = self.stamp(identity, now_ms(), 0);
+        seal(&keys, &self.context, stamp, &Body::Knowledge(&statement))
     }
 
     /// The log that a record was written to, if it opens.
@@ -361,7 +375,7 @@ impl<T: TemplateCodec> Shared<T> {
         }
         replay.answered.extend(asked);
         drop(replay);
-        if !is_complete || !open.is_empty() {
+        if !is_complete || !open.is_empty() || !seen.has_any {
             notes.push(Note::Statement);
         }
         notes.extend(open.into_iter().map(|nonce| Note::Answer { nonce }));

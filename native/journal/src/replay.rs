@@ -11,7 +11,7 @@ use crate::status::{EventKind, Part};
 use crate::template::TemplateCodec;
 use chacha20poly1305::aead::Generate;
 use rekindle_core::{Arrival, SessionKey};
-use rekindle_log::{LogError, LogReader, Record, Stream};
+use rekindle_log::{Batch as LogBatch, LogError, LogReader, Record, Stream};
 use std::collections::HashSet;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
@@ -170,7 +170,7 @@ fn replay<T: TemplateCodec>(
         return Ok(());
     }
     let began = Instant::now();
-    if journal.identity.get().is_none() && !identify(journal, reader)? {
+    if journal.identity.get().is_none() && !identify(hub, journal, reader)? {
         again(Duration::from_millis(100));
         return Ok(());
     }
@@ -264,36 +264,31 @@ fn must_have_known<T: TemplateCodec>(journal: &Shared<T>) -> bool {
 
 /// Finds out which log it is. `false` if that cannot be said yet.
 fn identify<T: TemplateCodec>(
+    hub: &Hub<T>,
     journal: &Shared<T>,
     reader: &mut dyn LogReader,
 ) -> Result<bool, LogError> {
-    reader.mark(&journal.name)?;
-    // The oldest decides: what was copied into a log comes behind its own records.
-    let mut found = None;
-    loop {
-        let records = reader.older(Stream::Control, PAGE)?;
-        if records.is_empty() || journal.has_ended() {
-            break;
-        }
-        let identities = |record: &Record| journal.identity_of(Stream::Control, record);
-        found = records.iter().rev().find_map(identities).or(found);
-    }
+    let mut found = oldest_identity(journal, reader)?;
     if found.is_none() {
-        let sessions = reader.older(Stream::Sessions, PAGE)?;
-        let identities = |record: &Record| journal.identity_of(Stream::Sessions, record);
-        found = sessions.iter().find_map(identities);
-    }
-    let identity = match found {
-        Some(identity) => identity,
-        None => {
-            let mut replay = journal.replay.lock();
-            let since = *replay.empty_since.get_or_insert_with(Instant::now);
-            if journal.is_shared_log && since.elapsed() < NEW_LOG_AFTER {
-                return Ok(false);
-            }
-            let random = LogIdentity::try_generate();
-            random.map_err(|_| LogError("the system gives no random bytes".into()))?
+        let mut replay = journal.replay.lock();
+        let since = *replay.empty_since.get_or_insert_with(Instant::now);
+        drop(replay);
+        if journal.is_shared_log && since.elapsed() < NEW_LOG_AFTER {
+            return Ok(false);
         }
+        // Of several nodes that begin a log, the first one names it.
+        let claim = journal.claim().map_err(LogError)?;
+        let batch = LogBatch {
+            scope: &journal.name,
+            control: &[claim],
+            sessions: &[],
+        };
+        let appended = hub.log.writer().append(&[batch])?;
+        appended.into_iter().collect::<Result<(), _>>()?;
+        found = oldest_identity(journal, reader)?;
+    }
+    let Some(identity) = found else {
+        return Ok(false);
     };
     let _ = journal.identity.set(identity);
     journal.memory.note_log_identity(
@@ -303,6 +298,29 @@ fn identify<T: TemplateCodec>(
         identity,
     );
     Ok(true)
+}
+
+/// The identity that the log's oldest record has: what was copied into a log comes behind its own records.
+fn oldest_identity<T: TemplateCodec>(
+    journal: &Shared<T>,
+    reader: &mut dyn LogReader,
+) -> Result<Option<LogIdentity>, LogError> {
+    reader.mark(&journal.name)?;
+    let mut found = None;
+    loop {
+        let records = reader.older(Stream::Control, PAGE)?;
+        if records.is_empty() || journal.has_ended() {
+            break;
+        }
+        let identity = |record: &Record| journal.identity_of(Stream::Control, record);
+        found = records.iter().rev().find_map(identity).or(found);
+    }
+    if found.is_none() {
+        let sessions = reader.older(Stream::Sessions, PAGE)?;
+        let identity = |record: &Record| journal.identity_of(Stream::Sessions, record);
+        found = sessions.iter().find_map(identity);
+    }
+    Ok(found)
 }
 
 fn must_be_confirmed<T: TemplateCodec>(journal: &Shared<T>) -> bool {
