@@ -480,7 +480,7 @@ fn a_waiting_follower_is_woken_up() {
         let mut admin = server.admin();
         until("it waits", || {
             let clients = admin.run(&["CLIENT", "LIST"]);
-            clients.contains("cmd=xread").then_some(())
+            clients.contains("flags=b").then_some(())
         });
         append_sessions(&mut *log.writer(), 0..1).unwrap();
         let found = waiting.join().unwrap();
