@@ -69,6 +69,8 @@ struct Tail {
     /// Of a control stream: how many entries it has to have at least, and the id from which on they are counted one by
     /// one.
     counted: Option<Extent>,
+    /// Whether it was looked at since it is followed, or since the connection was lost.
+    is_checked: bool,
     /// In a cluster, whether there may be something new.
     is_due: bool,
     /// Whether the server refuses to read the key, as if it is no stream.
@@ -78,6 +80,7 @@ struct Tail {
 impl Tail {
     /// Takes note of how far the stream goes. Answers whether entries are gone that it had.
     fn compare(&mut self, now: Extent, is_control: bool) -> bool {
+        self.is_checked = true;
         let went_back = now.last < self.last;
         if went_back {
             // It began again. Nothing says that its ids go on from where the old ones ended.
@@ -170,6 +173,7 @@ impl Follower {
             scope.lost = true;
             for tail in &mut scope.tails {
                 tail.counted = None;
+                tail.is_checked = false;
                 tail.is_due = true;
             }
         }
@@ -201,7 +205,7 @@ impl Follower {
         let mut chosen: Vec<(usize, usize)> = (0..self.scopes.len())
             .filter(|scope| {
                 let control = &self.scopes[*scope].tails[0];
-                control.counted.is_none() && !control.is_refused
+                !control.is_checked && !control.is_refused
             })
             .map(|scope| (scope, 0))
             .collect();
@@ -333,7 +337,7 @@ impl Follower {
 
     /// Reads from one server, and waits up to `wait`.
     fn look(&mut self, wait: Duration, deadline: Instant) -> Result<(), LogError> {
-        let parts = self.parts(|tail| !tail.is_refused);
+        let parts = self.parts(|_| true);
         let count = (MAX_ENTRIES / parts.len().max(1)).max(1);
         let command = self.read_command(&parts, count, wait);
         let answer = self.call(&[command], wait, deadline)?.pop();
@@ -359,11 +363,15 @@ impl Follower {
         }
     }
 
+    /// The streams that can be read. Sessions cannot without the control records of their scope.
     fn parts(&self, is_wanted: impl Fn(&Tail) -> bool) -> Vec<(usize, usize)> {
         let mut parts = Vec::new();
         for (scope, followed) in self.scopes.iter().enumerate() {
+            if followed.tails[0].is_refused {
+                continue;
+            }
             for (stream, tail) in followed.tails.iter().enumerate() {
-                if is_wanted(tail) {
+                if !tail.is_refused && is_wanted(tail) {
                     parts.push((scope, stream));
                 }
             }
@@ -409,7 +417,7 @@ impl Follower {
 
     /// Reads from the servers of a cluster, and waits up to `wait`.
     fn look_around(&mut self, wait: Duration, deadline: Instant) -> Result<(), LogError> {
-        let is_due = |tail: &Tail| tail.is_due && !tail.is_refused;
+        let is_due = |tail: &Tail| tail.is_due;
         if self.parts(is_due).is_empty() {
             self.listen(wait, deadline)?;
         }
@@ -421,7 +429,6 @@ impl Follower {
         let sessions: Vec<_> = due.iter().copied().filter(|part| part.1 != 0).collect();
         let mut control: Vec<_> = due.iter().map(|(scope, _)| (*scope, 0)).collect();
         control.dedup();
-        control.retain(|(scope, _)| !self.scopes[*scope].tails[0].is_refused);
         let mut found = Vec::new();
         // The control streams after the others: they have all that the sessions refer to.
         let result = self
@@ -541,12 +548,12 @@ impl Follower {
                 thread::sleep(PACE.saturating_sub(paced.elapsed()).min(left()));
             }
             self.check(deadline)?;
-            if self.has_news() {
-                return Ok(());
-            }
-            if self.parts(|tail| !tail.is_refused).is_empty() {
+            if self.parts(|_| true).is_empty() {
                 thread::sleep(left());
                 return self.refusal.clone().map_or(Ok(()), Err);
+            }
+            if self.has_news() {
+                return Ok(());
             }
             let block = left().min(BLOCK);
             match self.config.cluster {
@@ -563,7 +570,13 @@ impl Follower {
 impl LogFollower for Follower {
     fn follow(&mut self, scope: &Arc<str>, from: &Mark) {
         self.leave(scope);
-        let tails = keys(&self.config, scope)
+        let keys = keys(&self.config, scope);
+        // Behind the ends of the streams, a mark has the number of control records.
+        let count = from.0.get(keys.len()).map(|(length, _)| Extent {
+            length: *length,
+            last: Id(from.0[0].0, from.0[0].1),
+        });
+        let tails = keys
             .into_iter()
             .enumerate()
             .map(|(stream, key)| {
@@ -571,7 +584,8 @@ impl LogFollower for Follower {
                 Tail {
                     key,
                     last: Id(time, number),
-                    counted: None,
+                    counted: count.filter(|_| stream == 0),
+                    is_checked: false,
                     is_due: true,
                     is_refused: false,
                 }
@@ -595,7 +609,7 @@ impl LogFollower for Follower {
         let wait = wait.min(MAX_WAIT);
         if self.scopes.is_empty() {
             thread::sleep(wait);
-        } else if !self.has_news() {
+        } else if self.ready.is_empty() {
             self.number_keys();
             self.wait(wait)?;
         }

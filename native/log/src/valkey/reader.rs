@@ -7,7 +7,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use super::config::ValkeyConfig;
 use super::resp::Value;
 use super::servers::{Command, Repeat, Servers};
-use super::{deadline, error, error_for, keys, nonsense, page, Id, Page, MAX_ENTRIES};
+use super::{
+    deadline, error, error_for, extent, keys, nonsense, page, Extent, Id, Page, MAX_ENTRIES,
+};
 use crate::{LogError, LogReader, Mark, Record, Stream};
 
 const DOING: &str = "reading";
@@ -85,6 +87,25 @@ impl Reader {
         Ok(pages)
     }
 
+    /// How far the control stream goes.
+    fn control(&mut self, deadline: Instant) -> Result<Extent, LogError> {
+        let key = &self.keys[0];
+        let command = Command::new(key, &[b"XINFO", b"STREAM", key]);
+        let answer = self
+            .servers
+            .call(&[command], Duration::ZERO, deadline, Repeat::Safe)
+            .map_err(|why| error(&self.config, DOING, &why))?
+            .pop();
+        match answer.map(extent) {
+            Some(Ok(Some(extent))) => Ok(extent),
+            Some(Err(why)) => Err(error_for(&self.config, DOING, &why, &self.keys[0])),
+            _ => {
+                self.servers.disconnect();
+                Err(nonsense(&self.config, DOING, "XINFO STREAM"))
+            }
+        }
+    }
+
     /// Ends the connections if all was read.
     fn rest(&mut self) {
         let is_done = |back: &Back| back.next.is_none() && back.page.is_empty();
@@ -99,31 +120,26 @@ impl LogReader for Reader {
         let deadline = deadline();
         self.keys = keys(&self.config, scope);
         self.back = Vec::new();
-        let last = |stream| (stream, "+".to_owned());
-        // The control stream last: it has all that the sessions before its end refer to.
-        let mut from: Vec<_> = (1..self.keys.len()).map(last).collect();
-        let mut sessions = self.pages(&from, 1, deadline)?;
-        from = vec![last(0)];
-        let mut pages = self.pages(&from, 1, deadline)?;
-        pages.append(&mut sessions);
-        let ends: Vec<Id> = pages
-            .iter()
-            .map(|page| {
-                let last = page.entries.first().map(|(id, _)| *id);
-                last.or(page.cut_at).unwrap_or_default()
-            })
+        let all: Vec<_> = (1..self.keys.len())
+            .map(|stream| (stream, "+".to_owned()))
             .collect();
+        let mut ends = vec![Id::default()];
+        for page in self.pages(&all, 1, deadline)? {
+            let last = page.entries.first().map(|(id, _)| *id);
+            ends.push(last.or(page.cut_at).unwrap_or_default());
+        }
+        // The control stream last: it has all that the sessions before its end refer to.
+        let control = self.control(deadline)?;
+        ends[0] = control.last;
         let back = |last: &Id| Back {
             next: Some(*last).filter(|last| *last != Id::default()),
             page: VecDeque::new(),
         };
         self.back = ends.iter().map(back).collect();
         self.rest();
-        Ok(Mark(
-            ends.into_iter()
-                .map(|Id(time, number)| (time, number))
-                .collect(),
-        ))
+        let ends = ends.into_iter().map(|Id(time, number)| (time, number));
+        // A follower counts on from here.
+        Ok(Mark(ends.chain([(control.length, 0)]).collect()))
     }
 
     fn older(&mut self, stream: Stream, limit: usize) -> Result<Vec<Record>, LogError> {

@@ -15,7 +15,7 @@ const MAX_NESTING: usize = 8;
 /// Statuses, numbers and errors are lines.
 const MAX_LINE_BYTES: usize = 64 << 10;
 /// So much of an error is kept.
-const MAX_ERROR_BYTES: usize = 1024;
+const MAX_ERROR_CHARS: usize = 1024;
 /// What a value is taken to cost beside its text: itself, twice as it is in a growing vector, and an allocation.
 const VALUE_BYTES: usize = 128;
 
@@ -142,7 +142,8 @@ fn head(source: &mut impl BufRead, budget: &mut Budget) -> Result<Head, Fault> {
             Head::Value(Value::Text(rest.to_vec()))
         }
         b'-' => {
-            let error = printable(&String::from_utf8_lossy(rest), MAX_ERROR_BYTES);
+            let mut error = printable(&String::from_utf8_lossy(rest), MAX_ERROR_CHARS);
+            error.shrink_to_fit();
             budget.spend(error.len())?;
             Head::Value(Value::Error(error))
         }

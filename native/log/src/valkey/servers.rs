@@ -305,9 +305,13 @@ fn at((host, port): &Address, broken: Broken) -> Broken {
     }
 }
 
-/// Whether a command was refused, and not carried out, because it is another server's now.
+/// Whether a command was refused, and not carried out, because the server's part has changed: another one has the key, or
+/// it has become a replica.
 fn is_elsewhere(answer: &Value) -> bool {
-    matches!(answer.error_code(), Some("MOVED" | "READONLY"))
+    matches!(
+        answer.error_code(),
+        Some("MOVED" | "READONLY" | "UNBLOCKED")
+    )
 }
 
 /// Slots of a cluster, and the server that has them.

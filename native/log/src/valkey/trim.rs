@@ -39,6 +39,7 @@ const USUAL_RECORD_BYTES: u64 = 1000;
 pub(super) struct Kept {
     streams: Vec<KeptStream>,
     keep: Option<Duration>,
+    max_bytes: u64,
     due: Option<Instant>,
     interval: Duration,
     /// How many records, and how many bytes of records, this writer has appended; and the bytes since the last look.
@@ -99,6 +100,7 @@ impl Kept {
         Self {
             streams: vec![KeptStream::default(); streams],
             keep: None,
+            max_bytes: u64::MAX,
             due: None,
             interval: BUSY,
             appended: 0,
@@ -131,8 +133,12 @@ impl Kept {
         Some(Command::new(key, &[b"EXPIRE", key, seconds.as_bytes()]))
     }
 
-    fn is_due(&self, now: Instant, max_bytes: u64) -> bool {
-        self.due.is_none_or(|due| due <= now) || self.new_bytes > max_bytes / 16
+    /// Takes note of the bounds and answers whether it is time to see whether they hold.
+    fn is_due(&mut self, now: Instant, bounds: &Bounds) -> bool {
+        let are_new = self.keep != Some(bounds.keep) || self.max_bytes != bounds.max_bytes;
+        self.keep = Some(bounds.keep);
+        self.max_bytes = bounds.max_bytes;
+        are_new || self.due.is_none_or(|due| due <= now) || self.new_bytes > bounds.max_bytes / 16
     }
 
     fn estimate(&self, length: u64) -> u64 {
@@ -217,8 +223,7 @@ impl Writer {
         let mut due = Vec::new();
         for bounds in scopes {
             let kept = &mut self.scope(bounds.scope).kept;
-            kept.keep = Some(bounds.keep);
-            if kept.is_due(began, bounds.max_bytes) {
+            if kept.is_due(began, bounds) {
                 due.push(*bounds);
             }
         }
