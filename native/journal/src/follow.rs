@@ -130,7 +130,7 @@ fn apply_sessions<'a, T: TemplateCodec>(
                 Err(Unread::UnknownKnowledge(hash)) => {
                     journal.status.skip(Skipped::Template);
                     let mut replay = journal.replay.lock();
-                    if replay.unknown.insert(hash) && !replay.wants_replay {
+                    if !replay.settled.contains(&hash) && !replay.wants_replay {
                         replay.want_replay(Duration::from_secs(2));
                     }
                 }

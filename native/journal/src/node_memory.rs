@@ -22,8 +22,8 @@ const FILE: &str = "revocations";
 /// How much running time may be lost when a process is killed.
 const ELAPSED_STEP_MS: u64 = 10 * 60 * 1000;
 
-/// How long a revocation is kept for scopes that this node has not seen: their lifetimes are unknown. Ten years.
-const KEEP_FOR_LATER_MS: u64 = 10 * 366 * 24 * 3600 * 1000;
+/// How long a revocation is kept for scopes that are not open, if none is: their lifetimes are unknown. 31 days.
+const KEEP_FOR_LATER_MS: u64 = 31 * 24 * 3600 * 1000;
 
 /// About how large a block of a compacted file is.
 const BLOCK_BYTES: usize = 64 * 1024;
@@ -217,16 +217,18 @@ impl NodeMemory {
         let mut meant = open.to_vec();
         let mut bytes = Vec::new();
         if is_for_all {
+            let longest_ms = open.iter().map(|(_, keep_ms)| *keep_ms).max();
+            let keep_ms = longest_ms.unwrap_or(KEEP_FOR_LATER_MS);
             let mut scopes = self.scopes.lock();
             let is_open = |name: &Arc<str>| open.iter().any(|(scope, _)| scope.name == *name);
             let closed = scopes.by_name.iter().filter(|(name, _)| !is_open(name));
-            meant.extend(closed.map(|(_, scope)| (Arc::clone(scope), KEEP_FOR_LATER_MS)));
+            meant.extend(closed.map(|(_, scope)| (Arc::clone(scope), keep_ms)));
             let is_nowhere_else = meant.is_empty();
             let is_kept = |target: &&Target| is_nowhere_else || **target == Target::All;
             for target in targets.iter().filter(is_kept) {
-                let expires_ms = now_ms.saturating_add(KEEP_FOR_LATER_MS);
+                let expires_ms = now_ms.saturating_add(keep_ms);
                 scopes.later.insert(target.clone(), expires_ms);
-                Entry::Later(KEEP_FOR_LATER_MS, target).encode(&mut bytes);
+                Entry::Later(keep_ms, target).encode(&mut bytes);
             }
         }
         let mut made = Vec::new();

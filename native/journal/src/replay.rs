@@ -5,7 +5,7 @@ use crate::backoff::Backoff;
 use crate::hub::Hub;
 use crate::queue::Note;
 use crate::reader::{Seen, Unread};
-use crate::record::{LogIdentity, Skipped};
+use crate::record::{ContentHash, LogIdentity, Skipped};
 use crate::shared::Shared;
 use crate::status::{EventKind, Part};
 use crate::template::TemplateCodec;
@@ -23,8 +23,8 @@ const PAGE: usize = if cfg!(test) { 50 } else { 1000 };
 /// How often the thread looks for something to do, where nobody tells it.
 const TICK: Duration = Duration::from_millis(100);
 
-/// How often a node asks the others for what is missing.
-const ASK_EVERY: Duration = Duration::from_secs(2);
+/// How soon a node asks the others for what is missing once more. Doubled each time, up to a minute.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 /// Most questions whose answer is waited for.
 const MAX_ASKED: usize = 32;
@@ -135,7 +135,7 @@ fn scan_only<T: TemplateCodec>(
         hold(journal, why);
         return Ok(());
     }
-    journal.set(Part::Replay, Ok(()));
+    note_done(journal);
     journal.complete_log(&seen);
     Ok(())
 }
@@ -198,7 +198,7 @@ fn replay<T: TemplateCodec>(
         hold(journal, why);
         return Ok(());
     }
-    journal.set(Part::Replay, Ok(()));
+    note_done(journal);
     let took_ms = began.elapsed().as_millis() as u64;
     journal.status.note_replay(took_ms);
     if !journal.has_replayed.swap(true, Relaxed) {
@@ -233,10 +233,7 @@ fn read_sessions<T: TemplateCodec>(
                     Err(Unread::Skipped(reason)) => journal.status.skip(reason),
                     Err(Unread::UnknownKnowledge(hash)) => {
                         journal.status.skip(Skipped::Template);
-                        let mut replay = journal.replay.lock();
-                        replay.unknown.insert(hash);
-                        let is_answered = replay.is_answered || replay.is_overridden;
-                        if !is_answered && journal.is_shared_log || must_have_known(journal) {
+                        if !is_settled(journal, hash) {
                             return true;
                         }
                     }
@@ -257,9 +254,15 @@ fn read_sessions<T: TemplateCodec>(
     }
 }
 
-/// A log of this node alone has nobody to ask.
-fn must_have_known<T: TemplateCodec>(journal: &Shared<T>) -> bool {
-    !journal.is_shared_log && !journal.was_remembered() && !journal.replay.lock().is_overridden
+/// Whether a session may be left out because what its writer knew is not in the log: if another node has answered that it
+/// knows no more, or nobody else could know.
+fn is_settled<T: TemplateCodec>(journal: &Shared<T>, hash: ContentHash) -> bool {
+    let is_alone = !journal.is_shared_log && journal.was_remembered();
+    let mut replay = journal.replay.lock();
+    if replay.is_answered || replay.is_overridden || is_alone {
+        replay.settled.insert(hash);
+    }
+    replay.settled.contains(&hash)
 }
 
 /// Finds out which log it is. `false` if that cannot be said yet.
@@ -347,15 +350,28 @@ fn reason_to_hold<T: TemplateCodec>(journal: &Shared<T>, seen: &Seen) -> Option<
         .map(String::into_bytes)
         .collect();
     let mut unknown: Vec<_> = seen.unknown_keys.difference(&retired).collect();
-    if journal.replay.lock().is_overridden {
-        unknown.clear();
-    }
     unknown.sort();
     let name = unknown.first()?;
+    if journal.replay.lock().is_overridden {
+        let names = unknown
+            .iter()
+            .map(|name| String::from_utf8_lossy(name).into_owned());
+        journal.note_retired_keys(&names.collect::<Vec<_>>());
+        return None;
+    }
     Some(Hold(format!(
         "records that may be revocations are sealed with the key {}, which is not in the key file",
         String::from_utf8_lossy(name).escape_debug()
     )))
+}
+
+fn note_done<T: TemplateCodec>(journal: &Shared<T>) {
+    journal.set(Part::Replay, Ok(()));
+    let mut replay = journal.replay.lock();
+    replay.is_held = false;
+    replay.is_answered = false;
+    replay.is_overridden = false;
+    replay.holds = 0;
 }
 
 /// Keeps sessions of the log out of the store, says why, and asks the other nodes.
@@ -363,7 +379,10 @@ fn hold<T: TemplateCodec>(journal: &Shared<T>, why: String) {
     journal.set(Part::Replay, Err(format!("the log is not replayed: {why}")));
     let mut replay = journal.replay.lock();
     replay.is_held = true;
-    replay.want_replay(ASK_EVERY);
+    replay.is_answered = false;
+    let delay = ASK_AGAIN.saturating_mul(1 << replay.holds.min(5));
+    replay.holds += 1;
+    replay.want_replay(delay);
     if !journal.is_shared_log {
         return;
     }

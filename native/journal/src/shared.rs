@@ -135,8 +135,10 @@ pub(crate) struct ReplayState {
     pub empty_since: Option<Instant>,
     /// The earliest session from the future, in milliseconds since 1970.
     pub future_ms: Option<u64>,
-    /// References that no node could tell, so that sessions are skipped for them alone.
-    pub unknown: HashSet<ContentHash>,
+    /// What no node could tell: sessions that refer to it are left out, and no longer a reason to hold.
+    pub settled: HashSet<ContentHash>,
+    /// How often the replay was held in a row.
+    pub holds: u32,
 }
 
 impl<T: TemplateCodec> Shared<T> {
@@ -185,7 +187,8 @@ impl<T: TemplateCodec> Shared<T> {
                 answered: HashSet::new(),
                 empty_since: None,
                 future_ms: None,
-                unknown: HashSet::new(),
+                settled: HashSet::new(),
+                holds: 0,
             }),
             lifetime_ms: AtomicU64::new(lifetime_ms),
             longest_ms: AtomicU64::new(lifetime_ms),

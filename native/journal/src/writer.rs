@@ -13,6 +13,7 @@ use rekindle_log::{Batch as LogBatch, Bounds, LogError, LogWriter, Record};
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// How often key files, clocks and the node's memory are looked after.
@@ -82,22 +83,35 @@ impl<T: TemplateCodec> Writer<T> {
         if self.hub.end_if_unused() {
             return false;
         }
-        let patience = match (self.backoff.left(), self.unsynced) {
-            (Duration::ZERO, Some(since)) => SYNC_EVERY.saturating_sub(since.elapsed()),
-            (Duration::ZERO, None) => TICK,
-            (left, _) => left.min(TICK),
-        };
-        // While nothing can be written, what comes meanwhile has to wait as well.
-        let can_write = self.backoff.is_over();
+        self.wait(&journals);
+        true
+    }
+
+    /// Waits until there is something to write.
+    fn wait(&self, journals: &[Arc<Shared<T>>]) {
+        if !self.backoff.is_over() {
+            // Not woken meanwhile: what comes has to wait as well.
+            thread::sleep(self.backoff.left().min(TICK));
+            return;
+        }
+        let (failing, ready): (Vec<_>, Vec<_>) = journals.iter().partition(|journal| {
+            let hand = self.hands.get(&journal.writer);
+            hand.is_some_and(|hand| !hand.backoff.is_over())
+        });
+        let backoffs = failing
+            .iter()
+            .map(|journal| self.hands[&journal.writer].backoff.left());
+        let sync = self
+            .unsynced
+            .map(|since| SYNC_EVERY.saturating_sub(since.elapsed()));
+        let patience = backoffs.chain(sync).min().unwrap_or(TICK).min(TICK);
         let has_work = || {
-            can_write
-                && journals
-                    .iter()
-                    .any(|journal| journal.queue.len() > 0 && is_ready(journal))
+            ready
+                .iter()
+                .any(|journal| journal.queue.len() > 0 && is_ready(journal))
                 || self.hub.has_changed(journals.len())
         };
         self.hub.waker.wait(patience, self.is_busy, has_work);
-        true
     }
 
     /// Writes what there is, and tells whether there was anything.
