@@ -77,17 +77,22 @@ pub struct ScopeMemory {
     revocations: Mutex<Revocations>,
     /// What `revocations` know, for callers that must not wait for a long change of them.
     knowledge: RwLock<Arc<Knowledge>>,
-    log: Mutex<Option<Remembered>>,
+    log: Mutex<Option<KnownLog>>,
     /// Whether the node knows the scope, from the file or since it was prepared.
     is_known: AtomicBool,
 }
 
 /// Which log a scope has.
 #[derive(Clone, PartialEq, Eq)]
-struct Remembered {
-    location: String,
-    is_shared: bool,
-    identity: LogIdentity,
+pub struct KnownLog {
+    /// Where it is.
+    pub location: String,
+    /// Whether other nodes use it as well.
+    pub is_shared: bool,
+    /// Which log it is.
+    pub identity: LogIdentity,
+    /// Whether this node gave it that identity.
+    pub is_claimed: bool,
 }
 
 /// What was made for one scope.
@@ -102,7 +107,7 @@ enum Entry<'a> {
     Scope(u32, &'a str),
     Revocation(u32, RevocationId, u64, &'a Target),
     Statement(u32, &'a Knowledge),
-    Log(u32, &'a Remembered),
+    Log(u32, &'a KnownLog),
     Elapsed(u64),
     Later(u64, &'a Target),
 }
@@ -267,26 +272,14 @@ impl NodeMemory {
         let _ = self.append(&mut file, &bytes, false);
     }
 
-    /// The identity of the scope's log, if it is at this location.
-    pub fn log_identity(&self, scope: &ScopeMemory, location: &str) -> Option<LogIdentity> {
-        let log = scope.log.lock();
-        let log = log.as_ref().filter(|log| log.location == location);
-        log.map(|log| log.identity)
+    /// The scope's log, if it is at this location.
+    pub fn log(&self, scope: &ScopeMemory, location: &str) -> Option<KnownLog> {
+        let log = scope.log.lock().clone();
+        log.filter(|log| log.location == location)
     }
 
-    /// Remembers the identity of the scope's log.
-    pub fn note_log_identity(
-        &self,
-        scope: &ScopeMemory,
-        location: &str,
-        is_shared: bool,
-        identity: LogIdentity,
-    ) {
-        let log = Remembered {
-            location: location.into(),
-            is_shared,
-            identity,
-        };
+    /// Remembers the scope's log.
+    pub fn note_log(&self, scope: &ScopeMemory, log: KnownLog) {
         let mut file = self.file.lock();
         let mut bytes = Vec::new();
         let number = file.number(&scope.name, &mut bytes);
@@ -535,7 +528,7 @@ impl Entry<'_> {
                 block.push(4);
                 block.extend(number.to_be_bytes());
                 block.extend(log.identity);
-                block.push(log.is_shared.into());
+                block.push(u8::from(log.is_shared) | u8::from(log.is_claimed) << 1);
                 block.extend(log.location.as_bytes());
             }
             Entry::Elapsed(ms) => {
@@ -642,11 +635,12 @@ fn load_of_scope(scope: &ScopeMemory, kind: u8, entry: &[u8], elapsed_ms: u64) -
         }
         4 => {
             let (identity, rest) = entry.split_first_chunk()?;
-            let (is_shared, location) = rest.split_first()?;
-            *scope.log.lock() = Some(Remembered {
+            let (flags, location) = rest.split_first()?;
+            *scope.log.lock() = Some(KnownLog {
                 location: String::from_utf8(location.into()).ok()?,
-                is_shared: *is_shared != 0,
+                is_shared: flags & 1 != 0,
                 identity: *identity,
+                is_claimed: flags & 2 != 0,
             });
         }
         _ => return None,

@@ -76,10 +76,6 @@ impl<T: TemplateCodec> Shared<T> {
         seen: Option<&mut Seen>,
     ) -> Result<Opened, Skipped> {
         let header = header(&self.context, stream, record)?;
-        let identity = self.identity.get();
-        if identity.is_some_and(|identity| header.stamp.log != *identity) {
-            return Err(Skipped::Log);
-        }
         let keys = self.keys().ok_or(Skipped::Key)?;
         let is_current = keys.is_current(header.key_id);
         let opened = header.open(&keys, &self.context).inspect_err(|reason| {
@@ -87,6 +83,10 @@ impl<T: TemplateCodec> Shared<T> {
                 self.note_unknown_key(stream, header.key_id);
             }
         });
+        // After the keys: with wrong ones every log looks like another.
+        if opened.is_ok() && self.identity() != Some(header.stamp.log) {
+            return Err(Skipped::Log);
+        }
         let Some(seen) = seen else {
             return opened;
         };
@@ -113,13 +113,14 @@ impl<T: TemplateCodec> Shared<T> {
     }
 
     /// A record that gives a new log an identity.
-    pub fn claim(&self) -> Result<Record, String> {
+    pub fn claim(&self) -> Result<(LogIdentity, Record), String> {
         let keys = self.keys().ok_or("there is no key to seal with")?;
         let random = LogIdentity::try_generate();
         let identity = random.map_err(|_| "the system gives no random bytes")?;
         let statement = Statement::default().encode();
         let stamp = self.stamp(identity, now_ms(), 0);
-        seal(&keys, &self.context, stamp, &Body::Knowledge(&statement))
+        let record = seal(&keys, &self.context, stamp, &Body::Knowledge(&statement))?;
+        Ok((identity, record))
     }
 
     /// The log that a record was written to, if it opens.

@@ -120,7 +120,7 @@ fn scan_only<T: TemplateCodec>(
     journal: &Shared<T>,
     reader: &mut dyn LogReader,
 ) -> Result<(), LogError> {
-    if journal.keys().is_none() || journal.identity.get().is_none() {
+    if journal.keys().is_none() || journal.identity().is_none() {
         return Ok(());
     }
     reader.mark(&journal.name)?;
@@ -170,7 +170,7 @@ fn replay<T: TemplateCodec>(
         return Ok(());
     }
     let began = Instant::now();
-    if journal.identity.get().is_none() && !identify(hub, journal, reader)? {
+    if journal.identity().is_none() && !identify(hub, journal, reader)? {
         again(Duration::from_millis(100));
         return Ok(());
     }
@@ -272,6 +272,7 @@ fn identify<T: TemplateCodec>(
     reader: &mut dyn LogReader,
 ) -> Result<bool, LogError> {
     let mut found = oldest_identity(journal, reader)?;
+    let mut claimed = None;
     if found.is_none() {
         let mut replay = journal.replay.lock();
         let since = *replay.empty_since.get_or_insert_with(Instant::now);
@@ -280,7 +281,7 @@ fn identify<T: TemplateCodec>(
             return Ok(false);
         }
         // Of several nodes that begin a log, the first one names it.
-        let claim = journal.claim().map_err(LogError)?;
+        let (identity, claim) = journal.claim().map_err(LogError)?;
         let batch = LogBatch {
             scope: &journal.name,
             control: &[claim],
@@ -288,19 +289,13 @@ fn identify<T: TemplateCodec>(
         };
         let appended = hub.log.writer().append(&[batch])?;
         appended.into_iter().collect::<Result<(), _>>()?;
+        claimed = Some(identity);
         found = oldest_identity(journal, reader)?;
     }
-    let Some(identity) = found else {
-        return Ok(false);
-    };
-    let _ = journal.identity.set(identity);
-    journal.memory.note_log_identity(
-        &journal.remembered,
-        &journal.location,
-        journal.is_shared_log,
-        identity,
-    );
-    Ok(true)
+    if let Some(identity) = found {
+        journal.note_identity(identity, claimed == Some(identity));
+    }
+    Ok(found.is_some())
 }
 
 /// The identity that the log's oldest record has: what was copied into a log comes behind its own records.

@@ -2,7 +2,7 @@
 
 use crate::clock::{now_ms, wall_ms};
 use crate::keys::{KeyFile, Keys, Version};
-use crate::node_memory::{NodeMemory, ScopeMemory};
+use crate::node_memory::{KnownLog, NodeMemory, ScopeMemory};
 use crate::queue::{Content, Note, Queue, Waker};
 use crate::reader::carry_out;
 use crate::record::{ContentHash, Context, LogIdentity, Stamp};
@@ -64,7 +64,7 @@ pub(crate) struct Shared<T> {
     /// Whether the scope was remembered from before this process, in a folder: known once the memory is loaded.
     pub was_remembered: OnceCell<bool>,
     /// Which log it is, once that is known.
-    pub identity: OnceCell<LogIdentity>,
+    identity: RwLock<Option<LogIdentity>>,
     keys: RwLock<Option<Arc<Keys>>>,
     key_version: Mutex<Option<Version>>,
     retired_keys: Mutex<BTreeSet<String>>,
@@ -163,7 +163,7 @@ impl<T: TemplateCodec> Shared<T> {
             was_remembered: OnceCell::new(),
             memory,
             remembered,
-            identity: OnceCell::new(),
+            identity: RwLock::default(),
             keys: RwLock::default(),
             key_version: Mutex::default(),
             retired_keys: Mutex::default(),
@@ -229,10 +229,8 @@ impl<T: TemplateCodec> Shared<T> {
         let loaded = self.memory.prepare(&self.remembered);
         self.set(Part::Memory, loaded.clone().map(drop));
         let was_known = loaded?;
-        let identity = self.memory.log_identity(&self.remembered, &self.location);
-        if let Some(identity) = identity {
-            let _ = self.identity.set(identity);
-        }
+        let log = self.memory.log(&self.remembered, &self.location);
+        *self.identity.write() = log.map(|log| log.identity);
         let mut targets = Vec::new();
         let revocations = self.remembered.revocations();
         revocations.for_each(|_, target, _| targets.push(target));
@@ -246,6 +244,23 @@ impl<T: TemplateCodec> Shared<T> {
     /// Whether the scope was remembered from before this process.
     pub fn was_remembered(&self) -> bool {
         self.was_remembered.get().copied().unwrap_or(false)
+    }
+
+    /// Which log it is, once that is known.
+    pub fn identity(&self) -> Option<LogIdentity> {
+        *self.identity.read()
+    }
+
+    /// Takes note of which log it is.
+    pub fn note_identity(&self, identity: LogIdentity, is_claimed: bool) {
+        *self.identity.write() = Some(identity);
+        let log = KnownLog {
+            location: self.location.clone(),
+            is_shared: self.is_shared_log,
+            identity,
+            is_claimed,
+        };
+        self.memory.note_log(&self.remembered, log);
     }
 
     // ---- lifetimes ----
@@ -326,9 +341,15 @@ impl<T: TemplateCodec> Shared<T> {
         retired.extend(gone.map(str::to_owned));
         retired.retain(|id| !keys.ids().contains(&&**id));
         drop(retired);
+        let log = self.memory.log(&self.remembered, &self.location);
+        let has_claimed = log.is_some_and(|log| log.is_claimed);
+        if has_claimed {
+            // With the wrong keys the log looked like a new one.
+            *self.identity.write() = None;
+        }
         let mut replay = self.replay.lock();
-        if replay.lacks_keys {
-            replay.wants_replay = true;
+        if replay.lacks_keys || has_claimed {
+            replay.want_replay(Duration::ZERO);
         }
         if former.sealing().0 != keys.sealing().0 {
             // What the log has is sealed again: a node may start that has only newer keys.

@@ -214,7 +214,7 @@ impl<T: TemplateCodec> Writer<T> {
             }
             let is_remembered = journal.memory.folder().is_some();
             let is_done = hand.is_empty() && journal.queue.len() == 0;
-            if is_done || is_failing && is_remembered || journal.identity.get().is_none() {
+            if is_done || is_failing && is_remembered || journal.identity().is_none() {
                 self.hands.remove(&journal.writer);
                 self.hub.remove(journal);
             }
@@ -313,7 +313,7 @@ impl<T: TemplateCodec> Writer<T> {
 
 /// Whether records can be sealed, and into which log is known.
 fn is_ready<T: TemplateCodec>(journal: &Shared<T>) -> bool {
-    journal.identity.get().is_some() && journal.keys().is_some()
+    journal.identity().is_some() && journal.keys().is_some()
 }
 
 /// After an error the log may have lost what it had.
@@ -344,7 +344,7 @@ fn fill<T: TemplateCodec>(journal: &Shared<T>, hand: &mut Hand) -> Result<(), St
     }
     remember(journal, &mut hand.batch);
     let keys = journal.keys().ok_or("there is no key to seal with")?;
-    let identity = *journal.identity.get().ok_or("the log is not known yet")?;
+    let identity = journal.identity().ok_or("the log is not known yet")?;
     let now = now_ms();
     let seal_as = |made_ms, lifetime_ms, body: &Body| {
         seal(
