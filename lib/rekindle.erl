@@ -23,9 +23,11 @@
     | {max_sessions, pos_integer() | infinity}
     | {lifetime, Seconds :: pos_integer()}
     | {scope, scope()}
-    | {journal, journal()}.
+    | {journal, journal()}
+    | {expired_certificates, full_handshake | resume}.
 %% Of `session_cb_init_args'. The bounds are those of one scope. Defaults: 64 MiB; ssl's
-%% `session_cache_server_max' where it is set, else `infinity'; ssl's `session_lifetime'; `listener'; `none'.
+%% `session_cache_server_max' where it is set, else `infinity'; ssl's `session_lifetime'; `listener'; `none';
+%% `full_handshake'.
 
 -type scope() :: listener | #{inet:port_number() | {inet:ip_address(), inet:port_number()} => Name :: term()}.
 %% Which listeners share their sessions: none do (`listener'), or those under one name. A resumption skips the
@@ -255,6 +257,8 @@ open_server_store(#{scope := ScopeOption, journal := Journal} = Options) ->
         #{lifetime := SslLifetime} = ssl_config:pre_1_3_session_opts(server),
         {Label, Socket, Join} = rekindle_scope:of_server(ScopeOption),
         Store = rekindle_nif:open_server(Label, Socket, Join, rekindle_options:to_native(limits(Options, SslLifetime))),
+        %% Before a journal is read.
+        ok = rekindle_trust:open(Store, Options),
         open_journal(Store, Label, Socket, Journal),
         rekindle_scope:is_of_unknown_listener() andalso log_once(unknown_listener, unknown, fun log_unknown_listener/1),
         {Store, Label}

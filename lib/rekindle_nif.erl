@@ -9,6 +9,7 @@
 -export([insert/3, server_lookup/2, server_lookup/3, client_lookup/3, deletions/1, peek/2]).
 -export([delete/2, select/2, keys/1, size/1, clear/1]).
 -export([count_fault/1, last_panic/0]).
+-export([set_trust/2]).
 -export([info/0, page/3, forget/2, flush/1, set_limits/2, revoke/2, issuers/1, own_certificates/1]).
 -export([open_journal/2, journal_events/0, reload_keys/1]).
 
@@ -34,7 +35,8 @@
     AgeMs :: non_neg_integer(),
     AgeAtLastUseMs :: non_neg_integer() | undefined,
     PeerCertificate :: public_key:der_encoded() | undefined,
-    CipherSuite :: <<_:16>> | undefined
+    CipherSuite :: <<_:16>> | undefined,
+    CertificateLeft :: non_neg_integer() | undefined
 }.
 
 %% Client certificates: by fingerprint, or by the issuer's name as DER, all of them or the one whose number has this
@@ -172,6 +174,10 @@ count_fault(_Store) ->
 
 -spec last_panic() -> binary() | undefined.
 last_panic() ->
+    ?NOT_LOADED.
+
+-spec set_trust(store(), AllowsExpired :: boolean()) -> ok.
+set_trust(_Store, _AllowsExpired) ->
     ?NOT_LOADED.
 
 -spec info() -> [map()].

@@ -12,7 +12,8 @@
     max_sessions := pos_integer() | infinity | undefined,
     lifetime := pos_integer() | undefined,
     scope := rekindle:scope(),
-    journal := rekindle:journal()
+    journal := rekindle:journal(),
+    expired_certificates := full_handshake | resume
 }.
 
 -type error() :: rekindle_admin:bad_option().
@@ -23,7 +24,8 @@
     max_sessions => undefined,
     lifetime => undefined,
     scope => listener,
-    journal => none
+    journal => none,
+    expired_certificates => full_handshake
 }).
 
 %% 366 days in seconds: the store keeps no session longer.
@@ -76,6 +78,7 @@ parse_limits(Limits) ->
 only_limits(#{role := Role}) -> bad_option(limit, {role, Role});
 only_limits(#{scope := Scope}) -> bad_option(limit, {scope, Scope});
 only_limits(#{journal := _}) -> bad_option(limit, journal);
+only_limits(#{expired_certificates := Action}) -> bad_option(limit, {expired_certificates, Action});
 only_limits(Limits) -> {ok, Limits}.
 
 %% @doc Bounds and lifetime as the native side takes them.
@@ -103,7 +106,9 @@ is_valid(scope, listener) ->
 is_valid(scope, Names) ->
     is_map(Names) andalso lists:all(fun is_listener/1, maps:keys(Names));
 is_valid(journal, Journal) ->
-    rekindle_journal:check(Journal) =:= ok.
+    rekindle_journal:check(Journal) =:= ok;
+is_valid(expired_certificates, Action) ->
+    Action =:= full_handshake orelse Action =:= resume.
 
 is_listener({Ip, Port}) ->
     inet:is_ip_address(Ip) andalso is_port_number(Port);
@@ -126,5 +131,6 @@ allowed(max_bytes) -> "a positive integer, in bytes";
 allowed(max_sessions) -> "a positive integer, or infinity";
 allowed(lifetime) -> "a positive integer, in seconds, at most 31622400 (366 days)";
 allowed(scope) -> "listener, or a map from Port or {IpAddress, Port} to a name";
+allowed(expired_certificates) -> "full_handshake or resume";
 allowed(limit) -> "max_bytes, max_sessions and lifetime, each with a value";
 allowed(session_cb_init_args) -> "a proper list of options".

@@ -790,6 +790,8 @@ impl<T: Portable> Reader<T> {
             Restored::Stored => status.applied.fetch_add(1, Relaxed),
             Restored::Known => status.known.fetch_add(1, Relaxed),
             Restored::NoRoom => return Err(Skipped::Full),
+            Restored::Expired => return Err(Skipped::Expired),
+            Restored::Revoked => return Err(Skipped::Revoked),
         };
         Ok(())
     }
