@@ -24,10 +24,12 @@
     | {lifetime, Seconds :: pos_integer()}
     | {scope, scope()}
     | {journal, journal()}
-    | {expired_certificates, full_handshake | resume}.
+    | {expired_certificates, full_handshake | resume}
+    | {crls, [file:name_all()]}
+    | {stale_crls, full_handshake | resume}.
 %% Of `session_cb_init_args'. The bounds are those of one scope. Defaults: 64 MiB; ssl's
 %% `session_cache_server_max' where it is set, else `infinity'; ssl's `session_lifetime'; `listener'; `none';
-%% `full_handshake'.
+%% `full_handshake'; `[]'; `full_handshake'.
 
 -type scope() :: listener | #{inet:port_number() | {inet:ip_address(), inet:port_number()} => Name :: term()}.
 %% Which listeners share their sessions: none do (`listener'), or those under one name. A resumption skips the

@@ -11,10 +11,10 @@
 -export([sessions/0, sessions/1, sessions/2]).
 -export([flush/0, flush/1, forget/1, revoke/1]).
 -export([set/2]).
--export([reload_keys/0]).
+-export([reload_keys/0, crls/0]).
 -export([doctor/0]).
 
--export_type([info/0, ended/0, refusal/0, journal/0, skipped/0, label/0, which/0, session/0, peer/0, wanted/0, page/0, next/0, limit/0]).
+-export_type([info/0, ended/0, refusal/0, journal/0, skipped/0, label/0, which/0, session/0, peer/0, wanted/0, page/0, next/0, limit/0, crl/0]).
 -export_type([no_such_scope/0, bad_option/0]).
 
 -type info() :: #{
@@ -140,6 +140,19 @@
 %% Which client certificates are meant; see {@link revoke/1}.
 
 -type certificate() :: public_key:der_encoded() | Pem :: binary() | string() | Record :: tuple().
+
+-type crl() :: #{
+    path := file:filename(),
+    issuer := binary() | undefined,
+    entries := non_neg_integer(),
+    this_update := calendar:datetime() | undefined,
+    next_update := calendar:datetime() | undefined,
+    delta := boolean(),
+    error := Line :: binary() | undefined
+}.
+%% A revocation list: the file it is in, who issued it, how many entries it has, when it was made and when there is to be
+%% a newer one (UTC), and whether it has only what changed since another list. `error' is what is wrong with the file now:
+%% what was read of it before holds. A file or a folder of which nothing was read has no issuer.
 
 -opaque next() :: {rekindle_nif:scope_number(), rekindle_nif:position()}.
 %% Where the next page of sessions begins.
@@ -350,6 +363,12 @@ reload_keys() ->
         {Label, rekindle_nif:reload_keys(Number)}
      || #{number := Number, scope := Label, journal := #{}} <- servers(all)
     ].
+
+%% @doc The revocation lists that resumptions are checked against: those of the option `crls'. They are read again by
+%% themselves within two seconds of a change.
+-spec crls() -> [crl()].
+crls() ->
+    rekindle_crls:crls().
 
 %% @doc Checks this node, prints what is wrong and what to write, and answers the same as a list. See
 %% {@link rekindle_doctor:findings/0}.

@@ -9,7 +9,7 @@
 -export([insert/3, server_lookup/2, server_lookup/3, client_lookup/3, deletions/1, peek/2]).
 -export([delete/2, select/2, keys/1, size/1, clear/1]).
 -export([count_fault/1, last_panic/0]).
--export([set_trust/2]).
+-export([set_trust/4, crl_events/0, crls/0]).
 -export([info/0, page/3, forget/2, flush/1, set_limits/2, revoke/2, issuers/1, own_certificates/1]).
 -export([open_journal/2, journal_events/0, reload_keys/1]).
 
@@ -17,7 +17,7 @@
 -export([inject_fault/1, inject_one_fault/2, advance_clock/1]).
 -endif.
 
--export_type([store/0, limits/0, scope_number/0, position/0, row/0, wanted/0, journal/0, event/0]).
+-export_type([store/0, limits/0, scope_number/0, position/0, row/0, wanted/0, journal/0, event/0, crl_event/0, crl_file/0, crl/0]).
 
 -on_load(load/0).
 
@@ -69,6 +69,27 @@
     | {up, AfterMs :: non_neg_integer(), Dropped :: non_neg_integer()}
     | {replayed, Sessions :: non_neg_integer(), TookMs :: non_neg_integer()}
     | {noticed, Notice :: binary()}
+}.
+
+%% Seconds are since 1970, names in DER.
+-type crl_event() :: {
+    Path :: binary(),
+    {read, Lists :: non_neg_integer(), Entries :: non_neg_integer()}
+    | up
+    | down
+    | {error, Line :: binary(), IsKnown :: boolean()}
+    | {expired, Issuer :: binary(), NextUpdate :: non_neg_integer()}
+}.
+
+%% If it is known, what was read of it before holds.
+-type crl_file() :: {Path :: binary(), [crl()], Error :: binary() | undefined, IsKnown :: boolean()}.
+
+-type crl() :: {
+    Issuer :: binary(),
+    Entries :: non_neg_integer(),
+    ThisUpdate :: non_neg_integer(),
+    NextUpdate :: non_neg_integer() | undefined,
+    IsDelta :: boolean()
 }.
 
 -define(NOT_LOADED, erlang:nif_error({not_loaded, ?MODULE})).
@@ -176,8 +197,16 @@ count_fault(_Store) ->
 last_panic() ->
     ?NOT_LOADED.
 
--spec set_trust(store(), AllowsExpired :: boolean()) -> ok.
-set_trust(_Store, _AllowsExpired) ->
+-spec set_trust(store(), AllowsExpired :: boolean(), AllowsStale :: boolean(), Paths :: [binary()]) -> ok.
+set_trust(_Store, _AllowsExpired, _AllowsStale, _Paths) ->
+    ?NOT_LOADED.
+
+-spec crl_events() -> {[crl_event()], AreAnyOpen :: boolean()}.
+crl_events() ->
+    ?NOT_LOADED.
+
+-spec crls() -> [{IsRead :: boolean(), IsComplete :: boolean(), [crl_file()]}].
+crls() ->
     ?NOT_LOADED.
 
 -spec info() -> [map()].

@@ -13,7 +13,9 @@
     lifetime := pos_integer() | undefined,
     scope := rekindle:scope(),
     journal := rekindle:journal(),
-    expired_certificates := full_handshake | resume
+    expired_certificates := full_handshake | resume,
+    crls := [file:name_all()],
+    stale_crls := full_handshake | resume
 }.
 
 -type error() :: rekindle_admin:bad_option().
@@ -25,7 +27,9 @@
     lifetime => undefined,
     scope => listener,
     journal => none,
-    expired_certificates => full_handshake
+    expired_certificates => full_handshake,
+    crls => [],
+    stale_crls => full_handshake
 }).
 
 %% 366 days in seconds: the store keeps no session longer.
@@ -78,6 +82,8 @@ parse_limits(Limits) ->
 only_limits(#{role := Role}) -> bad_option(limit, {role, Role});
 only_limits(#{scope := Scope}) -> bad_option(limit, {scope, Scope});
 only_limits(#{journal := _}) -> bad_option(limit, journal);
+only_limits(#{crls := _}) -> bad_option(limit, crls);
+only_limits(#{stale_crls := Action}) -> bad_option(limit, {stale_crls, Action});
 only_limits(#{expired_certificates := Action}) -> bad_option(limit, {expired_certificates, Action});
 only_limits(Limits) -> {ok, Limits}.
 
@@ -107,7 +113,9 @@ is_valid(scope, Names) ->
     is_map(Names) andalso lists:all(fun is_listener/1, maps:keys(Names));
 is_valid(journal, Journal) ->
     rekindle_journal:check(Journal) =:= ok;
-is_valid(expired_certificates, Action) ->
+is_valid(crls, Paths) ->
+    rekindle_crls:is_option(Paths);
+is_valid(Option, Action) when Option =:= expired_certificates; Option =:= stale_crls ->
     Action =:= full_handshake orelse Action =:= resume.
 
 is_listener({Ip, Port}) ->
@@ -131,6 +139,8 @@ allowed(max_bytes) -> "a positive integer, in bytes";
 allowed(max_sessions) -> "a positive integer, or infinity";
 allowed(lifetime) -> "a positive integer, in seconds, at most 31622400 (366 days)";
 allowed(scope) -> "listener, or a map from Port or {IpAddress, Port} to a name";
+allowed(crls) -> "a list of names of files and folders, each a string";
+allowed(stale_crls) -> "full_handshake or resume";
 allowed(expired_certificates) -> "full_handshake or resume";
 allowed(limit) -> "max_bytes, max_sessions and lifetime, each with a value";
 allowed(session_cb_init_args) -> "a proper list of options".

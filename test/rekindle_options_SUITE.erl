@@ -117,7 +117,7 @@ what_is_left_out_has_a_default(_Config) ->
         max_bytes => 67_108_864,
         max_sessions => undefined,
         lifetime => undefined,
-        scope => listener, journal => none, expired_certificates => full_handshake
+        scope => listener, journal => none, expired_certificates => full_handshake, crls => [], stale_crls => full_handshake
     },
     ?assertEqual({ok, Defaults, []}, rekindle_options:parse([])),
     ?assertEqual({ok, Defaults#{lifetime := 5}, []}, rekindle_options:parse([{lifetime, 5}])).

@@ -31,6 +31,7 @@ pub use client_store::ClientStore;
 pub use clock::advance_ms;
 pub use clock::{advanced_ms, now_ms, wall_s, BEGIN_MS};
 pub use counters::{Counters, Counts, Refusal};
+pub use memory::give_back;
 pub use registry::{Join, Reference, Registry};
 pub use scope::{Scope, Store};
 pub use secret::Secret;
