@@ -295,6 +295,8 @@ impl<T: TemplateCodec> Shared<T> {
             }
             Restored::Known => _ = self.status.known.fetch_add(1, Relaxed),
             Restored::NoRoom => return Err(Skipped::Full.into()),
+            Restored::Expired => return Err(Skipped::Expired.into()),
+            Restored::Revoked => return Err(Skipped::Revoked.into()),
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! What an operator asks, of scopes by their number. None of it is called in a handshake.
 
 use crate::template::Template;
-use crate::{atoms, journal, session, terms, REGISTRY};
+use crate::{atoms, journal, session, terms, trust, REGISTRY};
 use rekindle_core as core;
 use rekindle_core::{Limits, Refusal, Scope, Store};
 use rustler::{Atom, Encoder, Env, NifResult, Term};
@@ -131,6 +131,8 @@ fn scope_info<'a>(env: Env<'a>, scope: &Scope<Template>) -> NifResult<Term<'a>> 
         (atoms::hits(), counts.hits.encode(env)),
         (atoms::misses(), counts.misses.encode(env)),
         (atoms::evicted_misses(), counts.evicted_misses.encode(env)),
+        (atoms::ended(), counts.ended_total().encode(env)),
+        (atoms::ended_by(), trust::ended_by(env, &counts)?),
         (atoms::expired(), counts.expired.encode(env)),
         (atoms::evicted(), counts.evicted.encode(env)),
         (atoms::moved(), counts.moved.encode(env)),

@@ -16,6 +16,7 @@ mod reference;
 mod session;
 mod template;
 mod terms;
+mod trust;
 mod words;
 
 use once_cell::sync::Lazy;
@@ -59,6 +60,9 @@ mod atoms {
         certificates,
         certified,
         evicted_misses,
+        ended,
+        ended_by,
+        unknown,
         moved,
         refused_by,
         too_large,

@@ -241,7 +241,7 @@ fn decode_whole<'a>(env: Env<'a>, session: Session<Template>) -> NifResult<Term<
 }
 
 /// What an operator may see of a session: its key, its age and its age when it was last used, in milliseconds, the
-/// peer's certificate and the cipher suite. What there is not is `undefined`.
+/// peer's certificate, the cipher suite, and for how many seconds the certificate lets it be resumed. What there is not is `undefined`.
 pub fn describe<'a>(env: Env<'a>, listed: Listed<Template>) -> NifResult<Term<'a>> {
     let undefined = fields::undefined().term(env);
     let certificate = match &listed.session.certificate {
@@ -265,6 +265,10 @@ pub fn describe<'a>(env: Env<'a>, listed: Listed<Template>) -> NifResult<Term<'a
         Some(age_ms) => age_ms.encode(env),
         None => undefined,
     };
+    let left_s = match listed.certificate_left_s {
+        Some(left_s) => left_s.encode(env),
+        None => undefined,
+    };
     let key = self::key(env, listed.key)?;
     Ok((
         key,
@@ -272,6 +276,7 @@ pub fn describe<'a>(env: Env<'a>, listed: Listed<Template>) -> NifResult<Term<'a
         age_at_last_use_ms,
         certificate,
         cipher_suite.unwrap_or(undefined),
+        left_s,
     )
         .encode(env))
 }
