@@ -14,8 +14,9 @@ use zeroize::Zeroize;
 /// Most bytes of sessions that wait to be written.
 const MAX_BYTES: usize = if cfg!(test) { 32 } else { 32 * 1024 } * 1024;
 
-/// Most sessions, and most other records, to write at once for one scope.
+/// Most sessions, and most control records, to write at once for one scope.
 const BATCH: usize = if cfg!(test) { 50 } else { 1000 };
+const NOTES: usize = 10 * BATCH;
 
 /// How long sessions are gathered before they are written: otherwise each would wake the writer, at the cost of
 /// its caller.
@@ -269,13 +270,17 @@ impl Queue {
     /// The next to write, of which there may be nothing.
     pub fn take(&self) -> Batch {
         let mut waiting = self.waiting.lock();
-        let count = waiting.sessions.len().min(BATCH);
+        // Sessions refer to what their writer knows: not before all of it is written.
+        let count = match waiting.notes.len() {
+            0..=NOTES => waiting.sessions.len().min(BATCH),
+            _ => 0,
+        };
         let sessions: VecDeque<Box<NewSession>> = waiting.sessions.drain(..count).collect();
         waiting.bytes -= sessions
             .iter()
             .map(|session| session.bytes())
             .sum::<usize>();
-        let count = waiting.notes.len().min(BATCH);
+        let count = waiting.notes.len().min(NOTES);
         Batch {
             sessions,
             notes: waiting.notes.drain(..count).collect(),

@@ -217,6 +217,13 @@ impl<T: TemplateCodec> Writer<T> {
             if is_done || is_failing && is_remembered || journal.identity().is_none() {
                 self.hands.remove(&journal.writer);
                 self.hub.remove(journal);
+                // A listener that was opened again in the meantime has not read the last sessions.
+                let again = journals
+                    .iter()
+                    .filter(|other| other.name == journal.name && !Arc::ptr_eq(other, journal));
+                for other in again {
+                    other.replay.lock().want_replay(Duration::ZERO);
+                }
             }
         }
     }
