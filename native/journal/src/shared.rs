@@ -1,6 +1,6 @@
 //! One scope's journal, as its log's threads and the callers share it.
 
-use crate::clock::{now_ms, wall_ms};
+use crate::clock::{instant, now_ms, wall_ms};
 use crate::keys::{KeyFile, Keys, Version};
 use crate::node_memory::{NodeMemory, ScopeMemory};
 use crate::queue::{Content, Note, Queue, Waker};
@@ -143,11 +143,11 @@ impl<T: TemplateCodec> Shared<T> {
     pub fn new(
         scope: &Arc<Scope<T>>,
         options: Options,
+        memory: Arc<NodeMemory>,
         location: String,
         is_shared_log: bool,
         waker: Arc<Waker>,
     ) -> io::Result<Shared<T>> {
-        let memory = NodeMemory::of(options.node_folder.as_deref());
         let remembered = memory.scope(&options.scope);
         let lifetime_ms = lifetime_ms(scope);
         Ok(Shared {
@@ -175,7 +175,7 @@ impl<T: TemplateCodec> Shared<T> {
             replay: Mutex::new(ReplayState {
                 wants_replay: true,
                 wants_scan: false,
-                not_before: Instant::now(),
+                not_before: instant(),
                 is_held: true,
                 lacks_keys: false,
                 asked: Vec::new(),
@@ -335,6 +335,11 @@ impl<T: TemplateCodec> Shared<T> {
         }
     }
 
+    #[cfg(any(test, fuzzing))]
+    pub fn set_keys(&self, keys: Keys) {
+        *self.keys.write() = Some(Arc::new(keys));
+    }
+
     pub fn keys(&self) -> Option<Arc<Keys>> {
         self.keys.read().clone()
     }
@@ -462,13 +467,13 @@ impl ReplayState {
     /// Has the whole log read, not before `delay` is over.
     pub fn want_replay(&mut self, delay: Duration) {
         self.wants_replay = true;
-        self.not_before = Instant::now() + delay;
+        self.not_before = instant() + delay;
     }
 
     /// Has the control stream read, not before `delay` is over.
     pub fn want_scan(&mut self, delay: Duration) {
         if !self.wants_scan && !self.wants_replay {
-            self.not_before = Instant::now() + delay;
+            self.not_before = instant() + delay;
         }
         self.wants_scan = true;
     }
