@@ -362,7 +362,6 @@ impl Model {
     fn revoke(&mut self, number: usize, target: Target, is_callback: bool) {
         self.be(number);
         let node = self.nodes[number].as_mut().unwrap();
-        let before = node.journal().knowledge();
         let mut is_promised = false;
         if is_callback {
             let Target::Session(id) = &target else {
@@ -377,19 +376,10 @@ impl Model {
             wait_written(&scopes, Instant::now(), &mut revoked);
             is_promised = revoked.pending.is_empty();
         }
-        let after = node.journal().knowledge();
-        let upto = |knowledge: &Knowledge, origin| {
-            let known = knowledge.get(origin);
-            known.map_or(0, |known: &crate::Known| known.upto)
-        };
-        let made = after
-            .keys()
-            .find(|origin| upto(&after, origin) > upto(&before, origin));
-        let origin = *made.expect("a revocation was made");
-        let counter = upto(&after, &origin);
+        let id = node.journal().0.remembered.revocations().last_made();
         self.revoked.push(Revoked {
             target,
-            id: RevocationId { origin, counter },
+            id,
             step: self.step,
             is_promised,
             is_lost: false,

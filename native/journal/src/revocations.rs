@@ -145,6 +145,16 @@ impl Revocations {
         id
     }
 
+    /// The last revocation that was made here.
+    #[cfg(test)]
+    pub fn last_made(&self) -> RevocationId {
+        let own = &self.origins[self.own];
+        RevocationId {
+            origin: own.number,
+            counter: own.upto(),
+        }
+    }
+
     /// Learns of a revocation. `false` if it was known, or has expired.
     pub fn learn(&mut self, id: RevocationId, target: &Target, expires_ms: u64) -> bool {
         if id.counter == 0 || id.counter >> COUNTER_BITS != 0 {

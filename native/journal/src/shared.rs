@@ -223,6 +223,7 @@ impl<T: TemplateCodec> Shared<T> {
         if self.was_remembered.get().is_some() {
             return Ok(());
         }
+        let before = self.remembered.knowledge();
         let loaded = self.memory.prepare(&self.remembered);
         self.set(Part::Memory, loaded.clone().map(drop));
         let was_known = loaded?;
@@ -232,9 +233,14 @@ impl<T: TemplateCodec> Shared<T> {
         }
         let mut targets = Vec::new();
         let revocations = self.remembered.revocations();
-        revocations.for_each(|_, target, _| targets.push(target));
+        revocations.for_each(|id, target, _| {
+            let known = before.get(&id.origin);
+            if known.is_none_or(|known| known.upto < id.counter) {
+                targets.push(target);
+            }
+        });
         drop(revocations);
-        // Handshakes may have been faster than the disk.
+        // Handshakes may have been faster than the disk. What was revoked in this process was carried out then.
         self.with_store(|scope, store| carry_out(scope, store, &targets));
         let _ = (self.was_remembered).set(was_known && self.memory.folder().is_some());
         Ok(())
