@@ -103,7 +103,7 @@ struct Revoked {
 }
 
 struct Node {
-    _reference: Reference<Common>,
+    reference: Reference<Common>,
     scope: Arc<Scope<Common>>,
     memory: Arc<NodeMemory>,
     hub: Arc<Hub<Common>>,
@@ -270,7 +270,7 @@ impl Model {
             self.wrong.insert((node, self.step));
         }
         self.nodes[node] = Some(Node {
-            _reference: reference,
+            reference,
             writer: Writer::new(Arc::clone(&hub), self.log.writer()),
             replayer: Replayer::new(Arc::clone(&hub)),
             follower: Follower::new(Arc::clone(&hub), self.log.follower().unwrap()),
@@ -315,7 +315,7 @@ impl Model {
             Step::Pass { ms } => self.moved_ms += ms,
             Step::Work { node } => self.work(node),
             Step::Start { node } => self.start(node),
-            Step::Crash { node } => self.nodes[node] = None,
+            Step::Crash { node } => self.end(node),
             Step::Stop { node } => self.stop(node),
             Step::Clock { node, ahead_ms } => {
                 self.ahead_ms[node] = ahead_ms;
@@ -395,10 +395,23 @@ impl Model {
 
     fn stop(&mut self, number: usize) {
         self.be(number);
-        if let Some(mut node) = self.nodes[number].take() {
+        if let Some(node) = &mut self.nodes[number] {
             node.journal().0.queue.close();
             for _ in 0..10 {
                 node.writer.work(&node.hub.journals());
+            }
+        }
+        self.end(number);
+    }
+
+    /// Lets go of all that a node has, so that its folder can be opened again.
+    fn end(&mut self, number: usize) {
+        self.be(number);
+        if let Some(node) = self.nodes[number].take() {
+            drop(node.reference);
+            // The store's janitor may be at it.
+            while Arc::strong_count(&node.scope) > 1 {
+                std::thread::yield_now();
             }
         }
     }

@@ -499,3 +499,273 @@ impl DigestTable {
         self.entries.is_empty()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use std::time::Instant;
+
+    const ISSUER: &[u8] = &[0x30, 0];
+
+    /// As much of a certificate as is read: number, algorithm, issuer.
+    fn certificate(serial: u8) -> Vec<u8> {
+        let signed = [&[0x30, 7, 2, 1, serial, 0x30, 0], ISSUER].concat();
+        [&[0x30, signed.len() as u8], &signed[..]].concat()
+    }
+
+    fn targets() -> [Target; 6] {
+        let der = certificate(1);
+        [
+            CertificateSelector::Sha256(Sha256::digest(&der).into()),
+            CertificateSelector::Sha1(Sha1::digest(&der).into()),
+            CertificateSelector::Serial {
+                name: ISSUER.into(),
+                serial: [1].into(),
+            },
+            CertificateSelector::Issuer {
+                name: ISSUER.into(),
+            },
+        ]
+        .map(Target::Certificate)
+        .into_iter()
+        .chain([Target::Session([1; 32]), Target::All])
+        .collect::<Vec<_>>()
+        .try_into()
+        .unwrap()
+    }
+
+    fn id(origin: u64, counter: u64) -> RevocationId {
+        RevocationId { origin, counter }
+    }
+
+    fn upto(origin: u64, upto: u64) -> Knowledge {
+        let known = Known {
+            upto,
+            ..Known::default()
+        };
+        [(origin, known)].into()
+    }
+
+    #[test]
+    fn a_revocation_covers_the_sessions_it_is_for_whose_writer_did_not_know_it() {
+        let others: [([u8; 32], Option<Vec<u8>>); 4] = [
+            ([2; 32], None),
+            ([2; 32], Some(certificate(2))),
+            ([2; 32], Some(certificate(1))),
+            ([1; 32], None),
+        ];
+        for (target, is_covered) in targets().into_iter().zip([
+            [false, false, true, false],
+            [false, false, true, false],
+            [false, false, true, false],
+            [false, true, true, false],
+            [false, false, false, true],
+            [true, true, true, true],
+        ]) {
+            let mut revocations = Revocations::new(7);
+            revocations.make(&Target::Session([9; 32]), 1);
+            assert_eq!(revocations.make(&target, 1), id(7, 2));
+            for ((session, der), is_covered) in others.iter().zip(is_covered) {
+                let judge = |knowledge: &Knowledge| -> Verdict {
+                    revocations.judge(session, der.as_deref(), knowledge)
+                };
+                let covered = match is_covered {
+                    true => Verdict::Revoked,
+                    false => Verdict::Free,
+                };
+                assert_eq!(judge(&Knowledge::new()), covered, "{target:?}");
+                assert_eq!(judge(&upto(7, 1)), covered);
+                assert_eq!(judge(&upto(8, 2)), covered);
+                assert_eq!(judge(&upto(7, 2)), Verdict::Free);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_counted_until_it_is_learned_or_given_up() {
+        let mut revocations = Revocations::new(7);
+        assert!(revocations.learn(id(1, 3), &Target::All, 10));
+        assert!(!revocations.learn(id(1, 3), &Target::All, 10));
+        assert_eq!(revocations.missing(), 2);
+        assert!(!revocations.knowledge().contains_key(&1));
+        revocations.learn_statement(&upto(1, 5));
+        assert_eq!(revocations.missing(), 4);
+        assert!(revocations.learn(id(1, 1), &Target::Session([1; 32]), 10));
+        assert_eq!(revocations.knowledge()[&1].upto, 1);
+        assert!(revocations.learn(id(1, 2), &Target::Session([2; 32]), 10));
+        assert_eq!(
+            (revocations.knowledge()[&1].upto, revocations.missing()),
+            (3, 2)
+        );
+        revocations.give_up_missing();
+        assert_eq!(
+            (revocations.knowledge()[&1].upto, revocations.missing()),
+            (5, 0)
+        );
+        // What is known still holds.
+        assert_eq!(
+            revocations.judge(&[3; 32], None, &upto(1, 2)),
+            Verdict::Revoked
+        );
+        for wrong in [id(1, 0), id(1, 1 << 48), id(1, u64::MAX)] {
+            assert!(!revocations.learn(wrong, &Target::All, 10));
+        }
+    }
+
+    #[test]
+    fn a_later_revocation_replaces_an_earlier_one_for_the_same_sessions() {
+        for target in targets() {
+            let mut revocations = Revocations::new(7);
+            for _ in 0..100 {
+                revocations.make(&target, 10);
+            }
+            assert_eq!(revocations.len(), 1);
+            let known = revocations.knowledge()[&7].clone();
+            assert_eq!((known.upto, known.replaced), (100, vec![1..=99]));
+            // Another node needs the last one alone.
+            let mut other = Revocations::new(8);
+            other.learn_statement(&revocations.knowledge());
+            assert_eq!(other.missing(), 1);
+            revocations.for_each(|id, target, _| assert!(other.learn(id, &target, 10)));
+            assert_eq!((other.missing(), other.len()), (0, 1));
+            assert_eq!(other.knowledge(), revocations.knowledge());
+        }
+    }
+
+    #[test]
+    fn expired_revocations_are_dropped_and_sessions_older_than_they_are_outdated() {
+        let mut revocations = Revocations::new(7);
+        let minute = 60_000;
+        for n in 1..=3 {
+            for target in targets() {
+                revocations.make(&target, n * minute);
+            }
+        }
+        assert!(!revocations.expire(minute - 1));
+        assert!(revocations.expire(2 * minute));
+        let knowledge = revocations.knowledge();
+        assert_eq!((knowledge[&7].expired, knowledge[&7].upto), (12, 18));
+        assert_eq!(revocations.len(), 6);
+        let judge =
+            |revocations: &Revocations, knew| revocations.judge(&[8; 32], None, &upto(7, knew));
+        assert_eq!(judge(&revocations, 11), Verdict::Outdated);
+        assert_eq!(judge(&revocations, 12), Verdict::Revoked);
+        assert_eq!(judge(&revocations, 18), Verdict::Free);
+        assert!(!revocations.learn(id(7, 3), &Target::All, 10 * minute));
+        assert!(revocations.expire(3 * minute));
+        assert_eq!((revocations.len(), revocations.missing()), (0, 0));
+        // Another node learns it without any of them.
+        let mut other = Revocations::new(8);
+        other.learn_statement(&revocations.knowledge());
+        assert_eq!((other.missing(), judge(&other, 17)), (0, Verdict::Outdated));
+    }
+
+    #[derive(Debug, Clone)]
+    enum Lesson {
+        Revocation(RevocationId, Target),
+        Statement(Knowledge),
+    }
+
+    fn facts() -> impl Strategy<Value = Vec<Lesson>> {
+        // The target of an id is always the same.
+        let revocation = (0..3u64, 1..8u64).prop_map(|(origin, counter)| {
+            let place = (origin + 5 * counter) as usize % 6;
+            Lesson::Revocation(id(origin, counter), targets()[place].clone())
+        });
+        let statement = (0..3u64, 0..8u64, 0..8u64, 1..8u64, 0..8u64).prop_map(
+            |(origin, upto, expired, from, length)| {
+                let to = upto.min(from + length);
+                let known = Known {
+                    upto,
+                    expired: expired.min(upto) / 2,
+                    replaced: (from <= to).then_some(from..=to).into_iter().collect(),
+                };
+                Lesson::Statement([(origin, known)].into())
+            },
+        );
+        vec(prop_oneof![3 => revocation, 1 => statement], 0..30)
+    }
+
+    fn after<'a>(lessons: impl IntoIterator<Item = &'a Lesson>) -> Revocations {
+        let mut revocations = Revocations::new(100);
+        for lesson in lessons {
+            match lesson {
+                Lesson::Revocation(id, target) => {
+                    revocations.learn(*id, target, 1000);
+                }
+                Lesson::Statement(statement) => revocations.learn_statement(statement),
+            }
+        }
+        revocations
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig {
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        })]
+
+        #[test]
+        fn the_order_of_learning_does_not_matter(
+            lessons in facts().prop_flat_map(|lessons| (Just(lessons.clone()), Just(lessons).prop_shuffle())),
+            knew in 0..8u64,
+        ) {
+            let (one, other) = lessons;
+            let (mut one, mut other) = (after(&one), after(other.iter().chain(&one)));
+            prop_assert_eq!(one.missing(), other.missing());
+            let (known, its) = (one.knowledge(), other.knowledge());
+            let counts = |known: &Knowledge| -> Vec<_> {
+                known.iter().map(|(origin, known)| (*origin, known.upto, known.expired)).collect()
+            };
+            prop_assert_eq!(counts(&known), counts(&its));
+            for origin in 0..3 {
+                for session in [[1; 32], [2; 32]] {
+                    let judge = |it: &Revocations| {
+                        it.judge(&session, Some(&certificate(1)), &upto(origin, knew))
+                    };
+                    prop_assert_eq!(judge(&one), judge(&other));
+                }
+            }
+        }
+    }
+
+    fn digest(n: u32) -> [u8; 32] {
+        Sha256::digest(n.to_be_bytes()).into()
+    }
+
+    impl DigestTable {
+        fn memory_bytes(&self) -> usize {
+            self.entries.capacity() * size_of::<([u8; 32], Short)>()
+                + self.places.capacity() * 8 / 7 * (size_of::<u32>() + 1)
+        }
+    }
+
+    #[test]
+    fn a_million_revocations_take_less_than_64_mib() {
+        // Those of a sixteenth, which takes a sixteenth.
+        let count = 1_000_000 / 16;
+        for is_session in [true, false] {
+            let mut revocations = Revocations::new(7);
+            for n in 0..count {
+                let target = match is_session {
+                    true => Target::Session(digest(n)),
+                    false => Target::Certificate(CertificateSelector::Sha256(digest(n))),
+                };
+                revocations.make(&target, u64::from(n));
+            }
+            let tables = [&revocations.sessions, &revocations.fingerprints];
+            let bytes: usize = tables.iter().map(|table| table.memory_bytes()).sum();
+            assert!(bytes / count as usize <= (64 << 20) / 1_000_000, "{bytes}");
+            assert!(revocations.origins[0].expiry.len() < 100);
+            assert_eq!(revocations.knowledge()[&7].replaced, []);
+            let began = Instant::now();
+            let der = certificate(1);
+            for n in 0..10_000 {
+                revocations.judge(&digest(n), Some(&der), &upto(7, u64::from(count)));
+            }
+            println!("judging takes {:?}", began.elapsed() / 10_000);
+        }
+    }
+}
