@@ -146,6 +146,8 @@ struct Model {
     parsed: HashMap<(Stream, Record), Parsed>,
     /// What each node's folder was last seen to have.
     folders: [HashSet<RevocationId>; NODES],
+    /// Revocations that are in the log or that a living node knows: all but those of nodes that are down.
+    reachable: HashSet<RevocationId>,
     /// Nodes, by when they were started, whose clock was wrong for a while.
     wrong: HashSet<(usize, usize)>,
     /// Whether anything was out of order since the last time that all was quiet.
@@ -215,6 +217,7 @@ impl Model {
             attacked: 0,
             parsed: HashMap::new(),
             folders: Default::default(),
+            reachable: HashSet::new(),
             wrong: HashSet::new(),
             is_disturbed: true,
         };
@@ -558,8 +561,9 @@ impl Model {
                     *folder = of_node;
                 }
             }
-            known.extend(&*folder);
         }
+        self.reachable.clone_from(&known);
+        known.extend(self.folders.iter().flatten());
         for revoked in &mut self.revoked {
             revoked.is_lost |= !known.contains(&revoked.id);
         }
@@ -585,6 +589,7 @@ impl Model {
             let known = node.known();
             for revoked in self.revoked.iter().filter(|revoked| !revoked.is_lost) {
                 let is_after = node.step > revoked.step && self.attacked < revoked.step;
+                let is_quiet = is_quiet && self.reachable.contains(&revoked.id);
                 let is_due = (is_quiet || is_after) && revoked.is_promised;
                 if !is_due && !known.contains(&revoked.id) {
                     continue;
