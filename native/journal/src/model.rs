@@ -35,6 +35,8 @@ use tempfile::TempDir;
 
 const NODES: usize = 3;
 const LIFETIME_MS: u64 = 100_000;
+/// How long revocations are kept.
+const KEEP_MS: u64 = LIFETIME_MS + LIFETIME_MS / 4 + 600_000;
 /// Real time that passes during a case, and what clocks round.
 const SLACK_MS: u64 = 5_000;
 /// How far ahead clocks are that are right.
@@ -98,6 +100,7 @@ struct Revoked {
     target: Target,
     id: RevocationId,
     step: usize,
+    at_ms: u64,
     is_promised: bool,
     is_lost: bool,
 }
@@ -384,6 +387,7 @@ impl Model {
             target,
             id,
             step: self.step,
+            at_ms: self.moved_ms,
             is_promised,
             is_lost: false,
         });
@@ -633,11 +637,15 @@ impl Model {
             assert!(!node.journal().0.replay.lock().is_held, "{report:?}");
             for (n, added) in self.added.iter().enumerate() {
                 let (by, since) = added.by;
-                let writer = self.nodes[by].as_ref().filter(|node| node.step == since);
                 let is_own = by == number && since == node.step;
-                let was_right = writer.is_some() || !self.wrong.contains(&added.by);
+                // A session that was read by a wrong clock ends too early, and is not made longer.
+                let was_right =
+                    !self.wrong.contains(&added.by) && !self.wrong.contains(&(number, node.step));
                 let may_be_revoked = self.revoked.iter().enumerate().any(|(place, revoked)| {
-                    self.concerns(revoked, n) && !added.known.contains(&place)
+                    // A revocation that expires ends the sessions whose writers did not hear of it in all that time.
+                    let has_expired = self.moved_ms + SLACK_MS > revoked.at_ms + KEEP_MS;
+                    let is_for = has_expired || self.concerns(revoked, n);
+                    is_for && !added.known.contains(&place)
                 });
                 let is_young = self.moved_ms - added.at_ms + SLACK_MS < LIFETIME_MS;
                 if is_young && !may_be_revoked && was_right && (is_own || in_log.contains(&n)) {
