@@ -1,5 +1,6 @@
 //! How long to wait after a failure.
 
+use crate::clock::instant;
 use std::time::{Duration, Instant};
 
 const FIRST: Duration = Duration::from_millis(100);
@@ -15,13 +16,13 @@ pub(crate) struct Backoff {
 impl Backoff {
     /// Whether another try may be made.
     pub fn is_over(&self) -> bool {
-        self.until.is_none_or(|until| Instant::now() >= until)
+        self.until.is_none_or(|until| instant() >= until)
     }
 
     /// How long to wait until then.
     pub fn left(&self) -> Duration {
         self.until.map_or(Duration::ZERO, |until| {
-            until.saturating_duration_since(Instant::now())
+            until.saturating_duration_since(instant())
         })
     }
 
@@ -33,6 +34,6 @@ impl Backoff {
         }
         let wait = self.next.unwrap_or(FIRST);
         self.next = Some(LAST.min(2 * wait));
-        self.until = Some(Instant::now() + wait);
+        self.until = Some(instant() + wait);
     }
 }

@@ -1,7 +1,7 @@
 //! The time. A test may have one of its own, in its own thread.
 
 use rekindle_core as core;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Milliseconds by the stores' clock.
 pub fn now_ms() -> u64 {
@@ -13,6 +13,11 @@ pub fn wall_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     let wall_ms = since.map_or(0, |since| since.as_millis() as u64);
     (wall_ms + core::advanced_ms()).saturating_add_signed(moved().1)
+}
+
+/// A precise time for what waits.
+pub fn instant() -> Instant {
+    Instant::now() + Duration::from_millis(moved().0)
 }
 
 #[cfg(not(test))]

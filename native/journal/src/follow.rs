@@ -44,25 +44,32 @@ impl<T: TemplateCodec> Follower<T> {
     /// Follows until the hub has ended.
     pub fn run(mut self) {
         while !self.hub.has_ended() {
-            self.choose();
-            if self.followed.is_empty() || !self.backoff.is_over() {
+            if !self.turn() {
                 self.hub.sleep(TICK);
-                continue;
-            }
-            let found = self.log.newer(PAGE, WAIT);
-            self.backoff.note(found.is_ok());
-            let state = found.as_ref().map(drop).map_err(|error| error.0.clone());
-            for journal in &self.followed {
-                journal.set(Part::Reader, state.clone());
-                if state.is_err() {
-                    // It may have lost something when it is back.
-                    self.complete(journal);
-                }
-            }
-            if let Ok(news) = found {
-                self.apply(&news);
             }
         }
+    }
+
+    /// Reads once, unless there is nothing to follow or the last error was just now. Tells whether it has.
+    pub fn turn(&mut self) -> bool {
+        self.choose();
+        if self.followed.is_empty() || !self.backoff.is_over() {
+            return false;
+        }
+        let found = self.log.newer(PAGE, WAIT);
+        self.backoff.note(found.is_ok());
+        let state = found.as_ref().map(drop).map_err(|error| error.0.clone());
+        for journal in &self.followed {
+            journal.set(Part::Reader, state.clone());
+            if state.is_err() {
+                // It may have lost something when it is back.
+                self.complete(journal);
+            }
+        }
+        if let Ok(news) = found {
+            self.apply(&news);
+        }
+        true
     }
 
     /// Takes scopes that were read up to a mark, and leaves those that have ended.

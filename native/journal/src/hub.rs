@@ -48,6 +48,14 @@ impl<T: TemplateCodec> Hub<T> {
         })
     }
 
+    /// A hub whose threads a test takes the part of.
+    #[cfg(test)]
+    pub fn without_threads(log: Arc<dyn Log>) -> Arc<Hub<T>> {
+        let hub = Hub::new(log);
+        hub.state.lock().is_running = true;
+        hub
+    }
+
     /// Takes a journal in. `false` if the hub has ended: another one is to be made.
     pub(crate) fn add(self: &Arc<Self>, journal: &Arc<Shared<T>>) -> io::Result<bool> {
         let mut state = self.state.lock();

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 const DURABLE_WITHIN: Duration = Duration::from_secs(2);
 
 /// A journal at work. It ends when it is dropped, after what it was told is written.
-pub struct Journal<T: TemplateCodec>(Arc<Shared<T>>);
+pub struct Journal<T: TemplateCodec>(pub(crate) Arc<Shared<T>>);
 
 impl<T: TemplateCodec> Journal<T> {
     /// Starts the journal of a server scope: puts what is in the log into its store, and follows the log if it is
@@ -31,6 +31,17 @@ impl<T: TemplateCodec> Journal<T> {
     pub fn start(
         scope: &Arc<Scope<T>>,
         options: Options,
+        hub: impl FnMut() -> Arc<Hub<T>>,
+    ) -> io::Result<Journal<T>> {
+        let memory = NodeMemory::of(options.node_folder.as_deref());
+        Self::start_with(scope, options, memory, hub)
+    }
+
+    /// As [`start`](Self::start), of a node with this memory.
+    pub(crate) fn start_with(
+        scope: &Arc<Scope<T>>,
+        options: Options,
+        memory: Arc<NodeMemory>,
         mut hub: impl FnMut() -> Arc<Hub<T>>,
     ) -> io::Result<Journal<T>> {
         let mut options = Some(options);
@@ -40,7 +51,9 @@ impl<T: TemplateCodec> Journal<T> {
             let Some(given) = options.take() else {
                 return Err(io::Error::other("the log's threads have ended"));
             };
-            let shared = Shared::new(scope, given, log.location(), log.is_shared(), waker)?;
+            let memory = Arc::clone(&memory);
+            let (location, is_shared) = (log.location(), log.is_shared());
+            let shared = Shared::new(scope, given, memory, location, is_shared, waker)?;
             let shared = Arc::new(shared);
             if current.add(&shared)? {
                 break shared;
@@ -198,6 +211,18 @@ pub fn revoke<T: TemplateCodec>(
     memories: &[Option<PathBuf>],
     targets: &[Target],
 ) -> Revoked {
+    let mut revoked = carry_out_here(scopes, is_for_all, memories, targets);
+    wait_written(scopes, Instant::now() + DURABLE_WITHIN, &mut revoked);
+    revoked
+}
+
+/// Revokes in this node, and has the logs' threads write it.
+pub(crate) fn carry_out_here<T: TemplateCodec>(
+    scopes: &[Arc<Scope<T>>],
+    is_for_all: bool,
+    memories: &[Option<PathBuf>],
+    targets: &[Target],
+) -> Revoked {
     let mut revoked = Revoked::default();
     let journals: Vec<&Journal<T>> = scopes.iter().filter_map(|scope| scope.attached()).collect();
     let mut all: Vec<Arc<NodeMemory>> = Vec::new();
@@ -254,7 +279,18 @@ pub fn revoke<T: TemplateCodec>(
             revoked.dropped += carry_out(scope, store, targets);
         }
     }
-    let deadline = Instant::now() + DURABLE_WITHIN;
+    revoked
+}
+
+/// Waits until the logs have all revocations, and notes for which scopes they have not.
+pub(crate) fn wait_written<T: TemplateCodec>(
+    scopes: &[Arc<Scope<T>>],
+    deadline: Instant,
+    revoked: &mut Revoked,
+) {
+    let journals = scopes
+        .iter()
+        .filter_map(|scope| scope.attached::<Journal<T>>());
     for journal in journals {
         if !journal.0.queue.wait_written(deadline) {
             let why = match journal.0.status.health() {
@@ -264,5 +300,4 @@ pub fn revoke<T: TemplateCodec>(
             revoked.pending.insert(journal.0.name.to_string(), why);
         }
     }
-    revoked
 }

@@ -7,9 +7,13 @@
 mod backoff;
 mod clock;
 mod follow;
+#[cfg(any(test, fuzzing))]
+pub mod hostile;
 mod hub;
 mod journal;
 mod keys;
+#[cfg(test)]
+mod model;
 mod node_memory;
 mod queue;
 mod reader;
@@ -20,6 +24,10 @@ mod shared;
 mod status;
 mod target;
 mod template;
+#[cfg(any(test, fuzzing))]
+mod testing;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 pub use hub::Hub;

@@ -647,3 +647,232 @@ fn load_of_scope(scope: &ScopeMemory, kind: u8, entry: &[u8], elapsed_ms: u64) -
     }
     Some(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::set_moved;
+    use crate::CertificateSelector;
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+    use tempfile::TempDir;
+
+    const HOUR_MS: u64 = 3_600_000;
+
+    fn open(folder: &TempDir) -> NodeMemory {
+        NodeMemory::new(Some(folder.path().join("node")))
+    }
+
+    fn prepared(memory: &NodeMemory, name: &str) -> (Arc<ScopeMemory>, bool) {
+        let scope = memory.scope(name);
+        let was_known = memory.prepare(&scope).unwrap();
+        (scope, was_known)
+    }
+
+    fn session(n: u8) -> Target {
+        Target::Session([n; 32])
+    }
+
+    /// Revocations by their targets, with their ids and how long they are kept yet.
+    fn all(memory: &NodeMemory, scope: &ScopeMemory) -> Vec<(RevocationId, Target, u64)> {
+        let mut all = Vec::new();
+        let now_ms = memory.running_ms();
+        let revocations = scope.revocations();
+        revocations.for_each(|id, target, at_ms| {
+            // Clocks tick meanwhile.
+            all.push((id, target, at_ms.saturating_sub(now_ms).div_ceil(60_000)));
+        });
+        all.sort_by_key(|(id, ..)| *id);
+        all
+    }
+
+    fn targets(memory: &NodeMemory, name: &str) -> Vec<Target> {
+        let scope = memory.scope(name);
+        let mut targets: Vec<_> = (all(memory, &scope).into_iter())
+            .map(|(_, target, _)| target)
+            .collect();
+        targets.sort_by_key(Target::encode);
+        targets
+    }
+
+    #[test]
+    fn a_restart_forgets_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let memory = open(&folder);
+        let (scope, was_known) = prepared(&memory, "scope");
+        assert!(!was_known);
+        let some = [
+            session(1),
+            Target::All,
+            Target::Certificate(CertificateSelector::Sha256([2; 32])),
+        ];
+        let (made, written) = memory.revoke(&[(Arc::clone(&scope), HOUR_MS)], false, &some);
+        assert_eq!((made.len(), made[0].ids.len(), written), (1, 3, Ok(())));
+        let foreign = RevocationId {
+            origin: 1,
+            counter: 2,
+        };
+        let expires_ms = memory.running_ms() + HOUR_MS;
+        scope.change(|revocations| revocations.learn(foreign, &session(3), expires_ms));
+        memory.note(&scope, &[(foreign, session(3))], HOUR_MS);
+        memory.note_log_identity(&scope, "here", true, [7; 8]);
+        let before = (all(&memory, &scope), scope.knowledge());
+        assert_eq!(before.0.len(), 4);
+        drop((made, scope, memory));
+        for _ in 0..2 {
+            let memory = open(&folder);
+            let (scope, was_known) = prepared(&memory, "scope");
+            assert!(was_known && memory.error().is_none() && memory.bytes() > 0);
+            assert_eq!((all(&memory, &scope), scope.knowledge()), before);
+            assert_eq!(scope.revocations().missing(), 1);
+            assert_eq!(memory.log_identity(&scope, "here"), Some([7; 8]));
+            assert_eq!(memory.log_identity(&scope, "there"), None);
+            memory.compact(&mut memory.file.lock()).unwrap();
+        }
+    }
+
+    #[test]
+    fn revocations_of_everything_hold_in_scopes_that_come_later() {
+        let folder = tempfile::tempdir().unwrap();
+        let memory = open(&folder);
+        let (open_scope, _) = prepared(&memory, "open");
+        prepared(&memory, "closed");
+        let everything = [session(1), Target::All];
+        let (made, written) = memory.revoke(&[(open_scope, HOUR_MS)], true, &everything);
+        assert_eq!((made.len(), written), (2, Ok(())));
+        let (open_scope, _) = prepared(&memory, "open");
+        // Those of one scope are for that alone, but what is revoked in any is for scopes that are new.
+        memory.revoke(&[(open_scope, HOUR_MS)], false, &[session(2)]);
+        assert_eq!(targets(&memory, "closed"), everything);
+        drop(made);
+        let check = |memory: &NodeMemory, name: &str| {
+            assert!(!prepared(memory, name).1);
+            let later = [session(1), session(2), Target::All];
+            assert_eq!(targets(memory, name), later);
+        };
+        check(&memory, "later");
+        drop(memory);
+        let memory = open(&folder);
+        assert!(prepared(&memory, "later").1);
+        check(&memory, "after a restart");
+        assert_eq!(targets(&memory, "open").len(), 3);
+    }
+
+    #[test]
+    fn a_revocation_before_any_scope_is_remembered() {
+        let folder = tempfile::tempdir().unwrap();
+        let (made, written) = open(&folder).revoke(&[], true, &[session(1)]);
+        assert_eq!((made.len(), written), (0, Ok(())));
+        let memory = open(&folder);
+        assert!(!prepared(&memory, "scope").1);
+        assert_eq!(targets(&memory, "scope"), [session(1)]);
+    }
+
+    #[test]
+    fn revocations_end_by_the_time_that_passes_and_not_by_clocks() {
+        let folder = tempfile::tempdir().unwrap();
+        set_moved(0, 0);
+        let memory = open(&folder);
+        let (scope, _) = prepared(&memory, "scope");
+        memory.revoke(&[(Arc::clone(&scope), HOUR_MS)], false, &[session(1)]);
+        set_moved(HOUR_MS / 2, 400 * 24 * HOUR_MS as i64);
+        assert!(memory.tidy().is_empty());
+        drop((scope, memory));
+        // The node is down for long, and its monotonic clock begins again.
+        set_moved(0, -400);
+        let memory = open(&folder);
+        let (scope, _) = prepared(&memory, "scope");
+        assert_eq!(all(&memory, &scope)[0].2, 30);
+        set_moved(HOUR_MS / 2 - 60_000, 0);
+        assert!(memory.tidy().is_empty());
+        set_moved(HOUR_MS / 2 + 60_000, 0);
+        assert_eq!(memory.tidy(), [Arc::from("scope")]);
+        assert_eq!(scope.revocations().len(), 0);
+        memory.note_knowledge(&scope);
+        drop((scope, memory));
+        let memory = open(&folder);
+        let (scope, _) = prepared(&memory, "scope");
+        let knowledge = scope.knowledge();
+        let known = knowledge.values().next().unwrap();
+        assert_eq!((known.upto, known.expired), (1, 1));
+        assert_eq!(scope.revocations().len(), 0);
+        set_moved(0, 0);
+    }
+
+    #[test]
+    fn what_is_revoked_while_the_folder_cannot_be_used_is_remembered_once_it_can() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = folder.path().join("node");
+        fs::write(&place, "no folder").unwrap();
+        let memory = open(&folder);
+        let scope = memory.scope("scope");
+        assert!(memory.prepare(&scope).is_err());
+        let meant = [(Arc::clone(&scope), HOUR_MS)];
+        let (_, written) = memory.revoke(&meant, true, &[session(1)]);
+        assert!(written.is_err() && memory.error().is_some());
+        assert_eq!(targets(&memory, "scope"), [session(1)]);
+        fs::remove_file(&place).unwrap();
+        assert!(!memory.prepare(&scope).unwrap());
+        assert_eq!(memory.error(), None);
+        drop((meant, scope, memory));
+        let memory = open(&folder);
+        assert!(prepared(&memory, "scope").1);
+        assert_eq!(targets(&memory, "scope"), [session(1)]);
+    }
+
+    #[test]
+    fn what_could_not_be_written_is_written_once_there_is_room() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = folder.path().join("node");
+        let rights = |mode| fs::set_permissions(&place, fs::Permissions::from_mode(mode)).unwrap();
+        let memory = open(&folder);
+        let (scope, _) = prepared(&memory, "scope");
+        let revoke = |n| {
+            memory
+                .revoke(&[(Arc::clone(&scope), HOUR_MS)], false, &[session(n)])
+                .1
+        };
+        assert_eq!(revoke(1), Ok(()));
+        // As good as a full disk: nothing can be appended.
+        rights(0o777);
+        assert!(revoke(2).is_err() && memory.error().is_some());
+        rights(0o700);
+        assert_eq!(revoke(3), Ok(()));
+        memory.tidy();
+        assert_eq!(memory.error(), None);
+        drop((scope, memory));
+        let memory = open(&folder);
+        prepared(&memory, "scope");
+        assert_eq!(targets(&memory, "scope"), [1, 2, 3].map(session));
+    }
+
+    #[test]
+    fn a_million_revocations_take_less_than_128_mib() {
+        let folder = tempfile::tempdir().unwrap();
+        let memory = open(&folder);
+        let (scope, _) = prepared(&memory, "scope");
+        let count = 20_000u32;
+        let target = |n: u32| {
+            let mut id = [0; 32];
+            id[..4].copy_from_slice(&n.to_be_bytes());
+            Target::Session(id)
+        };
+        let meant = [(Arc::clone(&scope), HOUR_MS)];
+        let targets: Vec<_> = (0..count).map(target).collect();
+        let bytes_each = |memory: &NodeMemory| memory.bytes() / u64::from(count);
+        assert_eq!(memory.revoke(&meant, false, &targets).1, Ok(()));
+        assert!(bytes_each(&memory) <= 134, "{}", bytes_each(&memory));
+        memory.compact(&mut memory.file.lock()).unwrap();
+        assert!(bytes_each(&memory) <= 134, "{}", bytes_each(&memory));
+        // One by one, as OTP's process makes them.
+        let before = memory.bytes();
+        for n in count..count + 100 {
+            memory.revoke(&meant, false, &[target(n)]);
+        }
+        assert!((memory.bytes() - before) / 100 <= 134);
+        drop((meant, scope, memory));
+        let memory = open(&folder);
+        let (scope, _) = prepared(&memory, "scope");
+        assert_eq!(scope.revocations().len(), count as usize + 100);
+    }
+}

@@ -5,7 +5,7 @@ use crate::queue::Note;
 use crate::record::{
     content_hash, header, seal, Body, ContentHash, LogIdentity, Opened, Skipped, Stamp, Statement,
 };
-use crate::revocations::{RevocationId, Verdict};
+use crate::revocations::{Learned, RevocationId, Verdict};
 use crate::shared::{References, Shared, CLOCK_STEP_MS, MAX_AHEAD_MS};
 use crate::status::Part;
 use crate::target::Target;
@@ -215,20 +215,25 @@ impl<T: TemplateCodec> Shared<T> {
         }
         let (now_ms, own_keep_ms) = (self.memory.running_ms(), self.keep_ms());
         let mut new = Vec::new();
+        let mut targets = Vec::new();
         let mut longest_ms = 0;
         self.remembered.change(|revocations| {
             for (id, keep_ms, target) in revoked {
                 let keep_ms = keep_ms.max(own_keep_ms);
-                if revocations.learn(id, &target, now_ms.saturating_add(keep_ms)) {
-                    new.push((id, target));
-                    longest_ms = longest_ms.max(keep_ms);
+                let learned = revocations.learn(id, &target, now_ms.saturating_add(keep_ms));
+                if learned == Learned::Nothing {
+                    continue;
                 }
+                if learned == Learned::Revocation {
+                    targets.push(target.clone());
+                }
+                new.push((id, target));
+                longest_ms = longest_ms.max(keep_ms);
             }
         });
         if new.is_empty() {
             return;
         }
-        let targets: Vec<_> = new.iter().map(|(_, target)| target.clone()).collect();
         self.with_store(|scope, store| carry_out(scope, store, &targets));
         self.memory.note(&self.remembered, &new, longest_ms);
     }

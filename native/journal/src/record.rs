@@ -548,3 +548,207 @@ fn split<const N: usize>(bytes: &[u8]) -> Result<(&[u8; N], &[u8]), Skipped> {
 fn first<const N: usize>(bytes: &[u8]) -> [u8; N] {
     *bytes.first_chunk().expect("a digest is longer")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{keys, LAYOUT};
+    use crate::CertificateSelector;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    const STAMP: Stamp = Stamp {
+        log: [1; 8],
+        writer: 2,
+        made_ms: 3,
+        lifetime_ms: 4,
+    };
+
+    fn context() -> Context {
+        Context::new(b"scope", LAYOUT)
+    }
+
+    fn bodies() -> [Body<'static>; 7] {
+        [
+            Body::Session {
+                id: &[1; 32],
+                secret: &[2; 48],
+                template: &[3; 16],
+                knowledge: &[4; 16],
+                certificate: b"certificate",
+                tail: b"tail",
+            },
+            Body::Template(b"template"),
+            Body::Knowledge(b"\0\0\0\0"),
+            Body::Clock {
+                zero_ms: -5,
+                revision: 6,
+            },
+            Body::Revocation {
+                id: RevocationId {
+                    origin: 7,
+                    counter: 8,
+                },
+                keep_ms: 9,
+                target: Target::Certificate(CertificateSelector::Sha1([10; 20])),
+            },
+            Body::Ask { nonce: 11 },
+            Body::Answer { nonce: 12 },
+        ]
+    }
+
+    fn records(context: &Context) -> Vec<(Stream, Record)> {
+        let seal = |(body, kind): (Body, Kind)| {
+            let record = seal(&keys(&["a", "b"]), context, STAMP, &body).unwrap();
+            (kind.stream(), record)
+        };
+        bodies().into_iter().zip(Kind::ALL).map(seal).collect()
+    }
+
+    fn open(context: &Context, stream: Stream, record: &[u8]) -> Result<Opened, Skipped> {
+        header(context, stream, record)?.open(&keys(&["a", "b"]), context)
+    }
+
+    #[test]
+    fn records_open_as_they_were_sealed() {
+        let context = context();
+        for ((stream, record), body) in records(&context).into_iter().zip(bodies()) {
+            let opened = open(&context, stream, &record).ok().unwrap();
+            assert_eq!(opened.stamp, STAMP);
+            let read = encode(&opened.body().ok().unwrap());
+            assert!(read == encode(&body));
+        }
+    }
+
+    /// Of one body, one nonce would make the same record again.
+    #[test]
+    fn no_nonce_comes_twice() {
+        let records = (0..1000).map(|_| records(&context()).remove(0).1);
+        assert_eq!(
+            records.collect::<std::collections::HashSet<_>>().len(),
+            1000
+        );
+    }
+
+    #[test]
+    fn every_byte_and_every_length_counts() {
+        let context = context();
+        for (stream, record) in records(&context) {
+            for place in 0..record.len() {
+                for bit in 0..8 {
+                    let mut changed = record.clone();
+                    changed[place] ^= 1 << bit;
+                    let opened = open(&context, stream, &changed);
+                    assert!(opened.is_err(), "byte {place}, bit {bit}");
+                }
+                assert!(open(&context, stream, &record[..place]).is_err());
+            }
+            for more in [1, 16, MAX_RECORD] {
+                let longer = [&record[..], &vec![0; more]].concat();
+                assert!(open(&context, stream, &longer).is_err());
+            }
+        }
+    }
+
+    #[test]
+    fn a_record_counts_in_its_scope_stream_layout_and_kind_alone() {
+        let here = context();
+        let all = records(&here);
+        let others = [
+            Context::new(b"another", LAYOUT),
+            Context::new(b"scope", b"another"),
+            Context::new(b"scopel", b"ayout"),
+        ];
+        for (stream, record) in &all {
+            let other_stream = match stream {
+                Stream::Control => Stream::Sessions,
+                Stream::Sessions => Stream::Control,
+            };
+            assert_eq!(open(&here, other_stream, record).err(), Some(Skipped::Log));
+            for kind in Kind::ALL {
+                let mut changed = record.clone();
+                changed[1] = kind as u8;
+                for stream in [Stream::Control, Stream::Sessions] {
+                    let opened = open(&here, stream, &changed);
+                    assert_eq!(
+                        opened.is_ok(),
+                        changed == *record && stream == kind.stream()
+                    );
+                }
+            }
+            for (other, of_layout) in others.iter().zip([false, true, false]) {
+                let is_of_layout = record[6..10] != [0; 4];
+                let is_read = of_layout && !is_of_layout;
+                assert_eq!(open(other, *stream, record).is_ok(), is_read);
+                // Made to look as if it were from there.
+                let mut changed = record.clone();
+                changed[2..6].copy_from_slice(&other.scope_tag);
+                if is_of_layout {
+                    changed[6..10].copy_from_slice(&other.layout_tag);
+                }
+                assert_eq!(open(other, *stream, &changed).is_ok(), is_read);
+            }
+        }
+    }
+
+    #[test]
+    fn keys_are_told_apart() {
+        let context = context();
+        for (stream, record) in records(&context) {
+            let header = header(&context, stream, &record).ok().unwrap();
+            assert_eq!(header.key_id, b"a");
+            let open = |keys: &Keys| header.open(keys, &context).err();
+            assert_eq!(open(&keys(&["b"])), Some(Skipped::Key));
+            let imposter = crate::testing::key_line("x").replacen('x', "a", 1);
+            let imposter = Keys::parse(&imposter).unwrap();
+            assert_eq!(open(&imposter), Some(Skipped::Forged));
+        }
+    }
+
+    fn statement() -> impl Strategy<Value = Statement> {
+        let range = (1..100u64, 0..10u64).prop_map(|(from, length)| from..=from + length);
+        let known =
+            (100..200u64, 0..100u64, vec(range, 0..4)).prop_map(|(upto, expired, replaced)| {
+                Known {
+                    upto: upto + 10,
+                    expired,
+                    replaced,
+                }
+            });
+        let knowledge = prop::collection::btree_map(any::<u64>(), known, 0..4);
+        (knowledge, vec("[a-z]{1,16}", 0..4)).prop_map(|(knowledge, retired_keys)| Statement {
+            knowledge,
+            retired_keys,
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig {
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        })]
+
+        #[test]
+        fn statements_survive_encoding(statement in statement(), cut in any::<prop::sample::Index>()) {
+            let bytes = statement.encode();
+            prop_assert_eq!(Statement::decode(&bytes), Ok(statement));
+            // Whatever is left means something or nothing, and harms nobody.
+            let _ = Statement::decode(&bytes[..cut.index(bytes.len())]);
+        }
+
+        #[test]
+        fn any_bytes_may_be_read(bytes in vec(any::<u8>(), 0..300), kind in 1..8u8) {
+            let context = context();
+            for stream in [Stream::Control, Stream::Sessions] {
+                prop_assert!(open(&context, stream, &bytes).is_err());
+            }
+            if let Ok(statement) = Statement::decode(&bytes) {
+                prop_assert_eq!(Statement::decode(&statement.encode()), Ok(statement));
+            }
+            let kind = Kind::of(kind).unwrap();
+            let record = seal_plain(&keys(&["a"]), &context, STAMP, kind, &bytes).unwrap();
+            let opened = open(&context, kind.stream(), &record).ok().unwrap();
+            let _ = opened.body();
+        }
+    }
+}

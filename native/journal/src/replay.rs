@@ -2,6 +2,7 @@
 //! scopes that have this log.
 
 use crate::backoff::Backoff;
+use crate::clock::instant;
 use crate::hub::Hub;
 use crate::queue::Note;
 use crate::reader::{Seen, Unread};
@@ -68,7 +69,7 @@ impl<T: TemplateCodec> Replayer<T> {
     }
 
     /// Does one scope's reading, and tells whether there was one to do.
-    fn turn(&mut self) -> bool {
+    pub fn turn(&mut self) -> bool {
         if !self.backoff.is_over() {
             return false;
         }
@@ -111,7 +112,7 @@ impl<T: TemplateCodec> Replayer<T> {
 fn is_due<T: TemplateCodec>(journal: &Shared<T>) -> bool {
     let replay = journal.replay.lock();
     (replay.wants_replay || replay.wants_scan)
-        && Instant::now() >= replay.not_before
+        && instant() >= replay.not_before
         && !journal.has_ended()
 }
 
@@ -275,9 +276,9 @@ fn identify<T: TemplateCodec>(
     let mut claimed = None;
     if found.is_none() {
         let mut replay = journal.replay.lock();
-        let since = *replay.empty_since.get_or_insert_with(Instant::now);
+        let since = *replay.empty_since.get_or_insert_with(instant);
         drop(replay);
-        if journal.is_shared_log && since.elapsed() < NEW_LOG_AFTER {
+        if journal.is_shared_log && instant().duration_since(since) < NEW_LOG_AFTER {
             return Ok(false);
         }
         // Of several nodes that begin a log, the first one names it.

@@ -10,7 +10,7 @@
 use crate::target::{CertificateSelector, Target};
 use hashbrown::{DefaultHashBuilder, HashTable};
 use rangemap::RangeInclusiveSet;
-use rekindle_core::issuer_and_serial;
+use rekindle_core::{canonical_name, issuer_and_serial};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -52,6 +52,17 @@ pub enum Verdict {
     Outdated,
 }
 
+/// What came of learning a revocation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Learned {
+    /// It was known, has expired, or is a number that no node gives.
+    Nothing,
+    /// A later one covers what it covers.
+    Replaced,
+    /// It covers sessions from now on.
+    Revocation,
+}
+
 /// Expiry times this close together count as one.
 const EXPIRY_STEP_MS: u64 = 60_000;
 
@@ -63,7 +74,8 @@ pub struct Revocations {
     own: usize,
     sessions: DigestTable,
     fingerprints: DigestTable,
-    selectors: HashMap<CertificateSelector, Vec<Short>>,
+    /// By their canonical forms: other nodes may have certificates that write the same name in another way.
+    selectors: HashMap<CertificateSelector, (CertificateSelector, Vec<Short>)>,
     all: Vec<Short>,
     /// For those that the tables have: what has to be told to others, until something changes.
     statement: Option<Arc<Knowledge>>,
@@ -145,18 +157,36 @@ impl Revocations {
         id
     }
 
-    /// Learns of a revocation. `false` if it was known, or has expired.
-    pub fn learn(&mut self, id: RevocationId, target: &Target, expires_ms: u64) -> bool {
+    /// The last revocation that was made here.
+    #[cfg(test)]
+    pub fn last_made(&self) -> RevocationId {
+        let own = &self.origins[self.own];
+        RevocationId {
+            origin: own.number,
+            counter: own.upto(),
+        }
+    }
+
+    /// Learns of a revocation.
+    pub fn learn(&mut self, id: RevocationId, target: &Target, expires_ms: u64) -> Learned {
         if id.counter == 0 || id.counter >> COUNTER_BITS != 0 {
-            return false;
+            return Learned::Nothing;
         }
         let Some(place) = self.place(id.origin) else {
-            return false;
+            return Learned::Nothing;
         };
-        let origin = &mut self.origins[place];
-        if origin.accounted.contains(&id.counter) {
-            return false;
+        let origin = &self.origins[place];
+        let is_accounted = origin.accounted.contains(&id.counter);
+        // One that was given up, or is replaced by one that is still to come, covers what it is for.
+        let is_replaced = origin.replaced.contains(&id.counter);
+        if id.counter <= origin.expired || is_accounted && !is_replaced {
+            return Learned::Nothing;
         }
+        let is_kept = self.keep(target, Short::new(place, id.counter));
+        if is_accounted && !is_kept {
+            return Learned::Nothing;
+        }
+        let origin = &mut self.origins[place];
         origin.accounted.insert(id.counter..=id.counter);
         origin.claimed = origin.claimed.max(id.counter);
         match origin.expiry.back_mut() {
@@ -167,8 +197,10 @@ impl Revocations {
             _ => origin.expiry.push_back((id.counter, expires_ms)),
         }
         self.statement = None;
-        self.keep(target, Short::new(place, id.counter));
-        true
+        match is_kept {
+            true => Learned::Revocation,
+            false => Learned::Replaced,
+        }
     }
 
     /// Learns what another node knows, or this one knew before.
@@ -297,19 +329,19 @@ impl Revocations {
         }
         let mut candidates = vec![CertificateSelector::Sha1(Sha1::digest(certificate).into())];
         if let Some((name, serial)) = issuer_and_serial(certificate) {
-            let (name, serial): (Box<[u8]>, _) = (name.into(), serial.into());
+            let (name, serial): (Box<[u8]>, _) = (canonical_name(name).into(), serial.into());
             candidates.push(CertificateSelector::Issuer { name: name.clone() });
             candidates.push(CertificateSelector::Serial { name, serial });
         }
         let ids = candidates
             .iter()
             .filter_map(|selector| self.selectors.get(selector));
-        !ids.flatten().all(|id| knew(*id))
+        !ids.flat_map(|(_, ids)| ids).all(|id| knew(*id))
     }
 
     /// How many revocations there are.
     pub fn len(&self) -> usize {
-        let selectors = self.selectors.values().map(Vec::len);
+        let selectors = self.selectors.values().map(|(_, ids)| ids.len());
         self.sessions.len() + self.fingerprints.len() + selectors.sum::<usize>() + self.all.len()
     }
 
@@ -333,7 +365,7 @@ impl Revocations {
                 Target::Certificate(CertificateSelector::Sha256(*digest)),
             );
         }
-        for (selector, ids) in &self.selectors {
+        for (selector, ids) in self.selectors.values() {
             for id in ids {
                 visit(*id, Target::Certificate(selector.clone()));
             }
@@ -360,23 +392,28 @@ impl Revocations {
         Some(place)
     }
 
-    /// Puts a revocation in the place of an earlier one of its origin for the same sessions.
-    fn keep(&mut self, target: &Target, id: Short) {
+    /// Puts a revocation in the place of an earlier one of its origin for the same sessions. `false` if there is a later
+    /// one, or this one.
+    fn keep(&mut self, target: &Target, id: Short) -> bool {
         let former = match target {
             Target::Session(session) => self.sessions.insert(session, id),
             Target::Certificate(CertificateSelector::Sha256(digest)) => {
                 self.fingerprints.insert(digest, id)
             }
             Target::Certificate(selector) => {
-                replace(self.selectors.entry(selector.clone()).or_default(), id)
+                let entry = self.selectors.entry(canonical(selector));
+                replace(
+                    &mut entry.or_insert_with(|| (selector.clone(), Vec::new())).1,
+                    id,
+                )
             }
             Target::All => replace(&mut self.all, id),
         };
         if let Some(former) = former {
             let origin = &mut self.origins[id.place()];
-            let counter = former.counter().min(id.counter());
-            origin.replaced.insert(counter..=counter);
+            origin.replaced.insert(former.counter()..=former.counter());
         }
+        former != Some(id)
     }
 
     fn drop_expired(&mut self, place: usize, upto: u64) {
@@ -389,12 +426,26 @@ impl Revocations {
         let is_kept = |id: &Short| id.place() != place || id.counter() > upto;
         self.sessions.retain(is_kept);
         self.fingerprints.retain(is_kept);
-        self.selectors.retain(|_, ids| {
+        self.selectors.retain(|_, (_, ids)| {
             ids.retain(is_kept);
             !ids.is_empty()
         });
         self.all.retain(is_kept);
         self.statement = None;
+    }
+}
+
+/// The same for all selectors that select the same certificates.
+fn canonical(selector: &CertificateSelector) -> CertificateSelector {
+    match selector {
+        CertificateSelector::Issuer { name } => CertificateSelector::Issuer {
+            name: canonical_name(name).into(),
+        },
+        CertificateSelector::Serial { name, serial } => CertificateSelector::Serial {
+            name: canonical_name(name).into(),
+            serial: serial.clone(),
+        },
+        fingerprint => fingerprint.clone(),
     }
 }
 
@@ -487,5 +538,313 @@ impl DigestTable {
 
     fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use std::time::Instant;
+
+    /// CN=ca, as UTF-8.
+    const ISSUER: &[u8] = b"\x30\x0d\x31\x0b\x30\x09\x06\x03\x55\x04\x03\x0c\x02ca";
+
+    /// As much of a certificate as is read: number, algorithm, issuer.
+    fn certificate(serial: u8) -> Vec<u8> {
+        let signed = [&[2, 1, serial, 0x30, 0], ISSUER].concat();
+        let signed = [&[0x30, signed.len() as u8], &signed[..]].concat();
+        [&[0x30, signed.len() as u8], &signed[..]].concat()
+    }
+
+    fn targets() -> [Target; 6] {
+        let der = certificate(1);
+        [
+            CertificateSelector::Sha256(Sha256::digest(&der).into()),
+            CertificateSelector::Sha1(Sha1::digest(&der).into()),
+            CertificateSelector::Serial {
+                name: ISSUER.into(),
+                serial: [1].into(),
+            },
+            CertificateSelector::Issuer {
+                name: ISSUER.into(),
+            },
+        ]
+        .map(Target::Certificate)
+        .into_iter()
+        .chain([Target::Session([1; 32]), Target::All])
+        .collect::<Vec<_>>()
+        .try_into()
+        .unwrap()
+    }
+
+    fn id(origin: u64, counter: u64) -> RevocationId {
+        RevocationId { origin, counter }
+    }
+
+    fn upto(origin: u64, upto: u64) -> Knowledge {
+        let known = Known {
+            upto,
+            ..Known::default()
+        };
+        [(origin, known)].into()
+    }
+
+    #[test]
+    fn a_revocation_covers_the_sessions_it_is_for_whose_writer_did_not_know_it() {
+        let others: [([u8; 32], Option<Vec<u8>>); 4] = [
+            ([2; 32], None),
+            ([2; 32], Some(certificate(2))),
+            ([2; 32], Some(certificate(1))),
+            ([1; 32], None),
+        ];
+        for (target, is_covered) in targets().into_iter().zip([
+            [false, false, true, false],
+            [false, false, true, false],
+            [false, false, true, false],
+            [false, true, true, false],
+            [false, false, false, true],
+            [true, true, true, true],
+        ]) {
+            let mut revocations = Revocations::new(7);
+            revocations.make(&Target::Session([9; 32]), 1);
+            assert_eq!(revocations.make(&target, 1), id(7, 2));
+            for ((session, der), is_covered) in others.iter().zip(is_covered) {
+                let judge = |knowledge: &Knowledge| -> Verdict {
+                    revocations.judge(session, der.as_deref(), knowledge)
+                };
+                let covered = match is_covered {
+                    true => Verdict::Revoked,
+                    false => Verdict::Free,
+                };
+                assert_eq!(judge(&Knowledge::new()), covered, "{target:?}");
+                assert_eq!(judge(&upto(7, 1)), covered);
+                assert_eq!(judge(&upto(8, 2)), covered);
+                assert_eq!(judge(&upto(7, 2)), Verdict::Free);
+            }
+        }
+    }
+
+    #[test]
+    fn names_are_the_same_however_they_are_written() {
+        // CN=CA, as a printable string.
+        let mut written = ISSUER.to_vec();
+        written[11..].copy_from_slice(b"\x13\x02CA");
+        let (name, serial): (Box<[u8]>, Box<[u8]>) = (written.into(), [1].into());
+        for selector in [
+            CertificateSelector::Issuer { name: name.clone() },
+            CertificateSelector::Serial { name, serial },
+        ] {
+            let der = certificate(1);
+            assert!(selector.matches(&der));
+            let mut revocations = Revocations::new(7);
+            let target = Target::Certificate(selector);
+            revocations.make(&target, 1);
+            let verdict = revocations.judge(&[1; 32], Some(&der), &Knowledge::new());
+            assert_eq!(verdict, Verdict::Revoked);
+            revocations.for_each(|_, as_made, _| assert_eq!(as_made, target));
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_counted_until_it_is_learned_or_given_up() {
+        let mut revocations = Revocations::new(7);
+        let mut learn = |counter, target: &Target| revocations.learn(id(1, counter), target, 10);
+        assert_eq!(learn(3, &Target::All), Learned::Revocation);
+        assert_eq!(learn(3, &Target::All), Learned::Nothing);
+        assert_eq!(revocations.missing(), 2);
+        assert!(!revocations.knowledge().contains_key(&1));
+        revocations.learn_statement(&upto(1, 5));
+        assert_eq!(revocations.missing(), 4);
+        revocations.learn(id(1, 1), &Target::Session([1; 32]), 10);
+        assert_eq!(revocations.knowledge()[&1].upto, 1);
+        revocations.learn(id(1, 2), &Target::Session([2; 32]), 10);
+        assert_eq!(
+            (revocations.knowledge()[&1].upto, revocations.missing()),
+            (3, 2)
+        );
+        revocations.give_up_missing();
+        assert_eq!(
+            (revocations.knowledge()[&1].upto, revocations.missing()),
+            (5, 0)
+        );
+        // A node comes back that knows what was given up.
+        let late = revocations.learn(id(1, 4), &Target::Session([4; 32]), 10);
+        assert_eq!(late, Learned::Revocation);
+        let verdict = revocations.judge(&[4; 32], None, &upto(1, 3));
+        assert_eq!(verdict, Verdict::Revoked);
+        // What is known still holds.
+        assert_eq!(
+            revocations.judge(&[3; 32], None, &upto(1, 2)),
+            Verdict::Revoked
+        );
+        for wrong in [id(1, 0), id(1, 1 << 48), id(1, u64::MAX)] {
+            assert_eq!(revocations.learn(wrong, &Target::All, 10), Learned::Nothing);
+        }
+    }
+
+    #[test]
+    fn a_later_revocation_replaces_an_earlier_one_for_the_same_sessions() {
+        for target in targets() {
+            let mut revocations = Revocations::new(7);
+            for _ in 0..100 {
+                revocations.make(&target, 10);
+            }
+            assert_eq!(revocations.len(), 1);
+            let known = revocations.knowledge()[&7].clone();
+            assert_eq!((known.upto, known.replaced), (100, vec![1..=99]));
+            // Another node needs the last one alone.
+            let mut other = Revocations::new(8);
+            other.learn_statement(&revocations.knowledge());
+            assert_eq!(other.missing(), 1);
+            revocations.for_each(|id, target, _| {
+                assert_eq!(other.learn(id, &target, 10), Learned::Revocation);
+                assert_eq!(other.learn(id, &target, 10), Learned::Nothing);
+            });
+            // An old one is remembered, and drops nothing.
+            let mut late = Revocations::new(9);
+            late.learn(id(7, 100), &target, 10);
+            assert_eq!(late.learn(id(7, 1), &target, 10), Learned::Replaced);
+            assert_eq!((late.len(), late.missing()), (1, 98));
+            assert_eq!((other.missing(), other.len()), (0, 1));
+            assert_eq!(other.knowledge(), revocations.knowledge());
+        }
+    }
+
+    #[test]
+    fn expired_revocations_are_dropped_and_sessions_older_than_they_are_outdated() {
+        let mut revocations = Revocations::new(7);
+        let minute = 60_000;
+        for n in 1..=3 {
+            for target in targets() {
+                revocations.make(&target, n * minute);
+            }
+        }
+        assert!(!revocations.expire(minute - 1));
+        assert!(revocations.expire(2 * minute));
+        let knowledge = revocations.knowledge();
+        assert_eq!((knowledge[&7].expired, knowledge[&7].upto), (12, 18));
+        assert_eq!(revocations.len(), 6);
+        let judge =
+            |revocations: &Revocations, knew| revocations.judge(&[8; 32], None, &upto(7, knew));
+        assert_eq!(judge(&revocations, 11), Verdict::Outdated);
+        assert_eq!(judge(&revocations, 12), Verdict::Revoked);
+        assert_eq!(judge(&revocations, 18), Verdict::Free);
+        let late = revocations.learn(id(7, 3), &Target::All, 10 * minute);
+        assert_eq!(late, Learned::Nothing);
+        assert!(revocations.expire(3 * minute));
+        assert_eq!((revocations.len(), revocations.missing()), (0, 0));
+        // Another node learns it without any of them.
+        let mut other = Revocations::new(8);
+        other.learn_statement(&revocations.knowledge());
+        assert_eq!((other.missing(), judge(&other, 17)), (0, Verdict::Outdated));
+    }
+
+    #[derive(Debug, Clone)]
+    enum Lesson {
+        Revocation(RevocationId, Target),
+        Statement(Knowledge),
+    }
+
+    fn facts() -> impl Strategy<Value = Vec<Lesson>> {
+        // The target of an id is always the same.
+        let revocation = (0..3u64, 1..8u64).prop_map(|(origin, counter)| {
+            let place = (origin + 5 * counter) as usize % 6;
+            Lesson::Revocation(id(origin, counter), targets()[place].clone())
+        });
+        let statement = (0..3u64, 0..8u64, 0..8u64, 1..8u64, 0..8u64).prop_map(
+            |(origin, upto, expired, from, length)| {
+                let to = upto.min(from + length);
+                let known = Known {
+                    upto,
+                    expired: expired.min(upto) / 2,
+                    replaced: (from <= to).then_some(from..=to).into_iter().collect(),
+                };
+                Lesson::Statement([(origin, known)].into())
+            },
+        );
+        vec(prop_oneof![3 => revocation, 1 => statement], 0..30)
+    }
+
+    fn after<'a>(lessons: impl IntoIterator<Item = &'a Lesson>) -> Revocations {
+        let mut revocations = Revocations::new(100);
+        for lesson in lessons {
+            match lesson {
+                Lesson::Revocation(id, target) => {
+                    revocations.learn(*id, target, 1000);
+                }
+                Lesson::Statement(statement) => revocations.learn_statement(statement),
+            }
+        }
+        revocations
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig {
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        })]
+
+        #[test]
+        fn the_order_of_learning_does_not_matter(
+            lessons in facts().prop_flat_map(|lessons| (Just(lessons.clone()), Just(lessons).prop_shuffle())),
+            knew in 0..8u64,
+        ) {
+            let (one, other) = lessons;
+            let (mut one, mut other) = (after(&one), after(other.iter().chain(&one)));
+            prop_assert_eq!(one.missing(), other.missing());
+            let (known, its) = (one.knowledge(), other.knowledge());
+            let counts = |known: &Knowledge| -> Vec<_> {
+                known.iter().map(|(origin, known)| (*origin, known.upto, known.expired)).collect()
+            };
+            prop_assert_eq!(counts(&known), counts(&its));
+            for origin in 0..3 {
+                for session in [[1; 32], [2; 32]] {
+                    let judge = |it: &Revocations| {
+                        it.judge(&session, Some(&certificate(1)), &upto(origin, knew))
+                    };
+                    prop_assert_eq!(judge(&one), judge(&other));
+                }
+            }
+        }
+    }
+
+    fn digest(n: u32) -> [u8; 32] {
+        Sha256::digest(n.to_be_bytes()).into()
+    }
+
+    impl DigestTable {
+        fn memory_bytes(&self) -> usize {
+            self.entries.capacity() * size_of::<([u8; 32], Short)>()
+                + self.places.capacity() * 8 / 7 * (size_of::<u32>() + 1)
+        }
+    }
+
+    #[test]
+    fn a_million_revocations_take_less_than_64_mib() {
+        // Those of a sixteenth, which takes a sixteenth.
+        let count = 1_000_000 / 16;
+        for is_session in [true, false] {
+            let mut revocations = Revocations::new(7);
+            for n in 0..count {
+                let target = match is_session {
+                    true => Target::Session(digest(n)),
+                    false => Target::Certificate(CertificateSelector::Sha256(digest(n))),
+                };
+                revocations.make(&target, u64::from(n));
+            }
+            let tables = [&revocations.sessions, &revocations.fingerprints];
+            let bytes: usize = tables.iter().map(|table| table.memory_bytes()).sum();
+            assert!(bytes / count as usize <= (64 << 20) / 1_000_000, "{bytes}");
+            assert!(revocations.origins[0].expiry.len() < 100);
+            assert_eq!(revocations.knowledge()[&7].replaced, []);
+            let began = Instant::now();
+            let der = certificate(1);
+            for n in 0..10_000 {
+                revocations.judge(&digest(n), Some(&der), &upto(7, u64::from(count)));
+            }
+            println!("judging takes {:?}", began.elapsed() / 10_000);
+        }
     }
 }

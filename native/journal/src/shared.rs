@@ -1,6 +1,6 @@
 //! One scope's journal, as its log's threads and the callers share it.
 
-use crate::clock::{now_ms, wall_ms};
+use crate::clock::{instant, now_ms, wall_ms};
 use crate::keys::{KeyFile, Keys, Version};
 use crate::node_memory::{KnownLog, NodeMemory, ScopeMemory};
 use crate::queue::{Content, Note, Queue, Waker};
@@ -145,11 +145,11 @@ impl<T: TemplateCodec> Shared<T> {
     pub fn new(
         scope: &Arc<Scope<T>>,
         options: Options,
+        memory: Arc<NodeMemory>,
         location: String,
         is_shared_log: bool,
         waker: Arc<Waker>,
     ) -> io::Result<Shared<T>> {
-        let memory = NodeMemory::of(options.node_folder.as_deref());
         let remembered = memory.scope(&options.scope);
         let lifetime_ms = lifetime_ms(scope);
         Ok(Shared {
@@ -177,7 +177,7 @@ impl<T: TemplateCodec> Shared<T> {
             replay: Mutex::new(ReplayState {
                 wants_replay: true,
                 wants_scan: false,
-                not_before: Instant::now(),
+                not_before: instant(),
                 is_held: true,
                 lacks_keys: false,
                 asked: Vec::new(),
@@ -226,6 +226,7 @@ impl<T: TemplateCodec> Shared<T> {
         if self.was_remembered.get().is_some() {
             return Ok(());
         }
+        let before = self.remembered.knowledge();
         let loaded = self.memory.prepare(&self.remembered);
         self.set(Part::Memory, loaded.clone().map(drop));
         let was_known = loaded?;
@@ -233,9 +234,14 @@ impl<T: TemplateCodec> Shared<T> {
         *self.identity.write() = log.map(|log| log.identity);
         let mut targets = Vec::new();
         let revocations = self.remembered.revocations();
-        revocations.for_each(|_, target, _| targets.push(target));
+        revocations.for_each(|id, target, _| {
+            let known = before.get(&id.origin);
+            if known.is_none_or(|known| known.upto < id.counter) {
+                targets.push(target);
+            }
+        });
         drop(revocations);
-        // Handshakes may have been faster than the disk.
+        // Handshakes may have been faster than the disk. What was revoked in this process was carried out then.
         self.with_store(|scope, store| carry_out(scope, store, &targets));
         let _ = (self.was_remembered).set(was_known && self.memory.folder().is_some());
         Ok(())
@@ -357,6 +363,11 @@ impl<T: TemplateCodec> Shared<T> {
             self.clock.lock().written_ms = None;
             replay.wants_scan = true;
         }
+    }
+
+    #[cfg(any(test, fuzzing))]
+    pub fn set_keys(&self, keys: Keys) {
+        *self.keys.write() = Some(Arc::new(keys));
     }
 
     pub fn keys(&self) -> Option<Arc<Keys>> {
@@ -486,13 +497,13 @@ impl ReplayState {
     /// Has the whole log read, not before `delay` is over.
     pub fn want_replay(&mut self, delay: Duration) {
         self.wants_replay = true;
-        self.not_before = Instant::now() + delay;
+        self.not_before = instant() + delay;
     }
 
     /// Has the control stream read, not before `delay` is over.
     pub fn want_scan(&mut self, delay: Duration) {
         if !self.wants_scan && !self.wants_replay {
-            self.not_before = Instant::now() + delay;
+            self.not_before = instant() + delay;
         }
         self.wants_scan = true;
     }

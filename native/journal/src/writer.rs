@@ -1,7 +1,7 @@
 //! From the stores to a log: one thread for all scopes that have this log.
 
 use crate::backoff::Backoff;
-use crate::clock::now_ms;
+use crate::clock::{instant, now_ms};
 use crate::hub::Hub;
 use crate::queue::{Batch, Content, Note};
 use crate::record::{content_hash, seal, Body, ContentHash, Statement};
@@ -75,11 +75,7 @@ impl<T: TemplateCodec> Writer<T> {
 
     fn turn(&mut self) -> bool {
         let journals = self.hub.journals();
-        self.tick(&journals);
-        if self.backoff.is_over() {
-            self.is_busy = self.write(&journals);
-        }
-        self.leave(&journals);
+        self.work(&journals);
         if self.hub.end_if_unused() {
             return false;
         }
@@ -103,7 +99,7 @@ impl<T: TemplateCodec> Writer<T> {
             .map(|journal| self.hands[&journal.writer].backoff.left());
         let sync = self
             .unsynced
-            .map(|since| SYNC_EVERY.saturating_sub(since.elapsed()));
+            .map(|since| SYNC_EVERY.saturating_sub(instant().duration_since(since)));
         let patience = backoffs.chain(sync).min().unwrap_or(TICK).min(TICK);
         let has_work = || {
             ready
@@ -112,6 +108,15 @@ impl<T: TemplateCodec> Writer<T> {
                 || self.hub.has_changed(journals.len())
         };
         self.hub.waker.wait(patience, self.is_busy, has_work);
+    }
+
+    /// Does what there is to do.
+    pub fn work(&mut self, journals: &[Arc<Shared<T>>]) {
+        self.tick(journals);
+        if self.backoff.is_over() {
+            self.is_busy = self.write(journals);
+        }
+        self.leave(journals);
     }
 
     /// Writes what there is, and tells whether there was anything.
@@ -188,7 +193,7 @@ impl<T: TemplateCodec> Writer<T> {
                         .queue
                         .note_written(&std::mem::take(&mut hand.batch.notes));
                 }
-                self.unsynced.get_or_insert_with(Instant::now);
+                self.unsynced.get_or_insert_with(instant);
             } else {
                 note_lost(journal);
             }
@@ -229,27 +234,24 @@ impl<T: TemplateCodec> Writer<T> {
     }
 
     fn tick(&mut self, journals: &[Arc<Shared<T>>]) {
-        if self
-            .unsynced
-            .is_some_and(|since| since.elapsed() >= SYNC_EVERY)
-        {
+        let is_over = |since: Option<Instant>, time| {
+            since.is_none_or(|since| instant().duration_since(since) >= time)
+        };
+        if self.unsynced.is_some() && is_over(self.unsynced, SYNC_EVERY) {
             self.unsynced = None;
             let synced = self.log.sync();
             self.note_for_all(synced);
         }
-        if self.ticked.is_some_and(|ticked| ticked.elapsed() < TICK) {
+        if !is_over(self.ticked, TICK) {
             return;
         }
-        self.ticked = Some(Instant::now());
+        self.ticked = Some(instant());
         for journal in journals {
             journal.renew_keys();
             journal.renew_lifetime();
             journal.check_clock();
         }
-        if self
-            .trimmed
-            .is_none_or(|trimmed| trimmed.elapsed() >= TRIM_EVERY)
-        {
+        if is_over(self.trimmed, TRIM_EVERY) {
             self.trim(journals);
         }
         if let Some(notice) = self.log.take_notice() {
@@ -266,7 +268,7 @@ impl<T: TemplateCodec> Writer<T> {
             .collect();
         self.trimmed = match known.is_empty() {
             true => return,
-            false => Some(Instant::now()),
+            false => Some(instant()),
         };
         let mut memories: Vec<&Arc<_>> = known.iter().map(|journal| &journal.memory).collect();
         memories.sort_by_key(|memory| Arc::as_ptr(memory));

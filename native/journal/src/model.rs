@@ -1,0 +1,756 @@
+//! Several nodes on one log, step by step and in a time of their own, beside an attacker who has the log and no key.
+//!
+//! What must be true: once `revoke` has answered without `pending`, its sessions are not found on any node. The one
+//! exception: the log has lost the revocation while no node that knew it was alive or kept its memory. And if nobody
+//! attacks, sessions that were made under a right clock are not lost.
+//!
+//! `REKINDLE_MODEL_STEPS` says how many steps to take, `PROPTEST_RNG_SEED` which.
+
+use crate::clock::set_moved;
+use crate::follow::Follower;
+use crate::hub::Hub;
+use crate::journal::{carry_out_here, wait_written};
+use crate::node_memory::NodeMemory;
+use crate::record::{header, Body, ContentHash, Context, Statement};
+use crate::replay::Replayer;
+use crate::revocations::{Knowledge, RevocationId};
+use crate::testing::{
+    has, id, insert, key_line, keys, open, options, store, Common, Memory, Placed, LAYOUT,
+};
+use crate::writer::Writer;
+use crate::{CertificateSelector, Journal, Target};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::Index;
+use rekindle_core::{Limits, Reference, Scope, SessionKey};
+use rekindle_log::{Log, Record, Stream};
+use sha1::Sha1;
+use sha2::{Digest, Sha256};
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
+use std::time::Instant;
+use tempfile::TempDir;
+
+const NODES: usize = 3;
+const LIFETIME_MS: u64 = 100_000;
+/// How long revocations are kept.
+const KEEP_MS: u64 = LIFETIME_MS + LIFETIME_MS / 4 + 600_000;
+/// Real time that passes during a case, and what clocks round.
+const SLACK_MS: u64 = 5_000;
+/// How far ahead clocks are that are right.
+const AHEAD_MS: [i64; NODES] = [0, -900, 1000];
+const SCOPE: &str = "model";
+/// Most steps of a case; half as many on average.
+const STEPS_PER_CASE: usize = 100;
+const KEYS: [&[&str]; 4] = [&[], &["a"], &["a", "b"], &["a", "b", "c"]];
+
+#[derive(Debug, Clone)]
+enum Step {
+    Add { node: usize, certificate: u8 },
+    Forget { node: usize, which: Index },
+    Revoke { node: usize, what: Revoke },
+    Pass { ms: u64 },
+    Work { node: usize },
+    Start { node: usize },
+    Crash { node: usize },
+    Stop { node: usize },
+    Clock { node: usize, ahead_ms: i64 },
+    Keys { node: usize, level: usize },
+    Down(bool),
+    Double(bool),
+    HoldBack(bool),
+    HalfAppend,
+    Attack(Attack),
+    Quiesce,
+}
+
+#[derive(Debug, Clone)]
+enum Revoke {
+    Session(Index),
+    Certificate(u8),
+    All,
+}
+
+#[derive(Debug, Clone)]
+enum Attack {
+    LoseAll,
+    LoseControl,
+    Lose(Index),
+    Snapshot,
+    RollBack,
+    Swap(Index, Index),
+    Copy { which: Index, stream: bool },
+    CopyToScope(Index),
+    Flip(Index, u16),
+}
+
+struct Added {
+    step: usize,
+    at_ms: u64,
+    certificate: u8,
+    /// The node, and when that was started.
+    by: (usize, usize),
+    /// Revocations that its writer knew.
+    known: HashSet<usize>,
+}
+
+struct Revoked {
+    target: Target,
+    id: RevocationId,
+    step: usize,
+    at_ms: u64,
+    is_promised: bool,
+    is_lost: bool,
+}
+
+struct Node {
+    reference: Reference<Common>,
+    scope: Arc<Scope<Common>>,
+    memory: Arc<NodeMemory>,
+    hub: Arc<Hub<Common>>,
+    writer: Writer<Common>,
+    replayer: Replayer<Common>,
+    follower: Follower<Common>,
+    /// When it was started.
+    step: usize,
+}
+
+/// What a record says, to those who have all keys.
+#[derive(Clone)]
+enum Parsed {
+    Session(usize, ContentHash),
+    Revocation(RevocationId),
+    Knowledge(Knowledge),
+    Other,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Config {
+    has_folder: [bool; NODES],
+    waits: bool,
+    has_attacks: bool,
+}
+
+struct Model {
+    config: Config,
+    log: Memory,
+    folder: TempDir,
+    nodes: [Option<Node>; NODES],
+    ahead_ms: [i64; NODES],
+    moved_ms: u64,
+    step: usize,
+    added: Vec<Added>,
+    revoked: Vec<Revoked>,
+    snapshot: Vec<Placed>,
+    /// The last step in which the log may have lost something.
+    attacked: usize,
+    parsed: HashMap<(Stream, Record), Parsed>,
+    /// What each node's folder was last seen to have.
+    folders: [HashSet<RevocationId>; NODES],
+    /// Revocations that are in the log or that a living node knows: all but those of nodes that are down.
+    reachable: HashSet<RevocationId>,
+    /// Nodes, by when they were started, whose clock was wrong for a while.
+    wrong: HashSet<(usize, usize)>,
+    /// Whether anything was out of order since the last time that all was quiet.
+    is_disturbed: bool,
+}
+
+fn certificate(number: u8) -> Vec<u8> {
+    vec![number; 20 * usize::from(number.min(1))]
+}
+
+fn selector(number: u8) -> CertificateSelector {
+    let certificate = certificate(number);
+    match number {
+        1 => CertificateSelector::Sha256(Sha256::digest(certificate).into()),
+        _ => CertificateSelector::Sha1(Sha1::digest(certificate).into()),
+    }
+}
+
+impl Node {
+    fn journal(&self) -> &Journal<Common> {
+        self.scope.attached().unwrap()
+    }
+
+    /// What its threads would do.
+    fn work(&mut self) {
+        self.writer.work(&self.hub.journals());
+        while self.replayer.turn() {}
+        self.follower.turn();
+        self.writer.work(&self.hub.journals());
+    }
+
+    fn known(&self) -> HashSet<RevocationId> {
+        let mut known = HashSet::new();
+        let shared = &self.journal().0;
+        let revocations = shared.remembered.revocations();
+        revocations.for_each(|id, _, _| _ = known.insert(id));
+        drop(revocations);
+        for (origin, of) in &*shared.remembered.knowledge() {
+            let counters = 1..=of.upto;
+            known.extend(counters.map(|counter| RevocationId {
+                origin: *origin,
+                counter,
+            }));
+        }
+        known
+    }
+}
+
+impl Model {
+    fn new(config: Config) -> Model {
+        let shm = std::path::Path::new("/dev/shm");
+        let folder = match shm.is_dir() {
+            true => tempfile::tempdir_in(shm),
+            false => tempfile::tempdir(),
+        };
+        let mut model = Model {
+            config,
+            log: Memory::new(true),
+            folder: folder.unwrap(),
+            nodes: Default::default(),
+            ahead_ms: AHEAD_MS,
+            moved_ms: 0,
+            step: 1,
+            added: Vec::new(),
+            revoked: Vec::new(),
+            snapshot: Vec::new(),
+            attacked: 0,
+            parsed: HashMap::new(),
+            folders: Default::default(),
+            reachable: HashSet::new(),
+            wrong: HashSet::new(),
+            is_disturbed: true,
+        };
+        model.log.switch(|log| log.is_impatient = true);
+        for node in 0..NODES {
+            model.write_keys(node, KEYS.len() - 1);
+            model.start(node);
+        }
+        model
+    }
+
+    /// From here on it is this node's time.
+    fn be(&self, node: usize) {
+        set_moved(self.moved_ms, self.moved_ms as i64 + self.ahead_ms[node]);
+    }
+
+    fn write_keys(&self, node: usize, level: usize) {
+        let path = self.folder.path().join(format!("keys{node}"));
+        let new = path.with_extension("new");
+        let _ = fs::remove_file(&path);
+        if level > 0 {
+            let text: String = KEYS[level].iter().map(|name| key_line(name)).collect();
+            let mut options = fs::OpenOptions::new();
+            let options = options.write(true).create(true).truncate(true).mode(0o600);
+            let mut file = options.open(&new).unwrap();
+            std::io::Write::write_all(&mut file, text.as_bytes()).unwrap();
+            fs::rename(new, path).unwrap();
+        }
+    }
+
+    fn start(&mut self, node: usize) {
+        if self.nodes[node].is_some() {
+            return;
+        }
+        self.be(node);
+        let limits = Limits {
+            max_bytes: 100_000_000,
+            max_sessions: u64::MAX,
+            lifetime_ms: LIFETIME_MS,
+        };
+        let (reference, scope) = open(SCOPE, limits);
+        let mut options = options(SCOPE, self.folder.path().join(format!("keys{node}")));
+        options.wait_for_living_node = self.config.waits;
+        let has_folder = self.config.has_folder[node];
+        let folder = has_folder.then(|| self.folder.path().join(format!("node{node}")));
+        let memory = Arc::new(NodeMemory::new(folder));
+        let hub = Hub::without_threads(Arc::new(self.log.clone()));
+        let with_memory = Arc::clone(&memory);
+        let journal =
+            Journal::start_with(&scope, options, with_memory, || Arc::clone(&hub)).unwrap();
+        assert!(scope.attach(journal));
+        if self.ahead_ms[node].unsigned_abs() > 1000 {
+            self.wrong.insert((node, self.step));
+        }
+        self.nodes[node] = Some(Node {
+            reference,
+            writer: Writer::new(Arc::clone(&hub), self.log.writer()),
+            replayer: Replayer::new(Arc::clone(&hub)),
+            follower: Follower::new(Arc::clone(&hub), self.log.follower().unwrap()),
+            scope,
+            memory,
+            hub,
+            step: self.step,
+        });
+    }
+
+    fn take(&mut self, step: &Step) {
+        self.step += 1;
+        self.is_disturbed |= !matches!(
+            step,
+            Step::Add { .. }
+                | Step::Forget { .. }
+                | Step::Revoke { .. }
+                | Step::Pass { .. }
+                | Step::Work { .. }
+                | Step::Quiesce
+        );
+        match *step {
+            Step::Add { node, certificate } => self.add(node, certificate),
+            Step::Forget { node, which } => {
+                if !self.added.is_empty() && self.nodes[node].is_some() {
+                    let n = which.index(self.added.len()) as u32;
+                    self.revoke(node, Target::Session(id(n)), true);
+                }
+            }
+            Step::Revoke { node, ref what } => {
+                let target = match what {
+                    Revoke::Session(which) if !self.added.is_empty() => {
+                        Target::Session(id(which.index(self.added.len()) as u32))
+                    }
+                    Revoke::Certificate(number) => Target::Certificate(selector(*number)),
+                    _ => Target::All,
+                };
+                if self.nodes[node].is_some() {
+                    self.revoke(node, target, false);
+                }
+            }
+            Step::Pass { ms } => self.moved_ms += ms,
+            Step::Work { node } => self.work(node),
+            Step::Start { node } => self.start(node),
+            Step::Crash { node } => self.end(node),
+            Step::Stop { node } => self.stop(node),
+            Step::Clock { node, ahead_ms } => {
+                self.ahead_ms[node] = ahead_ms;
+                if let Some(started) = &self.nodes[node] {
+                    self.wrong.insert((node, started.step));
+                }
+            }
+            Step::Keys { node, level } => self.write_keys(node, level),
+            Step::Down(is_down) => self.log.switch(|log| log.is_down = is_down),
+            Step::Double(is_doubling) => self.log.switch(|log| log.is_doubling = is_doubling),
+            Step::HoldBack(is_held) => self.log.switch(|log| log.is_held_back = is_held),
+            Step::HalfAppend => self.log.switch(|log| log.half_appends = 1),
+            Step::Attack(ref attack) if self.config.has_attacks => self.attack(attack),
+            Step::Attack(_) => {}
+            Step::Quiesce => self.quiesce(),
+        }
+        self.note_losses();
+        self.check_promises(false);
+    }
+
+    fn add(&mut self, node: usize, number: u8) {
+        self.be(node);
+        let Some(Node { scope, step, .. }) = &self.nodes[node] else {
+            return;
+        };
+        let knowledge = scope.attached::<Journal<Common>>().unwrap().knowledge();
+        let knew = |revoked: &Revoked| {
+            let known = knowledge.get(&revoked.id.origin);
+            known.is_some_and(|known| known.upto >= revoked.id.counter)
+        };
+        let known = self.revoked.iter().enumerate();
+        let known = known.filter(|(_, revoked)| knew(revoked));
+        self.added.push(Added {
+            step: self.step,
+            at_ms: self.moved_ms,
+            certificate: number,
+            by: (node, *step),
+            known: known.map(|(place, _)| place).collect(),
+        });
+        let n = self.added.len() as u32 - 1;
+        assert!(insert(scope, n, &[b't', number], &certificate(number)));
+    }
+
+    fn revoke(&mut self, number: usize, target: Target, is_callback: bool) {
+        self.be(number);
+        let node = self.nodes[number].as_mut().unwrap();
+        let mut is_promised = false;
+        if is_callback {
+            let Target::Session(id) = &target else {
+                unreachable!("OTP drops single sessions")
+            };
+            node.journal().forget(id);
+            store(&node.scope).delete(SessionKey::Id(id));
+        } else {
+            let scopes = [Arc::clone(&node.scope)];
+            let mut revoked = carry_out_here(&scopes, false, &[], std::slice::from_ref(&target));
+            node.writer.work(&node.hub.journals());
+            wait_written(&scopes, Instant::now(), &mut revoked);
+            is_promised = revoked.pending.is_empty();
+        }
+        let id = node.journal().0.remembered.revocations().last_made();
+        self.revoked.push(Revoked {
+            target,
+            id,
+            step: self.step,
+            at_ms: self.moved_ms,
+            is_promised,
+            is_lost: false,
+        });
+    }
+
+    fn work(&mut self, number: usize) {
+        self.be(number);
+        if let Some(node) = &mut self.nodes[number] {
+            node.work();
+        }
+    }
+
+    fn stop(&mut self, number: usize) {
+        self.be(number);
+        if let Some(node) = &mut self.nodes[number] {
+            node.journal().0.queue.close();
+            for _ in 0..10 {
+                node.writer.work(&node.hub.journals());
+            }
+        }
+        self.end(number);
+    }
+
+    /// Lets go of all that a node has, so that its folder can be opened again.
+    fn end(&mut self, number: usize) {
+        self.be(number);
+        if let Some(node) = self.nodes[number].take() {
+            drop(node.reference);
+            // The store's janitor may be at it.
+            while Arc::strong_count(&node.scope) > 1 {
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    fn attack(&mut self, attack: &Attack) {
+        self.attacked = self.step;
+        let snapshot = &mut self.snapshot;
+        let copy = |records: &[Placed], which: &Index| {
+            let copied = (!records.is_empty()).then(|| which.get(records));
+            copied.map(|placed| (placed.stream, placed.record.clone()))
+        };
+        let other = |stream| match stream {
+            Stream::Control => Stream::Sessions,
+            Stream::Sessions => Stream::Control,
+        };
+        let records = self.log.snapshot();
+        match attack {
+            Attack::LoseAll => self.log.change(Vec::clear),
+            Attack::LoseControl => self
+                .log
+                .change(|records| records.retain(|placed| placed.stream == Stream::Sessions)),
+            Attack::Lose(which) => self.log.change(|records| {
+                if !records.is_empty() {
+                    records.remove(which.index(records.len()));
+                }
+            }),
+            Attack::Snapshot => *snapshot = records,
+            Attack::RollBack => self.log.change(|records| records.clone_from(snapshot)),
+            Attack::Swap(one, two) => self.log.change(|records| {
+                if !records.is_empty() {
+                    let (one, two) = (one.index(records.len()), two.index(records.len()));
+                    if records[one].stream == records[two].stream {
+                        let numbers = (records[one].number, records[two].number);
+                        records.swap(one, two);
+                        (records[one].number, records[two].number) = numbers;
+                    }
+                }
+            }),
+            Attack::Copy { which, stream } => {
+                if let Some((its, record)) = copy(&records, which) {
+                    let stream = if *stream { other(its) } else { its };
+                    self.log.append(SCOPE, stream, record);
+                }
+            }
+            Attack::CopyToScope(which) => {
+                if let Some((stream, record)) = copy(&records, which) {
+                    self.log.append("another", stream, record);
+                }
+            }
+            Attack::Flip(which, bit) => self.log.change(|records| {
+                if !records.is_empty() {
+                    let place = which.index(records.len());
+                    let record = &mut records[place].record;
+                    let bit = usize::from(*bit) % (8 * record.len());
+                    record[bit / 8] ^= 1 << (bit % 8);
+                }
+            }),
+        }
+    }
+
+    /// Everything is in order from now on, and the nodes have the time they need.
+    fn quiesce(&mut self) {
+        self.log.switch(|log| {
+            log.is_down = false;
+            log.is_held_back = false;
+        });
+        for node in 0..NODES {
+            self.ahead_ms[node] = AHEAD_MS[node];
+            self.write_keys(node, KEYS.len() - 1);
+        }
+        for round in 0..40 {
+            if round == 4 && !self.is_disturbed {
+                // Connected nodes obey within a second.
+                self.check_promises(true);
+            }
+            self.moved_ms += 250;
+            for node in 0..NODES {
+                self.work(node);
+            }
+            self.note_losses();
+        }
+        self.check_promises(true);
+        self.check_sessions();
+        self.is_disturbed = false;
+    }
+
+    /// What can be read of the log's own records.
+    fn in_log(&mut self) -> Vec<(Stream, Parsed)> {
+        let context = Context::new(SCOPE.as_bytes(), LAYOUT);
+        let keys = keys(KEYS[KEYS.len() - 1]);
+        let numbers: HashMap<[u8; 32], usize> =
+            (0..self.added.len()).map(|n| (id(n as u32), n)).collect();
+        let parse = |stream, record: &[u8]| {
+            let opened = header(&context, stream, record).and_then(|it| it.open(&keys, &context));
+            let Ok(opened) = opened else {
+                return Parsed::Other;
+            };
+            match opened.body() {
+                Ok(Body::Session { id, knowledge, .. }) => Parsed::Session(numbers[id], *knowledge),
+                Ok(Body::Revocation { id, .. }) => Parsed::Revocation(id),
+                Ok(Body::Knowledge(content)) => {
+                    let statement = Statement::decode(content);
+                    statement.map_or(Parsed::Other, |it| Parsed::Knowledge(it.knowledge))
+                }
+                _ => Parsed::Other,
+            }
+        };
+        let parsed = &mut self.parsed;
+        let records = self.log.snapshot().into_iter();
+        let records = records.filter(|placed| *placed.scope == *SCOPE);
+        records
+            .map(|Placed { stream, record, .. }| {
+                let parsed = parsed.entry((stream, record));
+                let parsed = parsed.or_insert_with_key(|(stream, record)| parse(*stream, record));
+                (stream, parsed.clone())
+            })
+            .collect()
+    }
+
+    /// Finds revocations that nobody has any more.
+    fn note_losses(&mut self) {
+        if self.revoked.iter().all(|revoked| revoked.is_lost) {
+            return;
+        }
+        let mut known = HashSet::new();
+        for (_, parsed) in self.in_log() {
+            match parsed {
+                Parsed::Revocation(id) => _ = known.insert(id),
+                Parsed::Knowledge(knowledge) => {
+                    for (origin, of) in knowledge {
+                        let gone = of.replaced.into_iter().flatten();
+                        let gone = gone.chain(1..=of.expired);
+                        known.extend(gone.map(|counter| RevocationId { origin, counter }));
+                    }
+                }
+                _ => {}
+            }
+        }
+        for (node, folder) in self.nodes.iter().zip(&mut self.folders) {
+            if let Some(node) = node {
+                let of_node = node.known();
+                known.extend(&of_node);
+                if node.memory.folder().is_some() {
+                    *folder = of_node;
+                }
+            }
+        }
+        self.reachable.clone_from(&known);
+        known.extend(self.folders.iter().flatten());
+        for revoked in &mut self.revoked {
+            revoked.is_lost |= !known.contains(&revoked.id);
+        }
+    }
+
+    fn concerns(&self, revoked: &Revoked, n: usize) -> bool {
+        match &revoked.target {
+            Target::Session(of) => *of == id(n as u32),
+            Target::All => true,
+            Target::Certificate(of) => {
+                let number = self.added[n].certificate;
+                number > 0 && of.matches(&certificate(number))
+            }
+        }
+    }
+
+    fn check_promises(&self, is_quiet: bool) {
+        for (number, node) in self.nodes.iter().enumerate() {
+            let Some(node) = node else {
+                continue;
+            };
+            self.be(number);
+            let known = node.known();
+            for revoked in self.revoked.iter().filter(|revoked| !revoked.is_lost) {
+                let is_after = node.step > revoked.step && self.attacked < revoked.step;
+                let is_quiet = is_quiet && self.reachable.contains(&revoked.id);
+                let is_due = (is_quiet || is_after) && revoked.is_promised;
+                if !is_due && !known.contains(&revoked.id) {
+                    continue;
+                }
+                for n in 0..self.added.len() {
+                    if self.added[n].step < revoked.step && self.concerns(revoked, n) {
+                        assert!(
+                            !has(&node.scope, n as u32),
+                            "session {n} of step {} is revoked since step {} and found on node \
+                             {number} of step {}, which knows it: {}; {}",
+                            self.added[n].step,
+                            revoked.step,
+                            node.step,
+                            known.contains(&revoked.id),
+                            is_quiet,
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    /// Nothing that is in a log that nobody has attacked is missing.
+    fn check_sessions(&mut self) {
+        if self.attacked > 0 || self.config.waits {
+            return;
+        }
+        let mut in_log = HashSet::new();
+        for (_, parsed) in self.in_log() {
+            if let Parsed::Session(n, _) = parsed {
+                in_log.insert(n);
+            }
+        }
+        for (number, node) in self.nodes.iter().enumerate() {
+            let Some(node) = node else {
+                continue;
+            };
+            self.be(number);
+            let report = node.journal().report();
+            assert_eq!(report.missing, 0, "{report:?}");
+            assert!(!node.journal().0.replay.lock().is_held, "{report:?}");
+            for (n, added) in self.added.iter().enumerate() {
+                let (by, since) = added.by;
+                let is_own = by == number && since == node.step;
+                // A session that was read by a wrong clock ends too early, and is not made longer.
+                let was_right =
+                    !self.wrong.contains(&added.by) && !self.wrong.contains(&(number, node.step));
+                let may_be_revoked = self.revoked.iter().enumerate().any(|(place, revoked)| {
+                    // A revocation that expires ends the sessions whose writers did not hear of it in all that time.
+                    let has_expired = self.moved_ms + SLACK_MS > revoked.at_ms + KEEP_MS;
+                    let is_for = has_expired || self.concerns(revoked, n);
+                    is_for && !added.known.contains(&place)
+                });
+                let is_young = self.moved_ms - added.at_ms + SLACK_MS < LIFETIME_MS;
+                if is_young && !may_be_revoked && was_right && (is_own || in_log.contains(&n)) {
+                    assert!(
+                        has(&node.scope, n as u32),
+                        "session {n} of step {} is missing on node {number} of step {}: {report:?}",
+                        added.step,
+                        node.step,
+                    );
+                }
+            }
+        }
+    }
+}
+
+fn attack() -> impl Strategy<Value = Attack> {
+    let which = any::<Index>;
+    prop_oneof![
+        1 => Just(Attack::LoseAll),
+        2 => Just(Attack::LoseControl),
+        4 => which().prop_map(Attack::Lose),
+        4 => Just(Attack::Snapshot),
+        3 => Just(Attack::RollBack),
+        2 => (which(), which()).prop_map(|(one, two)| Attack::Swap(one, two)),
+        3 => (which(), any::<bool>()).prop_map(|(which, stream)| Attack::Copy { which, stream }),
+        1 => which().prop_map(Attack::CopyToScope),
+        1 => (which(), any::<u16>()).prop_map(|(which, bit)| Attack::Flip(which, bit)),
+    ]
+}
+
+fn ahead_ms() -> impl Strategy<Value = i64> {
+    const HOUR_MS: i64 = 3_600_000;
+    prop_oneof![
+        4 => Just(0),
+        2 => -250_000..250_000i64,
+        1 => prop::sample::select(vec![-240 * HOUR_MS, -HOUR_MS, HOUR_MS, 9600 * HOUR_MS]),
+    ]
+}
+
+fn revoke() -> impl Strategy<Value = Revoke> {
+    prop_oneof![
+        4 => any::<Index>().prop_map(Revoke::Session),
+        2 => (1..4u8).prop_map(Revoke::Certificate),
+        1 => Just(Revoke::All),
+    ]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let node = || 0..NODES;
+    prop_oneof![
+        20 => (node(), 0..4u8).prop_map(|(node, certificate)| Step::Add { node, certificate }),
+        3 => (node(), any::<Index>()).prop_map(|(node, which)| Step::Forget { node, which }),
+        8 => (node(), revoke()).prop_map(|(node, what)| Step::Revoke { node, what }),
+        10 => (1..5_000u64).prop_map(|ms| Step::Pass { ms }),
+        2 => (5_000..50_000u64).prop_map(|ms| Step::Pass { ms }),
+        1 => (60_000..900_000u64).prop_map(|ms| Step::Pass { ms }),
+        25 => node().prop_map(|node| Step::Work { node }),
+        12 => node().prop_map(|node| Step::Start { node }),
+        6 => node().prop_map(|node| Step::Crash { node }),
+        2 => node().prop_map(|node| Step::Stop { node }),
+        3 => (node(), ahead_ms()).prop_map(|(node, ahead_ms)| Step::Clock { node, ahead_ms }),
+        2 => (node(), 0..KEYS.len()).prop_map(|(node, level)| Step::Keys { node, level }),
+        2 => any::<bool>().prop_map(Step::Down),
+        1 => any::<bool>().prop_map(Step::Double),
+        1 => any::<bool>().prop_map(Step::HoldBack),
+        1 => Just(Step::HalfAppend),
+        10 => attack().prop_map(Step::Attack),
+        6 => Just(Step::Quiesce),
+    ]
+}
+
+fn config() -> impl Strategy<Value = Config> {
+    let waits = prop::bool::weighted(0.2);
+    (any::<[bool; NODES]>(), waits, any::<bool>()).prop_map(|(has_folder, waits, has_attacks)| {
+        Config {
+            has_folder,
+            waits,
+            has_attacks,
+        }
+    })
+}
+
+fn cases() -> u32 {
+    let steps = std::env::var("REKINDLE_MODEL_STEPS").map(|steps| steps.parse().expect("a number"));
+    steps
+        .unwrap_or(2_000u32)
+        .div_ceil(STEPS_PER_CASE as u32 / 2)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: cases(),
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn what_is_revoked_is_not_found_and_what_is_not_is_not_lost(
+        config in config(),
+        steps in vec(step(), 1..STEPS_PER_CASE),
+    ) {
+        let mut model = Model::new(config);
+        for step in &steps {
+            model.take(step);
+        }
+        model.take(&Step::Quiesce);
+    }
+}

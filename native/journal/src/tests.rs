@@ -1,0 +1,1 @@
+//! Journals at work, with their threads, on one log in memory.
