@@ -322,18 +322,17 @@ session_id(Id) ->
 %%
 %% The certificate is given as DER or PEM, as a record of public_key's, or by its fingerprint (SHA-256 or
 %% SHA-1; as bytes, or in hexadecimal with or without colons). Or as `{issuer, Issuer, Serial}' or, for all
-%% certificates of an authority, `{issuer, Issuer}', where `Issuer' is the authority's certificate or its name.
+%% certificates of an authority, `{issuer, Issuer}', where `Issuer' is the authority's certificate or its name. Names
+%% are compared whatever string type, case and spacing they are written in. Several of these may be given as a list.
 %%
 %% With a journal, it holds for those in it as well, on every node; the number is that of this node's.
 %%
-%% Looks at every session, in slices: some seconds for a million.
--spec revoke(wanted()) ->
+%% Looks certificates up; only authorities take a walk over all certificates, one for all of them, in slices.
+-spec revoke(wanted() | [wanted()]) ->
     {ok, Dropped :: non_neg_integer()} | {error, {bad_certificate, Line :: string()}}.
 revoke(Wanted) ->
-    Numbers = [Number || #{number := Number} <- servers(all)],
-    Issuers = fun() -> lists:append([rekindle_nif:issuers(Number) || Number <- Numbers]) end,
-    case rekindle_certificate:wanted(Wanted, Issuers) of
-        {ok, Certificates} -> {ok, lists:sum([rekindle_nif:revoke(Number, Certificates) || Number <- Numbers])};
+    case rekindle_certificate:wanted(Wanted) of
+        {ok, Certificates} -> {ok, lists:sum([rekindle_nif:revoke(Number, Certificates) || #{number := Number} <- servers(all)])};
         {error, _} = Error -> Error
     end.
 

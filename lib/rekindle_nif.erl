@@ -10,7 +10,7 @@
 -export([delete/2, select/2, keys/1, size/1, clear/1]).
 -export([count_fault/1, last_panic/0]).
 -export([set_trust/4, crl_events/0, crls/0]).
--export([info/0, page/3, forget/2, flush/1, set_limits/2, revoke/2, issuers/1, own_certificates/1]).
+-export([info/0, page/3, forget/2, flush/1, set_limits/2, revoke/2, own_certificates/1]).
 -export([open_journal/2, journal_events/0, reload_keys/1]).
 
 -ifdef(REKINDLE_TESTING).
@@ -231,10 +231,6 @@ set_limits(_Number, _Limits) ->
 
 -spec revoke(scope_number(), [wanted()]) -> non_neg_integer().
 revoke(_Number, _Wanted) ->
-    ?NOT_LOADED.
-
--spec issuers(scope_number()) -> [Name :: binary()].
-issuers(_Number) ->
     ?NOT_LOADED.
 
 -spec own_certificates(scope_number()) -> [term()].
