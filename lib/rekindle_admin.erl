@@ -354,32 +354,20 @@ session_id(Id) ->
 %%
 %% The certificate is given as DER or PEM, as a record of public_key's, or by its fingerprint (SHA-256 or
 %% SHA-1; as bytes, or in hexadecimal with or without colons). Or as `{issuer, Issuer, Serial}' or, for all
-%% certificates of an authority, `{issuer, Issuer}', where `Issuer' is the authority's certificate or its name. A list of these
-%% is one call, which looks at the sessions once. If one of them is wrong, nothing is dropped.
+%% certificates of an authority, `{issuer, Issuer}', where `Issuer' is the authority's certificate or its name. Names
+%% are compared whatever string type, case and spacing they are written in. A list of these is one call. If one of them is
+%% wrong, nothing is dropped.
 %%
 %% With a journal, it holds for those in it as well, on every node, and for scopes that are opened later in this node; the
 %% number is that of this node's. See {@type revoked()} for what the answer promises.
 %%
-%% Looks at every session, in slices: some seconds for a million.
+%% Looks certificates up; only authorities take a walk over all certificates, one for all of them, in slices.
 -spec revoke(wanted() | [wanted()]) -> revoked() | {error, {bad_certificate, Line :: string()}}.
 revoke(Wanted) ->
-    Issuers = fun() -> lists:append([rekindle_nif:issuers(Number) || #{number := Number} <- servers(all)]) end,
-    case certificates(several(Wanted), Issuers, []) of
+    case rekindle_certificate:wanted(Wanted) of
         {ok, Certificates} -> revoke_in(all, {certificates, Certificates});
         {error, _} = Error -> Error
     end.
-
-%% A list of numbers is a text.
-several([First | _] = Several) when not is_integer(First), length(Several) > 0 -> Several;
-several(Wanted) -> [Wanted].
-
-certificates([Wanted | Rest], Issuers, Found) ->
-    case rekindle_certificate:wanted(Wanted, Issuers) of
-        {ok, Certificates} -> certificates(Rest, Issuers, [Certificates | Found]);
-        {error, _} = Error -> Error
-    end;
-certificates([], _Issuers, Found) ->
-    {ok, lists:usort(lists:append(Found))}.
 
 revoke_in(Scopes, What) ->
     case rekindle_nif:revoke(Scopes, What, rekindle_journal:node_folders()) of

@@ -3,7 +3,7 @@
 
 -include_lib("public_key/include/public_key.hrl").
 
--export([wanted/2, summary/1, shown_name/1, from_hex/1]).
+-export([wanted/1, summary/1, shown_name/1, from_hex/1]).
 
 %% X.520 and RFC 4519 attribute types.
 -define(NAMES, #{
@@ -19,15 +19,20 @@
     {1, 2, 840, 113549, 1, 9, 1} => "emailAddress"
 }).
 
-%% @doc The certificates that are meant, as the native side takes them. `Issuers' asks for the names, as DER, of the
-%% authorities that there are certificates of.
--spec wanted(rekindle_admin:wanted(), Issuers :: fun(() -> [binary()])) ->
+%% @doc The certificates that are meant, as the native side takes them.
+-spec wanted(rekindle_admin:wanted() | [rekindle_admin:wanted()]) ->
     {ok, [rekindle_nif:wanted()]} | {error, {bad_certificate, Line :: string()}}.
-wanted({issuer, Issuer}, Issuers) ->
-    of_issuer(Issuer, Issuers, fun(Name) -> {issuer, Name} end);
-wanted({issuer, Issuer, Serial}, Issuers) when is_integer(Serial) ->
-    of_issuer(Issuer, Issuers, fun(Name) -> {issuer, Name, integer_content(Serial)} end);
-wanted(Wanted, _) ->
+wanted([First | _] = Several) when not is_integer(First) ->
+    try
+        {ok, lists:append([Some || One <- Several, {ok, Some} <- [good(wanted(One))]])}
+    catch
+        throw:Error -> Error
+    end;
+wanted({issuer, Issuer}) ->
+    of_issuer(Issuer, fun(Name) -> {issuer, Name} end);
+wanted({issuer, Issuer, Serial}) when is_integer(Serial) ->
+    of_issuer(Issuer, fun(Name) -> {issuer, Name, integer_content(Serial)} end);
+wanted(Wanted) ->
     case fingerprint(Wanted) of
         {ok, Hash, Fingerprint} ->
             {ok, [{Hash, Fingerprint}]};
@@ -38,21 +43,14 @@ wanted(Wanted, _) ->
             end
     end.
 
-%% A name can be written in several ways: those that certificates of this node have, and the authority's own.
-of_issuer(Issuer, Issuers, Wanted) ->
-    case issuer_names(Issuer) of
-        {ok, Normal, Own} ->
-            Written = [Der || Der <- Issuers(), is_called(Der, Normal)],
-            {ok, [Wanted(Der) || Der <- lists:usort(Own ++ Written)]};
-        error ->
-            bad()
-    end.
+good({ok, _} = Ok) -> Ok;
+good({error, _} = Error) -> throw(Error).
 
-is_called(Der, Normal) ->
-    try
-        public_key:pkix_normalize_name(Der) =:= Normal
-    catch
-        error:_ -> false
+%% However certificates have the name, the native side knows it.
+of_issuer(Issuer, Wanted) ->
+    case issuer_names(Issuer) of
+        {ok, [_ | _] = Names} -> {ok, [Wanted(Name) || Name <- Names]};
+        _ -> bad()
     end.
 
 %% Two's complement, in as few bytes as it takes.
@@ -150,11 +148,7 @@ certificates(Ders) ->
 
 %% An authority is called in the certificates it issues what it is called in its own.
 issuer_names({rdnSequence, _} = Name) ->
-    try
-        {ok, public_key:pkix_normalize_name(Name), encoded(Name)}
-    catch
-        error:_ -> error
-    end;
+    {ok, lists:usort(encoded(Name))};
 issuer_names(Issuer) ->
     case ders(Issuer) of
         [Der] ->

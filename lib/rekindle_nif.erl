@@ -10,7 +10,7 @@
 -export([delete/2, select/2, keys/1, size/1, clear/1]).
 -export([count_fault/1, last_panic/0]).
 -export([set_trust/4, crl_events/0, crls/0]).
--export([info/0, page/3, set_limits/2, revoke/3, issuers/1, own_certificates/1]).
+-export([info/0, page/3, set_limits/2, revoke/3, own_certificates/1]).
 -export([open_journal/2, journal_events/0, reload_keys/1, unwritten/0, replay_anyway/1]).
 
 -ifdef(REKINDLE_TESTING).
@@ -238,10 +238,6 @@ set_limits(_Number, _Limits) ->
 %% to `NodeFolders' first. Waits up to two seconds until it is durable.
 -spec revoke(all | [scope_number()], revoked(), NodeFolders :: [binary() | undefined]) -> {Dropped :: non_neg_integer(), pending()}.
 revoke(_Scopes, _What, _NodeFolders) ->
-    ?NOT_LOADED.
-
--spec issuers(scope_number()) -> [Name :: binary()].
-issuers(_Number) ->
     ?NOT_LOADED.
 
 -spec own_certificates(scope_number()) -> [term()].

@@ -7,7 +7,7 @@
 -compile([export_all, nowarn_export_all]).
 
 all() ->
-    [{group, validity}, {group, lists}].
+    [{group, validity}, {group, lists}, {group, selectors}].
 
 groups() ->
     [
@@ -25,6 +25,10 @@ groups() ->
             a_list_that_is_too_old_ends_resumptions_of_its_issuer,
             a_session_in_a_journal_is_not_replayed_when_it_is_revoked,
             lists_say_what_public_key_says
+        ]},
+        {selectors, [], [
+            an_authority_is_named_in_any_spelling,
+            many_selectors_are_given_at_once
         ]}
     ].
 
@@ -380,6 +384,53 @@ ders(File) ->
 hexadecimal(Serial) ->
     Digits = integer_to_list(Serial, 16),
     lists:duplicate(length(Digits) rem 2, $0) ++ Digits.
+
+%% ---- selectors ----
+
+an_authority_is_named_in_any_spelling(Config) ->
+    Ca = rekindle_ca:new(dir("ca", Config), "Spelled CA"),
+    Other = rekindle_ca:new(dir("other", Config), "spelled  ca", #{mask => "default"}),
+    Clients = [rekindle_ca:issue(Ca, Name) || Name <- ["one", "two"]],
+    Node = start_node([]),
+    Server = {tls, start(Node, tls, [{cacertfile, maps:get(cert, Ca)}], Config)},
+    %% The other's name is written in another string type, in other letters and with more spaces.
+    [Pem, OtherPem] = [element(2, {ok, _} = file:read_file(Cert)) || #{cert := Cert} <- [Ca, Other]],
+    [
+        begin
+            [full = connect(Server, Client, Config) || Client <- Clients],
+            ?assertEqual({ok, 1}, rekindle_node:call(Node, rekindle_admin, revoke, [{issuer, Issuer, rekindle_ca:serial(hd(Clients))}])),
+            ?assertEqual([full, resumed], [connect(Server, Client, Config) || Client <- Clients]),
+            ?assertEqual({ok, 2}, rekindle_node:call(Node, rekindle_admin, revoke, [{issuer, Issuer}])),
+            ?assertEqual({ok, 0}, rekindle_node:call(Node, rekindle_admin, revoke, [{issuer, Issuer}]))
+        end
+     || Issuer <- [Pem, OtherPem]
+    ],
+    rekindle_node:stop(Node).
+
+many_selectors_are_given_at_once(_Config) ->
+    {Authority, Ders} = rekindle_certs:series(60),
+    Node = start_node([]),
+    rekindle_node:run(Node, fun() ->
+        Cache = rekindle:init([{role, server}]),
+        Numbered = lists:enumerate(Ders),
+        [
+            ok = rekindle:update(Cache, <<N:256>>, setelement(4, rekindle_sessions:make({session, otp_25, verified, N}, <<N:256>>), Der))
+         || {N, Der} <- Numbered
+        ],
+        Wanted = [
+            case N rem 3 of
+                0 -> Der;
+                1 -> crypto:hash(sha, Der);
+                2 -> {issuer, Authority, element(3, element(2, public_key:pkix_decode_cert(Der, otp)))}
+            end
+         || {N, Der} <- Numbered, N > 10
+        ],
+        ?assertEqual({ok, 50}, rekindle_admin:revoke(Wanted)),
+        ?assertMatch({error, {bad_certificate, _}}, rekindle_admin:revoke([hd(Ders), {issuer, nobody}])),
+        ?assertEqual({ok, 10}, rekindle_admin:revoke([{issuer, Authority}, {issuer, Authority}])),
+        ok = rekindle:terminate(Cache)
+    end),
+    rekindle_node:stop(Node).
 
 %% ---- nodes and clients ----
 

@@ -715,7 +715,15 @@ mod tests {
         let expires_ms = memory.running_ms() + HOUR_MS;
         scope.change(|revocations| revocations.learn(foreign, &session(3), expires_ms));
         memory.note(&scope, &[(foreign, session(3))], HOUR_MS);
-        memory.note_log_identity(&scope, "here", true, [7; 8]);
+        memory.note_log(
+            &scope,
+            KnownLog {
+                location: "here".into(),
+                is_shared: true,
+                identity: [7; 8],
+                is_claimed: true,
+            },
+        );
         let before = (all(&memory, &scope), scope.knowledge());
         assert_eq!(before.0.len(), 4);
         drop((made, scope, memory));
@@ -725,8 +733,12 @@ mod tests {
             assert!(was_known && memory.error().is_none() && memory.bytes() > 0);
             assert_eq!((all(&memory, &scope), scope.knowledge()), before);
             assert_eq!(scope.revocations().missing(), 1);
-            assert_eq!(memory.log_identity(&scope, "here"), Some([7; 8]));
-            assert_eq!(memory.log_identity(&scope, "there"), None);
+            let log = memory.log(&scope, "here").expect("it is remembered");
+            assert_eq!(
+                (log.identity, log.is_shared, log.is_claimed),
+                ([7; 8], true, true)
+            );
+            assert!(memory.log(&scope, "there").is_none());
             memory.compact(&mut memory.file.lock()).unwrap();
         }
     }

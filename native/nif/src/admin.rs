@@ -44,19 +44,6 @@ fn page(env: Env, number: u64, from: u64, limit: usize) -> NifResult<Term> {
     Ok((rows, next).encode(env))
 }
 
-/// The names, as DER, of the authorities of a server scope's client certificates.
-#[rustler::nif(schedule = "DirtyCpu")]
-fn issuers(env: Env, number: u64) -> Vec<Term> {
-    let Some(scope) = REGISTRY.scope(number) else {
-        return Vec::new();
-    };
-    let Store::Server(store) = scope.store() else {
-        return Vec::new();
-    };
-    let names = store.issuers();
-    names.iter().map(|name| terms::binary(env, name)).collect()
-}
-
 /// The certificates, as they are in session records, that a server scope's sessions were made under.
 #[rustler::nif(schedule = "DirtyCpu")]
 fn own_certificates(env: Env, number: u64) -> Vec<Term> {

@@ -29,7 +29,7 @@ use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use std::borrow::Cow;
 use std::cell::Cell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, Hash};
 use std::mem::size_of;
 use std::slice;
@@ -140,6 +140,40 @@ pub enum Selector<'a> {
     Issuer(&'a [u8]),
     /// The one of this authority with this serial number: the value in DER, without tag and length.
     Serial(&'a [u8], &'a [u8]),
+}
+
+/// Selectors by what is kept with a certificate, so that one look at it serves all.
+pub(crate) struct Meant<'a> {
+    issuers: HashSet<u64>,
+    serials: HashSet<u64>,
+    fingerprints: HashSet<&'a [u8]>,
+}
+
+impl<'a> Meant<'a> {
+    pub fn new(selectors: &'a [Selector]) -> Self {
+        let mut meant = Meant {
+            issuers: HashSet::new(),
+            serials: HashSet::new(),
+            fingerprints: HashSet::new(),
+        };
+        for selector in selectors {
+            match selector {
+                Selector::Sha256(digest) => _ = meant.fingerprints.insert(&digest[..]),
+                Selector::Sha1(digest) => _ = meant.fingerprints.insert(&digest[..]),
+                Selector::Issuer(name) => _ = meant.issuers.insert(IssuerHash::of(name).get()),
+                Selector::Serial(name, serial) => {
+                    let hash = IssuerHash::of(name).certificate(serial);
+                    meant.serials.insert(hash);
+                }
+            }
+        }
+        meant
+    }
+
+    fn has_fingerprint_of(&self, der: &[u8]) -> bool {
+        self.fingerprints.contains(&Sha256::digest(der)[..])
+            || self.fingerprints.contains(&Sha1::digest(der)[..])
+    }
 }
 
 /// A session's client certificate, which may be stored compressed.
@@ -902,17 +936,14 @@ impl Certificates {
         true
     }
 
-    /// The certificates that are meant, one at a time: the first one that is still there. Where all have to be looked
-    /// at, only a few are in one slice.
-    pub fn select(
+    /// A certificate that is meant, found in an index.
+    pub fn find_selected(
         &self,
         books: &Books,
         directory: &Directory,
         selector: &Selector,
-        walk: &mut Walk,
-        slice: &mut Slice,
     ) -> Option<Number> {
-        let found = match selector {
+        match selector {
             Selector::Sha256(digest) => {
                 self.find_fingerprint(books, directory, 0, &digest[..], selector)
             }
@@ -926,27 +957,26 @@ impl Certificates {
                     .0
             }
             Selector::Issuer(_) => None,
-        };
-        let walks = match selector {
-            Selector::Issuer(_) => true,
-            Selector::Serial(..) => books.has_same_serials,
-            _ => books.without_fingerprint > 0,
-        };
-        if found.is_some() || !walks {
-            walk.is_over = found.is_none();
-            return found;
         }
+    }
+
+    /// The next certificate that is meant, of those that no index may have: all are looked at, only a few in one slice.
+    pub fn walk(
+        &self,
+        books: &Books,
+        directory: &Directory,
+        meant: &Meant,
+        walk: &mut Walk,
+        slice: &mut Slice,
+    ) -> Option<Number> {
+        let has_issuers = !meant.issuers.is_empty();
+        let has_serials = !meant.serials.is_empty() && books.has_same_serials;
+        let has_fingerprints = !meant.fingerprints.is_empty() && books.without_fingerprint > 0;
         if walk.renumbered != books.renumbered {
             // One that was ahead may have a number that is behind.
             (walk.from, walk.renumbered) = (0, books.renumbered);
         }
-        let known = match selector {
-            Selector::Issuer(name) | Selector::Serial(name, _) => {
-                books.numbers.get(&canonical_name(name)[..]).copied()
-            }
-            _ => None,
-        };
-        while walk.from < books.last {
+        while (has_issuers || has_serials || has_fingerprints) && walk.from < books.last {
             if walk.from.is_multiple_of(ENTRIES_PER_STEP) && !slice.goes_on() {
                 return None;
             }
@@ -956,16 +986,13 @@ impl Certificates {
             if state & USED == 0 {
                 continue;
             }
-            let issuer = || Some(self.header(directory, walk.from).issuer).filter(|n| *n != 0);
-            let is_it = match selector {
-                Selector::Issuer(_) if issuer().is_some() => issuer() == known,
-                Selector::Issuer(_) | Selector::Serial(..) => {
-                    issuer().is_none_or(|issuer| Some(issuer) == known)
-                        && self.is_selected(directory, walk.from, selector)
-                }
-                _ => state & FINGERPRINTED == 0 && self.is_selected(directory, walk.from, selector),
-            };
-            if is_it {
+            let header = self.header(directory, walk.from);
+            let is_meant = meant.issuers.contains(&whole(header.issuer_hash))
+                || has_serials && meant.serials.contains(&whole(header.certificate_hash))
+                || has_fingerprints
+                    && state & FINGERPRINTED == 0
+                    && self.with_der(directory, walk.from, |der| meant.has_fingerprint_of(der));
+            if is_meant {
                 return Some(walk.from);
             }
         }

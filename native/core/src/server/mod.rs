@@ -40,7 +40,7 @@ use crate::counters::{Counters, Refusal};
 use crate::lookups::Line;
 use crate::sync::{unlock_fair, Mutex};
 use crate::trust::{Claims, Ended, Trust, TrustCell};
-use certificates::{Books, Certificates, Walk, MAX_CERTIFICATE};
+use certificates::{Books, Certificates, Meant, Walk, MAX_CERTIFICATE};
 use foldhash::quality::RandomState;
 use ghosts::Ghosts;
 use index::{Growth, Index, Number, Visit};
@@ -228,6 +228,14 @@ struct Room {
     kind: Kind,
     bytes: usize,
     sessions: u64,
+}
+
+/// How many sessions of a certificate were dropped. `Nothing` where there was no certificate.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Dropped {
+    Nothing,
+    Some,
+    All,
 }
 
 /// Sessions of a segment that have expired.
@@ -564,7 +572,7 @@ impl<T> ServerStore<T> {
     }
 
     /// Drops the sessions that were made with these certificates, and returns how many. A few at a time under a lock;
-    /// an authority takes a walk over all certificates, anything else is looked up.
+    /// authorities take one walk over all certificates, however many they are, and anything else is looked up.
     pub fn revoke(&self, selectors: &[Selector]) -> u64 {
         let Some(certificates) = self.certificates.get() else {
             return 0;
@@ -584,42 +592,54 @@ impl<T> ServerStore<T> {
         }
         let mut dropped = 0;
         for selector in selectors {
-            let mut walk = Walk::default();
-            loop {
-                let mut order = self.order.lock();
-                let mut slice = Slice::begin();
-                let number = certificates.select(
-                    &order.books,
-                    &self.directory,
-                    selector,
-                    &mut walk,
-                    &mut slice,
-                );
-                let mut newest = number.map_or(SlotRef::NONE, |number| {
-                    certificates.newest(&self.directory, number)
-                });
-                while let Some(slot) = newest.some() {
-                    // SAFETY: a session in a chain is allocated, and the order lock is held.
-                    let chain = unsafe { self.slot(slot.0) }.chain();
-                    newest = chain.map_or(SlotRef::NONE, |chain| chain.older);
-                    self.take_out(&mut order, slot);
-                    dropped += 1;
-                    if !slice.goes_on() {
-                        break;
-                    }
-                }
-                if newest != SlotRef::NONE {
-                    // The rest of its sessions come first.
-                    walk.step_back();
-                }
-                self.note_bytes(&order);
-                unlock_fair(order);
-                if walk.is_over() {
-                    break;
-                }
+            let find = |order: &Order, _: &mut Slice| {
+                certificates.find_selected(&order.books, &self.directory, selector)
+            };
+            while self.drop_sessions_of(find, &mut dropped) != Dropped::Nothing {}
+        }
+        let (meant, mut walk) = (Meant::new(selectors), Walk::default());
+        while !walk.is_over() {
+            let find = |order: &Order, slice: &mut Slice| {
+                certificates.walk(&order.books, &self.directory, &meant, &mut walk, slice)
+            };
+            if self.drop_sessions_of(find, &mut dropped) == Dropped::Some {
+                // The rest of its sessions come first.
+                walk.step_back();
             }
         }
         dropped
+    }
+
+    /// Drops sessions of a certificate, as many as fit into a slice, and counts them.
+    fn drop_sessions_of(
+        &self,
+        find: impl FnOnce(&Order, &mut Slice) -> Option<Number>,
+        dropped: &mut u64,
+    ) -> Dropped {
+        let mut order = self.order.lock();
+        let mut slice = Slice::begin();
+        let number = find(&order, &mut slice);
+        let Some((number, certificates)) = number.zip(self.certificates.get()) else {
+            unlock_fair(order);
+            return Dropped::Nothing;
+        };
+        let mut newest = certificates.newest(&self.directory, number);
+        while let Some(slot) = newest.some() {
+            // SAFETY: a session in a chain is allocated, and the order lock is held.
+            let chain = unsafe { self.slot(slot.0) }.chain();
+            newest = chain.map_or(SlotRef::NONE, |chain| chain.older);
+            self.take_out(&mut order, slot);
+            *dropped += 1;
+            if !slice.goes_on() {
+                break;
+            }
+        }
+        self.note_bytes(&order);
+        unlock_fair(order);
+        match newest {
+            SlotRef::NONE => Dropped::All,
+            _ => Dropped::Some,
+        }
     }
 
     /// The names, in DER, of the authorities whose certificates sessions were made with.

@@ -857,9 +857,10 @@ fn a_walk_meets_certificates_that_get_other_numbers_meanwhile() {
     let (mut walk, mut met) = (Walk::default(), std::collections::HashSet::new());
     while !walk.is_over() {
         let order = store.order.lock();
-        let (books, selector) = (&order.books, Selector::Issuer(name));
+        let (books, selectors) = (&order.books, [Selector::Issuer(name)]);
+        let meant = Meant::new(&selectors);
         let mut slice = Slice::begin();
-        let found = certificates.select(books, &store.directory, &selector, &mut walk, &mut slice);
+        let found = certificates.walk(books, &store.directory, &meant, &mut walk, &mut slice);
         drop(order);
         met.extend(found);
         if met.len() == 60 {
@@ -889,13 +890,14 @@ fn what_has_no_fingerprint_yet_is_found_all_the_same() {
     }
     let certificates = store.certificates.get().unwrap();
     let fingerprint = Sha256::digest(certificate("ca", 400)).into();
-    let (mut walk, selector) = (Walk::default(), Selector::Sha256(&fingerprint));
+    let selectors = [Selector::Sha256(&fingerprint)];
+    let (mut walk, meant) = (Walk::default(), Meant::new(&selectors));
     let order = store.order.lock();
     let mut found = None;
     while found.is_none() && !walk.is_over() {
         let mut slice = Slice::begin();
         let books = &order.books;
-        found = certificates.select(books, &store.directory, &selector, &mut walk, &mut slice);
+        found = certificates.walk(books, &store.directory, &meant, &mut walk, &mut slice);
     }
     assert_eq!(found, Some(401));
 }
@@ -1012,4 +1014,36 @@ fn what_has_ended_or_is_revoked_is_not_restored() {
     lists.publish(known(&[]));
     assert!(use_it(&store, 2, 0));
     assert_eq!(store.counters().read().ended, [0, 1, 1]);
+}
+
+#[test]
+fn many_selectors_of_all_kinds_are_carried_out_at_once() {
+    use sha2::{Digest, Sha256};
+    let store = store(ANY, ANY, LONG_MS);
+    let cas = ["one", "two", "three", "four"];
+    for n in 0..800u32 {
+        insert_certified(&store, n, &certificate(cas[n as usize % 4], n), 0);
+    }
+    // Some have their fingerprints in an index, others have not.
+    tidy(&store, 0);
+    for n in 800..1_600u32 {
+        insert_certified(&store, n, &certificate(cas[n as usize % 4], n), 0);
+    }
+    let names = [certificate("ONE", 0), certificate(" Two ", 0)];
+    let names: Vec<_> = names
+        .iter()
+        .map(|der| crate::issuer_and_serial(der).unwrap().0)
+        .collect();
+    let third: Vec<_> = (0..400).map(|n| certificate("three", 4 * n + 2)).collect();
+    let fourth: Vec<[u8; 32]> = (0..400)
+        .map(|n| Sha256::digest(certificate("four", 4 * n + 3)).into())
+        .collect();
+    let mut selectors: Vec<_> = names.iter().map(|name| Selector::Issuer(name)).collect();
+    for der in &third[..399] {
+        let (name, serial) = crate::issuer_and_serial(der).unwrap();
+        selectors.push(Selector::Serial(name, serial));
+    }
+    selectors.extend(fourth[1..].iter().map(Selector::Sha256));
+    assert_eq!(store.revoke(&selectors), 1_598);
+    assert_eq!(survivors(&store, 0..1_600), [3, 1_598]);
 }
