@@ -26,11 +26,15 @@
     | {journal, journal()}
     | {node_folder, file:name_all()}
     | {wait_for_living_node, boolean()}
-    | {max_log_bytes, pos_integer()}.
+    | {max_log_bytes, pos_integer()}
+    | {expired_certificates, full_handshake | resume}
+    | {crls, [file:name_all()]}
+    | {stale_crls, full_handshake | resume}.
 %% Of `session_cb_init_args'. The bounds are those of one scope. Defaults: 64 MiB; ssl's
-%% `session_cache_server_max' where it is set, else `infinity'; ssl's `session_lifetime'; `listener'; `none'.
+%% `session_cache_server_max' where it is set, else `infinity'; ssl's `session_lifetime'; `listener'; `none'. Those of the last
+%% three: `full_handshake'; `[]'; `full_handshake'.
 %%
-%% The last three are for journals. `node_folder' is a folder of this node alone, in which it remembers revocations outside the
+%% Three are for journals. `node_folder' is a folder of this node alone, in which it remembers revocations outside the
 %% log; by default a folder journal's own folder, and none with Valkey. With `wait_for_living_node', a node that remembers no
 %% revocation reads no session from the log until another node has confirmed that no revocation is missing in it; by default it
 %% reads them. `max_log_bytes' bounds what the log of a scope takes: the oldest sessions go first, revocations
@@ -266,6 +270,8 @@ open_server_store(#{scope := ScopeOption} = Options) ->
         #{lifetime := SslLifetime} = ssl_config:pre_1_3_session_opts(server),
         {Label, Socket, Join} = rekindle_scope:of_server(ScopeOption),
         Store = rekindle_nif:open_server(Label, Socket, Join, rekindle_options:to_native(limits(Options, SslLifetime))),
+        %% Before a journal is read.
+        ok = rekindle_trust:open(Store, Options),
         open_journal(Store, Label, Options),
         rekindle_scope:is_of_unknown_listener() andalso log_once(unknown_listener, unknown, fun log_unknown_listener/1),
         {Store, Label}

@@ -11,10 +11,11 @@
 -export([sessions/0, sessions/1, sessions/2]).
 -export([flush/0, flush/1, forget/1, revoke/1]).
 -export([set/2]).
--export([reload_keys/0, replay_anyway/1]).
+-export([reload_keys/0, replay_anyway/1, crls/0]).
 -export([doctor/0]).
 
--export_type([info/0, refusal/0, journal/0, skipped/0, label/0, which/0, session/0, peer/0, wanted/0, revoked/0, page/0, next/0, limit/0]).
+-export_type([info/0, ended/0, refusal/0, journal/0, skipped/0, label/0, which/0, session/0, peer/0, wanted/0, revoked/0, page/0, next/0, limit/0]).
+-export_type([crl/0]).
 -export_type([no_such_scope/0, bad_option/0]).
 
 -type info() :: #{
@@ -34,6 +35,8 @@
     hits := non_neg_integer(),
     misses := non_neg_integer(),
     evicted_misses := non_neg_integer(),
+    ended := non_neg_integer(),
+    ended_by := #{ended() => non_neg_integer()},
     hit_rate := float() | undefined,
     expired := non_neg_integer(),
     evicted := non_neg_integer(),
@@ -43,6 +46,10 @@
     faults := non_neg_integer(),
     journal := journal() | undefined
 }.
+
+-type ended() :: expired | revoked | unknown.
+%% Why a session that is there was not resumed: its client's certificate has expired; a revocation list has it; or the
+%% lists were not read yet, or the one of its issuer is too old.
 
 -type refusal() :: too_large | no_room | private_key | layout | lifetime.
 %% Why a session was not stored: it has a server name over 255 bytes, a client certificate over 64 KiB, or more than
@@ -160,6 +167,19 @@
 
 -type certificate() :: public_key:der_encoded() | Pem :: binary() | string() | Record :: tuple().
 
+-type crl() :: #{
+    path := file:filename(),
+    issuer := binary() | undefined,
+    entries := non_neg_integer(),
+    this_update := calendar:datetime() | undefined,
+    next_update := calendar:datetime() | undefined,
+    delta := boolean(),
+    error := Line :: binary() | undefined
+}.
+%% A revocation list: the file it is in, who issued it, how many entries it has, when it was made and when there is to be
+%% a newer one (UTC), and whether it has only what changed since another list. `error' is what is wrong with the file now:
+%% what was read of it before holds. A file or a folder of which nothing was read has no issuer.
+
 -opaque next() :: {rekindle_nif:scope_number(), rekindle_nif:position()}.
 %% Where the next page of sessions begins.
 
@@ -175,7 +195,8 @@
 %% are kept; `certified' is how many sessions count as certified: the newest 8 of each certificate. `hit_rate' is the
 %% part of lookups that found a session, from 0 to 1; the rest are numbers of sessions, or of calls since the scope
 %% was opened. `evicted_misses' are the misses that asked for a session which was evicted not long ago: a larger
-%% bound would have kept it. `moved' is how many sessions and certificates were moved together to give pages back to
+%% bound would have kept it. `ended' are the misses that asked for a session which is there and must not be resumed
+%% because of its client's certificate, `ended_by' the same by reason. `moved' is how many sessions and certificates were moved together to give pages back to
 %% the system. `refused' is how many sessions were not stored, `refused_by' the same by reason.
 %% `number' tells a scope from others, also of the same name. A client scope has no bounds of its own: ssl's
 %% `session_cache_client_max' and `session_lifetime' bound it.
@@ -229,7 +250,8 @@ sessions(Which) ->
 %% out; `from' is what the page before gave as `next'. A session that stays is on one page, whatever comes
 %% and goes in between.
 %%
-%% Of a session, `id' is in hexadecimal; `age' and `time_left' are in seconds; `age_at_last_use' is how old it was
+%% Of a session, `id' is in hexadecimal; `age' and `time_left' are in seconds, `time_left' is 0 where its client's
+%% certificate does not let it be resumed; `age_at_last_use' is how old it was
 %% when it was last looked up, in seconds, or `undefined' if it never was; `peer' is the client's certificate.
 -spec sessions(which(), #{limit => pos_integer(), from => next() | done}) -> page() | {error, no_such_scope()}.
 sessions(Which, Options) ->
@@ -265,12 +287,13 @@ shown(#{scope := Label, lifetime := Lifetime}, Rows) ->
             scope => Label,
             id => shown_id(Key),
             age => AgeMs div 1000,
-            time_left => max(0, Lifetime - AgeMs div 1000),
+            %% An atom is more than any number.
+            time_left => min(CertificateLeft, max(0, Lifetime - AgeMs div 1000)),
             age_at_last_use => seconds(LastUseMs),
             cipher => cipher(Suite),
             peer => rekindle_certificate:summary(Certificate)
         }
-     || {Key, AgeMs, LastUseMs, Certificate, Suite} <- Rows
+     || {Key, AgeMs, LastUseMs, Certificate, Suite, CertificateLeft} <- Rows
     ].
 
 seconds(undefined) -> undefined;
@@ -410,6 +433,12 @@ replay_anyway(Which) ->
         (_) ->
             0
     end).
+
+%% @doc The revocation lists that resumptions are checked against: those of the option `crls'. They are read again by
+%% themselves within two seconds of a change.
+-spec crls() -> [crl()].
+crls() ->
+    rekindle_crls:crls().
 
 %% @doc Checks this node, prints what is wrong and what to write, and answers the same as a list. See
 %% {@link rekindle_doctor:findings/0}.

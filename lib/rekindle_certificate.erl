@@ -3,7 +3,7 @@
 
 -include_lib("public_key/include/public_key.hrl").
 
--export([wanted/2, summary/1, from_hex/1]).
+-export([wanted/2, summary/1, shown_name/1, from_hex/1]).
 
 %% X.520 and RFC 4519 attribute types.
 -define(NAMES, #{
@@ -85,6 +85,15 @@ summary(Der) ->
         serial => Serial,
         fingerprint => iolist_to_binary(Fingerprint)
     }.
+
+%% @doc A name in DER, as openssl writes it.
+-spec shown_name(binary()) -> binary().
+shown_name(Der) ->
+    try
+        shown(pubkey_cert_records:transform(public_key:der_decode('Name', Der), decode))
+    catch
+        error:_ -> <<"an authority whose name cannot be read">>
+    end.
 
 %% @doc The bytes that hexadecimal digits stand for; colons between them are passed over.
 -spec from_hex(term()) -> {ok, binary()} | error.

@@ -28,7 +28,8 @@ findings() ->
     case rekindle_faults:library() of
         ok ->
             Infos = rekindle_admin:info(),
-            Found = modules() ++ without_journal(Infos) ++ keys(Missing) ++ late_start(Missing, Infos) ++ listeners(Infos),
+            Found = modules() ++ without_journal(Infos) ++ keys(Missing) ++ late_start(Missing, Infos) ++ listeners(Infos) ++
+                rekindle_crls:findings(),
             sort(Found ++ lists:append([scope(Info) || Info <- Infos]));
         {error, {File, Reason}} ->
             sort([{error, library(File, Reason)} | keys(Missing)])

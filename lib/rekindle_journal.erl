@@ -77,12 +77,17 @@ max_log_bytes(#{max_log_bytes := MaxLogBytes}) -> MaxLogBytes.
 name(Label) ->
     unicode:characters_to_binary(io_lib:format("~0tp", [Label])).
 
-%% @doc The folders in which listeners of this node remember revocations, if they are opened now: at most one. No listener
-%% need be open.
--spec node_folders() -> [binary()].
+%% @doc Where listeners of this node remember revocations, if they are opened now: in one folder, or in none where they have a
+%% journal without one (`undefined'). Empty where they have no journal. No listener need be open.
+-spec node_folders() -> [binary() | undefined].
 node_folders() ->
     case rekindle_options:configured() of
-        {ok, Options, _} -> node_folder(Options);
+        {ok, #{journal := none}, _} -> [];
+        {ok, Options, _} ->
+            case node_folder(Options) of
+                [] -> [undefined];
+                Folders -> Folders
+            end;
         {error, _} -> []
     end.
 

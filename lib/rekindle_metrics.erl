@@ -7,6 +7,8 @@
 
 -define(REFUSED, [too_large, no_room, private_key, layout, lifetime]).
 
+-define(ENDED, [expired, revoked, unknown]).
+
 -define(SKIPPED, [malformed, version, scope, log, layout, key, forged, future, expired, revoked, template, full]).
 
 %% What tells one scope from others for good, and across restarts.
@@ -54,6 +56,7 @@ value(node_folder, #{node_folder := undefined}) -> undefined;
 value(node_folder, #{node_folder_error := undefined}) -> 1;
 value(node_folder, #{node_folder_error := _}) -> 0;
 value(node_folder_bytes, #{node_folder := undefined}) -> undefined;
+value({ended, Reason}, #{ended_by := Ended}) -> maps:get(Reason, Ended);
 value({seconds, Key}, Map) -> maps:get(Key, Map) / 1000;
 value(state, #{state := up}) -> 1;
 value(state, #{state := _}) -> 0;
@@ -75,6 +78,8 @@ described() ->
         {rekindle_lookups_total, "Lookups, by whether they found a session.", counter,
             [{[{result, hit}], hits}, {[{result, miss}], misses}]},
         {rekindle_evicted_misses_total, "Lookups of sessions that were evicted not long ago.", counter, [{[], evicted_misses}]},
+        {rekindle_ended_misses_total, "Lookups of sessions that must not be resumed for their client's certificate, by reason.",
+            counter, [{[{reason, Reason}], {ended, Reason}} || Reason <- ?ENDED]},
         {rekindle_inserts_total, "Sessions stored.", counter, [{[], inserts}]},
         {rekindle_expired_sessions_total, "Sessions dropped because their lifetime had run out.", counter, [{[], expired}]},
         {rekindle_evicted_sessions_total, "Sessions dropped to make room.", counter, [{[], evicted}]},

@@ -9,6 +9,7 @@
 -export([insert/3, server_lookup/2, server_lookup/3, client_lookup/3, deletions/1, peek/2]).
 -export([delete/2, select/2, keys/1, size/1, clear/1]).
 -export([count_fault/1, last_panic/0]).
+-export([set_trust/4, crl_events/0, crls/0]).
 -export([info/0, page/3, set_limits/2, revoke/3, issuers/1, own_certificates/1]).
 -export([open_journal/2, journal_events/0, reload_keys/1, unwritten/0, replay_anyway/1]).
 
@@ -17,6 +18,7 @@
 -endif.
 
 -export_type([store/0, limits/0, scope_number/0, position/0, row/0, wanted/0, revoked/0, pending/0, journal/0, event/0]).
+-export_type([crl_event/0, crl_file/0, crl/0]).
 
 -on_load(load/0).
 
@@ -34,7 +36,8 @@
     AgeMs :: non_neg_integer(),
     AgeAtLastUseMs :: non_neg_integer() | undefined,
     PeerCertificate :: public_key:der_encoded() | undefined,
-    CipherSuite :: <<_:16>> | undefined
+    CipherSuite :: <<_:16>> | undefined,
+    CertificateLeft :: non_neg_integer() | undefined
 }.
 
 %% Client certificates: by fingerprint, or by the issuer's name as DER, all of them or the one whose number has this
@@ -79,6 +82,27 @@
     | {up, AfterMs :: non_neg_integer(), Dropped :: non_neg_integer()}
     | {replayed, Sessions :: non_neg_integer(), TookMs :: non_neg_integer()}
     | {noticed, Notice :: binary()}
+}.
+
+%% Seconds are since 1970, names in DER.
+-type crl_event() :: {
+    Path :: binary(),
+    {read, Lists :: non_neg_integer(), Entries :: non_neg_integer()}
+    | up
+    | down
+    | {error, Line :: binary(), IsKnown :: boolean()}
+    | {expired, Issuer :: binary(), NextUpdate :: non_neg_integer()}
+}.
+
+%% If it is known, what was read of it before holds.
+-type crl_file() :: {Path :: binary(), [crl()], Error :: binary() | undefined, IsKnown :: boolean()}.
+
+-type crl() :: {
+    Issuer :: binary(),
+    Entries :: non_neg_integer(),
+    ThisUpdate :: non_neg_integer(),
+    NextUpdate :: non_neg_integer() | undefined,
+    IsDelta :: boolean()
 }.
 
 -define(NOT_LOADED, erlang:nif_error({not_loaded, ?MODULE})).
@@ -186,6 +210,18 @@ count_fault(_Store) ->
 last_panic() ->
     ?NOT_LOADED.
 
+-spec set_trust(store(), AllowsExpired :: boolean(), AllowsStale :: boolean(), Paths :: [binary()]) -> ok.
+set_trust(_Store, _AllowsExpired, _AllowsStale, _Paths) ->
+    ?NOT_LOADED.
+
+-spec crl_events() -> {[crl_event()], AreAnyOpen :: boolean()}.
+crl_events() ->
+    ?NOT_LOADED.
+
+-spec crls() -> [{IsRead :: boolean(), IsComplete :: boolean(), [crl_file()]}].
+crls() ->
+    ?NOT_LOADED.
+
 -spec info() -> [map()].
 info() ->
     ?NOT_LOADED.
@@ -200,7 +236,7 @@ set_limits(_Number, _Limits) ->
 
 %% @doc Revokes in scopes, with `all' also in those that are opened later, and writes it to the node folders of these scopes and
 %% to `NodeFolders' first. Waits up to two seconds until it is durable.
--spec revoke(all | [scope_number()], revoked(), NodeFolders :: [binary()]) -> {Dropped :: non_neg_integer(), pending()}.
+-spec revoke(all | [scope_number()], revoked(), NodeFolders :: [binary() | undefined]) -> {Dropped :: non_neg_integer(), pending()}.
 revoke(_Scopes, _What, _NodeFolders) ->
     ?NOT_LOADED.
 

@@ -15,7 +15,10 @@
     journal := rekindle:journal(),
     node_folder := file:name_all() | undefined,
     wait_for_living_node := boolean(),
-    max_log_bytes := pos_integer() | undefined
+    max_log_bytes := pos_integer() | undefined,
+    expired_certificates := full_handshake | resume,
+    crls := [file:name_all()],
+    stale_crls := full_handshake | resume
 }.
 
 -type error() :: rekindle_admin:bad_option().
@@ -29,7 +32,10 @@
     journal => none,
     node_folder => undefined,
     wait_for_living_node => false,
-    max_log_bytes => undefined
+    max_log_bytes => undefined,
+    expired_certificates => full_handshake,
+    crls => [],
+    stale_crls => full_handshake
 }).
 
 -define(LIMITS, [max_bytes, max_sessions, lifetime]).
@@ -128,7 +134,11 @@ is_valid(node_folder, Folder) ->
 is_valid(wait_for_living_node, Value) ->
     is_boolean(Value);
 is_valid(max_log_bytes, Bytes) ->
-    is_integer(Bytes) andalso Bytes > 0 andalso Bytes =< ?MAX_BOUND.
+    is_integer(Bytes) andalso Bytes > 0 andalso Bytes =< ?MAX_BOUND;
+is_valid(crls, Paths) ->
+    rekindle_crls:is_option(Paths);
+is_valid(Option, Action) when Option =:= expired_certificates; Option =:= stale_crls ->
+    Action =:= full_handshake orelse Action =:= resume.
 
 is_listener({Ip, Port}) ->
     inet:is_ip_address(Ip) andalso is_port_number(Port);
@@ -154,6 +164,9 @@ allowed(scope) -> "listener, or a map from Port or {IpAddress, Port} to a name";
 allowed(node_folder) -> "a file name";
 allowed(wait_for_living_node) -> "true or false";
 allowed(max_log_bytes) -> "a positive integer, in bytes";
+allowed(crls) -> "a list of names of files and folders, each a string";
+allowed(stale_crls) -> "full_handshake or resume";
+allowed(expired_certificates) -> "full_handshake or resume";
 allowed(limit) -> "max_bytes, max_sessions and lifetime, each with a value";
 allowed(session_cb_init_args) -> "a proper list of options".
 

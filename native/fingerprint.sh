@@ -10,7 +10,7 @@ sha256() {
 }
 
 {
-    find Cargo.toml Cargo.lock lib/rekindle_nif.erl native/core/Cargo.toml native/core/src native/journal/Cargo.toml native/journal/src native/nif -type f |
+    find Cargo.toml Cargo.lock lib/rekindle_nif.erl native/core/Cargo.toml native/core/src native/crl/Cargo.toml native/crl/src native/journal/Cargo.toml native/journal/src native/nif -type f |
         LC_ALL=C sort | while IFS= read -r file; do sha256 "$file"; done
     sha256 <"$library"
 } | sha256 | cut -d ' ' -f 1

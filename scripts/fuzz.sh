@@ -1,6 +1,6 @@
 #!/bin/sh
 # Random input, for so many seconds, or a short run of a fixed number of executions: the store beside a naive one,
-# client certificates and the journal's reader under libFuzzer, a third of the time each, then options and sessions as
+# client certificates, revocation lists and the journal's reader under libFuzzer, a quarter of the time each, then options and sessions as
 # random terms. The last line says what ran and what was skipped.
 set -u
 cd "$(dirname "$0")/.."
@@ -31,18 +31,18 @@ can_fuzz() {
 }
 
 if can_fuzz; then
-    ran="store, certificates, journal, terms"
+    ran="store, certificates, lists, journal, terms"
     skipped=nothing
-    for name in store certificates journal; do
+    for name in store certificates lists journal; do
         if [ -n "$seconds" ]; then
-            native "$name" -max_total_time=$((seconds / 3 + 1))
+            native "$name" -max_total_time=$((seconds / 4 + 1))
         else
             native "$name" -runs=1000
         fi || status=1
     done
 else
     ran=terms
-    skipped="store, certificates, journal (need a nightly Rust and cargo-fuzz)"
+    skipped="store, certificates, lists, journal (need a nightly Rust and cargo-fuzz)"
 fi
 if [ -n "$seconds" ]; then terms seconds "$seconds"; else terms main 10000; fi || status=1
 

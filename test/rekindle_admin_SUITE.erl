@@ -124,11 +124,11 @@ refusals_are_told_by_reason(Config) ->
         [?assertMatch(#{refused := 0, refused_by := None}, Scope) || Scope <- [Client, Info]],
         By = #{too_large => 1, no_room => 2, private_key => 3, layout => 4, lifetime => 5},
         Made = Info#{
-            certified => 6, certificates => 7, moved => 8, evicted_misses => 9, evicted => 10, refused => 15, refused_by => By
+            certified => 6, certificates => 7, moved => 8, evicted_misses => 9, evicted => 10, ended => 11, refused => 15, refused_by => By
         },
         [HeldCells, Counts, Refused] = tables([Client, Made]),
         ?assertMatch(#{Held := #{"certified" := "6", "certs" := "7", "moved" := "8"}}, HeldCells),
-        ?assertMatch(#{Held := #{"missed" := "9", "evicted" := "10", "refused" := "15"}}, Counts),
+        ?assertMatch(#{Held := #{"missed" := "9", "evicted" := "10", "ended" := "11", "refused" := "15"}}, Counts),
         Cells = #{"too large" => "1", "no room" => "2", "private key" => "3", "layout" => "4", "lifetime" => "5"},
         ?assertEqual(#{Held => Cells}, Refused)
     end).

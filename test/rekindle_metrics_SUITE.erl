@@ -87,6 +87,7 @@ metrics() ->
         "rekindle_expired_sessions_total", "rekindle_evicted_sessions_total", "rekindle_moved_total", "rekindle_faults_total"
     ]]
     ++ [{"rekindle_lookups_total", [{"result", Result}]} || Result <- ["hit", "miss"]]
+    ++ [{"rekindle_ended_misses_total", [{"reason", Reason}]} || Reason <- ["expired", "revoked", "unknown"]]
     ++ [{"rekindle_refused_sessions_total", [{"reason", Reason}]} || Reason <- reasons()].
 
 reasons() ->
@@ -95,6 +96,7 @@ reasons() ->
 expected({"rekindle_lookups_total", [{"result", "hit"}]}, #{hits := Hits}) -> Hits;
 expected({"rekindle_lookups_total", [{"result", "miss"}]}, #{misses := Misses}) -> Misses;
 expected({"rekindle_refused_sessions_total", [{"reason", Reason}]}, Info) -> refused(Reason, Info);
+expected({"rekindle_ended_misses_total", [{"reason", Reason}]}, #{ended_by := By}) -> maps:get(list_to_existing_atom(Reason), By);
 expected({"rekindle_certified_sessions", _}, #{certified := Certified}) -> Certified;
 expected({"rekindle_oldest_session_age_seconds", _}, #{oldest := Oldest}) -> number(Oldest);
 expected({"rekindle_lifetime_seconds", _}, #{lifetime := Lifetime}) -> number(Lifetime);

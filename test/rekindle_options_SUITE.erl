@@ -137,7 +137,10 @@ what_is_left_out_has_a_default(_Config) ->
         journal => none,
         node_folder => undefined,
         wait_for_living_node => false,
-        max_log_bytes => undefined
+        max_log_bytes => undefined,
+        expired_certificates => full_handshake,
+        crls => [],
+        stale_crls => full_handshake
     },
     ?assertEqual({ok, Defaults, []}, rekindle_options:parse([])),
     ?assertEqual({ok, Defaults#{lifetime := 5}, []}, rekindle_options:parse([{lifetime, 5}])).

@@ -1,5 +1,6 @@
 use coarsetime::Instant;
 use once_cell::sync::Lazy;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 static START: Lazy<Instant> = Lazy::new(Instant::now);
 
@@ -10,6 +11,27 @@ pub const BEGIN_MS: u64 = 366 * 24 * 60 * 60 * 1000;
 /// process, and some milliseconds behind. Lifetimes are seconds, and each lookup asks.
 pub fn now_ms() -> u64 {
     BEGIN_MS + START.elapsed().as_millis() + advanced_ms()
+}
+
+/// Seconds since 1970, by the system's clock: what certificates and revocation lists are dated by. It may be set back.
+pub fn wall_s() -> u64 {
+    #[cfg(any(test, fuzzing))]
+    if let Some(wall_s) = set_wall::WALL_S.get() {
+        return wall_s;
+    }
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    let wall_ms = since.map_or(0, |since| since.as_millis() as u64);
+    (wall_ms + advanced_ms()) / 1000
+}
+
+/// The wall clock of a thread that tests.
+#[cfg(any(test, fuzzing))]
+pub(crate) mod set_wall {
+    use std::cell::Cell;
+
+    thread_local! {
+        pub static WALL_S: Cell<Option<u64>> = const { Cell::new(None) };
+    }
 }
 
 /// How far a test has put the clock forward.

@@ -1,4 +1,5 @@
 use crate::lookups::Lookups;
+use crate::trust::Ended;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::Arc;
 
@@ -56,6 +57,8 @@ pub struct Counts {
     pub misses: u64,
     /// Those of the misses whose sessions were evicted not long ago.
     pub evicted_misses: u64,
+    /// Those of the misses whose sessions are there and must not be resumed, in the order of [`Ended::ALL`].
+    pub ended: [u64; Ended::ALL.len()],
     pub expired: u64,
     pub evicted: u64,
     pub moved: u64,
@@ -68,6 +71,11 @@ impl Counts {
     /// Sessions not stored, for whatever reason.
     pub fn refused_total(&self) -> u64 {
         self.refused.iter().sum()
+    }
+
+    /// Misses of sessions that must not be resumed, for whatever reason.
+    pub fn ended_total(&self) -> u64 {
+        self.ended.iter().sum()
     }
 }
 
@@ -90,6 +98,7 @@ impl Counters {
             misses: self.lookups.sum(|line| &line.misses),
             evicted_misses: self.lookups.sum(|line| &line.returns[0])
                 + self.lookups.sum(|line| &line.returns[1]),
+            ended: std::array::from_fn(|why| self.lookups.sum(|line| &line.ended[why])),
             expired: self.expired.load(Relaxed),
             evicted: self.evicted.load(Relaxed),
             moved: self.moved.load(Relaxed),

@@ -23,13 +23,15 @@ mod scope;
 mod secret;
 mod server;
 mod sync;
+mod trust;
 mod x509;
 
 pub use client_store::ClientStore;
 #[cfg(feature = "testing")]
 pub use clock::advance_ms;
-pub use clock::{advanced_ms, now_ms, BEGIN_MS};
+pub use clock::{advanced_ms, now_ms, wall_s, BEGIN_MS};
 pub use counters::{Counters, Counts, Refusal};
+pub use memory::give_back;
 pub use registry::{Join, Reference, Registry};
 pub use scope::{Scope, Store};
 pub use secret::Secret;
@@ -40,4 +42,5 @@ pub use server::{
     Selector, ServerStore, Session, SessionKey, Template, TemplateName, CERTIFIED_PER_CERTIFICATE,
     LONGEST_LIFETIME_MS, MAX_SESSION_BYTES,
 };
-pub use x509::{canonical_name, is_same_name, issuer_and_serial};
+pub use trust::{Ended, IssuerHash, IssuerLists, Known, Lists, Trust};
+pub use x509::{canonical_name, is_same_name, issuer_and_serial, seconds};

@@ -12,6 +12,7 @@
 //! A reader's announcement ends with a store that releases what it read to the writer that sees it.
 
 use crate::sync::{line_of_thread, Pause};
+use crate::trust::Ended;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::*};
 
 /// Threads that share a line do not wait for each other: the second one locks the bucket.
@@ -35,6 +36,8 @@ pub(crate) struct Line {
     announced: AtomicUsize,
     pub hits: AtomicU64,
     pub misses: AtomicU64,
+    /// Misses of sessions that are there and must not be resumed, by reason.
+    pub ended: [AtomicU64; Ended::ALL.len()],
     /// Hits of sessions that the policy keeps, by class.
     pub kept_hits: [AtomicU64; 2],
     /// Misses of sessions that were evicted not long ago, by class.

@@ -6,7 +6,7 @@
 /// authorities and sessions of clients are in there; what a server's store keeps otherwise has pages of its own.
 #[cfg(all(target_os = "linux", target_env = "gnu", not(miri)))]
 #[allow(unsafe_code)]
-pub(crate) fn give_back() {
+pub fn give_back() {
     // SAFETY: takes no pointer, touches no memory in use, and may be called from any thread.
     unsafe {
         libc::malloc_trim(0);
@@ -15,4 +15,4 @@ pub(crate) fn give_back() {
 
 /// Other allocators are left to themselves, and Miri has none.
 #[cfg(any(not(all(target_os = "linux", target_env = "gnu")), miri))]
-pub(crate) fn give_back() {}
+pub fn give_back() {}

@@ -1,11 +1,50 @@
-//! What is read of a client's certificate: who issued it, and its serial number (RFC 5280, 4.1).
+//! What is read of a client's certificate: who issued it, its serial number, and when it ends (RFC 5280, 4.1).
 
-use der::asn1::AnyRef;
+use der::asn1::{AnyRef, GeneralizedTime, UtcTime};
 use der::{Decode, Reader, SliceReader, Tag, Tagged};
 
 /// The issuer's name, as the DER of the certificate has it, and the value of the serial number without tag and
 /// length. `None` if this is no certificate.
 pub fn issuer_and_serial(certificate: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (issuer, serial, _) = up_to_issuer(certificate)?;
+    Some((issuer, serial))
+}
+
+/// The last second of a certificate's validity, in seconds since 1970. [`NEVER`] if it is later than 32 bits can tell,
+/// or this is no certificate; 0 if the time cannot be read.
+pub(crate) fn last_second(certificate: &[u8]) -> u32 {
+    let Some((_, _, mut rest)) = up_to_issuer(certificate) else {
+        return NEVER;
+    };
+    let Some(validity) = AnyRef::decode(&mut rest).ok().and_then(sequence) else {
+        return NEVER;
+    };
+    let not_after = || {
+        let mut validity = SliceReader::new(validity).ok()?;
+        AnyRef::decode(&mut validity).ok()?;
+        seconds(AnyRef::decode(&mut validity).ok()?)
+    };
+    not_after().map_or(0, |seconds| u32::try_from(seconds).unwrap_or(NEVER))
+}
+
+/// An end of validity that never comes.
+pub(crate) const NEVER: u32 = u32::MAX;
+
+/// A time in seconds since 1970. `None` if it is none, or before 1970.
+pub fn seconds(time: AnyRef) -> Option<u64> {
+    let since = match time.tag() {
+        Tag::UtcTime => time.decode_as::<UtcTime>().ok()?.to_unix_duration(),
+        Tag::GeneralizedTime => {
+            let time = time.decode_as::<GeneralizedTime>().ok()?;
+            time.to_unix_duration()
+        }
+        _ => return None,
+    };
+    Some(since.as_secs())
+}
+
+/// Issuer and serial number, and what follows them.
+fn up_to_issuer(certificate: &[u8]) -> Option<(&[u8], &[u8], SliceReader<'_>)> {
     let certificate = SliceReader::new(certificate).ok()?.decode().ok()?;
     let mut certificate = SliceReader::new(sequence(certificate)?).ok()?;
     let mut signed = SliceReader::new(sequence(certificate.decode().ok()?)?).ok()?;
@@ -19,7 +58,8 @@ pub fn issuer_and_serial(certificate: &[u8]) -> Option<(&[u8], &[u8])> {
     }
     // The signature algorithm.
     AnyRef::decode(&mut signed).ok()?;
-    Some((signed.tlv_bytes().ok()?, field.value()))
+    let issuer = signed.tlv_bytes().ok()?;
+    Some((issuer, field.value(), signed))
 }
 
 fn sequence<'a>(any: AnyRef<'a>) -> Option<&'a [u8]> {
@@ -51,19 +91,24 @@ fn canonical(name: &[u8]) -> Option<Vec<u8>> {
             return None;
         }
         let mut attributes = SliceReader::new(set.value()).ok()?;
-        let mut number = 0u32;
+        let mut in_set = Vec::new();
         while !attributes.is_finished() {
             let attribute = AnyRef::decode(&mut attributes).ok()?;
             let mut attribute = SliceReader::new(sequence(attribute)?).ok()?;
-            push(attribute.tlv_bytes().ok()?);
+            let kind = attribute.tlv_bytes().ok()?;
             let value = AnyRef::decode(&mut attribute).ok()?;
-            match text(value) {
-                Some(text) => push(words(&text).as_bytes()),
-                None => push(value.value()),
-            }
-            number += 1;
+            in_set.push(match text(value) {
+                Some(text) => (kind, words(&text).into_bytes()),
+                None => (kind, value.value().to_vec()),
+            });
         }
-        push(&number.to_be_bytes());
+        // They are in the order of their encodings, which differs between string types.
+        in_set.sort_unstable();
+        for (kind, value) in &in_set {
+            push(kind);
+            push(value);
+        }
+        push(&(in_set.len() as u32).to_be_bytes());
     }
     Some(canonical)
 }
@@ -128,6 +173,65 @@ mod tests {
             &name(20, b"\xc4rger"),
             &name(12, "ärger".as_bytes())
         ));
+    }
+
+    /// A certificate of which only what comes before the subject is there, and nothing is signed.
+    fn certificate(validity: &[u8]) -> Vec<u8> {
+        let fields = [
+            tlv(2, &[7]),
+            tlv(0x30, &[]),
+            name(12, b"ca"),
+            validity.to_vec(),
+        ]
+        .concat();
+        tlv(0x30, &tlv(0x30, &fields))
+    }
+
+    fn ends(tag: u8, time: &[u8]) -> u32 {
+        let validity = [tlv(23, b"200101000000Z"), tlv(tag, time)].concat();
+        last_second(&certificate(&tlv(0x30, &validity)))
+    }
+
+    #[test]
+    fn the_last_second_of_a_certificate_is_read_in_both_forms_of_time() {
+        assert_eq!(ends(23, b"260102030405Z"), 1_767_323_045);
+        assert_eq!(ends(24, b"20260102030405Z"), 1_767_323_045);
+        // Two digits are of a year until 2049.
+        assert_eq!(ends(23, b"491231235959Z"), 2_524_607_999);
+        assert_eq!(ends(24, b"99991231235959Z"), NEVER);
+        assert_eq!(ends(24, b"21070101000000Z"), NEVER);
+    }
+
+    #[test]
+    fn a_certificate_whose_end_cannot_be_read_has_ended() {
+        for (tag, time) in [
+            (23, &b"2601020304Z"[..]),
+            (23, b"500101000000Z"),
+            (23, b"260102030405+0100"),
+            (24, b"20261302030405Z"),
+            (4, b"20260102030405Z"),
+        ] {
+            assert_eq!(ends(tag, time), 0, "{}", String::from_utf8_lossy(time));
+        }
+        assert_eq!(last_second(&certificate(&tlv(0x30, &[]))), 0);
+        assert_eq!(last_second(b"no certificate"), NEVER);
+        assert_eq!(last_second(&certificate(&[])), NEVER);
+    }
+
+    #[test]
+    fn the_order_of_attributes_in_a_set_does_not_matter() {
+        let attribute = |number: u8, tag: u8, value: &[u8]| {
+            tlv(
+                0x30,
+                &[tlv(6, &[0x55, 4, number]), tlv(tag, value)].concat(),
+            )
+        };
+        let set = |attributes: [Vec<u8>; 2]| tlv(0x30, &tlv(0x31, &attributes.concat()));
+        let one = set([attribute(3, 12, b"ca"), attribute(10, 12, b"org")]);
+        let other = set([attribute(10, 19, b"Org"), attribute(3, 19, b"CA")]);
+        assert!(is_same_name(&one, &other));
+        let changed = set([attribute(3, 12, b"org"), attribute(10, 12, b"ca")]);
+        assert!(!is_same_name(&one, &changed));
     }
 
     #[test]

@@ -68,6 +68,12 @@ impl Keys {
         Some(&key.cipher)
     }
 
+    /// Whether a record sealed with this key can be opened as long as one that is sealed now: with the sealing key, or a newer.
+    pub fn is_current(&self, id: &[u8]) -> bool {
+        let sealing = self.0.len().saturating_sub(2);
+        self.0[sealing..].iter().any(|key| key.id.as_bytes() == id)
+    }
+
     /// The names of all keys, the newest last.
     pub fn ids(&self) -> Vec<&str> {
         self.0.iter().map(|key| &*key.id).collect()
@@ -93,8 +99,10 @@ fn parse_line(line: &str) -> Option<Key> {
 pub struct KeyFile {
     /// The file. Only its owner may have rights on it.
     pub path: PathBuf,
-    /// Whether a file with one new key is made where there is none.
+    /// Whether a file with one new key may be made if there is none.
     pub make: bool,
+    /// But not if one of these exists: a key was used then, and has to come back.
+    pub unless: Vec<PathBuf>,
 }
 
 /// By which a file is known to have changed.
@@ -121,16 +129,24 @@ impl KeyFile {
     fn try_load(&self) -> Result<(Keys, Version), String> {
         let file = match File::open(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound && self.make => {
+                if let Some(used) = self.unless.iter().find(|path| path.exists()) {
+                    return Err(format!(
+                        "is missing, and {} was written with it: bring it back, or remove both",
+                        used.display()
+                    ));
+                }
                 make(&self.path).map_err(|error| format!("cannot be made: {error}"))?;
                 File::open(&self.path)
             }
             opened => opened,
         }
         .map_err(|error| error.to_string())?;
+        check_folder(&self.path)?;
         let found = file.metadata().map_err(|error| error.to_string())?;
         if !found.is_file() {
             return Err("is not a file".into());
         }
+        check_owner(&found)?;
         if found.mode() & 0o077 != 0 {
             let mode = found.mode() & 0o777;
             return Err(format!(
@@ -146,6 +162,36 @@ impl KeyFile {
             .read_to_string(&mut text)
             .map_err(|error| error.to_string())?;
         Ok((Keys::parse(&text)?, version(&found)))
+    }
+}
+
+/// Who can write to the folder can put another file in the place of the keys.
+fn check_folder(path: &Path) -> Result<(), String> {
+    let Some(folder) = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+    else {
+        return Ok(());
+    };
+    let found = fs::metadata(folder).map_err(|error| error.to_string())?;
+    check_owner(&found).map_err(|error| format!("its folder {error}"))?;
+    let is_sticky = found.mode() & 0o1000 != 0;
+    if found.mode() & 0o022 != 0 && !is_sticky {
+        let mode = found.mode() & 0o777;
+        return Err(format!(
+            "others can write to its folder (mode {mode:o}); allowed: 755 or less"
+        ));
+    }
+    Ok(())
+}
+
+fn check_owner(found: &fs::Metadata) -> Result<(), String> {
+    let user = rustix::process::geteuid().as_raw();
+    match found.uid() {
+        owner if owner == user || owner == 0 => Ok(()),
+        owner => Err(format!(
+            "belongs to user {owner}; allowed: user {user}, which runs this node, or root"
+        )),
     }
 }
 
@@ -239,11 +285,13 @@ mod tests {
         let missing = KeyFile {
             path: path.clone(),
             make: false,
+            unless: Vec::new(),
         };
         assert!(missing.load().err().unwrap().contains("No such file"));
         let file = KeyFile {
             path: path.clone(),
             make: true,
+            unless: Vec::new(),
         };
         let (keys, version) = file.load().unwrap();
         assert_eq!(keys.ids(), ["1"]);
@@ -256,15 +304,57 @@ mod tests {
     }
 
     #[test]
+    fn no_key_is_made_where_one_was_used() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = KeyFile {
+            path: folder.path().join("keys"),
+            make: true,
+            unless: vec![folder.path().join("nothing"), folder.path().join("log")],
+        };
+        fs::create_dir(folder.path().join("log")).unwrap();
+        let error = file.load().err().unwrap();
+        assert!(
+            error.contains("bring it back") && error.contains("/log "),
+            "{error}"
+        );
+        assert!(!file.path.exists());
+        fs::remove_dir(folder.path().join("log")).unwrap();
+        assert!(file.load().is_ok());
+    }
+
+    #[test]
+    fn a_folder_that_others_can_write_to_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys");
+        let file = KeyFile {
+            path,
+            make: true,
+            unless: Vec::new(),
+        };
+        for (mode, is_allowed) in [
+            (0o775, false),
+            (0o757, false),
+            (0o1777, true),
+            (0o755, true),
+        ] {
+            fs::set_permissions(folder.path(), fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(file.load().is_ok(), is_allowed, "{mode:o}");
+        }
+    }
+
+    #[test]
     fn a_file_that_others_may_read_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("keys");
         fs::write(&path, line("a", 1)).unwrap();
         for mode in [0o644, 0o640, 0o604, 0o620] {
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
-            let make = true;
-            let path = path.clone();
-            let error = KeyFile { path, make }.load().err().unwrap();
+            let file = KeyFile {
+                path: path.clone(),
+                make: true,
+                unless: Vec::new(),
+            };
+            let error = file.load().err().unwrap();
             assert!(error.contains(&format!("mode {mode:o}")), "{error}");
         }
     }

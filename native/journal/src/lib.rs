@@ -1,35 +1,33 @@
-//! The journal of a scope: sessions that are stored and revocations are appended, sealed, to a log, and what
-//! is in the log is put into the scope's store, at the start and, where others write to it as well, all the time.
+//! The journals of a node's scopes: sessions and revocations are appended, sealed, to a log, and what is in the log is
+//! put into the scope's store, at the start and, if other nodes write to it as well, all the time.
 
 #![deny(missing_docs)]
 #![deny(unsafe_code)]
 
+mod backoff;
 mod clock;
-#[cfg(not(fuzzing))]
-mod folder;
+mod follow;
+mod hub;
 mod journal;
 mod keys;
-mod log;
-mod portable;
+mod node_memory;
 mod queue;
+mod reader;
 mod record;
+mod replay;
 mod revocations;
+mod shared;
 mod status;
-#[cfg(any(test, fuzzing))]
-mod testing;
-#[cfg(not(fuzzing))]
-mod valkey;
+mod target;
+mod template;
+mod writer;
 
-#[cfg(not(fuzzing))]
-pub use folder::{Folder, FolderReader, FolderWriter};
-#[cfg(fuzzing)]
-pub use journal::hostile;
-pub use journal::{Journal, Options};
+pub use hub::Hub;
+pub use journal::{revoke, Journal, Revoked};
 pub use keys::KeyFile;
-pub use log::{Lane, LogError, LogReader, LogWriter, Record};
-pub use portable::{Content, Portable};
 pub use record::Skipped;
-pub use revocations::Wanted;
-pub use status::{take_events, Event, Happened, Report};
-#[cfg(not(fuzzing))]
-pub use valkey::{Password, ValkeyConfig, ValkeyReader, ValkeyWriter};
+pub use revocations::{Knowledge, Known, RevocationId};
+pub use shared::Options;
+pub use status::{take_events, Event, EventKind, Report};
+pub use target::{CertificateSelector, Target};
+pub use template::{EncodedTemplate, TemplateCodec};

@@ -1,9 +1,11 @@
-//! What is to be written, on its way from those who must not wait to the thread that may.
+//! What is to be written, on its way from callers that must not wait to the writer's thread.
 
-use crate::portable::Content;
-use crate::revocations::Wanted;
+use crate::revocations::{Knowledge, RevocationId};
+use crate::target::Target;
+use crate::template::EncodedTemplate;
 use parking_lot::{Condvar, Mutex};
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,196 +14,271 @@ use zeroize::Zeroize;
 /// Most bytes of sessions that wait to be written.
 const MAX_BYTES: usize = if cfg!(test) { 32 } else { 32 * 1024 } * 1024;
 
-/// Most sessions to write in one go.
+/// Most sessions, and most other records, to write at once for one scope.
 const BATCH: usize = if cfg!(test) { 50 } else { 1000 };
 
-/// How long sessions are gathered before they are written: else each would wake the writer, at the cost of
-/// who stores it.
+/// How long sessions are gathered before they are written: otherwise each would wake the writer, at the cost of
+/// its caller.
 const GATHER: Duration = Duration::from_millis(1);
 
-/// How long the writer looks for more by itself, while sessions keep coming, before it has to be woken: to wake a
-/// thread takes longer than all else that a registration does here.
+/// How long the writer polls while sessions keep coming, before it sleeps until it is woken: waking a thread takes longer
+/// than everything else that a registration does here.
 const LINGER: Duration = Duration::from_millis(20);
 
 /// A session that was stored. Wiped when dropped, and boxed in a queue: what is moved leaves its bytes behind.
-pub(crate) struct Birth {
+pub(crate) struct NewSession {
     pub id: [u8; 32],
     pub secret: [u8; 48],
-    pub content: Arc<Content>,
-    /// The client's, in DER; empty if it has none.
+    pub template: Arc<EncodedTemplate>,
+    /// What this node knew when the session was made.
+    pub knowledge: Arc<Knowledge>,
+    /// The client's certificate, in DER; empty if it has none.
     pub certificate: Box<[u8]>,
     pub tail: Box<[u8]>,
+    /// By the monotonic clock.
     pub made_ms: u64,
-    pub expires_ms: u64,
+    pub lifetime_ms: u64,
 }
 
-impl Birth {
+impl NewSession {
     fn bytes(&self) -> usize {
-        size_of::<Birth>() + self.certificate.len() + self.tail.len()
+        size_of::<NewSession>() + self.certificate.len() + self.tail.len()
     }
 }
 
-impl Drop for Birth {
+impl Drop for NewSession {
     fn drop(&mut self) {
         self.secret.zeroize();
         self.tail.zeroize();
     }
 }
 
-/// A revocation.
-pub(crate) struct Note {
-    pub what: Revoked,
-    pub made_ms: u64,
-    pub expires_ms: u64,
+/// What sessions refer to by its hash.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Content {
+    Template(Arc<[u8]>),
+    Knowledge(Arc<[u8]>),
 }
 
-pub(crate) enum Revoked {
-    Session([u8; 32]),
-    All,
-    Certificate(Wanted),
+impl Content {
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Content::Template(bytes) | Content::Knowledge(bytes) => bytes,
+        }
+    }
 }
 
-/// What the writer has to do next.
+/// A control record to write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Note {
+    Revocation {
+        id: RevocationId,
+        keep_ms: u64,
+        target: Target,
+        /// Whether the node's memory has it.
+        is_remembered: bool,
+    },
+    /// What this node knows, even if the log has it already.
+    Statement,
+    /// A template or a knowledge that the log has lost.
+    Content(Content),
+    /// The writer's clock, whose relation to the time of day has changed, or which the log has lost.
+    Clock,
+    Ask {
+        nonce: u64,
+    },
+    Answer {
+        nonce: u64,
+    },
+}
+
+/// What the writer has to do next for a scope.
 #[derive(Default)]
 pub(crate) struct Batch {
-    pub births: VecDeque<Box<Birth>>,
+    pub sessions: VecDeque<Box<NewSession>>,
     pub notes: VecDeque<Note>,
-    /// No more will come.
-    pub is_last: bool,
 }
 
 impl Batch {
     pub fn is_empty(&self) -> bool {
-        self.births.is_empty() && self.notes.is_empty()
+        self.sessions.is_empty() && self.notes.is_empty()
     }
 }
 
+/// Wakes the writer of all queues of a log.
 #[derive(Default)]
+pub(crate) struct Waker {
+    /// Whether the writer sleeps until something comes: only then it has to be woken.
+    is_awaited: AtomicBool,
+    is_woken: Mutex<bool>,
+    woken: Condvar,
+}
+
+impl Waker {
+    /// Wakes the writer if it sleeps.
+    pub fn wake(&self) {
+        // Pairs with `wait`, which looks into the queues after it has set this.
+        if self.is_awaited.swap(false, SeqCst) {
+            *self.is_woken.lock() = true;
+            self.woken.notify_all();
+        }
+    }
+
+    /// Waits until `has_work`, or for this long. `is_busy` tells that more is likely to come soon.
+    pub fn wait(&self, patience: Duration, is_busy: bool, has_work: impl Fn() -> bool) {
+        let deadline = Instant::now() + patience;
+        let lingers_until = deadline.min(Instant::now() + LINGER);
+        while is_busy && Instant::now() < lingers_until {
+            if has_work() {
+                return;
+            }
+            thread::sleep(GATHER);
+        }
+        self.is_awaited.store(true, SeqCst);
+        if !has_work() {
+            let mut is_woken = self.is_woken.lock();
+            while !*is_woken && !self.woken.wait_until(&mut is_woken, deadline).timed_out() {}
+        }
+        self.is_awaited.store(false, SeqCst);
+        *self.is_woken.lock() = false;
+        if has_work() {
+            thread::sleep(GATHER);
+        }
+    }
+}
+
+/// What one scope has to write.
 pub(crate) struct Queue {
     waiting: Mutex<Waiting>,
-    filled: Condvar,
+    waker: Arc<Waker>,
+    written: Condvar,
 }
 
 #[derive(Default)]
 struct Waiting {
-    births: VecDeque<Box<Birth>>,
+    sessions: VecDeque<Box<NewSession>>,
     bytes: usize,
     notes: VecDeque<Note>,
+    /// Revocations that are not in the log yet, those in the writer's hands included.
+    unwritten: HashSet<RevocationId>,
     is_closed: bool,
-    /// Whether the writer sleeps until something comes: only then it has to be woken.
-    is_awaited: bool,
-    /// Whether the writer has just had something to do.
-    is_busy: bool,
-}
-
-impl Waiting {
-    fn is_empty(&self) -> bool {
-        self.births.is_empty() && self.notes.is_empty()
-    }
 }
 
 impl Queue {
+    pub fn new(waker: Arc<Waker>) -> Self {
+        Queue {
+            waiting: Mutex::default(),
+            waker,
+            written: Condvar::new(),
+        }
+    }
+
     /// Adds a session, and returns how many of the oldest were dropped for it.
-    pub fn push_birth(&self, birth: Box<Birth>) -> u64 {
+    pub fn push_session(&self, session: Box<NewSession>) -> u64 {
         let mut waiting = self.waiting.lock();
-        waiting.bytes += birth.bytes();
-        waiting.births.push_back(birth);
+        if waiting.is_closed {
+            return 1;
+        }
+        waiting.bytes += session.bytes();
+        waiting.sessions.push_back(session);
         let mut dropped = 0;
         while waiting.bytes > MAX_BYTES {
-            let Some(oldest) = waiting.births.pop_front() else {
+            let Some(oldest) = waiting.sessions.pop_front() else {
                 break;
             };
             waiting.bytes -= oldest.bytes();
             dropped += 1;
         }
-        self.wake(&mut waiting);
+        drop(waiting);
+        self.waker.wake();
         dropped
     }
 
-    /// Adds a revocation. None is ever dropped.
+    /// Adds a control record. None is ever dropped.
     pub fn push_note(&self, note: Note) {
-        let mut waiting = self.waiting.lock();
-        waiting.notes.push_back(note);
-        self.wake(&mut waiting);
+        self.push_notes([note]);
     }
 
-    /// No more will come.
+    /// Adds control records, but for revocations that are on their way already.
+    pub fn push_notes(&self, notes: impl IntoIterator<Item = Note>) {
+        let mut waiting = self.waiting.lock();
+        for note in notes {
+            let is_new = match &note {
+                Note::Revocation { id, .. } => waiting.unwritten.insert(*id),
+                _ => true,
+            };
+            if is_new {
+                waiting.notes.push_back(note);
+            }
+        }
+        drop(waiting);
+        self.waker.wake();
+    }
+
+    /// Notes that control records are in the log.
+    pub fn note_written(&self, notes: &VecDeque<Note>) {
+        let mut waiting = self.waiting.lock();
+        for note in notes {
+            if let Note::Revocation { id, .. } = note {
+                waiting.unwritten.remove(id);
+            }
+        }
+        self.written.notify_all();
+    }
+
+    /// Revocations that are not in the log yet.
+    pub fn unwritten(&self) -> u64 {
+        self.waiting.lock().unwritten.len() as u64
+    }
+
+    /// Waits until all revocations are in the log, and tells whether they are.
+    pub fn wait_written(&self, deadline: Instant) -> bool {
+        let mut waiting = self.waiting.lock();
+        while !waiting.unwritten.is_empty() {
+            if self.written.wait_until(&mut waiting, deadline).timed_out() {
+                return waiting.unwritten.is_empty();
+            }
+        }
+        true
+    }
+
+    /// No more sessions will come.
     pub fn close(&self) {
-        let mut waiting = self.waiting.lock();
-        waiting.is_closed = true;
-        self.wake(&mut waiting);
+        self.waiting.lock().is_closed = true;
+        self.waker.wake();
     }
 
-    /// Whether no more will come.
+    /// Whether no more sessions will come.
     pub fn is_closed(&self) -> bool {
         self.waiting.lock().is_closed
     }
 
-    /// How many wait.
+    /// How many records wait.
     pub fn len(&self) -> usize {
         let waiting = self.waiting.lock();
-        waiting.births.len() + waiting.notes.len()
+        waiting.sessions.len() + waiting.notes.len()
     }
 
-    /// The next to write, once there is something, or nothing after `patience`.
-    pub fn take(&self, patience: Duration) -> Batch {
-        if self.wait(patience) {
-            thread::sleep(GATHER);
-        }
+    /// Drops the sessions that wait, and returns how many there were.
+    pub fn drop_sessions(&self) -> u64 {
         let mut waiting = self.waiting.lock();
-        let count = waiting.births.len().min(BATCH);
-        let births: VecDeque<Box<Birth>> = waiting.births.drain(..count).collect();
-        waiting.bytes -= births.iter().map(|birth| birth.bytes()).sum::<usize>();
-        waiting.is_busy = count > 0;
+        waiting.bytes = 0;
+        std::mem::take(&mut waiting.sessions).len() as u64
+    }
+
+    /// The next to write, of which there may be nothing.
+    pub fn take(&self) -> Batch {
+        let mut waiting = self.waiting.lock();
+        let count = waiting.sessions.len().min(BATCH);
+        let sessions: VecDeque<Box<NewSession>> = waiting.sessions.drain(..count).collect();
+        waiting.bytes -= sessions
+            .iter()
+            .map(|session| session.bytes())
+            .sum::<usize>();
+        let count = waiting.notes.len().min(BATCH);
         Batch {
-            births,
-            notes: std::mem::take(&mut waiting.notes),
-            is_last: waiting.is_closed && waiting.births.is_empty(),
-        }
-    }
-
-    /// Moves revocations that came later to a batch that is not written yet: no session is to be in the log before
-    /// the revocation that it had meanwhile.
-    pub fn catch_up(&self, batch: &mut Batch) {
-        batch.notes.append(&mut self.waiting.lock().notes);
-    }
-
-    /// Waits for the first to come, and tells if more may follow it.
-    fn wait(&self, patience: Duration) -> bool {
-        let deadline = Instant::now() + patience;
-        let mut waiting = self.waiting.lock();
-        let lingers_until = deadline.min(Instant::now() + LINGER);
-        while waiting.is_busy && waiting.is_empty() && !waiting.is_closed {
-            let now = Instant::now();
-            // Not `is_awaited`: nobody has to wake the writer.
-            self.filled.wait_until(&mut waiting, now + GATHER);
-            waiting.is_busy = now < lingers_until;
-        }
-        let mut is_timed_out = Instant::now() >= deadline;
-        while waiting.is_empty() && !waiting.is_closed && !is_timed_out {
-            waiting.is_awaited = true;
-            is_timed_out = self.filled.wait_until(&mut waiting, deadline).timed_out();
-        }
-        waiting.is_awaited = false;
-        !waiting.is_closed && (1..BATCH).contains(&waiting.births.len())
-    }
-
-    /// Waits, but not once no more will come.
-    pub fn pause(&self, patience: Duration) {
-        let deadline = Instant::now() + patience;
-        let mut waiting = self.waiting.lock();
-        while !waiting.is_closed {
-            // Not `is_awaited`: what comes meanwhile has to wait as well.
-            if self.filled.wait_until(&mut waiting, deadline).timed_out() {
-                return;
-            }
-        }
-    }
-
-    fn wake(&self, waiting: &mut Waiting) {
-        if waiting.is_awaited || waiting.is_closed {
-            waiting.is_awaited = false;
-            self.filled.notify_all();
+            sessions,
+            notes: waiting.notes.drain(..count).collect(),
         }
     }
 }
@@ -210,72 +287,88 @@ impl Queue {
 mod tests {
     use super::*;
 
-    fn birth(n: u8, tail: usize) -> Box<Birth> {
-        Box::new(Birth {
+    fn session(n: u8, tail: usize) -> Box<NewSession> {
+        Box::new(NewSession {
             id: [n; 32],
             secret: [n; 48],
-            content: Arc::new(Content::new(Vec::new())),
+            template: Arc::new(EncodedTemplate::new(Vec::new())),
+            knowledge: Arc::default(),
             certificate: Box::default(),
             tail: vec![0; tail].into(),
             made_ms: 0,
-            expires_ms: 1,
+            lifetime_ms: 1,
         })
+    }
+
+    fn revocation(counter: u64) -> Note {
+        Note::Revocation {
+            id: RevocationId { origin: 1, counter },
+            keep_ms: 1,
+            target: Target::All,
+            is_remembered: true,
+        }
+    }
+
+    fn queue() -> Queue {
+        Queue::new(Arc::default())
     }
 
     #[test]
     fn the_oldest_sessions_go_where_there_are_too_many() {
-        let queue = Queue::default();
+        let queue = queue();
         let third = MAX_BYTES / 3;
-        assert_eq!(queue.push_birth(birth(1, third)), 0);
-        assert_eq!(queue.push_birth(birth(2, third)), 0);
-        assert_eq!(queue.push_birth(birth(3, third)), 1);
-        let note = Note {
-            what: Revoked::All,
-            made_ms: 0,
-            expires_ms: 1,
-        };
-        queue.push_note(note);
-        let batch = queue.take(Duration::ZERO);
-        let ids: Vec<_> = batch.births.iter().map(|birth| birth.id[0]).collect();
+        assert_eq!(queue.push_session(session(1, third)), 0);
+        assert_eq!(queue.push_session(session(2, third)), 0);
+        assert_eq!(queue.push_session(session(3, third)), 1);
+        queue.push_note(revocation(1));
+        let batch = queue.take();
+        let ids: Vec<_> = batch.sessions.iter().map(|session| session.id[0]).collect();
         assert_eq!((ids, batch.notes.len()), (vec![2, 3], 1));
-        assert_eq!(queue.push_birth(birth(4, 2 * third)), 0);
+        assert_eq!(queue.push_session(session(4, 2 * third)), 0);
     }
 
     #[test]
-    fn a_batch_that_waits_gets_the_revocations_made_meanwhile() {
-        let queue = Queue::default();
-        queue.push_birth(birth(1, 0));
-        let mut batch = queue.take(Duration::ZERO);
-        queue.push_birth(birth(2, 0));
-        queue.push_note(Note {
-            what: Revoked::Session([1; 32]),
-            made_ms: 0,
-            expires_ms: 1,
-        });
-        queue.catch_up(&mut batch);
-        assert_eq!((batch.births.len(), batch.notes.len()), (1, 1));
-        let next = queue.take(Duration::ZERO);
-        assert_eq!((next.births.len(), next.notes.len()), (1, 0));
-    }
-
-    #[test]
-    fn a_closed_queue_is_emptied_before_it_ends() {
-        let queue = Queue::default();
-        for n in 0..=BATCH {
-            queue.push_birth(birth(n as u8, 0));
-        }
-        queue.push_note(Note {
-            what: Revoked::All,
-            made_ms: 0,
-            expires_ms: 1,
-        });
+    fn a_closed_queue_takes_no_sessions_and_still_takes_revocations() {
+        let queue = queue();
+        queue.push_session(session(1, 0));
         queue.close();
-        let first = queue.take(Duration::from_secs(60));
-        assert_eq!((first.births.len(), first.is_last), (BATCH, false));
-        // Revocations do not wait for sessions.
-        assert_eq!(first.notes.len(), 1);
-        let second = queue.take(Duration::from_secs(60));
-        assert_eq!((second.births.len(), second.is_last), (1, true));
-        assert!(queue.take(Duration::from_secs(60)).is_last);
+        assert_eq!(queue.push_session(session(2, 0)), 1);
+        queue.push_note(revocation(1));
+        let batch = queue.take();
+        assert_eq!((batch.sessions.len(), batch.notes.len()), (1, 1));
+        assert!(queue.take().is_empty());
+    }
+
+    #[test]
+    fn revocations_count_until_they_are_written() {
+        let queue = Arc::new(queue());
+        queue.push_notes([revocation(1), Note::Statement, revocation(2)]);
+        let batch = queue.take();
+        assert_eq!((queue.len(), queue.unwritten()), (0, 2));
+        assert!(!queue.wait_written(Instant::now()));
+        let waiting = {
+            let queue = Arc::clone(&queue);
+            thread::spawn(move || queue.wait_written(Instant::now() + Duration::from_secs(60)))
+        };
+        queue.note_written(&batch.notes);
+        assert!(waiting.join().unwrap());
+        assert_eq!(queue.unwritten(), 0);
+    }
+
+    #[test]
+    fn the_writer_is_woken_whoever_comes_first() {
+        let waker = Arc::new(Waker::default());
+        let queue = Arc::new(Queue::new(Arc::clone(&waker)));
+        for n in 0..200 {
+            let pushing = {
+                let queue = Arc::clone(&queue);
+                thread::spawn(move || queue.push_session(session(n, 0)))
+            };
+            let began = Instant::now();
+            waker.wait(Duration::from_secs(60), n % 2 == 0, || queue.len() > 0);
+            assert!(began.elapsed() < Duration::from_secs(30));
+            pushing.join().unwrap();
+            assert_eq!(queue.take().sessions.len(), 1);
+        }
     }
 }

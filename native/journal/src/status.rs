@@ -14,11 +14,15 @@ const MAX_EVENTS: usize = 256;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Part {
     Keys,
+    /// The node's memory cannot be loaded.
+    Memory,
     Writer,
     Reader,
+    /// The log is not replayed, as it may lack revocations.
+    Replay,
 }
 
-const PARTS: usize = 3;
+const PARTS: usize = 5;
 
 /// What happened to a journal, for the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,12 +32,12 @@ pub struct Event {
     /// Where the log is.
     pub location: String,
     /// What happened.
-    pub what: Happened,
+    pub kind: EventKind,
 }
 
 /// What happened to a journal.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Happened {
+pub enum EventKind {
     /// It does not work any more, and why.
     Down(String),
     /// It works again, after so many milliseconds in which so many sessions were not written.
@@ -72,8 +76,10 @@ pub(crate) struct Status {
     pub known: AtomicU64,
     pub lag_ms: AtomicU64,
     pub clock_ahead_ms: AtomicI64,
-    /// How long the replay took, once it is done.
+    /// How long the first replay took, once it is done.
     pub replay_ms: OnceCell<u64>,
+    /// Bytes in the log and one more; 0 while they are not known.
+    pub log_bytes: AtomicU64,
     pub skipped: [AtomicU64; Skipped::ALL.len()],
     health: Mutex<Health>,
 }
@@ -118,6 +124,18 @@ pub struct Report {
     pub skipped: Vec<u64>,
     /// Revocations that are remembered.
     pub revocations: u64,
+    /// Revocations that are not in the log yet.
+    pub unwritten: u64,
+    /// Revocations that other nodes know of and this one does not.
+    pub missing: u64,
+    /// Where the node remembers revocations, outside the log.
+    pub node_folder: Option<String>,
+    /// Why that folder cannot be used.
+    pub node_folder_error: Option<String>,
+    /// Bytes of the file in that folder.
+    pub node_folder_bytes: u64,
+    /// Bytes of the scope in the log, as far as known.
+    pub log_bytes: Option<u64>,
     /// How old the last session of another node was when it was put into the store, in milliseconds.
     pub lag_ms: u64,
     /// How far the log's clock is ahead of this machine's, in milliseconds.
@@ -138,7 +156,7 @@ impl Health {
 }
 
 impl Status {
-    /// Notes that the replay is done, which happens once, and took so many milliseconds.
+    /// Notes that a replay is done, and how long it took. The first one counts.
     pub fn note_replay(&self, took_ms: u64) {
         let _ = self.replay_ms.set(took_ms);
     }
@@ -148,7 +166,7 @@ impl Status {
     }
 
     /// Notes that a part works, or why it does not, and tells if the journal as a whole has changed by that.
-    pub fn set(&self, part: Part, state: Result<(), String>) -> Option<Happened> {
+    pub fn set(&self, part: Part, state: Result<(), String>) -> Option<EventKind> {
         let mut health = self.health.lock();
         let was_down = health.error().is_some();
         health.has_written |= part == Part::Writer && state.is_ok();
@@ -162,11 +180,11 @@ impl Status {
             (false, Some(error)) => {
                 health.since = Some(Instant::now());
                 health.dropped_before = self.dropped.load(Relaxed);
-                Some(Happened::Down(error))
+                Some(EventKind::Down(error))
             }
             (true, None) => {
                 let since = health.since.replace(Instant::now());
-                Some(Happened::Up {
+                Some(EventKind::Up {
                     after_ms: since.map_or(0, |since| since.elapsed().as_millis() as u64),
                     dropped: self.dropped.load(Relaxed) - health.dropped_before,
                 })
@@ -176,6 +194,11 @@ impl Status {
                 None
             }
         }
+    }
+
+    /// Whether a part does not work.
+    pub fn is_failing(&self, part: Part) -> bool {
+        self.health.lock().errors[part as usize].is_some()
     }
 
     /// Health, for how long in milliseconds, and the last error.
@@ -192,7 +215,7 @@ impl Status {
     }
 }
 
-pub(crate) fn tell(event: Event) {
+pub(crate) fn emit(event: Event) {
     let mut events = EVENTS.lock();
     if events.len() == MAX_EVENTS {
         events.pop_front();

@@ -5,9 +5,23 @@
 
 #![deny(missing_docs)]
 
+#[cfg(feature = "folder")]
+mod folder;
+mod place;
+pub mod sealed_file;
+
+#[cfg(feature = "valkey")]
+mod valkey;
+
+#[cfg(feature = "folder")]
+pub use folder::Folder;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
+
+#[cfg(feature = "valkey")]
+pub use valkey::{Password, ValkeyConfig, ValkeyLog};
 
 /// The two streams of a scope.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

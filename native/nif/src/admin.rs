@@ -1,7 +1,7 @@
 //! What an operator asks, of scopes by their number. None of it is called in a handshake.
 
 use crate::template::Template;
-use crate::{atoms, journal, session, terms, REGISTRY};
+use crate::{atoms, journal, session, terms, trust, REGISTRY};
 use rekindle_core as core;
 use rekindle_core::{Limits, Refusal, Scope, Store};
 use rustler::{Atom, Encoder, Env, NifResult, Term};
@@ -42,30 +42,6 @@ fn page(env: Env, number: u64, from: u64, limit: usize) -> NifResult<Term> {
     let rows = rows.into_iter().collect::<NifResult<Vec<_>>>()?;
     let next = next.map_or(atoms::done().to_term(env), |position| position.encode(env));
     Ok((rows, next).encode(env))
-}
-
-/// Drops a session of a server scope, and tells if there was one.
-#[rustler::nif]
-fn forget(number: u64, key: Term) -> bool {
-    REGISTRY
-        .scope(number)
-        .is_some_and(|scope| journal::forget(&scope, key))
-}
-
-/// Drops all sessions of a server scope, and tells how many there were.
-#[rustler::nif(schedule = "DirtyCpu")]
-fn flush(number: u64) -> u64 {
-    REGISTRY
-        .scope(number)
-        .map_or(0, |scope| journal::flush(&scope))
-}
-
-/// Drops the sessions of a server scope that were made with these certificates, and tells how many there were.
-#[rustler::nif(schedule = "DirtyCpu")]
-fn revoke(number: u64, wanted: Term) -> NifResult<u64> {
-    let wanted = journal::wanted(wanted)?;
-    let scope = REGISTRY.scope(number);
-    Ok(scope.map_or(0, |scope| journal::revoke(&scope, &wanted)))
 }
 
 /// The names, as DER, of the authorities of a server scope's client certificates.
@@ -155,6 +131,8 @@ fn scope_info<'a>(env: Env<'a>, scope: &Scope<Template>) -> NifResult<Term<'a>> 
         (atoms::hits(), counts.hits.encode(env)),
         (atoms::misses(), counts.misses.encode(env)),
         (atoms::evicted_misses(), counts.evicted_misses.encode(env)),
+        (atoms::ended(), counts.ended_total().encode(env)),
+        (atoms::ended_by(), trust::ended_by(env, &counts)?),
         (atoms::expired(), counts.expired.encode(env)),
         (atoms::evicted(), counts.evicted.encode(env)),
         (atoms::moved(), counts.moved.encode(env)),

@@ -4,70 +4,122 @@ use crate::reference::Reference;
 use crate::template::Template;
 use crate::{atoms, faults, session, terms, REGISTRY};
 use once_cell::sync::Lazy;
-use rekindle_core::{Scope, SessionKey, Store};
+use rekindle_core::{Scope, Secret, SessionKey, Store};
 use rekindle_journal::{
-    take_events, Folder, Happened, Journal, KeyFile, LogReader, LogWriter, Options, Password,
-    Report, Skipped, ValkeyConfig, ValkeyReader, ValkeyWriter, Wanted,
+    revoke as revoke_in, take_events, CertificateSelector, EventKind, Hub, Journal, KeyFile,
+    Options, Report, Skipped, Target,
 };
+#[cfg(feature = "folder")]
+use rekindle_log::Folder;
+use rekindle_log::Log;
+#[cfg(feature = "valkey")]
+use rekindle_log::{Password, ValkeyConfig, ValkeyLog};
 use rustler::{Atom, Binary, Decoder, Encoder, Env, Error, NifResult, Term};
-use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-/// Under which socket a private scope's journal was last opened, by name. A listener that is opened again is
-/// another one, perhaps with other authorities: it does not get the sessions of the one before.
-static OPENED: Lazy<Mutex<HashMap<Vec<u8>, Vec<u8>>>> = Lazy::new(Mutex::default);
+/// The hubs in use, by what their logs were opened with.
+static HUBS: Lazy<Mutex<Vec<(Place, Weak<Hub<Template>>)>>> = Lazy::new(Mutex::default);
 
 /// As `rekindle_nif:journal/0` describes it.
 struct Config<'a> {
-    scope: &'a str,
-    layout: &'a [u8],
-    /// The listening socket of a private scope.
-    private: Option<Term<'a>>,
-    key_file: PathBuf,
-    log: Log,
+    options: Options,
+    log: Term<'a>,
 }
 
-enum Log {
-    Folder(PathBuf),
-    Valkey(ValkeyConfig),
-}
+/// What a log was opened with, in the external term format: there may be a password in it.
+struct Place(Secret);
 
 impl<'a> Config<'a> {
     fn decode(map: Term<'a>) -> NifResult<Self> {
-        let (kind, log): (Atom, Term) = get(map, atoms::log())?;
+        let log: Term = get(map, atoms::log())?;
+        let scope: Binary = get(map, atoms::scope())?;
+        let node_folder: Option<Binary> = find(map, atoms::node_folder())?;
+        let node_folder = node_folder.map(path);
+        let key_file = path(get(map, atoms::key_file())?);
+        // A folder that was used with a key must not get another one.
+        let used = match &node_folder {
+            Some(folder) => vec![
+                folder.join("log-2"),
+                folder.join("node.key"),
+                folder.join("log"),
+            ],
+            None => Vec::new(),
+        };
         Ok(Config {
-            scope: get(map, atoms::scope())?,
-            layout: get::<Binary>(map, atoms::layout())?.as_slice(),
-            private: find(map, atoms::private())?,
-            key_file: path(get(map, atoms::key_file())?),
-            log: if kind == atoms::folder() {
-                Log::Folder(path(log.decode()?))
-            } else if kind == atoms::valkey() {
-                Log::Valkey(valkey(log)?)
-            } else {
-                return Err(Error::BadArg);
+            options: Options {
+                scope: String::from_utf8(scope.to_vec()).map_err(|_| Error::BadArg)?,
+                layout: get::<Binary>(map, atoms::layout())?.to_vec(),
+                keys: KeyFile {
+                    path: key_file,
+                    make: get(map, atoms::makes_key())?,
+                    unless: used,
+                },
+                node_folder,
+                wait_for_living_node: get(map, atoms::wait_for_living_node())?,
+                max_log_bytes: get(map, atoms::max_log_bytes())?,
             },
+            log,
         })
     }
 }
 
+/// The log that `{folder, Dir}` or `{valkey, Map}` names, or why there is none.
+fn open_log(log: Term) -> NifResult<Result<Arc<dyn Log>, String>> {
+    let (kind, options): (Atom, Term) = log.decode()?;
+    if kind == atoms::folder() {
+        return Ok(open_folder(path(options.decode()?)));
+    }
+    match kind == atoms::valkey() {
+        true => open_valkey(options),
+        false => Err(Error::BadArg),
+    }
+}
+
+#[cfg(feature = "folder")]
+fn open_folder(folder: PathBuf) -> Result<Arc<dyn Log>, String> {
+    Ok(Arc::new(Folder::at(folder)))
+}
+
+#[cfg(not(feature = "folder"))]
+fn open_folder(_: PathBuf) -> Result<Arc<dyn Log>, String> {
+    Err("this library was built without the feature `folder`".into())
+}
+
+#[cfg(feature = "valkey")]
+fn open_valkey(options: Term) -> NifResult<Result<Arc<dyn Log>, String>> {
+    let log = ValkeyLog::new(valkey(options)?);
+    let log = log.map(|log| Arc::new(log) as Arc<dyn Log>);
+    Ok(log.map_err(|error| error.0))
+}
+
+#[cfg(not(feature = "valkey"))]
+fn open_valkey(_: Term) -> NifResult<Result<Arc<dyn Log>, String>> {
+    Ok(Err(
+        "this library was built without the feature `valkey`".into()
+    ))
+}
+
+#[cfg(feature = "valkey")]
 fn valkey(map: Term) -> NifResult<ValkeyConfig> {
     let file: Option<Binary> = find(map, atoms::password_file())?;
     let variable = find(map, atoms::password_env())?;
+    let path_of = |key| Ok::<_, Error>(find(map, key)?.map(path));
     Ok(ValkeyConfig {
-        url: get(map, atoms::url())?,
         user: find(map, atoms::user())?,
         password: match (file, variable) {
             (Some(file), _) => Password::File(path(file)),
             (None, Some(name)) => Password::Env(name),
             (None, None) => Password::Url,
         },
-        ca_file: find(map, atoms::ca_file())?.map(path),
+        ca_file: path_of(atoms::ca_file())?,
+        tls_cert_file: path_of(atoms::tls_cert_file())?,
+        tls_key_file: path_of(atoms::tls_key_file())?,
         cluster: get(map, atoms::cluster())?,
         partitions: get(map, atoms::partitions())?,
+        ..ValkeyConfig::new(get::<String>(map, atoms::url())?)
     })
 }
 
@@ -98,58 +150,44 @@ fn open_journal<'a>(
     faults::strike()?;
     reference.server()?;
     let config = Config::decode(config)?;
-    let opened = OPENED.lock();
-    let mut opened = opened.unwrap_or_else(PoisonError::into_inner);
+    let mut hubs = HUBS.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(scope) = REGISTRY.scope(reference.number()) else {
         return Err(Error::BadArg);
     };
-    if scope.attached::<Journal>().is_some() {
+    if scope.attached::<Journal<Template>>().is_some() {
         return Ok(atoms::ok().encode(env));
     }
-    let is_fresh = config.private.is_some_and(|socket| {
-        let socket = terms::encode(socket).expose().to_vec();
-        let former = opened.insert(config.scope.into(), socket.clone());
-        former.is_some_and(|former| former != socket)
-    });
-    Ok(match start(&scope, config, is_fresh) {
+    let log = match open_log(config.log)? {
+        Ok(log) => log,
+        Err(why) => return Ok((atoms::error(), terms::binary(env, why.as_bytes())).encode(env)),
+    };
+    let place = terms::encode(config.log);
+    let mut is_first = true;
+    let hub = || {
+        // The second time because the threads of the one that was found are ending.
+        let found = hubs
+            .iter()
+            .find(|(known, _)| known.0.expose() == place.expose());
+        let found = found.and_then(|(_, hub)| hub.upgrade());
+        if let Some(hub) = found.filter(|_| std::mem::take(&mut is_first)) {
+            return hub;
+        }
+        is_first = false;
+        let hub = Hub::new(Arc::clone(&log));
+        hubs.retain(|(known, hub)| hub.strong_count() > 0 && known.0.expose() != place.expose());
+        hubs.push((Place(Secret::new(place.expose())), Arc::downgrade(&hub)));
+        hub
+    };
+    Ok(match Journal::start(&scope, config.options, hub) {
         Ok(journal) => {
             scope.attach(journal);
             atoms::ok().encode(env)
         }
-        Err(why) => (atoms::error(), terms::binary(env, why.as_bytes())).encode(env),
+        Err(error) => {
+            let why = error.to_string();
+            (atoms::error(), terms::binary(env, why.as_bytes())).encode(env)
+        }
     })
-}
-
-fn start(scope: &Arc<Scope<Template>>, config: Config, is_fresh: bool) -> Result<Journal, String> {
-    let name = config.scope;
-    let (writer, reader, location, is_shared): (Box<dyn LogWriter>, Box<dyn LogReader>, _, _) =
-        match config.log {
-            Log::Folder(dir) => {
-                let folder = Folder::at(&dir);
-                let (writer, reader) = (folder.writer(name), folder.reader(name));
-                let location = dir.display().to_string();
-                (Box::new(writer), Box::new(reader), location, false)
-            }
-            Log::Valkey(valkey) => {
-                valkey.check()?;
-                let location = valkey.location();
-                let writer = ValkeyWriter::new(valkey.clone(), name);
-                let reader = ValkeyReader::new(valkey, name);
-                (Box::new(writer), Box::new(reader), location, true)
-            }
-        };
-    let options = Options {
-        scope: name.into(),
-        layout: config.layout.into(),
-        keys: KeyFile {
-            path: config.key_file,
-            make: !is_shared,
-        },
-        location,
-        is_shared,
-        is_fresh,
-    };
-    Journal::start(scope, options, writer, reader).map_err(|error| error.to_string())
 }
 
 fn path(binary: Binary) -> PathBuf {
@@ -165,25 +203,25 @@ fn journal_events(env: Env) -> (Vec<Term>, bool) {
         .map(|event| {
             let scope = terms::binary(env, &event.scope);
             let location = terms::binary(env, event.location.as_bytes());
-            (scope, location, happened(env, &event.what)).encode(env)
+            (scope, location, happened(env, &event.kind)).encode(env)
         })
         .collect();
     let scopes = REGISTRY.scopes();
     let is_any = scopes
         .iter()
-        .any(|scope| scope.attached::<Journal>().is_some());
+        .any(|scope| scope.attached::<Journal<Template>>().is_some());
     (events, is_any)
 }
 
-fn happened<'a>(env: Env<'a>, what: &Happened) -> Term<'a> {
+fn happened<'a>(env: Env<'a>, kind: &EventKind) -> Term<'a> {
     let text = |text: &str| terms::binary(env, text.as_bytes());
-    match what {
-        Happened::Down(error) => (atoms::down(), text(error)).encode(env),
-        Happened::Up { after_ms, dropped } => (atoms::up(), *after_ms, *dropped).encode(env),
-        Happened::Replayed { sessions, took_ms } => {
+    match kind {
+        EventKind::Down(error) => (atoms::down(), text(error)).encode(env),
+        EventKind::Up { after_ms, dropped } => (atoms::up(), *after_ms, *dropped).encode(env),
+        EventKind::Replayed { sessions, took_ms } => {
             (atoms::replayed(), *sessions, *took_ms).encode(env)
         }
-        Happened::Noticed(notice) => (atoms::noticed(), text(notice)).encode(env),
+        EventKind::Noticed(notice) => (atoms::noticed(), text(notice)).encode(env),
     }
 }
 
@@ -193,63 +231,124 @@ fn reload_keys(env: Env, number: u64) -> Term {
     let Some(scope) = REGISTRY.scope(number) else {
         return atoms::undefined().encode(env);
     };
-    match scope.attached::<Journal>().map(Journal::reload_keys) {
+    match scope
+        .attached::<Journal<Template>>()
+        .map(Journal::reload_keys)
+    {
         Some(Ok(names)) => (atoms::ok(), binaries(env, &names)).encode(env),
         Some(Err(line)) => (atoms::error(), terms::binary(env, line.as_bytes())).encode(env),
         None => atoms::undefined().encode(env),
     }
 }
 
-/// Drops a session of a server scope, here and where the journal is read, and tells if it was here.
-pub fn forget(scope: &Scope<Template>, key: Term) -> bool {
+/// Drops a session of a server scope, here and where the journal is read. Waits for nothing: OTP's process asks.
+pub fn forget(scope: &Scope<Template>, key: Term) {
     let Store::Server(store) = scope.store() else {
-        return false;
+        return;
     };
     session::with_key(key, |key| {
-        if let (Some(journal), SessionKey::Id(id)) = (scope.attached::<Journal>(), key) {
-            journal.forget(id, store.limits().lifetime_ms);
+        if let (Some(journal), SessionKey::Id(id)) = (scope.attached::<Journal<Template>>(), key) {
+            journal.forget(id);
         }
-        store.delete(key)
+        store.delete(key);
     })
 }
 
-/// Drops all sessions of a server scope, likewise, and tells how many were here.
-pub fn flush(scope: &Scope<Template>) -> u64 {
-    let Store::Server(store) = scope.store() else {
-        return 0;
+/// Revokes in all server scopes, or in those of these numbers, and waits until that is durable, for two seconds at most.
+/// Answers how many sessions were dropped here, and for which scopes it is not durable yet, and why.
+#[rustler::nif(schedule = "DirtyIo")]
+fn revoke<'a>(
+    env: Env<'a>,
+    scopes: Term<'a>,
+    what: Term<'a>,
+    memories: Term<'a>,
+) -> NifResult<(u64, Vec<(Term<'a>, Term<'a>)>)> {
+    let is_for_all = scopes.decode().is_ok_and(|atom: Atom| atom == atoms::all());
+    let numbers: Vec<u64> = match is_for_all {
+        true => Vec::new(),
+        false => list(scopes)?,
     };
-    if let Some(journal) = scope.attached::<Journal>() {
-        journal.flush(store.limits().lifetime_ms);
-    }
-    scope.clear()
+    let folders: Vec<Term> = list(memories)?;
+    let folders = folders
+        .into_iter()
+        .map(|folder| folder.decode().ok().map(path));
+    let meant = |scope: &Arc<Scope<Template>>| {
+        let is_server = matches!(scope.store(), Store::Server(_));
+        is_server && (is_for_all || numbers.contains(&scope.number()))
+    };
+    let scopes: Vec<_> = REGISTRY.scopes().into_iter().filter(meant).collect();
+    let folders: Vec<_> = folders.collect();
+    let revoked = revoke_in(&scopes, is_for_all, &folders, &targets(what)?);
+    let text = |text: &str| terms::binary(env, text.as_bytes());
+    let pending = revoked.pending.iter();
+    let pending = pending.map(|(scope, why)| (text(scope), text(why)));
+    Ok((revoked.dropped, pending.collect()))
 }
 
-/// Drops the sessions of a server scope that were made with these certificates, likewise.
-pub fn revoke(scope: &Scope<Template>, wanted: &[Wanted]) -> u64 {
-    let Store::Server(store) = scope.store() else {
-        return 0;
-    };
-    if let Some(journal) = scope.attached::<Journal>() {
-        journal.revoke(wanted, store.limits().lifetime_ms);
+/// `all`, `{session, Id}` or `{certificates, Wanted}`.
+fn targets(what: Term) -> NifResult<Vec<Target>> {
+    if let Ok(atom) = what.decode::<Atom>() {
+        return match atom == atoms::all() {
+            true => Ok(vec![Target::All]),
+            false => Err(Error::BadArg),
+        };
     }
-    let selectors: Vec<_> = wanted.iter().map(Wanted::selector).collect();
-    store.revoke(&selectors)
+    let (kind, value): (Atom, Term) = what.decode()?;
+    if kind == atoms::session() {
+        let id: Binary = value.decode()?;
+        let id = id.as_slice().try_into().map_err(|_| Error::BadArg)?;
+        return Ok(vec![Target::Session(id)]);
+    }
+    match kind == atoms::certificates() {
+        true => Ok(wanted(value)?
+            .into_iter()
+            .map(Target::Certificate)
+            .collect()),
+        false => Err(Error::BadArg),
+    }
+}
+
+/// Revocations of all scopes that are not in their logs yet.
+#[rustler::nif]
+fn unwritten() -> u64 {
+    let scopes = REGISTRY.scopes();
+    let journals = scopes
+        .iter()
+        .filter_map(|scope| scope.attached::<Journal<Template>>());
+    journals.map(Journal::unwritten).sum()
+}
+
+/// Replays a scope's log although revocations may be missing. `undefined` where there is no journal.
+#[rustler::nif(schedule = "DirtyIo")]
+fn replay_anyway(number: u64) -> Atom {
+    let scope = REGISTRY.scope(number);
+    match scope
+        .as_ref()
+        .and_then(|scope| scope.attached::<Journal<Template>>())
+    {
+        Some(journal) => {
+            journal.replay_anyway();
+            atoms::ok()
+        }
+        None => atoms::undefined(),
+    }
+}
+
+/// A proper list. An improper one has no length; made into a vector, it would panic.
+fn list<'a, T: Decoder<'a>>(term: Term<'a>) -> NifResult<Vec<T>> {
+    term.list_length()?;
+    term.decode()
 }
 
 /// Certificates as Erlang names them; see `rekindle_certificate:wanted/2`.
-pub fn wanted(term: Term) -> NifResult<Vec<Wanted>> {
-    // An improper list has no length; made into a vector, it would panic.
-    term.list_length()?;
-    term.decode::<Vec<Term>>()?
-        .into_iter()
-        .map(one_wanted)
-        .collect()
+fn wanted(term: Term) -> NifResult<Vec<CertificateSelector>> {
+    list::<Term>(term)?.into_iter().map(one_wanted).collect()
 }
 
-fn one_wanted(term: Term) -> NifResult<Wanted> {
+fn one_wanted(term: Term) -> NifResult<CertificateSelector> {
     if let Ok((kind, name, serial)) = term.decode::<(Atom, Binary, Binary)>() {
         return match kind == atoms::issuer() {
-            true => Ok(Wanted::Serial {
+            true => Ok(CertificateSelector::Serial {
                 name: name.as_slice().into(),
                 serial: serial.as_slice().into(),
             }),
@@ -259,11 +358,11 @@ fn one_wanted(term: Term) -> NifResult<Wanted> {
     let (kind, bytes): (Atom, Binary) = term.decode()?;
     let bytes = bytes.as_slice();
     let wanted = if kind == atoms::sha256() {
-        bytes.try_into().ok().map(Wanted::Sha256)
+        bytes.try_into().ok().map(CertificateSelector::Sha256)
     } else if kind == atoms::sha() {
-        bytes.try_into().ok().map(Wanted::Sha1)
+        bytes.try_into().ok().map(CertificateSelector::Sha1)
     } else if kind == atoms::issuer() {
-        Some(Wanted::Issuer { name: bytes.into() })
+        Some(CertificateSelector::Issuer { name: bytes.into() })
     } else {
         None
     };
@@ -272,7 +371,7 @@ fn one_wanted(term: Term) -> NifResult<Wanted> {
 
 /// How a scope's journal is, or `undefined`; see `rekindle_admin:info/0`.
 pub fn info<'a>(env: Env<'a>, scope: &Scope<Template>) -> NifResult<Term<'a>> {
-    match scope.attached::<Journal>() {
+    match scope.attached::<Journal<Template>>() {
         Some(journal) => report(env, journal.report()),
         None => Ok(atoms::undefined().encode(env)),
     }
@@ -309,6 +408,29 @@ fn report(env: Env, report: Report) -> NifResult<Term> {
         (atoms::known(), report.known.encode(env)),
         (atoms::skipped(), Term::map_from_pairs(env, &skipped)?),
         (atoms::revocations(), report.revocations.encode(env)),
+        (atoms::unwritten(), report.unwritten.encode(env)),
+        (atoms::missing(), report.missing.encode(env)),
+        (
+            atoms::node_folder(),
+            report.node_folder.as_deref().map_or_else(undefined, text),
+        ),
+        (
+            atoms::node_folder_error(),
+            report
+                .node_folder_error
+                .as_deref()
+                .map_or_else(undefined, text),
+        ),
+        (
+            atoms::node_folder_bytes(),
+            report.node_folder_bytes.encode(env),
+        ),
+        (
+            atoms::log_bytes(),
+            report
+                .log_bytes
+                .map_or_else(undefined, |bytes| bytes.encode(env)),
+        ),
         (atoms::lag(), report.lag_ms.encode(env)),
         (atoms::clock_ahead(), report.clock_ahead_ms.encode(env)),
         (
@@ -333,6 +455,7 @@ fn skipped_atom(reason: Skipped) -> Atom {
         Skipped::Malformed => atoms::malformed(),
         Skipped::Version => atoms::version(),
         Skipped::Scope => atoms::scope(),
+        Skipped::Log => atoms::log(),
         Skipped::Layout => atoms::layout(),
         Skipped::Key => atoms::key(),
         Skipped::Forged => atoms::forged(),

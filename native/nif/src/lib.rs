@@ -16,6 +16,7 @@ mod reference;
 mod session;
 mod template;
 mod terms;
+mod trust;
 mod words;
 
 use once_cell::sync::Lazy;
@@ -59,6 +60,9 @@ mod atoms {
         certificates,
         certified,
         evicted_misses,
+        ended,
+        ended_by,
+        unknown,
         moved,
         refused_by,
         too_large,
@@ -69,13 +73,18 @@ mod atoms {
         log,
         folder,
         valkey,
-        private,
         key_file,
+        makes_key,
+        node_folder,
+        wait_for_living_node,
+        max_log_bytes,
         url,
         user,
         password_file,
         password_env,
         ca_file,
+        tls_cert_file,
+        tls_key_file,
         cluster,
         partitions,
         error,
@@ -98,6 +107,11 @@ mod atoms {
         known,
         skipped,
         revocations,
+        unwritten,
+        missing,
+        node_folder_error,
+        node_folder_bytes,
+        log_bytes,
         lag,
         clock_ahead,
         replay,
@@ -112,7 +126,8 @@ mod atoms {
         revoked,
         template,
         full,
-        // which certificates are meant
+        // what is revoked
+        all,
         sha256,
         sha,
         issuer,
@@ -225,9 +240,7 @@ fn delete(reference: Reference, key: Term) -> NifResult<Atom> {
     faults::strike()?;
     match reference.store() {
         Store::Client(store) => store.delete(terms::encode(key).expose(), core::now_ms()),
-        Store::Server(_) => {
-            journal::forget(&reference, key);
-        }
+        Store::Server(_) => journal::forget(&reference, key),
     }
     Ok(atoms::ok())
 }

@@ -17,7 +17,7 @@ use crate::{atoms, terms};
 use rekindle_core::{
     Certificate, Listed, NewSession, Refusal, Scope, ServerStore, Session, SessionKey,
 };
-use rekindle_journal::{Journal, Portable};
+use rekindle_journal::{Journal, TemplateCodec};
 use rustler::{Encoder, Env, Error, NifResult, Term};
 use std::sync::Arc;
 use zeroize::Zeroize;
@@ -87,8 +87,10 @@ impl<'a> Arriving<'a, '_> {
         let own = Own::read(self.env, self.key, self.fields, holes, &mut name)?;
         let kind = Kind::new(self.env, self.fields, own.holes, if_new);
         let template = self.store.template(&kind)?;
-        let journal = self.scope.attached::<Journal>();
-        let content = journal.map(|_| Arc::clone(template.content()));
+        let journal = self.scope.attached::<Journal<Template>>();
+        // What is known is taken before the session is stored: a revocation made meanwhile covers it.
+        let journaled =
+            journal.map(|journal| (journal, Arc::clone(template.encoded()), journal.knowledge()));
         let session = NewSession {
             key: SessionKey::Id(own.id),
             secret: own.secret,
@@ -97,11 +99,12 @@ impl<'a> Arriving<'a, '_> {
             tail: own.server_name,
         };
         let is_stored = self.store.insert(session, self.now_ms).is_ok();
-        if let (true, Some(journal), Some(content)) = (is_stored, journal, content) {
-            journal.born(
+        if let (true, Some((journal, template, knowledge))) = (is_stored, journaled) {
+            journal.add(
                 own.id,
                 own.secret,
-                content,
+                template,
+                knowledge,
                 own.certificate.unwrap_or_default(),
                 own.server_name,
                 self.store.limits().lifetime_ms,
@@ -114,7 +117,7 @@ impl<'a> Arriving<'a, '_> {
     /// not asked.
     fn insert_new(&self) -> Result<bool, Refusal> {
         let found = fields::find(self.env, self.key, self.fields)?;
-        let journal = self.scope.attached::<Journal>();
+        let journal = self.scope.attached::<Journal<Template>>();
         let is_journaled = journal.is_some();
         if let Some(holes) = found.holes {
             if let Some(is_stored) = self.insert(holes, IfNew::Make { is_journaled }) {
@@ -238,7 +241,7 @@ fn decode_whole<'a>(env: Env<'a>, session: Session<Template>) -> NifResult<Term<
 }
 
 /// What an operator may see of a session: its key, its age and its age when it was last used, in milliseconds, the
-/// peer's certificate and the cipher suite. What there is not is `undefined`.
+/// peer's certificate, the cipher suite, and for how many seconds the certificate lets it be resumed. What there is not is `undefined`.
 pub fn describe<'a>(env: Env<'a>, listed: Listed<Template>) -> NifResult<Term<'a>> {
     let undefined = fields::undefined().term(env);
     let certificate = match &listed.session.certificate {
@@ -262,6 +265,10 @@ pub fn describe<'a>(env: Env<'a>, listed: Listed<Template>) -> NifResult<Term<'a
         Some(age_ms) => age_ms.encode(env),
         None => undefined,
     };
+    let left_s = match listed.certificate_left_s {
+        Some(left_s) => left_s.encode(env),
+        None => undefined,
+    };
     let key = self::key(env, listed.key)?;
     Ok((
         key,
@@ -269,6 +276,7 @@ pub fn describe<'a>(env: Env<'a>, listed: Listed<Template>) -> NifResult<Term<'a
         age_at_last_use_ms,
         certificate,
         cipher_suite.unwrap_or(undefined),
+        left_s,
     )
         .encode(env))
 }

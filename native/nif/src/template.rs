@@ -10,7 +10,7 @@ use crate::words::{make_tuple, Word};
 use foldhash::quality::FixedState;
 use once_cell::sync::OnceCell;
 use rekindle_core::{Held, Made, Part, Pattern, ServerStore};
-use rekindle_journal::{Content, Portable};
+use rekindle_journal::{EncodedTemplate, TemplateCodec};
 use rustler::env::OwnedEnv;
 use rustler::{Encoder, Env, Term};
 use std::hash::BuildHasher;
@@ -32,7 +32,7 @@ pub struct Template {
     fields: Packed,
     own_certificates: Option<Arc<OwnCertificates>>,
     /// The same as bytes, for other processes.
-    content: OnceCell<Arc<Content>>,
+    encoded: OnceCell<Arc<EncodedTemplate>>,
 }
 
 impl Template {
@@ -193,11 +193,11 @@ impl Pattern<Template> for Kind<'_> {
             holes: self.holes,
             fields: self.packed(own_certificates.is_some())?.clone(),
             own_certificates,
-            content: OnceCell::new(),
+            encoded: OnceCell::new(),
         };
         let mut bytes = size_of::<Template>() + template.fields.bytes() + ALLOCATION_BYTES;
         if is_journaled {
-            bytes += template.content().bytes().len() + ALLOCATION_BYTES;
+            bytes += template.encoded().bytes().len() + ALLOCATION_BYTES;
         }
         let part = template.own_certificates.as_ref().map(|own| Part {
             key: Arc::as_ptr(own) as usize,
@@ -215,10 +215,10 @@ impl Pattern<Template> for Kind<'_> {
 const MAGIC: u8 = 131;
 const COMPRESSED: u8 = 80;
 
-impl Portable for Template {
-    fn content(&self) -> &Arc<Content> {
-        self.content
-            .get_or_init(|| Arc::new(Content::new(self.to_bytes())))
+impl TemplateCodec for Template {
+    fn encoded(&self) -> &Arc<EncodedTemplate> {
+        self.encoded
+            .get_or_init(|| Arc::new(EncodedTemplate::new(self.to_bytes())))
     }
 
     /// The bytes are those of a node that has the key. Still, a term that is not a template of this release must

@@ -20,7 +20,8 @@ use super::slab::{slot_bytes, Directory, Kind, Slab, SlotRef};
 use super::slice::Slice;
 use crate::lookups::Lookups;
 use crate::sync::RawLock;
-use crate::x509::{canonical_name, is_same_name, issuer_and_serial};
+use crate::trust::{Claims, IssuerHash};
+use crate::x509::{canonical_name, is_same_name, issuer_and_serial, last_second};
 use dashmap::DashMap;
 use foldhash::quality::RandomState;
 use once_cell::sync::OnceCell;
@@ -80,6 +81,10 @@ struct Header {
     /// Under what it is in the indexes: by issuer and serial number, and by its fingerprints.
     serial_key: u32,
     fingerprint_keys: [u32; 2],
+    /// Its [`Claims`], in halves, as slots are aligned to four bytes.
+    last_second: u32,
+    issuer_hash: [u32; 2],
+    certificate_hash: [u32; 2],
     /// Its length, and how much of it is stored, less one.
     length: u16,
     stored: u16,
@@ -87,7 +92,7 @@ struct Header {
 }
 
 /// The last fields leave no gap to here.
-const DATA: usize = 29;
+const DATA: usize = 49;
 
 const USED: u8 = 1;
 const FINGERPRINTED: u8 = 2;
@@ -119,7 +124,7 @@ struct Issuer {
     /// In DER, as its first certificate had it.
     name: Box<[u8]>,
     canonical: Box<[u8]>,
-    canonical_hash: u64,
+    hash: IssuerHash,
     /// What its certificates are compressed against.
     dictionary: OnceCell<Arc<[u8]>>,
 }
@@ -247,6 +252,7 @@ impl Walk {
 struct Identity {
     issuer: u32,
     serial_key: u32,
+    claims: Claims,
 }
 
 /// A certificate's entry, locked; unlocked when this is dropped.
@@ -366,6 +372,25 @@ impl Certificates {
         }
     }
 
+    /// What the check of a resumption needs to know of a certificate. It need not be decompressed for that.
+    ///
+    /// # Safety
+    /// As for [`get`](Self::get).
+    #[inline]
+    pub unsafe fn claims(&self, directory: &Directory, number: Number) -> Claims {
+        // SAFETY: by the caller, the number is in use, and so its entry is reserved. These fields do not change.
+        unsafe {
+            let place = directory.find((*self.entries.at(number as usize)).slot());
+            prefetch(place, USUAL_CERTIFICATE);
+            let header = place.cast::<Header>();
+            Claims {
+                last_second: (*header).last_second,
+                issuer: IssuerHash::known(whole((*header).issuer_hash)),
+                certificate: whole((*header).certificate_hash),
+            }
+        }
+    }
+
     /// Gives a certificate another slot, to which it was copied. Afterwards nobody reads it in the old one.
     fn set_slot(&self, number: Number, slot: SlotRef) {
         // SAFETY: by the caller, who holds the order lock, the number is in use.
@@ -448,12 +473,20 @@ impl Certificates {
         // lock.
         unsafe {
             let place = directory.find(slot);
+            let Claims {
+                last_second,
+                issuer: issuer_hash,
+                certificate,
+            } = identity.claims;
             place.cast::<Header>().write(Header {
                 number,
                 issuer: identity.issuer,
                 newest: SlotRef::NONE,
                 serial_key: identity.serial_key,
                 fingerprint_keys: [0; 2],
+                last_second,
+                issuer_hash: halves(issuer_hash.map_or(0, IssuerHash::get)),
+                certificate_hash: halves(certificate),
                 length: (der.len() - 1) as u16,
                 stored: (der.len() - 1) as u16,
                 is_compressed: false,
@@ -887,8 +920,7 @@ impl Certificates {
                 self.find_fingerprint(books, directory, 1, &digest[..], selector)
             }
             Selector::Serial(name, serial) => {
-                let canonical_hash = self.keys.hash_one(&canonical_name(name)[..]);
-                let key = self.serial_key(canonical_hash, serial);
+                let key = self.serial_key(IssuerHash::of(name), serial);
                 let is_it = |number| self.is_selected(directory, number, selector);
                 self.find_key(&books.serials, directory, key, SAME_SERIAL, is_it)
                     .0
@@ -1054,30 +1086,44 @@ impl Certificates {
             return Identity {
                 issuer: 0,
                 serial_key: self.key_of(der),
+                claims: Claims::NONE,
             };
         };
+        let (issuer, hash) = self.identify_issuer(books, name, makes_issuer);
+        Identity {
+            issuer,
+            serial_key: self.serial_key(hash, serial),
+            claims: Claims {
+                last_second: last_second(der),
+                issuer: Some(hash),
+                certificate: hash.certificate(serial),
+            },
+        }
+    }
+
+    /// The number of an authority, or 0, and its hash.
+    fn identify_issuer(
+        &self,
+        books: &mut Books,
+        name: &[u8],
+        makes_issuer: bool,
+    ) -> (u32, IssuerHash) {
         if let Some((number, issuer)) = &books.recent {
             if *issuer.name == *name {
-                return Identity {
-                    issuer: *number,
-                    serial_key: self.serial_key(issuer.canonical_hash, serial),
-                };
+                return (*number, issuer.hash);
             }
         }
         let canonical = canonical_name(name);
-        let canonical_hash = self.keys.hash_one(&canonical[..]);
+        let hash = IssuerHash::of_canonical(&canonical);
         let issuer = match books.numbers.get(&canonical[..]) {
             Some(number) => *number,
-            None if makes_issuer => self.make_issuer(books, name, canonical, canonical_hash),
+            None if makes_issuer => self.make_issuer(books, name, canonical, hash),
             None => 0,
         };
         if let Some(known) = self.issuers.get(&issuer) {
             books.recent = Some((issuer, Arc::clone(&known)));
         }
-        Identity {
-            issuer,
-            serial_key: self.serial_key(canonical_hash, serial),
-        }
+        (issuer, hash)
     }
 
     fn make_issuer(
@@ -1085,7 +1131,7 @@ impl Certificates {
         books: &mut Books,
         name: &[u8],
         canonical: Vec<u8>,
-        canonical_hash: u64,
+        hash: IssuerHash,
     ) -> u32 {
         if self.issuers.len() >= MAX_ISSUERS
             || name.len().max(canonical.len()) > MAX_NAME
@@ -1100,7 +1146,7 @@ impl Certificates {
         let issuer = Issuer {
             name: name.into(),
             canonical: canonical.into(),
-            canonical_hash,
+            hash,
             dictionary: OnceCell::new(),
         };
         books.issuer_bytes += issuer.bytes();
@@ -1140,8 +1186,8 @@ impl Certificates {
         }
     }
 
-    fn serial_key(&self, canonical_hash: u64, serial: &[u8]) -> u32 {
-        self.key_of((canonical_hash, serial))
+    fn serial_key(&self, issuer: IssuerHash, serial: &[u8]) -> u32 {
+        self.key_of((issuer, serial))
     }
 
     fn key_of(&self, bytes: impl Hash) -> u32 {
@@ -1153,6 +1199,15 @@ impl Issuer {
     fn bytes(&self) -> usize {
         ISSUER_BYTES + self.name.len() + 2 * self.canonical.len()
     }
+}
+
+/// 64 bits in two parts, for where they are aligned to four bytes.
+fn halves(whole: u64) -> [u32; 2] {
+    [whole as u32, (whole >> u32::BITS) as u32]
+}
+
+fn whole([low, high]: [u32; 2]) -> u64 {
+    u64::from(low) | u64::from(high) << u32::BITS
 }
 
 /// A hash of 64 bits from 32 that are random already: both ends of it count.

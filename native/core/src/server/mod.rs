@@ -39,6 +39,7 @@ pub use templates::{Held, Made, Part, Pattern, Template, TemplateName};
 use crate::counters::{Counters, Refusal};
 use crate::lookups::Line;
 use crate::sync::{unlock_fair, Mutex};
+use crate::trust::{Claims, Ended, Trust, TrustCell};
 use certificates::{Books, Certificates, Walk, MAX_CERTIFICATE};
 use foldhash::quality::RandomState;
 use ghosts::Ghosts;
@@ -100,6 +101,8 @@ pub struct Listed<'a, T> {
     pub age_at_last_use_ms: Option<u64>,
     /// Whether it is one of the newest of its certificate.
     pub is_certified: bool,
+    /// For how many seconds its certificate lets it be resumed, 0 if it does not. `None` if nothing of that ends it.
+    pub certificate_left_s: Option<u64>,
 }
 
 /// Bounds of one scope.
@@ -134,6 +137,7 @@ pub struct ServerStore<T> {
     max_bytes: AtomicU64,
     max_sessions: AtomicU64,
     lifetime_ms: AtomicU64,
+    trust: TrustCell,
     counters: Counters,
     hash_keys: RandomState,
     id_keys: [u64; 2],
@@ -174,6 +178,10 @@ pub enum Restored {
     Known,
     /// It had no room, was too large, or would be expired at once.
     NoRoom,
+    /// Its client's certificate has ended.
+    Expired,
+    /// Its client's certificate is revoked.
+    Revoked,
 }
 
 /// The longest lifetime, in milliseconds: a year. Sessions are not kept longer, whatever the limit says.
@@ -251,6 +259,7 @@ impl<T> ServerStore<T> {
             max_bytes: AtomicU64::new(limits.max_bytes),
             max_sessions: AtomicU64::new(limits.max_sessions),
             lifetime_ms: AtomicU64::new(limits.lifetime_ms),
+            trust: TrustCell::default(),
             counters,
             hash_keys,
             id_keys,
@@ -272,6 +281,11 @@ impl<T> ServerStore<T> {
         self.max_bytes.store(limits.max_bytes, Relaxed);
         self.max_sessions.store(limits.max_sessions, Relaxed);
         self.lifetime_ms.store(limits.lifetime_ms, Relaxed);
+    }
+
+    /// Sets what is checked of a session's certificate at each lookup. At first that is only whether it has ended.
+    pub fn set_trust(&self, trust: Trust) {
+        self.trust.set(trust);
     }
 
     /// What happened in this store.
@@ -339,14 +353,23 @@ impl<T> ServerStore<T> {
         arrival: Arrival,
         now_ms: u64,
     ) -> Restored {
+        // What cannot be told yet is told at the lookup.
+        let checked = session
+            .certificate
+            .map(|der| self.trust.check(&Claims::of(der)));
+        match checked {
+            Some(Err(Ended::Expired)) => return Restored::Expired,
+            Some(Err(Ended::Revoked)) => return Restored::Revoked,
+            _ => {}
+        }
         match self.insert_born(session, born_ms, Some(arrival), now_ms) {
             Ok(restored) => restored,
             Err(_) => Restored::NoRoom,
         }
     }
 
-    /// Calls `read` with the session under `key`, unless its lifetime has run out. Counted as a hit or a
-    /// miss. `read` must not call this store.
+    /// Calls `read` with the session under `key`, unless its lifetime has run out or its certificate
+    /// [forbids](Self::set_trust) it. Counted as a hit or a miss. `read` must not call this store.
     pub fn lookup<R>(
         &self,
         key: SessionKey,
@@ -362,6 +385,11 @@ impl<T> ServerStore<T> {
             }
             return None;
         };
+        if let Err(ended) = self.check_certificate(slot, visit.is_announced()) {
+            visit.count(|line| &line.misses);
+            visit.count(|line| &line.ended[ended as usize]);
+            return None;
+        }
         let used = code_of(age_of_birth(slot.born(), now_ms));
         // Written only where it changes something, so that lookups of one session do not take the cache line from
         // each other for ever.
@@ -386,6 +414,7 @@ impl<T> ServerStore<T> {
         let hash = self.hash(key);
         let visit = self.index.visit(hash);
         let slot = self.find_fresh(&visit, hash, key, now_ms)?;
+        self.check_certificate(slot, visit.is_announced()).ok()?;
         Some(self.read(slot, visit.is_announced(), read))
     }
 
@@ -437,6 +466,7 @@ impl<T> ServerStore<T> {
                     return;
                 }
                 let used = slot.used().load(Relaxed);
+                let claims = self.claims(slot, false);
                 self.read(slot, false, |session| {
                     visit(Listed {
                         key: slot.key(),
@@ -444,6 +474,8 @@ impl<T> ServerStore<T> {
                         age_ms: u64::from(age) * TICK_MS,
                         age_at_last_use_ms: (used != 0).then(|| u64::from(age_of(used)) * TICK_MS),
                         is_certified: slot.flags() & CERTIFIED != 0,
+                        certificate_left_s: claims
+                            .and_then(|claims| self.trust.seconds_left(&claims)),
                     });
                 });
             },
@@ -595,6 +627,23 @@ impl<T> ServerStore<T> {
         self.certificates
             .get()
             .map_or(Vec::new(), |certificates| certificates.issuers())
+    }
+
+    /// Whether a session's certificate lets it be resumed. For who visits the slot's bucket, announced or locked.
+    #[inline]
+    fn check_certificate(&self, slot: SlotPtr, is_announced: bool) -> Result<(), Ended> {
+        self.claims(slot, is_announced)
+            .map_or(Ok(()), |claims| self.trust.check(&claims))
+    }
+
+    /// What there is to be checked of a session's certificate. For who visits the slot's bucket, announced or locked.
+    #[inline]
+    fn claims(&self, slot: SlotPtr, is_announced: bool) -> Option<Claims> {
+        let (number, certificates) = slot.certificate().zip(self.certificates.get())?;
+        // SAFETY: a session's certificate stays as long as the session, whose bucket is visited.
+        let _locked = (!is_announced).then(|| unsafe { certificates.lock(number) });
+        // SAFETY: the bucket is announced, or the certificate is locked.
+        Some(unsafe { certificates.claims(&self.directory, number) })
     }
 
     /// For who visits the slot's bucket, announced or locked.

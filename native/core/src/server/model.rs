@@ -273,6 +273,7 @@ fn make(call: &Call, store: &ServerStore<u8>, model: &mut Model, now: &mut u64) 
                 Restored::Stored => assert!(model.entries.insert(*key, entry).is_none()),
                 Restored::Known => assert!(model.entries.contains_key(key)),
                 Restored::NoRoom => {}
+                Restored::Expired | Restored::Revoked => unreachable!("no certificate ends here"),
             }
             let before = model.entries.len();
             model.follow(store, now_ms);

@@ -899,3 +899,117 @@ fn what_has_no_fingerprint_yet_is_found_all_the_same() {
     }
     assert_eq!(found, Some(401));
 }
+
+/// A certificate whose validity ends at this time.
+fn ending_certificate(serial: u32, last: &str) -> Vec<u8> {
+    let tlv = |tag: u8, value: &[u8]| {
+        let length = (value.len() as u16).to_be_bytes();
+        match value.len() {
+            0..128 => [&[tag, length[1]], value].concat(),
+            128..256 => [&[tag, 0x81, length[1]], value].concat(),
+            _ => [&[tag, 0x82], &length[..], value].concat(),
+        }
+    };
+    let times = [tlv(23, b"200101000000Z"), tlv(24, last.as_bytes())];
+    let attribute = [tlv(6, &[0x55, 4, 3]), tlv(12, b"ca")].concat();
+    let fields = [
+        tlv(2, &[&[1], &serial.to_be_bytes()[..]].concat()),
+        tlv(0x30, &[]),
+        tlv(0x30, &tlv(0x31, &tlv(0x30, &attribute))),
+        tlv(0x30, &times.concat()),
+        tlv(4, &[9; 400]),
+    ];
+    tlv(0x30, &tlv(0x30, &fields.concat()))
+}
+
+/// 2026-01-02 03:04:05.
+const LAST_SECOND: u64 = 1_767_323_045;
+
+#[test]
+fn a_session_is_not_found_after_its_certificate_has_ended_and_stays() {
+    let store = store(4 * MIB, ANY, LONG_MS);
+    let wall = &crate::clock::set_wall::WALL_S;
+    wall.set(Some(LAST_SECOND));
+    for n in 0..3_000 {
+        insert_certified(&store, n, &ending_certificate(n, "20260102030405Z"), 0);
+    }
+    insert_certified(
+        &store,
+        9_000,
+        &ending_certificate(9_000, "20260102030406Z"),
+        0,
+    );
+    // Compressed or not.
+    for is_tidied in [false, true] {
+        wall.set(Some(LAST_SECOND));
+        assert!(use_it(&store, 7, 0));
+        wall.set(Some(LAST_SECOND + 1));
+        assert!(!use_it(&store, 7, 0));
+        assert!(store.peek(SessionKey::Id(&id(7)), 0, |_| ()).is_none());
+        assert!(use_it(&store, 9_000, 0));
+        store.set_trust(Trust {
+            allows_expired: true,
+            ..Trust::default()
+        });
+        assert!(use_it(&store, 7, 0));
+        store.set_trust(Trust::default());
+        if !is_tidied {
+            tidy(&store, 0);
+        }
+    }
+    let counts = store.counters().read();
+    assert_eq!(counts.ended, [2, 0, 0]);
+    assert_eq!((counts.hits, counts.misses), (6, 2));
+    assert_eq!(store.sessions(), 3_001);
+    let mut left = Vec::new();
+    store.page(0, 10_000, 0, |listed| left.push(listed.certificate_left_s));
+    left.sort_unstable();
+    assert_eq!((left[0], left[3_000]), (Some(0), Some(0)));
+    wall.set(Some(LAST_SECOND - 10));
+    let mut left = Vec::new();
+    store.page(0, 10_000, 0, |listed| left.push(listed.certificate_left_s));
+    left.sort_unstable();
+    assert_eq!((left[0], left[3_000]), (Some(10), Some(11)));
+}
+
+#[test]
+fn what_has_ended_or_is_revoked_is_not_restored() {
+    let store = store(4 * MIB, ANY, LONG_MS);
+    crate::clock::set_wall::WALL_S.set(Some(LAST_SECOND + 1));
+    let ended = ending_certificate(1, "20260102030405Z");
+    let revoked = ending_certificate(2, "20270102030405Z");
+    let (issuer, serial) = crate::issuer_and_serial(&revoked).unwrap();
+    let issuer = crate::IssuerHash::of(issuer);
+    let lists = Arc::new(crate::Lists::new());
+    let restore = |n: u32, der: &[u8]| {
+        let session = NewSession {
+            key: SessionKey::Id(&id(n)),
+            secret: &[7; 48],
+            template: None,
+            certificate: Some(der),
+            tail: b"",
+        };
+        store.restore(session, 0, Arrival::Live, 0)
+    };
+    store.set_trust(Trust {
+        lists: Some(Arc::clone(&lists)),
+        ..Trust::default()
+    });
+    assert_eq!(restore(1, &ended), Restored::Expired);
+    // Nothing is known of it yet, so it is not found.
+    assert_eq!(restore(2, &revoked), Restored::Stored);
+    assert!(!use_it(&store, 2, 0));
+    let known = |entries: &[u64]| {
+        let of_issuer = crate::IssuerLists {
+            current_until_s: u64::MAX,
+            revoked: vec![entries.into()],
+        };
+        crate::Known::new([(issuer, of_issuer)], true)
+    };
+    lists.publish(known(&[issuer.certificate(serial)]));
+    assert!(!use_it(&store, 2, 0));
+    assert_eq!(restore(3, &revoked), Restored::Revoked);
+    lists.publish(known(&[]));
+    assert!(use_it(&store, 2, 0));
+    assert_eq!(store.counters().read().ended, [0, 1, 1]);
+}

@@ -5,15 +5,15 @@ use rekindle_core::{Held, ServerStore};
 use std::sync::Arc;
 
 /// A template as bytes, without any secret in it.
-pub struct Content {
+pub struct EncodedTemplate {
     hash: ContentHash,
-    bytes: Box<[u8]>,
+    bytes: Arc<[u8]>,
 }
 
-impl Content {
+impl EncodedTemplate {
     /// The content of a template.
     pub fn new(bytes: Vec<u8>) -> Self {
-        Content {
+        EncodedTemplate {
             hash: content_hash(&bytes),
             bytes: bytes.into(),
         }
@@ -25,15 +25,15 @@ impl Content {
     }
 
     /// The bytes themselves.
-    pub fn bytes(&self) -> &[u8] {
+    pub fn bytes(&self) -> &Arc<[u8]> {
         &self.bytes
     }
 }
 
 /// What sessions have in common, where it can be written and read again in another process.
-pub trait Portable: Sized + Send + Sync + 'static {
+pub trait TemplateCodec: Sized + Send + Sync + 'static {
     /// The template as bytes.
-    fn content(&self) -> &Arc<Content>;
+    fn encoded(&self) -> &Arc<EncodedTemplate>;
 
     /// The template that these bytes stand for, in a store. `None` if they stand for none that can be used
     /// here, or the store has too many.

@@ -1,0 +1,341 @@
+//! Whether a session may be resumed as far as its client's certificate is concerned: it has not ended, and no revocation
+//! list has it.
+//!
+//! A resumption skips the checks of a handshake, so they are made here, at each lookup. To refuse costs the client one
+//! full handshake, in which the listener decides: so what is not known is refused, and a hash in place of a serial number
+//! will do.
+//!
+//! What is looked up is replaced as a whole, and read without a lock.
+
+use crate::clock::wall_s;
+use crate::x509::{canonical_name, issuer_and_serial, last_second, NEVER};
+use arc_swap::{ArcSwapOption, Guard};
+use foldhash::quality::RandomState;
+use once_cell::sync::Lazy;
+use std::collections::HashMap;
+use std::hash::BuildHasher;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::Arc;
+
+/// The same for all stores and lists of this process, and unknown to whoever makes certificates.
+static KEYS: Lazy<RandomState> = Lazy::new(RandomState::default);
+
+/// Why a session is not resumed although it is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// Its client's certificate has ended.
+    Expired,
+    /// A revocation list has its client's certificate.
+    Revoked,
+    /// The revocation lists were not read yet, or the one of the certificate's issuer is too old.
+    Unknown,
+}
+
+impl Ended {
+    /// All of them, in the order of [`Counts::ended`](crate::Counts::ended).
+    pub const ALL: [Ended; 3] = [Ended::Expired, Ended::Revoked, Ended::Unknown];
+}
+
+/// The name of an authority: the hash of its canonical form.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct IssuerHash(u64);
+
+impl IssuerHash {
+    /// Of a name in DER.
+    pub fn of(name: &[u8]) -> Self {
+        Self::of_canonical(&canonical_name(name))
+    }
+
+    pub(crate) fn of_canonical(canonical: &[u8]) -> Self {
+        // 0 stands for none.
+        IssuerHash(KEYS.hash_one(canonical).max(1))
+    }
+
+    /// As a number that is not 0.
+    pub(crate) fn get(self) -> u64 {
+        self.0
+    }
+
+    /// `None` for 0.
+    pub(crate) fn known(hash: u64) -> Option<Self> {
+        (hash != 0).then_some(IssuerHash(hash))
+    }
+
+    /// The hash of this authority's certificate with this serial number: the value in DER, without tag and length.
+    pub fn certificate(self, serial: &[u8]) -> u64 {
+        KEYS.hash_one((self.0, shortest(serial)))
+    }
+}
+
+/// A serial number without leading bytes that say nothing. Some authorities write more than one.
+fn shortest(mut serial: &[u8]) -> &[u8] {
+    while matches!(serial, [0, 0..=127, ..] | [255, 128..=255, ..]) {
+        serial = &serial[1..];
+    }
+    serial
+}
+
+/// What the check needs to know of a certificate. It is kept with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Claims {
+    /// The last second of its validity, since 1970.
+    pub last_second: u32,
+    /// Its issuer, or `None` if it is no certificate.
+    pub issuer: Option<IssuerHash>,
+    /// As [`IssuerHash::certificate`] has it.
+    pub certificate: u64,
+}
+
+impl Claims {
+    /// Those of a certificate in DER.
+    pub fn of(certificate: &[u8]) -> Self {
+        let Some((issuer, serial)) = issuer_and_serial(certificate) else {
+            return Claims::NONE;
+        };
+        let issuer = IssuerHash::of(issuer);
+        Claims {
+            last_second: last_second(certificate),
+            issuer: Some(issuer),
+            certificate: issuer.certificate(serial),
+        }
+    }
+
+    /// Those of what is no certificate.
+    pub const NONE: Claims = Claims {
+        last_second: NEVER,
+        issuer: None,
+        certificate: 0,
+    };
+}
+
+/// What revocation lists say of the certificates of one authority.
+#[derive(Debug, Clone, Default)]
+pub struct IssuerLists {
+    /// Until when they are current, in seconds since 1970.
+    pub current_until_s: u64,
+    /// What they have: sorted, as [`IssuerHash::certificate`] has it.
+    pub revoked: Vec<Arc<[u64]>>,
+}
+
+/// What is known of all revocation lists at one moment.
+#[derive(Debug, Default)]
+pub struct Known {
+    issuers: HashMap<IssuerHash, IssuerLists, foldhash::fast::RandomState>,
+    is_complete: bool,
+}
+
+impl Known {
+    /// `is_complete` tells whether all lists that there are to be were read at least once.
+    pub fn new(
+        issuers: impl IntoIterator<Item = (IssuerHash, IssuerLists)>,
+        is_complete: bool,
+    ) -> Self {
+        Known {
+            issuers: issuers.into_iter().collect(),
+            is_complete,
+        }
+    }
+
+    fn check(&self, claims: &Claims, allows_stale: bool) -> Result<(), Ended> {
+        let Some(issuer) = claims.issuer else {
+            // OTP has verified something that cannot be looked up.
+            return Err(Ended::Unknown);
+        };
+        let lists = self.issuers.get(&issuer);
+        let has = |list: &Arc<[u64]>| list.binary_search(&claims.certificate).is_ok();
+        if lists.is_some_and(|lists| lists.revoked.iter().any(has)) {
+            return Err(Ended::Revoked);
+        }
+        let is_current = self.is_complete && lists.is_none_or(|l| l.current_until_s >= wall_s());
+        match is_current || allows_stale {
+            true => Ok(()),
+            false => Err(Ended::Unknown),
+        }
+    }
+}
+
+/// Revocation lists, of one or more stores. What is known of them is replaced now and then.
+#[derive(Debug, Default)]
+pub struct Lists(ArcSwapOption<Known>);
+
+impl Lists {
+    /// Nothing is known of them, and so no session with a certificate is resumed.
+    pub fn new() -> Self {
+        Lists::default()
+    }
+
+    /// From now on, this is known of them.
+    pub fn publish(&self, known: Known) {
+        self.0.store(Some(Arc::new(known)));
+    }
+
+    fn known(&self) -> Guard<Option<Arc<Known>>> {
+        self.0.load()
+    }
+}
+
+/// What a store checks of a certificate before it hands a session out.
+#[derive(Debug, Clone, Default)]
+pub struct Trust {
+    /// Whether sessions are resumed after their client's certificate has ended.
+    pub allows_expired: bool,
+    /// Whether sessions are resumed on the word of a revocation list that is too old or could not be read. Not before it
+    /// was tried.
+    pub allows_stale: bool,
+    /// The revocation lists, if there are to be any.
+    pub lists: Option<Arc<Lists>>,
+}
+
+/// As [`Trust`], to be read and replaced by any thread.
+#[derive(Debug, Default)]
+pub(crate) struct TrustCell {
+    allows_expired: AtomicBool,
+    allows_stale: AtomicBool,
+    lists: ArcSwapOption<Lists>,
+}
+
+impl TrustCell {
+    pub fn set(&self, trust: Trust) {
+        self.allows_expired.store(trust.allows_expired, Relaxed);
+        self.allows_stale.store(trust.allows_stale, Relaxed);
+        self.lists.store(trust.lists);
+    }
+
+    /// Whether a session with this certificate may be resumed now.
+    pub fn check(&self, claims: &Claims) -> Result<(), Ended> {
+        if self.has_expired(claims) {
+            return Err(Ended::Expired);
+        }
+        let lists = self.lists.load();
+        match &*lists {
+            None => Ok(()),
+            Some(lists) => match &*lists.known() {
+                None => Err(Ended::Unknown),
+                Some(known) => known.check(claims, self.allows_stale.load(Relaxed)),
+            },
+        }
+    }
+
+    fn has_expired(&self, claims: &Claims) -> bool {
+        let ends = claims.last_second != NEVER && !self.allows_expired.load(Relaxed);
+        ends && wall_s() > claims.last_second.into()
+    }
+
+    /// For how many seconds a session with this certificate may still be resumed, as far as is known. `None` if nothing
+    /// of the certificate ends it.
+    pub fn seconds_left(&self, claims: &Claims) -> Option<u64> {
+        if self.check(claims).is_err() {
+            return Some(0);
+        }
+        let ends = claims.last_second != NEVER && !self.allows_expired.load(Relaxed);
+        ends.then(|| u64::from(claims.last_second).saturating_sub(wall_s()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::set_wall::WALL_S;
+
+    fn claims(issuer: &[u8], serial: &[u8]) -> Claims {
+        let issuer = IssuerHash::of_canonical(issuer);
+        Claims {
+            last_second: 1000,
+            issuer: Some(issuer),
+            certificate: issuer.certificate(serial),
+        }
+    }
+
+    fn lists(current_until_s: u64, revoked: &[u64]) -> IssuerLists {
+        let mut revoked = revoked.to_vec();
+        revoked.sort_unstable();
+        IssuerLists {
+            current_until_s,
+            revoked: vec![revoked.into()],
+        }
+    }
+
+    fn trust(known: Option<Known>, allows_stale: bool) -> TrustCell {
+        let lists = Lists::new();
+        if let Some(known) = known {
+            lists.publish(known);
+        }
+        let cell = TrustCell::default();
+        cell.set(Trust {
+            allows_expired: false,
+            allows_stale,
+            lists: Some(Arc::new(lists)),
+        });
+        cell
+    }
+
+    #[test]
+    fn a_certificate_is_good_until_its_last_second_is_over() {
+        let cell = TrustCell::default();
+        let (certificate, endless) = (claims(b"ca", b"1"), Claims::NONE);
+        WALL_S.set(Some(1000));
+        assert_eq!(cell.check(&certificate), Ok(()));
+        assert_eq!(cell.seconds_left(&certificate), Some(0));
+        WALL_S.set(Some(1001));
+        assert_eq!(cell.check(&certificate), Err(Ended::Expired));
+        assert_eq!(cell.check(&endless), Ok(()));
+        // The clock was wrong.
+        WALL_S.set(Some(900));
+        assert_eq!(cell.check(&certificate), Ok(()));
+        assert_eq!(cell.seconds_left(&certificate), Some(100));
+        assert_eq!(cell.seconds_left(&endless), None);
+        WALL_S.set(Some(1001));
+        cell.set(Trust {
+            allows_expired: true,
+            ..Trust::default()
+        });
+        assert_eq!(cell.check(&certificate), Ok(()));
+        assert_eq!(cell.seconds_left(&certificate), None);
+    }
+
+    #[test]
+    fn what_a_list_has_is_revoked_and_others_of_its_issuer_while_it_is_current() {
+        WALL_S.set(Some(100));
+        let (one, other) = (claims(b"ca", b"1"), claims(b"ca", b"2"));
+        let stranger = claims(b"other", b"1");
+        let issuer = one.issuer.unwrap();
+        let known = |until_s, is_complete| {
+            let lists = lists(until_s, &[one.certificate, 0, u64::MAX]);
+            Some(Known::new([(issuer, lists)], is_complete))
+        };
+        for (allows_stale, until_s, is_complete, expected) in [
+            (false, 100, true, Ok(())),
+            (false, 99, true, Err(Ended::Unknown)),
+            (true, 99, true, Ok(())),
+            (false, 100, false, Err(Ended::Unknown)),
+            (true, 100, false, Ok(())),
+        ] {
+            let cell = trust(known(until_s, is_complete), allows_stale);
+            assert_eq!(cell.check(&one), Err(Ended::Revoked));
+            assert_eq!(cell.check(&other), expected, "{until_s} {is_complete}");
+            assert_eq!(cell.check(&stranger).is_ok(), is_complete || allows_stale);
+        }
+    }
+
+    #[test]
+    fn nothing_is_resumed_before_the_lists_were_read() {
+        WALL_S.set(Some(100));
+        let cell = trust(None, true);
+        assert_eq!(cell.check(&claims(b"ca", b"1")), Err(Ended::Unknown));
+        let cell = trust(Some(Known::new([], true)), false);
+        assert_eq!(cell.check(&claims(b"ca", b"1")), Ok(()));
+        assert_eq!(cell.check(&Claims::NONE), Err(Ended::Unknown));
+    }
+
+    #[test]
+    fn a_serial_number_is_the_same_with_bytes_that_say_nothing() {
+        let issuer = IssuerHash::of_canonical(b"ca");
+        let same = |one: &[u8], other: &[u8]| issuer.certificate(one) == issuer.certificate(other);
+        assert!(same(&[0, 0, 5], &[5]));
+        assert!(same(&[255, 255, 200], &[200]));
+        assert!(same(&[0, 0, 200], &[0, 200]));
+        assert!(!same(&[0, 200], &[200]));
+        assert!(!same(&[0], &[]));
+        assert!(same(&[0, 0], &[0]));
+    }
+}

@@ -1,0 +1,140 @@
+//! Follows a log that other nodes write to: one thread for all scopes that have this log.
+
+use crate::backoff::Backoff;
+use crate::hub::Hub;
+use crate::reader::Unread;
+use crate::record::Skipped;
+use crate::shared::Shared;
+use crate::status::Part;
+use crate::template::TemplateCodec;
+use rekindle_core::Arrival;
+use rekindle_log::{LogFollower, News, Record, Stream};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Records read at once.
+const PAGE: usize = if cfg!(test) { 50 } else { 1000 };
+
+/// How long the log may keep the thread waiting for something new.
+const WAIT: Duration = Duration::from_millis(500);
+
+/// How often the thread looks for scopes to follow while there are none.
+const TICK: Duration = Duration::from_millis(50);
+
+/// Nodes write again what a log has lost within this time, each after a time of its own.
+const COMPLETE_WITHIN_MS: u64 = 500;
+
+pub(crate) struct Follower<T> {
+    hub: Arc<Hub<T>>,
+    log: Box<dyn LogFollower>,
+    followed: Vec<Arc<Shared<T>>>,
+    backoff: Backoff,
+}
+
+impl<T: TemplateCodec> Follower<T> {
+    pub fn new(hub: Arc<Hub<T>>, log: Box<dyn LogFollower>) -> Self {
+        Follower {
+            hub,
+            log,
+            followed: Vec::new(),
+            backoff: Backoff::default(),
+        }
+    }
+
+    /// Follows until the hub has ended.
+    pub fn run(mut self) {
+        while !self.hub.has_ended() {
+            self.choose();
+            if self.followed.is_empty() || !self.backoff.is_over() {
+                self.hub.sleep(TICK);
+                continue;
+            }
+            let found = self.log.newer(PAGE, WAIT);
+            self.backoff.note(found.is_ok());
+            let state = found.as_ref().map(drop).map_err(|error| error.0.clone());
+            for journal in &self.followed {
+                journal.set(Part::Reader, state.clone());
+                if state.is_err() {
+                    // It may have lost something when it is back.
+                    self.complete(journal);
+                }
+            }
+            if let Ok(news) = found {
+                self.apply(&news);
+            }
+        }
+    }
+
+    /// Takes scopes that were read up to a mark, and leaves those that have ended.
+    fn choose(&mut self) {
+        for (journal, mark) in self.hub.take_marks() {
+            self.log.follow(&journal.name, &mark);
+            self.followed.retain(|other| other.name != journal.name);
+            self.followed.push(journal);
+        }
+        let ended = |journal: &Arc<Shared<T>>| journal.has_ended();
+        for journal in self.followed.iter().filter(|journal| ended(journal)) {
+            self.log.leave(&journal.name);
+        }
+        self.followed.retain(|journal| !ended(journal));
+    }
+
+    fn apply(&self, news: &News) {
+        for journal in &self.followed {
+            let of = |wanted: Stream| {
+                let records = news.records.iter();
+                records.filter_map(move |(scope, stream, record)| {
+                    (*scope == journal.name && *stream == wanted).then_some(record)
+                })
+            };
+            if of(Stream::Control).next().is_some() {
+                let was_missing = journal.remembered.revocations().missing();
+                journal.apply_control(of(Stream::Control), None);
+                let missing = journal.remembered.revocations().missing();
+                let mut replay = journal.replay.lock();
+                if missing > 0 && !replay.is_held {
+                    // Sessions come once they are there.
+                    replay.is_held = true;
+                    replay.want_replay(Duration::from_millis(100));
+                } else if missing == 0 && was_missing > 0 && replay.is_held {
+                    replay.want_replay(Duration::ZERO);
+                }
+            }
+            apply_sessions(journal, of(Stream::Sessions));
+            if news.lost.contains(&journal.name) {
+                self.complete(journal);
+            }
+        }
+    }
+
+    fn complete(&self, journal: &Shared<T>) {
+        let delay_ms = (journal.writer >> 8) % COMPLETE_WITHIN_MS;
+        let mut replay = journal.replay.lock();
+        replay.want_scan(Duration::from_millis(delay_ms));
+    }
+}
+
+fn apply_sessions<'a, T: TemplateCodec>(
+    journal: &Shared<T>,
+    records: impl Iterator<Item = &'a Record>,
+) {
+    if journal.replay.lock().is_held {
+        // The replay reads them.
+        return;
+    }
+    journal.with_store(|_, store| {
+        for record in records {
+            match journal.apply_session(store, record, Arrival::Live, None) {
+                Ok(()) => {}
+                Err(Unread::Skipped(reason)) => journal.status.skip(reason),
+                Err(Unread::UnknownKnowledge(hash)) => {
+                    journal.status.skip(Skipped::Template);
+                    let mut replay = journal.replay.lock();
+                    if !replay.settled.contains(&hash) && !replay.wants_replay {
+                        replay.want_replay(Duration::from_secs(2));
+                    }
+                }
+            }
+        }
+    });
+}

@@ -1,0 +1,649 @@
+//! What a node remembers by itself: the revocations of all its scopes, outside any log, and which log a scope has.
+//!
+//! With a folder, it is in a sealed file there, written before a log and loaded before any log is read. Without, it lasts as
+//! long as the process. Ages are counted in running time: how long processes with this memory have run in all. So no
+//! clock that is wrong makes a revocation end early.
+
+use crate::clock::now_ms;
+use crate::record::{LogIdentity, Statement};
+use crate::revocations::{Knowledge, RevocationId, Revocations};
+use crate::target::Target;
+use chacha20poly1305::aead::Generate;
+use once_cell::sync::Lazy;
+use parking_lot::{Mutex, MutexGuard, RwLock};
+use rekindle_log::sealed_file::{SealedFile, MAX_BLOCK_BYTES};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
+
+const FILE: &str = "revocations";
+
+/// How much running time may be lost when a process is killed.
+const ELAPSED_STEP_MS: u64 = 10 * 60 * 1000;
+
+/// How long a revocation is kept for scopes that are not open, if none is: their lifetimes are unknown. 31 days.
+const KEEP_FOR_LATER_MS: u64 = 31 * 24 * 3600 * 1000;
+
+/// About how large a block of a compacted file is.
+const BLOCK_BYTES: usize = 64 * 1024;
+
+/// A file smaller than this is not compacted.
+const COMPACT_FROM_BYTES: u64 = 4 * 1024 * 1024;
+
+/// Bytes of an entry with a digest, about.
+const ENTRY_BYTES: u64 = 72;
+
+/// Memories by folder. The one without a folder stays for as long as the process.
+static MEMORIES: Lazy<Mutex<HashMap<PathBuf, Weak<NodeMemory>>>> = Lazy::new(Mutex::default);
+static WITHOUT_FOLDER: Lazy<Arc<NodeMemory>> = Lazy::new(|| Arc::new(NodeMemory::new(None)));
+
+/// What a node remembers.
+///
+/// The file's lock is taken before that of the scopes, and that before a scope's own. Only the first is held while a disk
+/// is waited for.
+pub struct NodeMemory {
+    folder: Option<PathBuf>,
+    file: Mutex<File>,
+    scopes: Mutex<Scopes>,
+    /// Why the file cannot be opened, or the last append failed.
+    error: Mutex<Option<String>>,
+    /// Running time when the process's clock was at zero.
+    running_offset_ms: AtomicI64,
+}
+
+#[derive(Default)]
+struct File {
+    sealed: Option<SealedFile>,
+    /// Up to where the running time is in the file.
+    noted_ms: u64,
+    /// The numbers that entries of the file have for scopes' names.
+    numbers: HashMap<Arc<str>, u32>,
+    /// Whether something could not be written that the file should have.
+    has_lost: bool,
+}
+
+#[derive(Default)]
+struct Scopes {
+    by_name: HashMap<Arc<str>, Arc<ScopeMemory>>,
+    /// For scopes that this node has not seen yet, with their expiry: what no other scope has as well.
+    later: HashMap<Target, u64>,
+}
+
+/// What a node remembers of a scope.
+pub struct ScopeMemory {
+    /// Its name.
+    pub name: Arc<str>,
+    revocations: Mutex<Revocations>,
+    /// What `revocations` know, for callers that must not wait for a long change of them.
+    knowledge: RwLock<Arc<Knowledge>>,
+    log: Mutex<Option<KnownLog>>,
+    /// Whether the node knows the scope, from the file or since it was prepared.
+    is_known: AtomicBool,
+}
+
+/// Which log a scope has.
+#[derive(Clone, PartialEq, Eq)]
+pub struct KnownLog {
+    /// Where it is.
+    pub location: String,
+    /// Whether other nodes use it as well.
+    pub is_shared: bool,
+    /// Which log it is.
+    pub identity: LogIdentity,
+    /// Whether this node gave it that identity.
+    pub is_claimed: bool,
+}
+
+/// What was made for one scope.
+pub struct Made {
+    /// The scope.
+    pub scope: Arc<ScopeMemory>,
+    /// A revocation for each target, in their order.
+    pub ids: Vec<RevocationId>,
+}
+
+enum Entry<'a> {
+    Scope(u32, &'a str),
+    Revocation(u32, RevocationId, u64, &'a Target),
+    Statement(u32, &'a Knowledge),
+    Log(u32, &'a KnownLog),
+    Elapsed(u64),
+    Later(u64, &'a Target),
+}
+
+impl NodeMemory {
+    /// The memory in this folder, or that of the process alone. Nothing is opened yet.
+    pub fn of(folder: Option<&Path>) -> Arc<NodeMemory> {
+        let Some(folder) = folder else {
+            return Arc::clone(&WITHOUT_FOLDER);
+        };
+        let mut memories = MEMORIES.lock();
+        memories.retain(|_, memory| memory.strong_count() > 0);
+        if let Some(memory) = memories.get(folder).and_then(Weak::upgrade) {
+            return memory;
+        }
+        let memory = Arc::new(NodeMemory::new(Some(folder.into())));
+        memories.insert(folder.into(), Arc::downgrade(&memory));
+        memory
+    }
+
+    pub(crate) fn new(folder: Option<PathBuf>) -> NodeMemory {
+        NodeMemory {
+            folder,
+            file: Mutex::default(),
+            scopes: Mutex::default(),
+            error: Mutex::default(),
+            running_offset_ms: AtomicI64::new(-(now_ms() as i64)),
+        }
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> Option<&Path> {
+        self.folder.as_deref()
+    }
+
+    /// Why the file could not be opened, or not be written the last time.
+    pub fn error(&self) -> Option<String> {
+        self.error.lock().clone()
+    }
+
+    /// Bytes of the file.
+    pub fn bytes(&self) -> u64 {
+        self.file
+            .lock()
+            .sealed
+            .as_ref()
+            .map_or(0, SealedFile::bytes)
+    }
+
+    /// Running time, in milliseconds. Never waits.
+    pub fn running_ms(&self) -> u64 {
+        now_ms().saturating_add_signed(self.running_offset_ms.load(Relaxed))
+    }
+
+    /// The memory of a scope. Never waits for a disk: what is remembered comes with [`prepare`](Self::prepare).
+    pub fn scope(&self, name: &str) -> Arc<ScopeMemory> {
+        let mut scopes = self.scopes.lock();
+        Arc::clone(scopes.get(name))
+    }
+
+    /// Loads what is remembered, before the scope's log is read. A scope that is new to this node gets the revocations that
+    /// were made for all. Answers whether the scope was remembered.
+    pub fn prepare(&self, scope: &ScopeMemory) -> Result<bool, String> {
+        let mut file = self.load()?;
+        if scope.is_known.swap(true, Relaxed) {
+            return Ok(true);
+        }
+        let scopes = self.scopes.lock();
+        let mut targets = scopes.later.clone();
+        for other in scopes
+            .by_name
+            .values()
+            .filter(|other| other.name != scope.name)
+        {
+            // A whole scope may have been flushed without the others.
+            other.revocations().for_each(|_, target, expires_ms| {
+                if target != Target::All {
+                    targets.insert(target, expires_ms);
+                }
+            });
+        }
+        drop(scopes);
+        let mut bytes = Vec::new();
+        let number = file.number(&scope.name, &mut bytes);
+        let now_ms = self.running_ms();
+        scope.change(|revocations| {
+            for (target, expires_ms) in &targets {
+                let id = revocations.make(target, *expires_ms);
+                let left_ms = expires_ms.saturating_sub(now_ms);
+                Entry::Revocation(number, id, left_ms, target).encode(&mut bytes);
+            }
+        });
+        // They stay for later as well, so a failure loses nothing.
+        let _ = self.append(&mut file, &bytes, true);
+        Ok(false)
+    }
+
+    /// Makes revocations, one for each target, in each of these scopes, which keep them for so long; and, if they are for
+    /// everything, in the scopes that this node knows and has not open now, and for those that it does not know yet.
+    /// Says why they would not outlive this process, if so.
+    pub fn revoke(
+        &self,
+        open: &[(Arc<ScopeMemory>, u64)],
+        is_for_all: bool,
+        targets: &[Target],
+    ) -> (Vec<Made>, Result<(), String>) {
+        let (mut file, loaded) = match self.load() {
+            Ok(file) => (file, Ok(())),
+            Err(error) => (self.file.lock(), Err(error)),
+        };
+        let now_ms = self.running_ms();
+        let mut meant = open.to_vec();
+        let mut bytes = Vec::new();
+        if is_for_all {
+            let longest_ms = open.iter().map(|(_, keep_ms)| *keep_ms).max();
+            let keep_ms = longest_ms.unwrap_or(KEEP_FOR_LATER_MS);
+            let mut scopes = self.scopes.lock();
+            let is_open = |name: &Arc<str>| open.iter().any(|(scope, _)| scope.name == *name);
+            let closed = scopes.by_name.iter().filter(|(name, _)| !is_open(name));
+            meant.extend(closed.map(|(_, scope)| (Arc::clone(scope), keep_ms)));
+            let is_nowhere_else = meant.is_empty();
+            let is_kept = |target: &&Target| is_nowhere_else || **target == Target::All;
+            for target in targets.iter().filter(is_kept) {
+                let expires_ms = now_ms.saturating_add(keep_ms);
+                scopes.later.insert(target.clone(), expires_ms);
+                Entry::Later(keep_ms, target).encode(&mut bytes);
+            }
+        }
+        let mut made = Vec::new();
+        for (scope, keep_ms) in meant {
+            let number = file.number(&scope.name, &mut bytes);
+            let ids = scope.change(|revocations| {
+                let make = |target| revocations.make(target, now_ms.saturating_add(keep_ms));
+                targets.iter().map(make).collect::<Vec<_>>()
+            });
+            for (id, target) in ids.iter().zip(targets) {
+                Entry::Revocation(number, *id, keep_ms, target).encode(&mut bytes);
+            }
+            made.push(Made { scope, ids });
+        }
+        let written = self.append(&mut file, &bytes, true);
+        (made, loaded.and(written))
+    }
+
+    /// Remembers revocations of a scope that are in its memory already, for so long.
+    pub fn note(&self, scope: &ScopeMemory, new: &[(RevocationId, Target)], keep_ms: u64) {
+        let mut file = self.file.lock();
+        let mut bytes = Vec::new();
+        let number = file.number(&scope.name, &mut bytes);
+        for (id, target) in new {
+            Entry::Revocation(number, *id, keep_ms, target).encode(&mut bytes);
+        }
+        let _ = self.append(&mut file, &bytes, true);
+    }
+
+    /// Remembers what a scope knows: what has expired or was given up.
+    pub fn note_knowledge(&self, scope: &ScopeMemory) {
+        let mut file = self.file.lock();
+        let mut bytes = Vec::new();
+        let number = file.number(&scope.name, &mut bytes);
+        Entry::Statement(number, &scope.knowledge()).encode(&mut bytes);
+        let _ = self.append(&mut file, &bytes, false);
+    }
+
+    /// The scope's log, if it is at this location.
+    pub fn log(&self, scope: &ScopeMemory, location: &str) -> Option<KnownLog> {
+        let log = scope.log.lock().clone();
+        log.filter(|log| log.location == location)
+    }
+
+    /// Remembers the scope's log.
+    pub fn note_log(&self, scope: &ScopeMemory, log: KnownLog) {
+        let mut file = self.file.lock();
+        let mut bytes = Vec::new();
+        let number = file.number(&scope.name, &mut bytes);
+        Entry::Log(number, &log).encode(&mut bytes);
+        let _ = self.append(&mut file, &bytes, true);
+        *scope.log.lock() = Some(log);
+    }
+
+    /// Lets go of what has expired, notes the running time, and makes the file smaller if much of it is of no use. To be
+    /// called now and then. Answers the scopes whose revocations have changed.
+    pub fn tidy(&self) -> Vec<Arc<str>> {
+        let mut file = self.file.lock();
+        let now_ms = self.running_ms();
+        let mut scopes = self.scopes.lock();
+        scopes.later.retain(|_, expires_ms| *expires_ms > now_ms);
+        let known: Vec<_> = scopes.by_name.values().cloned().collect();
+        let mut live = scopes.later.len() as u64;
+        drop(scopes);
+        let mut changed = Vec::new();
+        for scope in known {
+            if scope.change(|revocations| revocations.expire(now_ms)) {
+                changed.push(Arc::clone(&scope.name));
+            }
+            live += scope.revocations().len() as u64;
+        }
+        if now_ms >= file.noted_ms + ELAPSED_STEP_MS {
+            self.note_elapsed(&mut file);
+        }
+        if file.has_lost {
+            let _ = self.compact(&mut file);
+        }
+        let limit_bytes = COMPACT_FROM_BYTES.max(2 * live * ENTRY_BYTES);
+        if file
+            .sealed
+            .as_ref()
+            .is_some_and(|sealed| sealed.bytes() > limit_bytes)
+        {
+            let _ = self.compact(&mut file);
+        }
+        changed
+    }
+
+    fn load(&self) -> Result<MutexGuard<'_, File>, String> {
+        let mut file = self.file.lock();
+        let Some(folder) = self.folder.as_ref().filter(|_| file.sealed.is_none()) else {
+            return Ok(file);
+        };
+        // Times in the file count from its beginning.
+        let mut elapsed_ms = 0;
+        let mut names: HashMap<u32, Arc<str>> = HashMap::new();
+        let mut odd = None;
+        let was_used = self.scopes.lock().is_used();
+        let opened = SealedFile::for_each_block(folder, FILE, |block| {
+            let loaded = self.load_block(&mut names, &mut elapsed_ms, block);
+            odd = odd.take().or(loaded.err());
+        });
+        match opened {
+            Ok(sealed) => {
+                file.sealed = Some(sealed);
+                *self.error.lock() = odd.map(|what| format!("{}: {what}", folder.display()));
+                self.running_offset_ms.fetch_add(elapsed_ms as i64, Relaxed);
+                file.noted_ms = elapsed_ms;
+                let numbers = names.into_iter().map(|(number, name)| (name, number));
+                file.numbers = numbers.collect();
+                if was_used {
+                    // What was made meanwhile is not in the file yet.
+                    let _ = self.compact(&mut file);
+                }
+                Ok(file)
+            }
+            Err(error) => {
+                *self.error.lock() = Some(error.0.clone());
+                Err(error.0)
+            }
+        }
+    }
+
+    fn append(&self, file: &mut File, entries: &[u8], is_synced: bool) -> Result<(), String> {
+        let Some(sealed) = &mut file.sealed else {
+            return self.error().map_or(Ok(()), Err);
+        };
+        let mut appended = Ok(());
+        let mut left = entries;
+        while !left.is_empty() && appended.is_ok() {
+            let block;
+            (block, left) = left.split_at(block_len(left));
+            appended = sealed.append(block, is_synced && left.is_empty());
+        }
+        let appended = appended.map_err(|error| error.0);
+        *self.error.lock() = appended.clone().err();
+        if appended.is_err() {
+            // What was not written is written with the rest, once there is room.
+            file.numbers.clear();
+            file.has_lost = true;
+        }
+        appended
+    }
+
+    fn note_elapsed(&self, file: &mut File) {
+        let now_ms = self.running_ms();
+        let mut bytes = Vec::new();
+        Entry::Elapsed(now_ms.saturating_sub(file.noted_ms)).encode(&mut bytes);
+        if self.append(file, &bytes, false).is_ok() {
+            file.noted_ms = now_ms;
+        }
+    }
+
+    fn compact(&self, file: &mut File) -> Result<(), String> {
+        let now_ms = self.running_ms();
+        let left = |expires_ms: u64| expires_ms.saturating_sub(now_ms);
+        let mut blocks = Vec::new();
+        let mut block = Vec::new();
+        Entry::Elapsed(now_ms).encode(&mut block);
+        file.numbers.clear();
+        let scopes = self.scopes.lock();
+        for scope in scopes.by_name.values() {
+            let number = file.number(&scope.name, &mut block);
+            if let Some(log) = &*scope.log.lock() {
+                Entry::Log(number, log).encode(&mut block);
+            }
+            Entry::Statement(number, &scope.knowledge()).encode(&mut block);
+            scope.revocations().for_each(|id, target, expires_ms| {
+                Entry::Revocation(number, id, left(expires_ms), &target).encode(&mut block);
+                if block.len() >= BLOCK_BYTES {
+                    blocks.push(std::mem::take(&mut block));
+                }
+            });
+        }
+        for (target, expires_ms) in &scopes.later {
+            Entry::Later(left(*expires_ms), target).encode(&mut block);
+        }
+        drop(scopes);
+        blocks.push(block);
+        let Some(sealed) = &mut file.sealed else {
+            return Ok(());
+        };
+        let rewritten = sealed.rewrite(blocks.into_iter()).map_err(|error| error.0);
+        *self.error.lock() = rewritten.clone().err();
+        file.has_lost = rewritten.is_err();
+        file.noted_ms = now_ms;
+        rewritten
+    }
+}
+
+impl Drop for NodeMemory {
+    fn drop(&mut self) {
+        self.note_elapsed(&mut self.file.lock());
+    }
+}
+
+impl File {
+    /// The number of a scope in the file.
+    fn number(&mut self, name: &Arc<str>, bytes: &mut Vec<u8>) -> u32 {
+        if let Some(number) = self.numbers.get(name) {
+            return *number;
+        }
+        let number = self.numbers.len() as u32;
+        self.numbers.insert(Arc::clone(name), number);
+        Entry::Scope(number, name).encode(bytes);
+        number
+    }
+}
+
+impl Scopes {
+    fn get(&mut self, name: &str) -> &Arc<ScopeMemory> {
+        if !self.by_name.contains_key(name) {
+            let name: Arc<str> = name.into();
+            let scope = Arc::new(ScopeMemory::new(Arc::clone(&name)));
+            self.by_name.insert(name, scope);
+        }
+        &self.by_name[name]
+    }
+
+    fn is_used(&self) -> bool {
+        let mut scopes = self.by_name.values();
+        !self.later.is_empty() || scopes.any(|scope| scope.revocations().len() > 0)
+    }
+}
+
+impl ScopeMemory {
+    fn new(name: Arc<str>) -> Self {
+        // Without a random number an origin could be another's: 0 is nobody's, and revocations stay in this node.
+        let origin = u64::try_generate().unwrap_or_default();
+        ScopeMemory {
+            name,
+            revocations: Mutex::new(Revocations::new(origin)),
+            knowledge: RwLock::default(),
+            log: Mutex::default(),
+            is_known: AtomicBool::new(false),
+        }
+    }
+
+    /// Changes the revocations. The lock must not be held while anything waits for a disk or a server.
+    pub fn change<R>(&self, change: impl FnOnce(&mut Revocations) -> R) -> R {
+        let mut revocations = self.revocations.lock();
+        let result = change(&mut revocations);
+        *self.knowledge.write() = revocations.knowledge();
+        result
+    }
+
+    /// The revocations, which nobody changes meanwhile. Their times are running time.
+    pub fn revocations(&self) -> MutexGuard<'_, Revocations> {
+        self.revocations.lock()
+    }
+
+    /// What is known. Never waits for long.
+    pub fn knowledge(&self) -> Arc<Knowledge> {
+        Arc::clone(&self.knowledge.read())
+    }
+
+    /// Whether the scope's log is known to be this node's alone.
+    pub fn has_own_log(&self) -> bool {
+        self.log.lock().as_ref().is_some_and(|log| !log.is_shared)
+    }
+}
+
+impl Entry<'_> {
+    /// Adds it to a block: its length in four bytes, its kind, and the rest.
+    fn encode(&self, block: &mut Vec<u8>) {
+        let at = block.len();
+        block.extend([0; 4]);
+        match self {
+            Entry::Scope(number, name) => {
+                block.push(1);
+                block.extend(number.to_be_bytes());
+                block.extend(name.as_bytes());
+            }
+            Entry::Revocation(number, id, left_ms, target) => {
+                block.push(2);
+                block.extend(number.to_be_bytes());
+                for part in [id.origin, id.counter, *left_ms] {
+                    block.extend(part.to_be_bytes());
+                }
+                block.extend(target.encode());
+            }
+            Entry::Statement(number, knowledge) => {
+                block.push(3);
+                block.extend(number.to_be_bytes());
+                let statement = Statement {
+                    knowledge: (*knowledge).clone(),
+                    retired_keys: Vec::new(),
+                };
+                block.extend(statement.encode());
+            }
+            Entry::Log(number, log) => {
+                block.push(4);
+                block.extend(number.to_be_bytes());
+                block.extend(log.identity);
+                block.push(u8::from(log.is_shared) | u8::from(log.is_claimed) << 1);
+                block.extend(log.location.as_bytes());
+            }
+            Entry::Elapsed(ms) => {
+                block.push(5);
+                block.extend(ms.to_be_bytes());
+            }
+            Entry::Later(left_ms, target) => {
+                block.push(6);
+                block.extend(left_ms.to_be_bytes());
+                block.extend(target.encode());
+            }
+        }
+        let length = (block.len() - at - 4) as u32;
+        block[at..at + 4].copy_from_slice(&length.to_be_bytes());
+    }
+}
+
+/// How long a block of these entries can be.
+fn block_len(entries: &[u8]) -> usize {
+    let mut len = 0;
+    while let Some(length) = entries[len..].first_chunk() {
+        let next = len + 4 + u32::from_be_bytes(*length) as usize;
+        if len > 0 && next > MAX_BLOCK_BYTES || next > entries.len() {
+            break;
+        }
+        len = next;
+    }
+    match len {
+        0 => entries.len(),
+        len => len,
+    }
+}
+
+/// What is said of entries that were sealed and make no sense.
+const ODD: &str = "an entry makes no sense; was it written by another version?";
+
+impl NodeMemory {
+    fn load_block(
+        &self,
+        names: &mut HashMap<u32, Arc<str>>,
+        elapsed_ms: &mut u64,
+        mut block: &[u8],
+    ) -> Result<(), &'static str> {
+        while !block.is_empty() {
+            let (length, rest) = block.split_first_chunk().ok_or(ODD)?;
+            let (entry, rest) = rest
+                .split_at_checked(u32::from_be_bytes(*length) as usize)
+                .ok_or(ODD)?;
+            block = rest;
+            self.load_entry(names, elapsed_ms, entry).ok_or(ODD)?;
+        }
+        Ok(())
+    }
+
+    fn load_entry(
+        &self,
+        names: &mut HashMap<u32, Arc<str>>,
+        elapsed_ms: &mut u64,
+        entry: &[u8],
+    ) -> Option<()> {
+        let number = |bytes: &[u8]| bytes.try_into().ok().map(u64::from_be_bytes);
+        let (kind, rest) = entry.split_first()?;
+        match kind {
+            5 => *elapsed_ms += number(rest)?,
+            6 => {
+                let (left, target) = rest.split_at_checked(8)?;
+                let expires_ms = elapsed_ms.saturating_add(number(left)?);
+                let target = Target::decode(target)?;
+                self.scopes.lock().later.insert(target, expires_ms);
+            }
+            _ => {
+                let (place, rest) = rest.split_first_chunk()?;
+                let place = u32::from_be_bytes(*place);
+                if *kind == 1 {
+                    let scope = self.scope(std::str::from_utf8(rest).ok()?);
+                    scope.is_known.store(true, Relaxed);
+                    names.insert(place, Arc::clone(&scope.name));
+                    return Some(());
+                }
+                let scope = self.scope(names.get(&place)?);
+                load_of_scope(&scope, *kind, rest, *elapsed_ms)?;
+            }
+        }
+        Some(())
+    }
+}
+
+fn load_of_scope(scope: &ScopeMemory, kind: u8, entry: &[u8], elapsed_ms: u64) -> Option<()> {
+    let number = |bytes: &[u8]| bytes.try_into().ok().map(u64::from_be_bytes);
+    match kind {
+        2 => {
+            let (numbers, target) = entry.split_at_checked(24)?;
+            let id = RevocationId {
+                origin: number(&numbers[..8])?,
+                counter: number(&numbers[8..16])?,
+            };
+            let expires_ms = elapsed_ms.saturating_add(number(&numbers[16..])?);
+            let target = Target::decode(target)?;
+            scope.change(|revocations| revocations.learn(id, &target, expires_ms));
+        }
+        3 => {
+            let statement = Statement::decode(entry).ok()?;
+            scope.change(|revocations| revocations.learn_statement(&statement.knowledge));
+        }
+        4 => {
+            let (identity, rest) = entry.split_first_chunk()?;
+            let (flags, location) = rest.split_first()?;
+            *scope.log.lock() = Some(KnownLog {
+                location: String::from_utf8(location.into()).ok()?,
+                is_shared: flags & 1 != 0,
+                identity: *identity,
+                is_claimed: flags & 2 != 0,
+            });
+        }
+        _ => return None,
+    }
+    Some(())
+}

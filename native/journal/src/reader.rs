@@ -1,0 +1,425 @@
+//! From a log to a scope's store: what each record does, wherever it was read.
+
+use crate::clock::{now_ms, wall_ms};
+use crate::queue::Note;
+use crate::record::{
+    content_hash, header, seal, Body, ContentHash, LogIdentity, Opened, Skipped, Stamp, Statement,
+};
+use crate::revocations::{RevocationId, Verdict};
+use crate::shared::{References, Shared, CLOCK_STEP_MS, MAX_AHEAD_MS};
+use crate::status::Part;
+use crate::target::Target;
+use crate::template::TemplateCodec;
+use chacha20poly1305::aead::Generate;
+use rangemap::RangeInclusiveSet;
+use rekindle_core::{Arrival, Held, NewSession, Restored, Scope, ServerStore, SessionKey};
+use rekindle_log::{Record, Stream};
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+/// How long a node may take to answer a question: the first one does.
+const ANSWER_WITHIN_MS: u64 = 400;
+
+/// What a pass over the control stream has met.
+#[derive(Default)]
+pub(crate) struct Seen {
+    /// Revocations, sealed with a key that will be there for long.
+    pub revocations: HashMap<u64, RangeInclusiveSet<u64>>,
+    pub contents: HashSet<ContentHash>,
+    pub has_own_clock: bool,
+    /// Whether there is any record of this log.
+    pub has_any: bool,
+    pub answers: HashSet<u64>,
+    /// Names of keys that records are sealed with and this node does not have.
+    pub unknown_keys: HashSet<Vec<u8>>,
+}
+
+/// Why a session was not put into the store.
+pub(crate) enum Unread {
+    Skipped(Skipped),
+    /// What its writer knew is not in the log.
+    UnknownKnowledge(ContentHash),
+}
+
+impl From<Skipped> for Unread {
+    fn from(reason: Skipped) -> Self {
+        Unread::Skipped(reason)
+    }
+}
+
+impl<T: TemplateCodec> Shared<T> {
+    /// Carries out control records. `seen` is for a pass over the whole stream; without, they are new.
+    pub fn apply_control<'a>(
+        &self,
+        records: impl IntoIterator<Item = &'a Record>,
+        mut seen: Option<&mut Seen>,
+    ) {
+        let mut revoked = Vec::new();
+        for record in records {
+            self.status.read.fetch_add(1, Relaxed);
+            let applied = self
+                .open(Stream::Control, record, seen.as_deref_mut())
+                .and_then(|opened| self.apply_one(&opened, &mut revoked, seen.as_deref_mut()));
+            if let Err(reason) = applied {
+                self.status.skip(reason);
+            }
+        }
+        self.apply_revocations(revoked);
+    }
+
+    /// Opens a record of this log.
+    fn open(
+        &self,
+        stream: Stream,
+        record: &[u8],
+        seen: Option<&mut Seen>,
+    ) -> Result<Opened, Skipped> {
+        let header = header(&self.context, stream, record)?;
+        let keys = self.keys().ok_or(Skipped::Key)?;
+        let is_current = keys.is_current(header.key_id);
+        let opened = header.open(&keys, &self.context).inspect_err(|reason| {
+            if *reason == Skipped::Key {
+                self.note_unknown_key(stream, header.key_id);
+            }
+        });
+        // After the keys: with wrong ones every log looks like another.
+        if opened.is_ok() && self.identity() != Some(header.stamp.log) {
+            return Err(Skipped::Log);
+        }
+        let Some(seen) = seen else {
+            return opened;
+        };
+        match &opened {
+            Ok(opened) => match opened.body() {
+                Ok(Body::Revocation { id, .. }) if is_current && id.counter > 0 => {
+                    let counters = seen.revocations.entry(id.origin).or_default();
+                    counters.insert(id.counter..=id.counter);
+                }
+                Ok(Body::Template(content) | Body::Knowledge(content)) if is_current => {
+                    seen.contents.insert(content_hash(content));
+                }
+                Ok(Body::Clock { .. }) if opened.stamp.writer == self.writer => {
+                    seen.has_own_clock = true;
+                }
+                _ => {}
+            },
+            Err(Skipped::Key) => {
+                seen.unknown_keys.insert(header.key_id.into());
+            }
+            Err(_) => {}
+        }
+        opened
+    }
+
+    /// A record that gives a new log an identity.
+    pub fn claim(&self) -> Result<(LogIdentity, Record), String> {
+        let keys = self.keys().ok_or("there is no key to seal with")?;
+        let random = LogIdentity::try_generate();
+        let identity = random.map_err(|_| "the system gives no random bytes")?;
+        let statement = Statement::default().encode();
+        let stamp = self.stamp(identity, now_ms(), 0);
+        let record = seal(&keys, &self.context, stamp, &Body::Knowledge(&statement))?;
+        Ok((identity, record))
+    }
+
+    /// The log that a record was written to, if it opens.
+    pub fn identity_of(&self, stream: Stream, record: &[u8]) -> Option<LogIdentity> {
+        let keys = self.keys()?;
+        let opened = header(&self.context, stream, record)
+            .and_then(|header| header.open(&keys, &self.context));
+        opened.ok().map(|opened| opened.stamp.log)
+    }
+
+    fn note_unknown_key(&self, stream: Stream, id: &[u8]) {
+        let is_retired = self.retired_keys().iter().any(|name| name.as_bytes() == id);
+        let mut replay = self.replay.lock();
+        replay.lacks_keys = true;
+        if stream == Stream::Control && !is_retired && !replay.is_held {
+            // A revocation, perhaps: the pass says so, and goes on once the key is there.
+            replay.want_scan(Duration::from_millis(200));
+        }
+    }
+
+    fn apply_one(
+        &self,
+        opened: &Opened,
+        revoked: &mut Vec<(RevocationId, u64, Target)>,
+        seen: Option<&mut Seen>,
+    ) -> Result<(), Skipped> {
+        let stamp = opened.stamp;
+        let keep_ms = self.keep_ms();
+        match opened.body()? {
+            Body::Template(content) => {
+                let hash = content_hash(content);
+                let mut references = self.references.lock();
+                if !references.learn_template(hash, content, keep_ms) {
+                    return Err(Skipped::Full);
+                }
+            }
+            Body::Knowledge(content) => self.learn_statement(content, keep_ms)?,
+            Body::Clock { zero_ms, revision } => {
+                let clock = (zero_ms, revision);
+                let mut references = self.references.lock();
+                let former_ms = references.learn_clock(stamp.writer, clock, keep_ms);
+                if former_ms.is_some_and(|former| former.abs_diff(zero_ms) >= CLOCK_STEP_MS) {
+                    self.replay.lock().want_replay(Duration::ZERO);
+                }
+            }
+            Body::Revocation {
+                id,
+                keep_ms,
+                target,
+            } => revoked.push((id, keep_ms, target)),
+            Body::Ask { nonce } => {
+                let mut replay = self.replay.lock();
+                let is_own = replay.asked.contains(&nonce);
+                if seen.is_none() && !is_own && !replay.answered.contains(&nonce) {
+                    replay.to_answer.push(nonce);
+                    let delay_ms = (nonce ^ self.writer) % ANSWER_WITHIN_MS;
+                    replay.want_scan(Duration::from_millis(delay_ms));
+                }
+            }
+            Body::Answer { nonce } => {
+                let mut replay = self.replay.lock();
+                if replay.asked.contains(&nonce) && !replay.is_answered {
+                    replay.is_answered = true;
+                    replay.want_replay(Duration::ZERO);
+                }
+                if let Some(seen) = seen {
+                    seen.answers.insert(nonce);
+                }
+            }
+            Body::Session { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn learn_statement(&self, content: &[u8], keep_ms: u64) -> Result<(), Skipped> {
+        let hash = content_hash(content);
+        if self.references.lock().knowledge.contains_key(&hash) {
+            return Ok(());
+        }
+        let statement = Statement::decode(content)?;
+        self.note_retired_keys(&statement.retired_keys);
+        self.remembered
+            .change(|revocations| revocations.learn_statement(&statement.knowledge));
+        let mut references = self.references.lock();
+        references.learn_knowledge(hash, statement.knowledge, keep_ms);
+        Ok(())
+    }
+
+    fn apply_revocations(&self, revoked: Vec<(RevocationId, u64, Target)>) {
+        if revoked.is_empty() {
+            return;
+        }
+        let (now_ms, own_keep_ms) = (self.memory.running_ms(), self.keep_ms());
+        let mut new = Vec::new();
+        let mut longest_ms = 0;
+        self.remembered.change(|revocations| {
+            for (id, keep_ms, target) in revoked {
+                let keep_ms = keep_ms.max(own_keep_ms);
+                if revocations.learn(id, &target, now_ms.saturating_add(keep_ms)) {
+                    new.push((id, target));
+                    longest_ms = longest_ms.max(keep_ms);
+                }
+            }
+        });
+        if new.is_empty() {
+            return;
+        }
+        let targets: Vec<_> = new.iter().map(|(_, target)| target.clone()).collect();
+        self.with_store(|scope, store| carry_out(scope, store, &targets));
+        self.memory.note(&self.remembered, &new, longest_ms);
+    }
+
+    /// Puts a session into the store, unless it has ended or is revoked.
+    pub fn apply_session(
+        &self,
+        store: &ServerStore<T>,
+        record: &[u8],
+        arrival: Arrival,
+        mut restored: Option<&mut Vec<[u8; 32]>>,
+    ) -> Result<(), Unread> {
+        self.status.read.fetch_add(1, Relaxed);
+        let header = header(&self.context, Stream::Sessions, record)?;
+        if header.stamp.writer == self.writer {
+            return Ok(());
+        }
+        // Looked at before it is opened: most of an old log has ended.
+        let times = self.times(store, header.stamp, arrival)?;
+        let opened = self.open(Stream::Sessions, record, None)?;
+        let Body::Session {
+            id,
+            secret,
+            template,
+            knowledge,
+            certificate,
+            tail,
+        } = opened.body()?
+        else {
+            return Err(Skipped::Malformed.into());
+        };
+        self.note_lifetime(opened.stamp.lifetime_ms);
+        let mut references = self.references.lock();
+        let Some(known) = references.knowledge.get(knowledge) else {
+            return Err(Unread::UnknownKnowledge(*knowledge));
+        };
+        let known = std::sync::Arc::clone(&known.value);
+        let template = references.template(store, template)?;
+        drop(references);
+        // Held until the session is stored: it is judged by all revocations, or found by whoever carries one out.
+        let revocations = self.remembered.revocations();
+        let certificate = (!certificate.is_empty()).then_some(certificate);
+        match revocations.judge(id, certificate, &known) {
+            Verdict::Free => {}
+            Verdict::Revoked => return Err(Skipped::Revoked.into()),
+            Verdict::Outdated => return Err(Skipped::Expired.into()),
+        }
+        let (born_ms, now_ms) = times;
+        let session = NewSession {
+            key: SessionKey::Id(id),
+            secret,
+            template: Some(template),
+            certificate,
+            tail,
+        };
+        let result = store.restore(session, born_ms, arrival, now_ms);
+        drop(revocations);
+        match result {
+            Restored::Stored => {
+                self.status.applied.fetch_add(1, Relaxed);
+                if let Some(restored) = restored.as_deref_mut() {
+                    restored.push(*id);
+                }
+            }
+            Restored::Known => _ = self.status.known.fetch_add(1, Relaxed),
+            Restored::NoRoom => return Err(Skipped::Full.into()),
+            Restored::Expired => return Err(Skipped::Expired.into()),
+            Restored::Revoked => return Err(Skipped::Revoked.into()),
+        }
+        Ok(())
+    }
+
+    /// When a session was made by the store's clock, and the present.
+    fn times(
+        &self,
+        store: &ServerStore<T>,
+        stamp: Stamp,
+        arrival: Arrival,
+    ) -> Result<(u64, u64), Skipped> {
+        let clock = self
+            .references
+            .lock()
+            .clocks
+            .get(&stamp.writer)
+            .map(|clock| clock.value);
+        let (zero_ms, _) = clock.ok_or(Skipped::Template)?;
+        let made_ms = (zero_ms.max(0) as u64).saturating_add(stamp.made_ms);
+        let made_ms = made_ms.saturating_sub(zero_ms.min(0).unsigned_abs());
+        let (now_ms, now_wall_ms) = (now_ms(), wall_ms());
+        if made_ms > now_wall_ms.saturating_add(MAX_AHEAD_MS) {
+            let mut replay = self.replay.lock();
+            let earliest = replay.future_ms.map_or(made_ms, |other| other.min(made_ms));
+            replay.future_ms = Some(earliest);
+            return Err(Skipped::Future);
+        }
+        let lifetime_ms = store.limits().lifetime_ms;
+        let age_ms = now_wall_ms.saturating_sub(made_ms);
+        if arrival == Arrival::Live {
+            self.status.lag_ms.store(age_ms, Relaxed);
+        }
+        let left_ms = (stamp.lifetime_ms.min(lifetime_ms)).saturating_sub(age_ms);
+        let born_ms = now_ms.checked_sub(lifetime_ms - left_ms);
+        match born_ms {
+            Some(born_ms) if left_ms > 0 => Ok((born_ms, now_ms)),
+            _ => Err(Skipped::Expired),
+        }
+    }
+
+    /// Writes what this node knows and the log does not have, and answers those who asked.
+    pub fn complete_log(&self, seen: &Seen) {
+        if self.status.is_failing(Part::Writer) {
+            // What waits already is enough.
+            self.replay.lock().want_scan(Duration::from_secs(1));
+            return;
+        }
+        let now_ms = self.memory.running_ms();
+        let mut notes = Vec::new();
+        self.remembered
+            .revocations()
+            .for_each(|id, target, expires_ms| {
+                let counters = seen.revocations.get(&id.origin);
+                if !counters.is_some_and(|counters| counters.contains(&id.counter)) {
+                    notes.push(Note::Revocation {
+                        id,
+                        keep_ms: expires_ms.saturating_sub(now_ms),
+                        target,
+                        is_remembered: true,
+                    });
+                }
+            });
+        let is_complete = notes.is_empty();
+        for (hash, (_, content)) in &*self.announced.lock() {
+            if !seen.contents.contains(hash) {
+                notes.push(Note::Content(content.clone()));
+            }
+        }
+        if !seen.has_own_clock && self.clock.lock().written_ms.is_some() {
+            notes.push(Note::Clock);
+        }
+        let mut replay = self.replay.lock();
+        let asked = std::mem::take(&mut replay.to_answer);
+        let open: Vec<u64> = (asked.iter().copied())
+            .filter(|nonce| !is_complete || !seen.answers.contains(nonce))
+            .collect();
+        if replay.answered.len() > 10_000 {
+            replay.answered.clear();
+        }
+        replay.answered.extend(asked);
+        drop(replay);
+        if !is_complete || !open.is_empty() || !seen.has_any {
+            notes.push(Note::Statement);
+        }
+        notes.extend(open.into_iter().map(|nonce| Note::Answer { nonce }));
+        self.queue.push_notes(notes);
+    }
+}
+
+impl References {
+    /// A hold on a template.
+    fn template<'a, T: TemplateCodec>(
+        &mut self,
+        store: &'a ServerStore<T>,
+        hash: &ContentHash,
+    ) -> Result<Held<'a, T>, Skipped> {
+        let known = self.templates.get_mut(hash).ok_or(Skipped::Template)?;
+        let name = known.template;
+        if let Some(template) = name.and_then(|name| store.hold_template(name)) {
+            return Ok(template);
+        }
+        let template = T::intern(store, &known.content).ok_or(Skipped::Template)?;
+        known.template = Some(template.name());
+        Ok(template)
+    }
+}
+
+/// Drops the sessions that revocations are for, and answers how many there were.
+pub(crate) fn carry_out<T>(scope: &Scope<T>, store: &ServerStore<T>, targets: &[Target]) -> u64 {
+    if targets.contains(&Target::All) {
+        return scope.clear();
+    }
+    let mut dropped = 0;
+    let mut selectors = Vec::new();
+    for target in targets {
+        match target {
+            Target::Session(id) => dropped += u64::from(store.delete(SessionKey::Id(id))),
+            Target::Certificate(selector) => selectors.push(selector.selector()),
+            Target::All => {}
+        }
+    }
+    match selectors.is_empty() {
+        true => dropped,
+        false => dropped + store.revoke(&selectors),
+    }
+}

@@ -1,0 +1,510 @@
+//! One scope's journal, as its log's threads and the callers share it.
+
+use crate::clock::{now_ms, wall_ms};
+use crate::keys::{KeyFile, Keys, Version};
+use crate::node_memory::{KnownLog, NodeMemory, ScopeMemory};
+use crate::queue::{Content, Note, Queue, Waker};
+use crate::reader::carry_out;
+use crate::record::{ContentHash, Context, LogIdentity, Stamp};
+use crate::revocations::Knowledge;
+use crate::status::{emit, Event, EventKind, Part, Status};
+use crate::template::TemplateCodec;
+use chacha20poly1305::aead::Generate;
+use once_cell::sync::OnceCell;
+use parking_lot::{Mutex, RwLock};
+use rekindle_core::{Scope, ServerStore, Store, TemplateName};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+/// How far clocks may differ. What is further ahead waits.
+pub(crate) const MAX_AHEAD_MS: u64 = 5 * 60 * 1000;
+
+/// A clock that is changed by this much changes which sessions can be read.
+pub(crate) const CLOCK_STEP_MS: u64 = 30_000;
+
+/// Smaller changes of a clock are not written.
+const CLOCK_PRECISION_MS: u64 = 1000;
+
+/// Most templates, and most of everything else that sessions refer to.
+const MAX_TEMPLATES: usize = 4096;
+const MAX_REFERENCES: usize = 65_536;
+
+/// What a journal is opened with.
+pub struct Options {
+    /// The scope's name: records of one name are shared by whoever has the log and a key.
+    pub scope: String,
+    /// Names the fields of session records, see [`Context::new`].
+    pub layout: Vec<u8>,
+    /// The keys that records are sealed with.
+    pub keys: KeyFile,
+    /// Where this node remembers revocations. Without a folder, it forgets them when it ends.
+    pub node_folder: Option<PathBuf>,
+    /// Whether a node that remembers nothing of the scope waits until another one confirms that no revocation is missing.
+    pub wait_for_living_node: bool,
+    /// Most bytes that the log keeps of the scope, about.
+    pub max_log_bytes: u64,
+}
+
+pub(crate) struct Shared<T> {
+    pub options: Options,
+    pub name: Arc<str>,
+    pub location: String,
+    pub is_shared_log: bool,
+    pub scope: Weak<Scope<T>>,
+    pub context: Context,
+    /// By which sessions are known as this journal's own.
+    pub writer: u64,
+    pub queue: Queue,
+    pub memory: Arc<NodeMemory>,
+    pub remembered: Arc<ScopeMemory>,
+    /// Whether the scope was remembered from before this process, in a folder: known once the memory is loaded.
+    pub was_remembered: OnceCell<bool>,
+    /// Which log it is, once that is known.
+    identity: RwLock<Option<LogIdentity>>,
+    keys: RwLock<Option<Arc<Keys>>>,
+    key_version: Mutex<Option<Version>>,
+    retired_keys: Mutex<BTreeSet<String>>,
+    pub clock: Mutex<OwnClock>,
+    pub references: Mutex<References>,
+    /// What was written for sessions to refer to, when, by the monotonic clock.
+    pub announced: Mutex<HashMap<ContentHash, (u64, Content)>>,
+    pub replay: Mutex<ReplayState>,
+    /// The scope's lifetime, and the longest that this journal has met in the log, in milliseconds.
+    lifetime_ms: AtomicU64,
+    longest_ms: AtomicU64,
+    pub has_replayed: AtomicBool,
+    pub status: Status,
+}
+
+/// This journal's clock, as the log has it.
+#[derive(Clone, Copy)]
+pub(crate) struct OwnClock {
+    /// Zero of the monotonic clock, in milliseconds since 1970.
+    pub zero_ms: i64,
+    pub revision: u64,
+    /// When it was last written.
+    pub written_ms: Option<u64>,
+}
+
+/// What sessions that are read refer to.
+#[derive(Default)]
+pub(crate) struct References {
+    pub templates: HashMap<ContentHash, KnownTemplate>,
+    pub knowledge: HashMap<ContentHash, Learned<Arc<Knowledge>>>,
+    pub clocks: HashMap<u64, Learned<(i64, u64)>>,
+}
+
+/// Something to refer to, and until when sessions may do so, by the monotonic clock.
+pub(crate) struct Learned<V> {
+    pub value: V,
+    until_ms: u64,
+}
+
+/// A template that the log has.
+pub(crate) struct KnownTemplate {
+    pub content: Box<[u8]>,
+    until_ms: u64,
+    /// While sessions have it.
+    pub template: Option<TemplateName>,
+}
+
+/// What the reader has to do for a scope, and may not do.
+pub(crate) struct ReplayState {
+    /// The whole log is to be read; or its control stream.
+    pub wants_replay: bool,
+    pub wants_scan: bool,
+    /// Not before then.
+    pub not_before: Instant,
+    /// Sessions are not put into the store, as revocations may be missing.
+    pub is_held: bool,
+    /// Records were met that this node has no key for.
+    pub lacks_keys: bool,
+    /// Questions that this node has asked, and whether one was answered.
+    pub asked: Vec<u64>,
+    pub is_answered: bool,
+    /// The operator has decided to replay.
+    pub is_overridden: bool,
+    /// Questions of others to answer.
+    pub to_answer: Vec<u64>,
+    pub answered: HashSet<u64>,
+    /// An empty log was found at this time: perhaps a node that knows its identity comes back to it.
+    pub empty_since: Option<Instant>,
+    /// The earliest session from the future, in milliseconds since 1970.
+    pub future_ms: Option<u64>,
+    /// What no node could tell: sessions that refer to it are left out, and no longer a reason to hold.
+    pub settled: HashSet<ContentHash>,
+    /// How often the replay was held in a row.
+    pub holds: u32,
+}
+
+impl<T: TemplateCodec> Shared<T> {
+    pub fn new(
+        scope: &Arc<Scope<T>>,
+        options: Options,
+        location: String,
+        is_shared_log: bool,
+        waker: Arc<Waker>,
+    ) -> io::Result<Shared<T>> {
+        let memory = NodeMemory::of(options.node_folder.as_deref());
+        let remembered = memory.scope(&options.scope);
+        let lifetime_ms = lifetime_ms(scope);
+        Ok(Shared {
+            name: Arc::clone(&remembered.name),
+            location,
+            is_shared_log,
+            scope: Arc::downgrade(scope),
+            context: Context::new(options.scope.as_bytes(), &options.layout),
+            writer: u64::try_generate().map_err(io::Error::other)?,
+            queue: Queue::new(waker),
+            was_remembered: OnceCell::new(),
+            memory,
+            remembered,
+            identity: RwLock::default(),
+            keys: RwLock::default(),
+            key_version: Mutex::default(),
+            retired_keys: Mutex::default(),
+            clock: Mutex::new(OwnClock {
+                zero_ms: zero_ms(),
+                revision: 1,
+                written_ms: None,
+            }),
+            references: Mutex::default(),
+            announced: Mutex::default(),
+            replay: Mutex::new(ReplayState {
+                wants_replay: true,
+                wants_scan: false,
+                not_before: Instant::now(),
+                is_held: true,
+                lacks_keys: false,
+                asked: Vec::new(),
+                is_answered: false,
+                is_overridden: false,
+                to_answer: Vec::new(),
+                answered: HashSet::new(),
+                empty_since: None,
+                future_ms: None,
+                settled: HashSet::new(),
+                holds: 0,
+            }),
+            lifetime_ms: AtomicU64::new(lifetime_ms),
+            longest_ms: AtomicU64::new(lifetime_ms),
+            has_replayed: AtomicBool::new(false),
+            status: Status::default(),
+            options,
+        })
+    }
+
+    /// The server store, while the scope is there.
+    pub fn with_store<R>(&self, work: impl FnOnce(&Scope<T>, &ServerStore<T>) -> R) -> Option<R> {
+        let scope = self.scope.upgrade()?;
+        match scope.store() {
+            Store::Server(store) => Some(work(&scope, store)),
+            Store::Client(_) => None,
+        }
+    }
+
+    /// Whether the listener has closed.
+    pub fn has_ended(&self) -> bool {
+        self.queue.is_closed() || self.scope.strong_count() == 0
+    }
+
+    pub fn stamp(&self, log: LogIdentity, made_ms: u64, lifetime_ms: u64) -> Stamp {
+        Stamp {
+            log,
+            writer: self.writer,
+            made_ms,
+            lifetime_ms,
+        }
+    }
+
+    /// Loads what the node remembers of the scope, and carries it out.
+    pub fn load_memory(&self) -> Result<(), String> {
+        if self.was_remembered.get().is_some() {
+            return Ok(());
+        }
+        let loaded = self.memory.prepare(&self.remembered);
+        self.set(Part::Memory, loaded.clone().map(drop));
+        let was_known = loaded?;
+        let log = self.memory.log(&self.remembered, &self.location);
+        *self.identity.write() = log.map(|log| log.identity);
+        let mut targets = Vec::new();
+        let revocations = self.remembered.revocations();
+        revocations.for_each(|_, target, _| targets.push(target));
+        drop(revocations);
+        // Handshakes may have been faster than the disk.
+        self.with_store(|scope, store| carry_out(scope, store, &targets));
+        let _ = (self.was_remembered).set(was_known && self.memory.folder().is_some());
+        Ok(())
+    }
+
+    /// Whether the scope was remembered from before this process.
+    pub fn was_remembered(&self) -> bool {
+        self.was_remembered.get().copied().unwrap_or(false)
+    }
+
+    /// Which log it is, once that is known.
+    pub fn identity(&self) -> Option<LogIdentity> {
+        *self.identity.read()
+    }
+
+    /// Takes note of which log it is.
+    pub fn note_identity(&self, identity: LogIdentity, is_claimed: bool) {
+        *self.identity.write() = Some(identity);
+        let log = KnownLog {
+            location: self.location.clone(),
+            is_shared: self.is_shared_log,
+            identity,
+            is_claimed,
+        };
+        self.memory.note_log(&self.remembered, log);
+    }
+
+    // ---- lifetimes ----
+
+    /// Takes note of a lifetime that sessions of the log have.
+    pub fn note_lifetime(&self, lifetime_ms: u64) {
+        if self.longest_ms.load(Relaxed) < lifetime_ms {
+            self.longest_ms.fetch_max(lifetime_ms, Relaxed);
+        }
+    }
+
+    /// The scope's lifetime, which the operator may have changed.
+    pub fn renew_lifetime(&self) -> u64 {
+        if let Some(scope) = self.scope.upgrade() {
+            let lifetime_ms = lifetime_ms(&scope);
+            self.lifetime_ms.store(lifetime_ms, Relaxed);
+            self.note_lifetime(lifetime_ms);
+        }
+        self.lifetime_ms.load(Relaxed)
+    }
+
+    /// How long what a session refers to may have been written before it.
+    pub fn announce_again_ms(&self) -> u64 {
+        self.lifetime_ms.load(Relaxed) / 4
+    }
+
+    /// How long records are of use: sessions for a lifetime, and what they refer to, which was written up to a quarter of one
+    /// before. And longer by what the clocks of two nodes may differ: a revocation must outlive every session it covers.
+    pub fn keep_ms(&self) -> u64 {
+        let longest_ms = self.longest_ms.load(Relaxed);
+        longest_ms
+            .saturating_add(longest_ms / 4)
+            .saturating_add(2 * MAX_AHEAD_MS)
+    }
+
+    // ---- keys ----
+
+    /// Reads the key file. Keys in force stay if it cannot be read, and none are made in their place.
+    pub fn load_keys(&self) -> Result<(), String> {
+        let mut loaded = self.key_version.lock();
+        let file = KeyFile {
+            make: self.options.keys.make && self.keys.read().is_none(),
+            ..self.options.keys.clone()
+        };
+        let result = file.load().map(|(keys, version)| {
+            *loaded = Some(version);
+            let keys = Arc::new(keys);
+            let former = self.keys.write().replace(Arc::clone(&keys));
+            self.note_new_keys(former.as_deref(), &keys);
+        });
+        if result.is_err() {
+            // To be tried again, also if the file comes back as it was.
+            *loaded = None;
+        }
+        self.set(Part::Keys, result.clone());
+        result
+    }
+
+    /// Reads the key file if it has changed.
+    pub fn renew_keys(&self) {
+        let found = self.options.keys.version();
+        let is_new = found.is_none() || found != *self.key_version.lock();
+        if is_new {
+            // The error is in the status.
+            let _ = self.load_keys();
+        }
+    }
+
+    fn note_new_keys(&self, former: Option<&Keys>, keys: &Keys) {
+        let Some(former) = former else {
+            return;
+        };
+        let mut retired = self.retired_keys.lock();
+        let gone = former
+            .ids()
+            .into_iter()
+            .filter(|id| !keys.ids().contains(id));
+        retired.extend(gone.map(str::to_owned));
+        retired.retain(|id| !keys.ids().contains(&&**id));
+        drop(retired);
+        let log = self.memory.log(&self.remembered, &self.location);
+        let has_claimed = log.is_some_and(|log| log.is_claimed);
+        if has_claimed {
+            // With the wrong keys the log looked like a new one.
+            *self.identity.write() = None;
+        }
+        let mut replay = self.replay.lock();
+        if replay.lacks_keys || has_claimed {
+            replay.want_replay(Duration::ZERO);
+        }
+        if former.sealing().0 != keys.sealing().0 {
+            // What the log has is sealed again: a node may start that has only newer keys.
+            self.announced.lock().clear();
+            self.clock.lock().written_ms = None;
+            replay.wants_scan = true;
+        }
+    }
+
+    pub fn keys(&self) -> Option<Arc<Keys>> {
+        self.keys.read().clone()
+    }
+
+    pub fn key_ids(&self) -> Vec<String> {
+        let ids = |keys: Arc<Keys>| keys.ids().into_iter().map(str::to_owned).collect();
+        self.keys().map(ids).unwrap_or_default()
+    }
+
+    /// Names of keys that were in use and are no longer.
+    pub fn retired_keys(&self) -> Vec<String> {
+        self.retired_keys.lock().iter().cloned().collect()
+    }
+
+    /// Takes note of keys that another node had and no longer has.
+    pub fn note_retired_keys(&self, names: &[String]) {
+        let has = self.key_ids();
+        let new = names.iter().filter(|name| !has.contains(name)).cloned();
+        self.retired_keys.lock().extend(new);
+    }
+
+    // ---- clocks ----
+
+    /// Notices that the time of day has moved, by more than it passes.
+    pub fn check_clock(&self) {
+        let now_zero_ms = zero_ms();
+        let mut clock = self.clock.lock();
+        let moved_ms = clock.zero_ms.abs_diff(now_zero_ms);
+        if moved_ms < CLOCK_PRECISION_MS {
+            drop(clock);
+            let mut replay = self.replay.lock();
+            let due_ms = wall_ms().saturating_add(MAX_AHEAD_MS);
+            if replay.future_ms.is_some_and(|made_ms| made_ms <= due_ms) {
+                replay.future_ms = None;
+                replay.wants_replay = true;
+            }
+            return;
+        }
+        clock.zero_ms = now_zero_ms;
+        clock.revision += 1;
+        if clock.written_ms.is_some() {
+            self.queue.push_note(Note::Clock);
+        }
+        drop(clock);
+        if moved_ms >= CLOCK_STEP_MS {
+            // Sessions were taken for too old, or for too young.
+            self.replay.lock().wants_replay = true;
+        }
+    }
+
+    // ---- reports ----
+
+    pub fn set(&self, part: Part, state: Result<(), String>) {
+        if let Some(kind) = self.status.set(part, state) {
+            self.emit(kind);
+        }
+    }
+
+    pub fn emit(&self, kind: EventKind) {
+        emit(Event {
+            scope: self.name.as_bytes().into(),
+            location: self.location.clone(),
+            kind,
+        });
+    }
+}
+
+impl References {
+    /// Learns a template, for so long.
+    pub fn learn_template(&mut self, hash: ContentHash, content: &[u8], keep_ms: u64) -> bool {
+        let now_ms = now_ms();
+        let until_ms = now_ms.saturating_add(keep_ms);
+        if let Some(known) = self.templates.get_mut(&hash) {
+            known.until_ms = known.until_ms.max(until_ms);
+            return true;
+        }
+        if self.templates.len() >= MAX_TEMPLATES {
+            self.templates.retain(|_, known| known.until_ms > now_ms);
+        }
+        if self.templates.len() >= MAX_TEMPLATES {
+            return false;
+        }
+        let known = KnownTemplate {
+            content: content.into(),
+            until_ms,
+            template: None,
+        };
+        self.templates.insert(hash, known);
+        true
+    }
+
+    /// Learns what a node knew, for so long.
+    pub fn learn_knowledge(&mut self, hash: ContentHash, knowledge: Knowledge, keep_ms: u64) {
+        insert(&mut self.knowledge, hash, Arc::new(knowledge), keep_ms);
+    }
+
+    /// Learns a writer's clock, for so long, and answers the one that was known, if this one is newer.
+    pub fn learn_clock(&mut self, writer: u64, clock: (i64, u64), keep_ms: u64) -> Option<i64> {
+        let former = self.clocks.get(&writer).map(|learned| learned.value);
+        if former.is_some_and(|(_, revision)| revision > clock.1) {
+            return None;
+        }
+        insert(&mut self.clocks, writer, clock, keep_ms);
+        former.map(|(zero_ms, _)| zero_ms)
+    }
+}
+
+fn insert<K: std::hash::Hash + Eq, V>(
+    learned: &mut HashMap<K, Learned<V>>,
+    key: K,
+    value: V,
+    keep_ms: u64,
+) {
+    let now_ms = now_ms();
+    if learned.len() >= MAX_REFERENCES {
+        learned.retain(|_, known| known.until_ms > now_ms);
+    }
+    if learned.len() < MAX_REFERENCES || learned.contains_key(&key) {
+        let until_ms = now_ms.saturating_add(keep_ms);
+        learned.insert(key, Learned { value, until_ms });
+    }
+}
+
+impl ReplayState {
+    /// Has the whole log read, not before `delay` is over.
+    pub fn want_replay(&mut self, delay: Duration) {
+        self.wants_replay = true;
+        self.not_before = Instant::now() + delay;
+    }
+
+    /// Has the control stream read, not before `delay` is over.
+    pub fn want_scan(&mut self, delay: Duration) {
+        if !self.wants_scan && !self.wants_replay {
+            self.not_before = Instant::now() + delay;
+        }
+        self.wants_scan = true;
+    }
+}
+
+fn zero_ms() -> i64 {
+    wall_ms() as i64 - now_ms() as i64
+}
+
+fn lifetime_ms<T>(scope: &Scope<T>) -> u64 {
+    match scope.store() {
+        Store::Server(store) => store.limits().lifetime_ms,
+        Store::Client(_) => 0,
+    }
+}

@@ -1,0 +1,618 @@
+//! Follows scopes of a log in Valkey: new records, and the loss of revocations.
+//!
+//! One server's streams are all waited for with one command. In a cluster, the bell is waited for: it names the streams
+//! that have something new. From time to time each stream is looked at on its own: whether its control records are all
+//! still there, and whether there are records that nobody announced.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::config::ValkeyConfig;
+use super::resp::Value;
+use super::servers::{Command, Repeat, Servers};
+use super::{
+    deadline, error, error_for, extent, keys, nonsense, page, stream_of, Extent, Id, Page, BELL,
+    MAX_ENTRIES,
+};
+use crate::{LogError, LogFollower, Mark, News, Record, Stream};
+
+const DOING: &str = "reading";
+/// The least time between two reads while there are new records all the time.
+const PACE: Duration = Duration::from_millis(50);
+/// How long one command waits.
+const BLOCK: Duration = Duration::from_secs(1);
+/// A call waits no longer than this, so that it ends in time whatever happens.
+const MAX_WAIT: Duration = Duration::from_secs(5);
+/// How often streams are looked at on their own, and how many of each kind at a time.
+const CHECK: Duration = Duration::from_secs(1);
+const CONTROL_CHECKS: usize = 8;
+const SESSIONS_CHECKS: usize = 4;
+/// A follower that finds so much in the bell may have missed a part, as writers shorten it to twice that.
+const BELL_PAGE: usize = 500;
+
+/// Reads what is appended to scopes.
+pub(super) struct Follower {
+    config: Arc<ValkeyConfig>,
+    servers: Servers,
+    scopes: Vec<Scope>,
+    /// Which scope and stream has a key; empty after a change of scopes.
+    index: HashMap<Vec<u8>, (usize, usize)>,
+    /// Records that were read beyond the limit of a call.
+    ready: VecDeque<(Arc<str>, Stream, Record)>,
+    /// How often connections had been lost when it was last known what the log has.
+    lost: u64,
+    /// The last key that the server refused to read.
+    refusal: Option<LogError>,
+    checked: Option<Instant>,
+    next_control: usize,
+    next_sessions: usize,
+    /// When it was last read, if there were new records and no more of them.
+    paced: Option<Instant>,
+    /// In a cluster, up to where the bell was read.
+    bell: Option<Id>,
+}
+
+/// A scope that is followed.
+struct Scope {
+    name: Arc<str>,
+    tails: Vec<Tail>,
+    lost: bool,
+}
+
+/// A stream that is followed.
+struct Tail {
+    key: Vec<u8>,
+    /// The last entry that was read.
+    last: Id,
+    /// Of a control stream: how many entries it has to have at least, and the id from which on they are counted one by
+    /// one.
+    counted: Option<Extent>,
+    /// Whether it was looked at since it is followed, or since the connection was lost.
+    is_checked: bool,
+    /// In a cluster, whether there may be something new.
+    is_due: bool,
+    /// Whether the server refuses to read the key, as if it is no stream.
+    is_refused: bool,
+}
+
+impl Tail {
+    /// Takes note of how far the stream goes. Answers whether entries are gone that it had.
+    fn compare(&mut self, now: Extent, is_control: bool) -> bool {
+        self.is_checked = true;
+        let went_back = now.last < self.last;
+        if went_back {
+            // It began again. Nothing says that its ids go on from where the old ones ended.
+            self.last = Id::default();
+        }
+        self.is_due |= now.last > self.last;
+        if !is_control {
+            return false;
+        }
+        let is_short = self
+            .counted
+            .is_some_and(|counted| now.length < counted.length);
+        if went_back || is_short || self.counted.is_none() {
+            self.counted = Some(now);
+        }
+        went_back || is_short
+    }
+
+    /// Takes note of an entry that was read.
+    fn read(&mut self, id: Id) {
+        self.last = id;
+        if let Some(counted) = &mut self.counted {
+            if id > counted.last {
+                *counted = Extent {
+                    length: counted.length + 1,
+                    last: id,
+                };
+            }
+        }
+    }
+}
+
+/// Whether an answer says that one key cannot be read, for reasons that do not go away by themselves.
+fn is_refusal(answer: &Value) -> bool {
+    matches!(answer.error_code(), Some("WRONGTYPE" | "NOPERM"))
+}
+
+impl Follower {
+    /// Connects to nothing yet.
+    pub(super) fn new(config: Arc<ValkeyConfig>) -> Self {
+        Self {
+            servers: Servers::new(config.clone()),
+            config,
+            scopes: Vec::new(),
+            index: HashMap::new(),
+            ready: VecDeque::new(),
+            lost: 0,
+            refusal: None,
+            checked: None,
+            next_control: 0,
+            next_sessions: 0,
+            paced: None,
+            bell: None,
+        }
+    }
+
+    fn number_keys(&mut self) {
+        if !self.index.is_empty() {
+            return;
+        }
+        for (scope, followed) in self.scopes.iter().enumerate() {
+            for (stream, tail) in followed.tails.iter().enumerate() {
+                self.index.insert(tail.key.clone(), (scope, stream));
+            }
+        }
+    }
+
+    fn call(
+        &mut self,
+        commands: &[Command],
+        wait: Duration,
+        deadline: Instant,
+    ) -> Result<Vec<Value>, LogError> {
+        let answers = self
+            .servers
+            .call(commands, wait, deadline, Repeat::Safe)
+            .map_err(|why| error(&self.config, DOING, &why))?;
+        if self.lost != self.servers.lost() {
+            self.lost = self.servers.lost();
+            self.suspect_all();
+        }
+        Ok(answers)
+    }
+
+    /// After the connection was away, nothing is known of the log.
+    fn suspect_all(&mut self) {
+        self.checked = None;
+        self.bell = None;
+        for scope in &mut self.scopes {
+            scope.lost = true;
+            for tail in &mut scope.tails {
+                tail.counted = None;
+                tail.is_checked = false;
+                tail.is_due = true;
+            }
+        }
+    }
+
+    /// Some streams of one kind that are to be looked at, by turns.
+    fn turn(
+        scopes: &[Scope],
+        next: &mut usize,
+        most: usize,
+        is_wanted: impl Fn(usize) -> bool,
+    ) -> Vec<(usize, usize)> {
+        let all: Vec<(usize, usize)> = scopes
+            .iter()
+            .enumerate()
+            .flat_map(|(scope, followed)| {
+                (0..followed.tails.len()).map(move |stream| (scope, stream))
+            })
+            .filter(|(_, stream)| is_wanted(*stream))
+            .collect();
+        let some = most.min(all.len());
+        let turn = (0..some).map(|n| all[(*next + n) % all.len()]).collect();
+        *next = next.wrapping_add(some) % all.len().max(1);
+        turn
+    }
+
+    /// Looks at the streams whose turn it is: at new scopes at once, at the others about once a second.
+    fn check(&mut self, deadline: Instant) -> Result<(), LogError> {
+        let mut chosen: Vec<(usize, usize)> = (0..self.scopes.len())
+            .filter(|scope| {
+                let control = &self.scopes[*scope].tails[0];
+                !control.is_checked && !control.is_refused
+            })
+            .map(|scope| (scope, 0))
+            .collect();
+        let is_time = self
+            .checked
+            .is_none_or(|checked| checked.elapsed() >= CHECK);
+        if is_time {
+            self.checked = Some(Instant::now());
+            let scopes = &self.scopes;
+            let control = |stream| stream == 0;
+            let turn = Self::turn(scopes, &mut self.next_control, CONTROL_CHECKS, control);
+            chosen.extend(turn);
+            let sessions = |stream| stream != 0;
+            let turn = Self::turn(scopes, &mut self.next_sessions, SESSIONS_CHECKS, sessions);
+            chosen.extend(turn);
+            chosen.sort_unstable();
+            chosen.dedup();
+        }
+        let mut commands: Vec<Command> = chosen
+            .iter()
+            .map(|(scope, stream)| {
+                let key = &self.scopes[*scope].tails[*stream].key;
+                Command::new(key, &[b"XINFO", b"STREAM", key])
+            })
+            .collect();
+        let asks_bell = self.config.cluster && (is_time || self.bell.is_none());
+        if asks_bell {
+            commands.push(Command::new(BELL, &[b"XINFO", b"STREAM", BELL]));
+        }
+        if commands.is_empty() {
+            return Ok(());
+        }
+        let mut answers = self.call(&commands, Duration::ZERO, deadline)?;
+        if asks_bell {
+            let answer = answers
+                .pop()
+                .and_then(|answer| extent(answer).ok().flatten());
+            // Without a bell, streams are only looked at by turns.
+            let now = answer.unwrap_or_default().last;
+            if self.bell.is_none_or(|bell| now < bell) {
+                self.bell = Some(now);
+                self.all_due();
+            }
+        }
+        let mut result = Ok(());
+        for ((scope, stream), answer) in chosen.into_iter().zip(answers) {
+            if let Value::Error(why) = &answer {
+                if is_refusal(&answer) {
+                    result = result.and(self.refuse(scope, stream, why));
+                    continue;
+                }
+            }
+            let followed = &mut self.scopes[scope];
+            let tail = &mut followed.tails[stream];
+            match extent(answer) {
+                Ok(Some(now)) => {
+                    if tail.is_refused {
+                        tail.is_refused = false;
+                        tail.counted = None;
+                        followed.lost |= stream == 0;
+                    }
+                    followed.lost |= tail.compare(now, stream == 0);
+                }
+                Ok(None) => {
+                    self.servers.disconnect();
+                    return Err(nonsense(&self.config, DOING, "XINFO STREAM"));
+                }
+                Err(why) => return Err(error_for(&self.config, DOING, &why, &tail.key)),
+            }
+        }
+        result
+    }
+
+    /// Reads a stream no more until it can be read again. That is an error the first time; after it, a scope's other
+    /// streams and other scopes go on.
+    fn refuse(&mut self, scope: usize, stream: usize, why: &str) -> Result<(), LogError> {
+        let followed = &mut self.scopes[scope];
+        let tail = &mut followed.tails[stream];
+        followed.lost |= stream == 0;
+        if std::mem::replace(&mut tail.is_refused, true) {
+            return Ok(());
+        }
+        let refusal = error_for(&self.config, DOING, why, &tail.key);
+        self.refusal = Some(refusal.clone());
+        Err(refusal)
+    }
+
+    fn all_due(&mut self) {
+        for tail in self.scopes.iter_mut().flat_map(|scope| &mut scope.tails) {
+            tail.is_due = true;
+        }
+    }
+
+    /// A command that reads what streams have behind what was read.
+    fn read_command(&self, parts: &[(usize, usize)], count: usize, wait: Duration) -> Command {
+        let count = count.to_string();
+        let block = wait.as_millis().to_string();
+        let tails = || {
+            parts
+                .iter()
+                .map(|(scope, stream)| &self.scopes[*scope].tails[*stream])
+        };
+        let ids: Vec<String> = tails().map(|tail| tail.last.to_string()).collect();
+        let mut words: Vec<&[u8]> = vec![b"XREAD", b"COUNT", count.as_bytes()];
+        // 0 would be for ever.
+        if wait.as_millis() > 0 {
+            words.extend([&b"BLOCK"[..], block.as_bytes()]);
+        }
+        words.push(b"STREAMS");
+        words.extend(tails().map(|tail| &tail.key[..]));
+        words.extend(ids.iter().map(String::as_bytes));
+        Command::new(words[words.len() - 2 * parts.len()], &words)
+    }
+
+    /// Streams and what an answer to XREAD has of them.
+    fn found(&self, answer: Value) -> Option<Vec<((usize, usize), Page)>> {
+        let stream = |value: Value| {
+            let [Value::Text(key), entries] = value.array()? else {
+                return None;
+            };
+            Some((*self.index.get(&key)?, page(entries)?))
+        };
+        match answer {
+            Value::Nil => Some(Vec::new()),
+            Value::Array(streams) => streams.into_iter().map(stream).collect(),
+            _ => None,
+        }
+    }
+
+    /// Reads from one server, and waits up to `wait`.
+    fn look(&mut self, wait: Duration, deadline: Instant) -> Result<(), LogError> {
+        let parts = self.parts(|_| true);
+        let count = (MAX_ENTRIES / parts.len().max(1)).max(1);
+        let command = self.read_command(&parts, count, wait);
+        let answer = self.call(&[command], wait, deadline)?.pop();
+        match answer {
+            Some(answer) if is_refusal(&answer) => {
+                // One key is enough for the server to refuse all of them.
+                let mut found = Vec::new();
+                let result = self.read_each(&parts, count, deadline, &mut found);
+                self.take(found, count);
+                result
+            }
+            Some(Value::Error(why)) => Err(error(&self.config, DOING, &why)),
+            answer => match answer.and_then(|answer| self.found(answer)) {
+                Some(found) => {
+                    self.take(found, count);
+                    Ok(())
+                }
+                None => {
+                    self.servers.disconnect();
+                    Err(nonsense(&self.config, DOING, "XREAD"))
+                }
+            },
+        }
+    }
+
+    /// The streams that can be read. Sessions cannot without the control records of their scope.
+    fn parts(&self, is_wanted: impl Fn(&Tail) -> bool) -> Vec<(usize, usize)> {
+        let mut parts = Vec::new();
+        for (scope, followed) in self.scopes.iter().enumerate() {
+            if followed.tails[0].is_refused {
+                continue;
+            }
+            for (stream, tail) in followed.tails.iter().enumerate() {
+                if !tail.is_refused && is_wanted(tail) {
+                    parts.push((scope, stream));
+                }
+            }
+        }
+        parts
+    }
+
+    /// Reads streams with one command each. The server may refuse some.
+    fn read_each(
+        &mut self,
+        parts: &[(usize, usize)],
+        count: usize,
+        deadline: Instant,
+        all: &mut Vec<((usize, usize), Page)>,
+    ) -> Result<(), LogError> {
+        let commands: Vec<Command> = parts
+            .iter()
+            .map(|part| self.read_command(&[*part], count, Duration::ZERO))
+            .collect();
+        let answers = self.call(&commands, Duration::ZERO, deadline)?;
+        let mut result = Ok(());
+        for ((scope, stream), answer) in parts.iter().zip(answers) {
+            match &answer {
+                Value::Error(why) if is_refusal(&answer) => {
+                    result = result.and(self.refuse(*scope, *stream, why));
+                    continue;
+                }
+                Value::Error(why) => {
+                    let key = &self.scopes[*scope].tails[*stream].key;
+                    return Err(error_for(&self.config, DOING, why, key));
+                }
+                _ => {}
+            }
+            let Some(found) = self.found(answer) else {
+                self.servers.disconnect();
+                return Err(nonsense(&self.config, DOING, "XREAD"));
+            };
+            self.scopes[*scope].tails[*stream].is_due = false;
+            all.extend(found);
+        }
+        result
+    }
+
+    /// Reads from the servers of a cluster, and waits up to `wait`.
+    fn look_around(&mut self, wait: Duration, deadline: Instant) -> Result<(), LogError> {
+        let is_due = |tail: &Tail| tail.is_due;
+        if self.parts(is_due).is_empty() {
+            self.listen(wait, deadline)?;
+        }
+        let due = self.parts(is_due);
+        if due.is_empty() {
+            return Ok(());
+        }
+        let count = (MAX_ENTRIES / due.len()).max(1);
+        let sessions: Vec<_> = due.iter().copied().filter(|part| part.1 != 0).collect();
+        let mut control: Vec<_> = due.iter().map(|(scope, _)| (*scope, 0)).collect();
+        control.dedup();
+        let mut found = Vec::new();
+        // The control streams after the others: they have all that the sessions refer to.
+        let result = self
+            .read_each(&sessions, count, deadline, &mut found)
+            .and_then(|()| self.read_each(&control, count, deadline, &mut found));
+        if result.is_err() {
+            // What was read is read again, as its control records may be missing.
+            for (scope, stream) in due {
+                self.scopes[scope].tails[stream].is_due = true;
+            }
+            return result;
+        }
+        self.take(found, count);
+        Ok(())
+    }
+
+    /// Waits for the bell, and notes which streams have something new.
+    fn listen(&mut self, wait: Duration, deadline: Instant) -> Result<(), LogError> {
+        let bell = self.bell.unwrap_or_default().to_string();
+        let count = BELL_PAGE.to_string();
+        let block = wait.as_millis().to_string();
+        let mut words: Vec<&[u8]> = vec![b"XREAD", b"COUNT", count.as_bytes()];
+        if wait.as_millis() > 0 {
+            words.extend([&b"BLOCK"[..], block.as_bytes()]);
+        }
+        words.extend([&b"STREAMS"[..], BELL, bell.as_bytes()]);
+        let answer = self
+            .call(&[Command::new(BELL, &words)], wait, deadline)?
+            .pop();
+        let entries = match answer {
+            Some(Value::Nil) => return Ok(()),
+            Some(Value::Error(why)) => return Err(error_for(&self.config, DOING, &why, BELL)),
+            answer => answer
+                .and_then(Value::array)
+                .and_then(|[stream]| stream.array())
+                .and_then(|[_, entries]| page(entries)),
+        };
+        let Some(rung) = entries else {
+            self.servers.disconnect();
+            return Err(nonsense(&self.config, DOING, "XREAD"));
+        };
+        if rung.entries.len() >= BELL_PAGE || rung.cut_at.is_some() {
+            // Its end is looked up again.
+            self.bell = None;
+            self.all_due();
+            return Ok(());
+        }
+        for (id, named) in rung.entries {
+            self.bell = Some(id);
+            for key in named.unwrap_or_default().split(|byte| *byte == b'\n') {
+                if let Some((scope, stream)) = self.index.get(key) {
+                    self.scopes[*scope].tails[*stream].is_due = true;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what was found.
+    fn take(&mut self, mut found: Vec<((usize, usize), Page)>, count: usize) {
+        found.sort_by_key(|(part, _)| *part);
+        let mut is_more = false;
+        let mut is_new = false;
+        // A scope with more control records than were read: what its sessions refer to may be among the rest.
+        let mut incomplete = None;
+        for ((scope, stream), page) in found {
+            if incomplete == Some(scope) {
+                self.scopes[scope].tails[stream].is_due = true;
+                continue;
+            }
+            let followed = &mut self.scopes[scope];
+            if page.entries.len() >= count || page.cut_at.is_some() {
+                is_more = true;
+                followed.tails[stream].is_due = true;
+                if stream == 0 {
+                    incomplete = Some(scope);
+                }
+            }
+            for (id, record) in page.entries {
+                is_new = true;
+                followed.tails[stream].read(id);
+                if let Some(record) = record {
+                    let name = followed.name.clone();
+                    self.ready.push_back((name, stream_of(stream), record));
+                }
+            }
+        }
+        self.paced = Some(Instant::now()).filter(|_| is_new && !is_more);
+    }
+
+    /// What is to be handed out, about `limit` records at most.
+    fn news(&mut self, limit: usize) -> News {
+        let count = limit.max(1).min(self.ready.len());
+        let mut lost = Vec::new();
+        for scope in &mut self.scopes {
+            if std::mem::take(&mut scope.lost) {
+                lost.push(scope.name.clone());
+            }
+        }
+        News {
+            records: self.ready.drain(..count).collect(),
+            lost,
+        }
+    }
+
+    fn has_news(&self) -> bool {
+        !self.ready.is_empty() || self.scopes.iter().any(|scope| scope.lost)
+    }
+
+    /// Waits until there is something to hand out.
+    fn wait(&mut self, wait: Duration) -> Result<(), LogError> {
+        let deadline = deadline();
+        let began = Instant::now();
+        let left = || wait.saturating_sub(began.elapsed());
+        loop {
+            if let Some(paced) = self.paced {
+                thread::sleep(PACE.saturating_sub(paced.elapsed()).min(left()));
+            }
+            self.check(deadline)?;
+            if self.parts(|_| true).is_empty() {
+                thread::sleep(left());
+                return self.refusal.clone().map_or(Ok(()), Err);
+            }
+            if self.has_news() {
+                return Ok(());
+            }
+            let block = left().min(BLOCK);
+            match self.config.cluster {
+                true => self.look_around(block, deadline)?,
+                false => self.look(block, deadline)?,
+            };
+            if self.has_news() || left().is_zero() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+impl LogFollower for Follower {
+    fn follow(&mut self, scope: &Arc<str>, from: &Mark) {
+        self.leave(scope);
+        let keys = keys(&self.config, scope);
+        // Behind the ends of the streams, a mark has the number of control records.
+        let count = from.0.get(keys.len()).map(|(length, _)| Extent {
+            length: *length,
+            last: Id(from.0[0].0, from.0[0].1),
+        });
+        let tails = keys
+            .into_iter()
+            .enumerate()
+            .map(|(stream, key)| {
+                let (time, number) = from.0.get(stream).copied().unwrap_or_default();
+                Tail {
+                    key,
+                    last: Id(time, number),
+                    counted: count.filter(|_| stream == 0),
+                    is_checked: false,
+                    is_due: true,
+                    is_refused: false,
+                }
+            })
+            .collect();
+        self.scopes.push(Scope {
+            name: scope.clone(),
+            tails,
+            lost: false,
+        });
+        self.index.clear();
+    }
+
+    fn leave(&mut self, scope: &str) {
+        self.scopes.retain(|followed| &*followed.name != scope);
+        self.ready.retain(|(name, ..)| &**name != scope);
+        self.index.clear();
+    }
+
+    fn newer(&mut self, limit: usize, wait: Duration) -> Result<News, LogError> {
+        let wait = wait.min(MAX_WAIT);
+        if self.scopes.is_empty() {
+            thread::sleep(wait);
+        } else if self.ready.is_empty() {
+            self.number_keys();
+            self.wait(wait)?;
+        }
+        Ok(self.news(limit))
+    }
+}
