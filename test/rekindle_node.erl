@@ -1,7 +1,7 @@
 %% @doc A node of its own for a test: another ssl, another environment, and nothing left of it after.
 -module(rekindle_node).
 
--export([start/1, start/2, start/3, start_ssl/1, run_in_new/1, stop/1, kill/1, call/4, run/2, await/1, free_port/0]).
+-export([start/1, start/2, start/3, start/4, start_ssl/1, run_in_new/1, stop/1, kill/1, call/4, run/2, await/1, free_port/0]).
 -export([apply_fun/1]).
 
 -define(KEYS, [session_cb, server_session_cb, client_session_cb]).
@@ -19,7 +19,14 @@ start(SslEnv, Folders) ->
 %% @doc As `start/2', with arguments for `erl'.
 -spec start([{atom(), term()}], [file:filename()], [string()]) -> pid().
 start(SslEnv, Folders, Args) ->
-    {ok, Node, _} = peer:start(#{connection => standard_io, args => code_path(Folders) ++ Args, wait_boot => 30_000}),
+    start(SslEnv, Folders, Args, []).
+
+%% @doc As `start/3', with variables of the system's environment.
+-spec start([{atom(), term()}], [file:filename()], [string()], [{string(), string()}]) -> pid().
+start(SslEnv, Folders, Args, Variables) ->
+    {ok, Node, _} = peer:start(#{
+        connection => standard_io, args => code_path(Folders) ++ Args, env => Variables, wait_boot => 30_000
+    }),
     case call(Node, application, load, [ssl]) of
         ok -> ok;
         {error, {already_loaded, ssl}} -> ok
