@@ -233,7 +233,7 @@ churn(_) ->
 unused(#{inserts := Inserts, hits := Hits, misses := Misses}) when Inserts >= ?MANY, 100 * Hits < Inserts, 10 * Misses < Inserts ->
     [{note,
         "hardly any session is resumed, and hardly any client offers one. Clients in Go, and in Java with its defaults, do not; those in "
-        "Python and other libraries only if the program hands the session on; none does after a restart that keeps no sessions."}];
+        "Python and other libraries only if the program hands the session on."}];
 unused(#{inserts := Inserts, hits := Hits, unknown_misses := Unknown}) when Inserts >= ?MANY, 100 * Hits < Inserts ->
     [{note,
         io_lib:format("hardly any session is resumed. ~b lookups asked for ids of which this scope knows nothing: clients that come back to "
