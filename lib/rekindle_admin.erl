@@ -35,6 +35,8 @@
     hits := non_neg_integer(),
     misses := non_neg_integer(),
     evicted_misses := non_neg_integer(),
+    lost_misses := non_neg_integer(),
+    unknown_misses := non_neg_integer(),
     ended := non_neg_integer(),
     ended_by := #{ended() => non_neg_integer()},
     hit_rate := float() | undefined,
@@ -195,7 +197,9 @@
 %% are kept; `certified' is how many sessions count as certified: the newest 8 of each certificate. `hit_rate' is the
 %% part of lookups that found a session, from 0 to 1; the rest are numbers of sessions, or of calls since the scope
 %% was opened. `evicted_misses' are the misses that asked for a session which was evicted not long ago: a larger
-%% bound would have kept it. `ended' are the misses that asked for a session which is there and must not be resumed
+%% bound would have kept it. `lost_misses' asked for a session that went not long ago for another reason: it expired, or
+%% somebody dropped it. `unknown_misses' asked for ids of which nothing is known: of another listener or node, of too long
+%% ago, or random ones, as clients that can do TLS 1.3 send them. `ended' are the misses that asked for a session which is there and must not be resumed
 %% because of its client's certificate, `ended_by' the same by reason. `moved' is how many sessions and certificates were moved together to give pages back to
 %% the system. `refused' is how many sessions were not stored, `refused_by' the same by reason.
 %% `number' tells a scope from others, also of the same name. A client scope has no bounds of its own: ssl's

@@ -135,7 +135,7 @@ listeners(Infos) ->
             )}
      || Sup <- ?CACHES, Cache <- children(Sup), Socket <- watched(Cache), not lists:member(port_to_list(Socket), Ours)
     ],
-    Strangers ++ lists:append([options(Socket, Options) || Tracker <- children(ssl_listen_tracker_sup), Socket <- watched(Tracker), Options <- ssl_options(Tracker)]).
+    Strangers ++ lists:append([options(Socket, Options) ++ trust(Socket, Options, Infos) || Tracker <- children(ssl_listen_tracker_sup), Socket <- watched(Tracker), Options <- ssl_options(Tracker)]).
 
 children(Sup) ->
     try
@@ -185,6 +185,10 @@ options(Socket, #{versions := Versions} = Options) ->
             end
     end.
 
+trust(Socket, Options, Infos) ->
+    IsOf = fun(Label) -> lists:member(port_to_list(Socket), rekindle_nif:sockets(Label)) end,
+    rekindle_trust:findings(address(Socket), Options, [Info || #{role := server, scope := Label} = Info <- Infos, IsOf(Label)]).
+
 address(Socket) ->
     case inet:sockname(Socket) of
         {ok, Address} -> rekindle_scope:address(Address);
@@ -226,10 +230,15 @@ churn(#{evicted := Evicted, inserts := Inserts, bytes := Bytes, sessions := Sess
 churn(_) ->
     [].
 
-unused(#{inserts := Inserts, hits := Hits}) when Inserts >= ?MANY, 100 * Hits < Inserts ->
+unused(#{inserts := Inserts, hits := Hits, misses := Misses}) when Inserts >= ?MANY, 100 * Hits < Inserts, 10 * Misses < Inserts ->
     [{note,
-        "hardly any session is resumed. Either the clients do not offer theirs, or they come back to other listeners "
-        "or nodes: sessions stay in their scope and on their node."}];
+        "hardly any session is resumed, and hardly any client offers one. Clients in Go, and in Java with its defaults, do not; those in "
+        "Python and other libraries only if the program hands the session on."}];
+unused(#{inserts := Inserts, hits := Hits, unknown_misses := Unknown}) when Inserts >= ?MANY, 100 * Hits < Inserts ->
+    [{note,
+        io_lib:format("hardly any session is resumed. ~b lookups asked for ids of which this scope knows nothing: clients that come back to "
+            "another listener or node, where sessions of this one are not, or clients that can do TLS 1.3, which send random ids.",
+            [Unknown])}];
 unused(_) ->
     [].
 

@@ -5,7 +5,7 @@
 
 %% What a scope holds, and what happened in it. In two tables, as one would be too wide for a terminal.
 -define(HELD_HEAD, ["scope", "sessions", "certified", "certs", "memory", "bound", "moved", "oldest", "lifetime"]).
--define(COUNTS_HEAD, ["scope", "hits", "misses", "hit rate", "inserts", "expired", "evicted", "missed", "ended", "refused", "faults"]).
+-define(COUNTS_HEAD, ["scope", "hits", "misses", "other", "hit rate", "inserts", "expired", "evicted", "missed", "ended", "refused", "faults"]).
 
 -define(REFUSED_HEAD, ["refused", "too large", "no room", "private key", "layout", "lifetime"]).
 
@@ -88,7 +88,7 @@ held_row(Info) ->
 counts_row(#{scope := Scope, hit_rate := HitRate} = Info) ->
     Count = fun(Key) -> count(maps:get(Key, Info)) end,
     [
-        scope(Scope), Count(hits), Count(misses), percent(HitRate), Count(inserts), Count(expired), Count(evicted),
+        scope(Scope), Count(hits), Count(misses), Count(unknown_misses), percent(HitRate), Count(inserts), Count(expired), Count(evicted),
         Count(evicted_misses), Count(ended), Count(refused), Count(faults)
     ].
 

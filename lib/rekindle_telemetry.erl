@@ -6,7 +6,7 @@
 
 -define(MEASURED, [
     sessions, max_sessions, bytes, max_bytes, templates, certificates, certified, lifetime, oldest, hits, misses, evicted_misses,
-    ended, inserts, expired, evicted, moved, refused, faults
+    lost_misses, unknown_misses, ended, inserts, expired, evicted, moved, refused, faults
 ]).
 
 %% @doc Executes `[rekindle, scope]' once for each scope. The measurements are the numbers of

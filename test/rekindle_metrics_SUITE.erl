@@ -83,7 +83,8 @@ metrics() ->
     [{Name, []} || Name <- [
         "rekindle_sessions", "rekindle_max_sessions", "rekindle_bytes", "rekindle_max_bytes", "rekindle_templates",
         "rekindle_certificates", "rekindle_certified_sessions", "rekindle_lifetime_seconds",
-        "rekindle_oldest_session_age_seconds", "rekindle_evicted_misses_total", "rekindle_inserts_total",
+        "rekindle_oldest_session_age_seconds", "rekindle_evicted_misses_total", "rekindle_lost_misses_total",
+        "rekindle_unknown_misses_total", "rekindle_inserts_total",
         "rekindle_expired_sessions_total", "rekindle_evicted_sessions_total", "rekindle_moved_total", "rekindle_faults_total"
     ]]
     ++ [{"rekindle_lookups_total", [{"result", Result}]} || Result <- ["hit", "miss"]]

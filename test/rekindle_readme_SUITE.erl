@@ -200,6 +200,7 @@ the_defaults_are_those_there_are(Config) ->
         case maps:get(Option, Defaults) of
             %% Left to ssl's environment, which the README names first.
             undefined -> ?assertMatch(<<"ssl's `session_", _/binary>>, Default);
+            [] -> ?assertEqual(<<"`[]`">>, Default);
             Atom when is_atom(Atom) -> ?assertEqual(<<"`", (atom_to_binary(Atom))/binary, "`">>, Default);
             Number -> ?assertMatch([<<_/binary>>], captured(["^(", integer_to_list(Number), ") "], Default))
         end
@@ -218,6 +219,8 @@ values(<<"pos_integer() \\| infinity">>) -> [1, 1000, infinity];
 values(<<"Seconds">>) -> [1, 86_400];
 values(<<"none \\| {folder, Dir} \\| {valkey, Url, Options}">>) ->
     [none, {folder, "/var/lib/sessions"}, {valkey, "valkey://127.0.0.1", [{key_file, "/etc/keys"}]}];
+values(<<"full_handshake \\| resume">>) -> [full_handshake, resume];
+values(<<"[Path]">>) -> [[], ["/etc/ssl/crls", <<"ca.crl">>]];
 values(<<"listener \\| #{Port => Name}">>) -> [listener, #{8883 => a, {{127, 0, 0, 1}, 8883} => b}].
 
 %% ---- commands and files ----

@@ -7,7 +7,7 @@
 -compile([export_all, nowarn_export_all]).
 
 all() ->
-    [{group, validity}, {group, lists}, {group, selectors}].
+    [{group, validity}, {group, lists}, {group, selectors}, {group, doctor}].
 
 groups() ->
     [
@@ -29,6 +29,13 @@ groups() ->
         {selectors, [], [
             an_authority_is_named_in_any_spelling,
             many_selectors_are_given_at_once
+        ]},
+        {doctor, [], [
+            authorities_that_have_changed_are_found,
+            revocation_lists_of_the_listener_alone_are_found,
+            cipher_suites_that_were_taken_away_are_found,
+            server_names_with_checks_of_their_own_are_found,
+            random_ids_are_told_from_lost_sessions
         ]}
     ].
 
@@ -430,6 +437,82 @@ many_selectors_are_given_at_once(_Config) ->
         ?assertEqual({ok, 10}, rekindle_admin:revoke([{issuer, Authority}, {issuer, Authority}])),
         ok = rekindle:terminate(Cache)
     end),
+    rekindle_node:stop(Node).
+
+%% ---- the doctor, and counts ----
+
+authorities_that_have_changed_are_found(Config) ->
+    #{cert := CaFile} = Ca = rekindle_ca:new(dir("ca", Config), "Changed CA"),
+    Client = rekindle_ca:issue(Ca, "client"),
+    Node = start_node([]),
+    {_, Port} = Server = {tls, start(Node, tls, [{cacertfile, CaFile}], Config)},
+    full = connect(Server, Client, Config),
+    ?assertEqual([], findings(Node)),
+    {ok, Pem} = file:read_file(CaFile),
+    rekindle_node:await(fun() -> ok = file:write_file(CaFile, Pem), findings(Node) =/= [] end),
+    [{warning, Line}] = findings(Node),
+    ?assertMatch({match, _}, re:run(Line, "ca.pem. have changed since 1 sessions were made.*rekindle_admin:flush." ++ integer_to_list(Port))),
+    {ok, 1} = rekindle_node:call(Node, rekindle_admin, flush, [Port]),
+    ?assertEqual([], findings(Node)),
+    rekindle_node:stop(Node).
+
+revocation_lists_of_the_listener_alone_are_found(Config) ->
+    Folder = dir("lists", Config),
+    Node = start_node([]),
+    _ = start(Node, tls, [{crl_check, peer}, {crl_cache, {ssl_crl_hash_dir, {internal, [{dir, Folder}]}}}], Config),
+    [{warning, Line}] = findings(Node),
+    ?assertNotEqual(nomatch, string:find(Line, "write {crls, [\"" ++ Folder ++ "\"]} in session_cb_init_args")),
+    rekindle_node:stop(Node),
+    %% As it says.
+    rekindle_ca:list(?config(ca, Config), filename:join(Folder, "ca.r0")),
+    Checked = start_node([{crls, [Folder]}]),
+    _ = start(Checked, tls, [{crl_check, peer}, {crl_cache, {ssl_crl_hash_dir, {internal, [{dir, Folder}]}}}], Config),
+    rekindle_node:await(fun() -> findings(Checked) =:= [] end),
+    rekindle_node:stop(Checked).
+
+cipher_suites_that_were_taken_away_are_found(Config) ->
+    [One, Other] = Ports = [rekindle_node:free_port(), rekindle_node:free_port()],
+    Node = start_node([{scope, maps:from_list([{Port, both} || Port <- Ports])}]),
+    Client = rekindle_ca:issue(?config(ca, Config), "suites"),
+    Server = {tls, start(Node, tls, [{port, One}], Config)},
+    full = connect(Server, Client, Config),
+    ?assertEqual([], findings(Node)),
+    _ = start(Node, tls, [{port, Other}, {ciphers, ["ECDHE-ECDSA-CHACHA20-POLY1305"]}], Config),
+    [{warning, Line}] = findings(Node),
+    ?assertMatch({match, _}, re:run(Line, "^1 sessions of the listener 127.0.0.1:" ++ integer_to_list(Other) ++ " have cipher suites")),
+    rekindle_node:stop(Node).
+
+server_names_with_checks_of_their_own_are_found(Config) ->
+    #{other_ca := OtherCa} = ?config(certs, Config),
+    Node = start_node([]),
+    Plain = [{"one.example", [{honor_cipher_order, true}]}],
+    _ = start(Node, tls, [{sni_hosts, Plain}], Config),
+    ?assertEqual([], findings(Node)),
+    Port = start(Node, tls, [{sni_hosts, [{"two.example", [{cacertfile, OtherCa}]} | Plain]}], Config),
+    Expected = "the listener 127.0.0.1:" ++ integer_to_list(Port) ++ " decides by the server name whom it lets in (sni_hosts)",
+    case list_to_integer(erlang:system_info(otp_release)) < 29 of
+        true -> ?assertMatch([{warning, _}], findings(Node));
+        false -> ?assertEqual([], findings(Node))
+    end,
+    [?assertNotEqual(nomatch, string:find(Line, Expected)) || {_, Line} <- findings(Node)],
+    rekindle_node:stop(Node).
+
+random_ids_are_told_from_lost_sessions(Config) ->
+    Node = start_node([]),
+    Server = {tls, Port} = {tls, start(Node, tls, Config)},
+    Client = #{cert := Cert, key := Key} = rekindle_ca:issue(?config(ca, Config), "random"),
+    %% It can do TLS 1.3.
+    Args = ["s_client", "-connect", "127.0.0.1:" ++ integer_to_list(Port), "-cert", Cert, "-key", Key],
+    [{0, _} = rekindle_clients:run("openssl", Args, [{expect, "New, TLSv1.2"}, <<"Q\n">>], 15_000) || _ <- [1, 2, 3]],
+    ?assertMatch(#{misses := 3, unknown_misses := 3, lost_misses := 0, inserts := 3}, info(Node, Server)),
+    full = connect(Server, Client, Config),
+    {ok, Pem} = file:read_file(Cert),
+    %% An empty store remembers nothing.
+    full = connect(Server, rekindle_ca:issue(?config(ca, Config), "another"), Config),
+    {ok, 4} = rekindle_node:call(Node, rekindle_admin, revoke, [Pem]),
+    ?assertEqual(full, connect(Server, Client, Config)),
+    #{misses := 4, unknown_misses := Unknown, lost_misses := Lost} = info(Node, Server),
+    ?assertEqual({3, 1}, {Unknown, Lost}),
     rekindle_node:stop(Node).
 
 %% ---- nodes and clients ----

@@ -57,6 +57,9 @@ pub struct Counts {
     pub misses: u64,
     /// Those of the misses whose sessions were evicted not long ago.
     pub evicted_misses: u64,
+    /// Those of the misses whose sessions were here not long ago and went for another reason: they expired, or somebody
+    /// dropped them.
+    pub lost_misses: u64,
     /// Those of the misses whose sessions are there and must not be resumed, in the order of [`Ended::ALL`].
     pub ended: [u64; Ended::ALL.len()],
     pub expired: u64,
@@ -71,6 +74,13 @@ impl Counts {
     /// Sessions not stored, for whatever reason.
     pub fn refused_total(&self) -> u64 {
         self.refused.iter().sum()
+    }
+
+    /// Misses of ids of which nothing is known: this store did not make them, or it is too long ago.
+    pub fn unknown_misses(&self) -> u64 {
+        // They are read one after the other.
+        self.misses
+            .saturating_sub(self.evicted_misses + self.lost_misses + self.ended_total())
     }
 
     /// Misses of sessions that must not be resumed, for whatever reason.
@@ -98,6 +108,7 @@ impl Counters {
             misses: self.lookups.sum(|line| &line.misses),
             evicted_misses: self.lookups.sum(|line| &line.returns[0])
                 + self.lookups.sum(|line| &line.returns[1]),
+            lost_misses: self.lookups.sum(|line| &line.lost),
             ended: std::array::from_fn(|why| self.lookups.sum(|line| &line.ended[why])),
             expired: self.expired.load(Relaxed),
             evicted: self.evicted.load(Relaxed),

@@ -36,6 +36,8 @@ pub(crate) struct Line {
     announced: AtomicUsize,
     pub hits: AtomicU64,
     pub misses: AtomicU64,
+    /// Misses of sessions that were there, and were not evicted.
+    pub lost: AtomicU64,
     /// Misses of sessions that are there and must not be resumed, by reason.
     pub ended: [AtomicU64; Ended::ALL.len()],
     /// Hits of sessions that the policy keeps, by class.

@@ -118,6 +118,8 @@ fn scope_info<'a>(env: Env<'a>, scope: &Scope<Template>) -> NifResult<Term<'a>> 
         (atoms::hits(), counts.hits.encode(env)),
         (atoms::misses(), counts.misses.encode(env)),
         (atoms::evicted_misses(), counts.evicted_misses.encode(env)),
+        (atoms::lost_misses(), counts.lost_misses.encode(env)),
+        (atoms::unknown_misses(), counts.unknown_misses().encode(env)),
         (atoms::ended(), counts.ended_total().encode(env)),
         (atoms::ended_by(), trust::ended_by(env, &counts)?),
         (atoms::expired(), counts.expired.encode(env)),

@@ -60,6 +60,8 @@ mod atoms {
         certificates,
         certified,
         evicted_misses,
+        lost_misses,
+        unknown_misses,
         ended,
         ended_by,
         unknown,

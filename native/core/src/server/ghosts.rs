@@ -1,4 +1,4 @@
-//! Which sessions were evicted not long ago: two bytes each, without a lock.
+//! Which sessions were evicted not long ago, or went for another reason: two bytes each, without a lock.
 //!
 //! A ghost is a part of the hash of a session's key, in a place that another part chooses. A newer one takes an
 //! older one's place, and two may be alike: what is made of ghosts has to live with one that is wrong now and then.
@@ -9,8 +9,19 @@ use super::pages::Zeroed;
 use super::policy::Class;
 use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering::Relaxed};
 
-/// The highest bit of a ghost tells the class of the session.
+/// The two highest bits of a ghost tell the class of the session if it was evicted, or that it was not.
 const CERTIFIED: u16 = 1 << 15;
+const LOST: u16 = 1 << 14;
+const KIND: u16 = CERTIFIED | LOST;
+
+/// Whose ghost was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ghost {
+    /// A session of this class that was evicted.
+    Evicted(Class),
+    /// A session that went for another reason: it expired, or somebody dropped it.
+    Lost,
+}
 
 /// Places that one slice gives back: 64 pages.
 const PLACES_PER_SLICE: usize = 64 * Zeroed::<AtomicU16>::FIRST;
@@ -56,18 +67,31 @@ impl Ghosts {
         }
     }
 
-    /// Takes the ghost of a session, and tells its class, if there is one.
-    pub fn take(&self, hash: u64) -> Option<Class> {
+    /// Leaves a ghost of a session that was not evicted, one of `sessions`. It takes no place of one that was: the
+    /// policy goes by those.
+    pub fn leave_lost(&self, hash: u64, sessions: u64) {
+        let length = self.fit(sessions as usize);
+        if let Some(place) = self.place(hash, length) {
+            let ghost = place.load(Relaxed);
+            if ghost == 0 || ghost & KIND == LOST {
+                place.store(tag(hash) | LOST, Relaxed);
+            }
+        }
+    }
+
+    /// Takes the ghost of a session, if there is one.
+    pub fn take(&self, hash: u64) -> Option<Ghost> {
         let place = self.place(hash, self.length.load(Relaxed))?;
         let ghost = place.load(Relaxed);
-        if ghost & !CERTIFIED != tag(hash) {
+        if ghost & !KIND != tag(hash) {
             return None;
         }
         // One of two that ask at once has it.
         place.compare_exchange(ghost, 0, Relaxed, Relaxed).ok()?;
-        Some(match ghost & CERTIFIED {
-            0 => Class::Anonymous,
-            _ => Class::Certified,
+        Some(match ghost & KIND {
+            LOST => Ghost::Lost,
+            0 => Ghost::Evicted(Class::Anonymous),
+            _ => Ghost::Evicted(Class::Certified),
         })
     }
 
@@ -121,9 +145,9 @@ impl Ghosts {
     }
 }
 
-/// Never 0 but for the bit of the class.
+/// Never 0 but for the bits of the kind.
 fn tag(hash: u64) -> u16 {
-    (hash as u16 & !CERTIFIED).max(1)
+    (hash as u16 & !KIND).max(1)
 }
 
 #[cfg(test)]
@@ -144,9 +168,26 @@ mod tests {
         assert_eq!(ghosts.take(hash(1)), None);
         ghosts.leave(hash(1), Class::Certified, 1000);
         ghosts.leave(hash(2), Class::Anonymous, 1000);
-        assert_eq!(ghosts.take(hash(1)), Some(Class::Certified));
+        let evicted = |class| Some(Ghost::Evicted(class));
+        assert_eq!(ghosts.take(hash(1)), evicted(Class::Certified));
         assert_eq!(ghosts.take(hash(1)), None);
-        assert_eq!(ghosts.take(hash(2)), Some(Class::Anonymous));
+        assert_eq!(ghosts.take(hash(2)), evicted(Class::Anonymous));
+        ghosts.leave_lost(hash(3), 1000);
+        assert_eq!(ghosts.take(hash(3)), Some(Ghost::Lost));
+        assert_eq!(ghosts.take(hash(3)), None);
+    }
+
+    #[test]
+    fn a_ghost_of_an_evicted_session_keeps_its_place() {
+        let ghosts = Ghosts::new();
+        // All in one place.
+        ghosts.leave_lost(hash(1), 1);
+        ghosts.leave_lost(hash(2), 1);
+        assert_eq!(ghosts.take(hash(2)), Some(Ghost::Lost));
+        ghosts.leave(hash(3), Class::Anonymous, 1);
+        ghosts.leave_lost(hash(4), 1);
+        assert_eq!(ghosts.take(hash(4)), None);
+        assert_eq!(ghosts.take(hash(3)), Some(Ghost::Evicted(Class::Anonymous)));
     }
 
     #[test]
@@ -162,7 +203,7 @@ mod tests {
             (100_000..200_000)
                 .filter(|n| ghosts.take(hash(*n)).is_some())
                 .count()
-                < 20
+                < 40
         );
         assert!(ghosts.bytes(100_000) < 205_000);
         while ghosts.trim(1_000) {}

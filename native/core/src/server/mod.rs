@@ -42,7 +42,7 @@ use crate::sync::{unlock_fair, Mutex};
 use crate::trust::{Claims, Ended, Trust, TrustCell};
 use certificates::{Books, Certificates, Meant, Walk, MAX_CERTIFICATE};
 use foldhash::quality::RandomState;
-use ghosts::Ghosts;
+use ghosts::{Ghost, Ghosts};
 use index::{Growth, Index, Number, Visit};
 use once_cell::sync::OnceCell;
 use policy::{age_of, code_of, Class, Links, Policy};
@@ -388,8 +388,13 @@ impl<T> ServerStore<T> {
         let visit = self.index.visit(hash);
         let Some(slot) = self.find_fresh(&visit, hash, key, now_ms) else {
             visit.count(|line| &line.misses);
-            if let Some(class) = self.ghosts.take(hash) {
-                visit.count(|line| &line.returns[class as usize]);
+            let is_there = visit.find(hash, |number| self.has_key(number, key));
+            match self.ghosts.take(hash) {
+                // It has expired, and is about to go.
+                _ if is_there.is_some() => visit.count(|line| &line.lost),
+                Some(Ghost::Evicted(class)) => visit.count(|line| &line.returns[class as usize]),
+                Some(Ghost::Lost) => visit.count(|line| &line.lost),
+                None => {}
             }
             return None;
         };
@@ -431,7 +436,7 @@ impl<T> ServerStore<T> {
         let mut order = self.order.lock();
         let slot = self.find_slot(&order, self.hash(key), key);
         if let Some(slot) = slot {
-            self.take_out(&mut order, slot);
+            self.lose(&mut order, slot);
             self.note_bytes(&order);
         }
         slot.is_some()
@@ -628,7 +633,7 @@ impl<T> ServerStore<T> {
             // SAFETY: a session in a chain is allocated, and the order lock is held.
             let chain = unsafe { self.slot(slot.0) }.chain();
             newest = chain.map_or(SlotRef::NONE, |chain| chain.older);
-            self.take_out(&mut order, slot);
+            self.lose(&mut order, slot);
             *dropped += 1;
             if !slice.goes_on() {
                 break;
@@ -1141,6 +1146,14 @@ impl<T> ServerStore<T> {
         self.take_out_pinned(order, slot, None);
     }
 
+    /// Takes a session out that is not evicted, and that its client may come back for.
+    fn lose(&self, order: &mut Order, slot: SlotRef) {
+        // SAFETY: what is in a list or in the index is allocated, and the order lock is held.
+        let hash = self.hash(unsafe { self.slot(slot.0) }.key());
+        self.ghosts.leave_lost(hash, self.sessions());
+        self.take_out(order, slot);
+    }
+
     fn take_out_pinned(&self, order: &mut Order, slot: SlotRef, pinned: Option<Number>) {
         // SAFETY: what is in a list or in the index is allocated, and the order lock is held.
         let place = unsafe { self.slot(slot.0) };
@@ -1245,7 +1258,7 @@ impl<T> ServerStore<T> {
         let at = order.slab.next_due(limit)?;
         let due = self.look_through(order, at, now, limit, most);
         for slot in &due.slots[..due.length] {
-            self.take_out(order, *slot);
+            self.lose(order, *slot);
             Counters::add(&self.counters.expired);
         }
         Some(due.length)

@@ -291,7 +291,9 @@ fn make(call: &Call, store: &ServerStore<u8>, model: &mut Model, now: &mut u64) 
                 None => model.counts.misses += 1,
             }
             model.counts.evicted_misses = store.counters().read().evicted_misses;
-            assert!(model.counts.evicted_misses <= model.counts.misses);
+            model.counts.lost_misses = store.counters().read().lost_misses;
+            let explained = model.counts.evicted_misses + model.counts.lost_misses;
+            assert!(explained <= model.counts.misses);
         }
         Call::Peek(key) => {
             let found = with_key(*key, |id| store.peek(id, now_ms, owned));

@@ -1047,3 +1047,31 @@ fn many_selectors_of_all_kinds_are_carried_out_at_once() {
     assert_eq!(store.revoke(&selectors), 1_598);
     assert_eq!(survivors(&store, 0..1_600), [3, 1_598]);
 }
+
+#[test]
+fn lookups_of_sessions_that_were_lost_are_told_from_ids_that_nobody_knows() {
+    let store = store(ANY, ANY, 1_000);
+    for n in 0..1_000 {
+        insert(&store, n, b"", 0);
+    }
+    for n in 0..100 {
+        assert!(store.delete(SessionKey::Id(&id(n))));
+        assert!(!use_it(&store, n, 0));
+    }
+    // Expired and not dropped yet, and afterwards.
+    assert!(!use_it(&store, 500, 1_000));
+    insert(&store, 5_000, b"", 1_000);
+    store.expire(1_000, usize::MAX);
+    for n in 100..200 {
+        assert!(!use_it(&store, n, 1_000));
+    }
+    let counts = store.counters().read();
+    // All but those whose place has another one's ghost.
+    assert!((140..=201).contains(&counts.lost_misses), "{counts:?}");
+    let strangers = 20_000..21_000;
+    strangers.for_each(|n| assert!(!use_it(&store, n, 1_000)));
+    let after = store.counters().read();
+    assert!(after.lost_misses - counts.lost_misses < 5, "{after:?}");
+    assert_eq!(after.misses, 1_201);
+    assert_eq!(after.unknown_misses(), 1_201 - after.lost_misses);
+}
