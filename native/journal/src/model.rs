@@ -754,3 +754,35 @@ proptest! {
         model.take(&Step::Quiesce);
     }
 }
+
+#[test]
+fn nodes_that_each_know_what_the_other_lacks_tell_each_other() {
+    // Who is first depends on random numbers.
+    for _ in 0..10 {
+        let mut model = Model::new(Config {
+            has_folder: [false; NODES],
+            waits: false,
+            has_attacks: true,
+        });
+        let add = |certificate| Step::Add {
+            node: 0,
+            certificate,
+        };
+        let revoke = |node, number| Step::Revoke {
+            node,
+            what: Revoke::Certificate(number),
+        };
+        for step in [add(1), add(2), Step::Quiesce, revoke(1, 1), revoke(0, 2)] {
+            model.take(&step);
+        }
+        // Neither is written yet when the log is lost, and each tells that there is more.
+        model.revoke(1, Target::Session(id(0)), true);
+        for step in [add(0), Step::Attack(Attack::LoseAll), Step::Quiesce] {
+            model.take(&step);
+        }
+        for node in model.nodes.iter().flatten() {
+            assert_eq!(node.known().len(), 3);
+            assert!(!node.journal().0.replay.lock().is_held);
+        }
+    }
+}

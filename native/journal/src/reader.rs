@@ -21,6 +21,9 @@ use std::time::Duration;
 /// How long a node may take to answer a question: the first one does.
 const ANSWER_WITHIN_MS: u64 = 400;
 
+/// Most questions that wait for an answer: a node that may lack something gives none.
+const MAX_TO_ANSWER: usize = 1000;
+
 /// What a pass over the control stream has met.
 #[derive(Default)]
 pub(crate) struct Seen {
@@ -175,6 +178,9 @@ impl<T: TemplateCodec> Shared<T> {
                 let mut replay = self.replay.lock();
                 let is_own = replay.asked.contains(&nonce);
                 if seen.is_none() && !is_own && !replay.answered.contains(&nonce) {
+                    if replay.to_answer.len() == MAX_TO_ANSWER {
+                        replay.to_answer.remove(0);
+                    }
                     replay.to_answer.push(nonce);
                     let delay_ms = (nonce ^ self.writer) % ANSWER_WITHIN_MS;
                     replay.want_scan(Duration::from_millis(delay_ms));
@@ -342,8 +348,9 @@ impl<T: TemplateCodec> Shared<T> {
         }
     }
 
-    /// Writes what this node knows and the log does not have, and answers those who asked.
-    pub fn complete_log(&self, seen: &Seen) {
+    /// Writes what this node knows and the log does not have, and answers those who asked, if it may: not while this node
+    /// itself may lack something.
+    pub fn complete_log(&self, seen: &Seen, may_answer: bool) {
         if self.status.is_failing(Part::Writer) {
             // What waits already is enough.
             self.replay.lock().want_scan(Duration::from_secs(1));
@@ -374,7 +381,10 @@ impl<T: TemplateCodec> Shared<T> {
             notes.push(Note::Clock);
         }
         let mut replay = self.replay.lock();
-        let asked = std::mem::take(&mut replay.to_answer);
+        let asked = match may_answer {
+            true => std::mem::take(&mut replay.to_answer),
+            false => Vec::new(),
+        };
         let open: Vec<u64> = (asked.iter().copied())
             .filter(|nonce| !is_complete || !seen.answers.contains(nonce))
             .collect();

@@ -148,7 +148,7 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    const ALL: [Kind; 7] = [
+    pub const ALL: [Kind; 7] = [
         Kind::Session,
         Kind::Template,
         Kind::Knowledge,
@@ -162,7 +162,7 @@ impl Kind {
         Kind::ALL.into_iter().find(|kind| *kind as u8 == byte)
     }
 
-    fn stream(self) -> Stream {
+    pub fn stream(self) -> Stream {
         match self {
             Kind::Session => Stream::Sessions,
             _ => Stream::Control,

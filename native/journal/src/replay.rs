@@ -132,12 +132,12 @@ fn scan_only<T: TemplateCodec>(
         journal.replay.lock().wants_replay = true;
         return Ok(());
     }
-    if let Some(Hold(why)) = reason_to_hold(journal, &seen) {
-        hold(journal, why);
-        return Ok(());
+    let held = reason_to_hold(journal, &seen);
+    journal.complete_log(&seen, held.is_none());
+    match held {
+        Some(Hold(why)) => hold(journal, why),
+        None => note_done(journal),
     }
-    note_done(journal);
-    journal.complete_log(&seen);
     Ok(())
 }
 
@@ -188,12 +188,11 @@ fn replay<T: TemplateCodec>(
     // From now on control records are carried out as they come, and sessions unless the journal is held.
     journal.replay.lock().is_held = held.is_some();
     hub.follow(journal, mark);
+    // Also what one node waits for may be known to another one that waits.
+    journal.complete_log(&seen, held.is_none());
     let held = match held {
         Some(hold) => Some(hold),
-        None => {
-            journal.complete_log(&seen);
-            read_sessions(journal, reader)?
-        }
+        None => read_sessions(journal, reader)?,
     };
     if let Some(Hold(why)) = held {
         hold(journal, why);

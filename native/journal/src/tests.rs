@@ -1,1 +1,941 @@
 //! Journals at work, with their threads, on one log in memory.
+
+use crate::node_memory::NodeMemory;
+use crate::record::Skipped;
+use crate::testing::{
+    has, id, insert, key_line, open, options, store, Common, Memory, LAYOUT, POISON, USELESS,
+};
+use crate::{
+    revoke, take_events, CertificateSelector, Event, EventKind, Hub, Journal, Options, Report,
+    Revoked, Target,
+};
+use parking_lot::Mutex;
+use rekindle_core::{now_ms, Limits, Reference, Scope, SessionKey};
+use rekindle_log::{Record, Stream};
+use sha1::Sha1;
+use sha2::{Digest, Sha256};
+use std::fs;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{mpsc, Arc};
+use std::thread;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+const HOUR_MS: u64 = 3_600_000;
+
+/// A log, and the key files of those who use it.
+struct Fleet {
+    name: String,
+    log: Memory,
+    folder: TempDir,
+}
+
+struct Node {
+    /// Ends the scope when dropped.
+    _reference: Reference<Common>,
+    scope: Arc<Scope<Common>>,
+}
+
+/// Waits for what the threads will have done.
+fn until(what: &str, mut is_done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !is_done() {
+        assert!(Instant::now() < deadline, "in vain: {what}");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Whole and at once: what reads it meanwhile sees the old one or the new one.
+fn write_keys(path: &Path, names: &[&str]) {
+    let text: String = names.iter().map(|name| key_line(name)).collect();
+    let new = path.with_extension("new");
+    let mut options = fs::OpenOptions::new();
+    let options = options.write(true).create(true).truncate(true).mode(0o600);
+    let mut file = options.open(&new).unwrap();
+    std::io::Write::write_all(&mut file, text.as_bytes()).unwrap();
+    fs::rename(new, path).unwrap();
+}
+
+fn limits(max_sessions: u64) -> Limits {
+    Limits {
+        max_bytes: 100_000_000,
+        max_sessions,
+        lifetime_ms: HOUR_MS,
+    }
+}
+
+/// Events are the process's, and whoever takes them takes those of other tests as well.
+static OTHERS: Mutex<Vec<Event>> = Mutex::new(Vec::new());
+
+fn certificate_target() -> Target {
+    let digest = Sha256::digest(b"certificate").into();
+    Target::Certificate(CertificateSelector::Sha256(digest))
+}
+
+impl Fleet {
+    /// A log that several nodes have. Events are found by its name.
+    fn new(name: &str) -> Fleet {
+        Fleet::with(name, Memory::new(true))
+    }
+
+    /// A log of one node.
+    fn alone(name: &str) -> Fleet {
+        Fleet::with(name, Memory::new(false))
+    }
+
+    fn with(name: &str, log: Memory) -> Fleet {
+        let fleet = Fleet {
+            name: name.into(),
+            log,
+            folder: tempfile::tempdir().unwrap(),
+        };
+        write_keys(&fleet.path("keys"), &["a", "b"]);
+        fleet
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn options(&self) -> Options {
+        options(&self.name, self.path("keys"))
+    }
+
+    /// A node without a memory of its own.
+    fn node(&self) -> Node {
+        self.node_with(self.options(), limits(u64::MAX))
+    }
+
+    /// A node that remembers in this folder.
+    fn node_in(&self, folder: &str) -> Node {
+        let mut options = self.options();
+        options.node_folder = Some(self.path(folder));
+        self.node_with(options, limits(u64::MAX))
+    }
+
+    /// A node that has read what is in the log.
+    fn replayed(&self) -> Node {
+        let node = self.node();
+        node.wait_for_replay();
+        node
+    }
+
+    fn node_with(&self, options: Options, limits: Limits) -> Node {
+        let (reference, scope) = open(&self.name, limits);
+        let hub = Hub::new(Arc::new(self.log.clone()));
+        // Nodes that share a process share what it remembers, unless they have folders.
+        let memory = match &options.node_folder {
+            Some(folder) => NodeMemory::of(Some(folder)),
+            None => Arc::new(NodeMemory::new(None)),
+        };
+        let journal = Journal::start_with(&scope, options, memory, || Arc::clone(&hub)).unwrap();
+        assert!(scope.attach(journal));
+        Node {
+            _reference: reference,
+            scope,
+        }
+    }
+
+    /// What happened to this fleet's journals since the last call.
+    fn events(&self) -> Vec<EventKind> {
+        let mut events = OTHERS.lock();
+        events.extend(take_events());
+        let is_own = |event: &Event| event.scope == self.name.as_bytes();
+        let (own, others) = events.drain(..).partition(is_own);
+        *events = others;
+        let own: Vec<Event> = own;
+        own.into_iter().map(|event| event.kind).collect()
+    }
+
+    fn down(&self, is_down: bool) {
+        self.log.switch(|log| log.is_down = is_down);
+    }
+
+    fn count(&self, stream: Stream) -> usize {
+        self.log.records(stream).len()
+    }
+}
+
+impl Node {
+    fn journal(&self) -> &Journal<Common> {
+        self.scope.attached().unwrap()
+    }
+
+    fn add_with(&self, n: u32, template: &[u8], certificate: &[u8]) {
+        assert!(insert(&self.scope, n, template, certificate));
+    }
+
+    fn add(&self, n: u32) {
+        self.add_with(n, b"template", b"");
+    }
+
+    /// As OTP's process does.
+    fn forget(&self, n: u32) {
+        self.journal().forget(&id(n));
+        store(&self.scope).delete(SessionKey::Id(&id(n)));
+    }
+
+    fn revoke(&self, target: Target) -> Revoked {
+        revoke(&[Arc::clone(&self.scope)], false, &[], &[target])
+    }
+
+    /// Revokes, which is durable then.
+    fn revoke_for_good(&self, target: Target) -> u64 {
+        let revoked = self.revoke(target);
+        assert!(revoked.pending.is_empty(), "{:?}", revoked.pending);
+        revoked.dropped
+    }
+
+    fn has(&self, n: u32) -> bool {
+        has(&self.scope, n)
+    }
+
+    fn report(&self) -> Report {
+        self.journal().report()
+    }
+
+    fn is_up(&self) -> bool {
+        self.report().health == Some(Ok(()))
+    }
+
+    fn error(&self) -> String {
+        match self.report().health {
+            Some(Err(error)) => error,
+            _ => String::new(),
+        }
+    }
+
+    fn skipped(&self, reason: Skipped) -> u64 {
+        self.report().skipped[reason.index()]
+    }
+
+    fn skipped_at_all(&self) -> u64 {
+        self.report().skipped.iter().sum()
+    }
+
+    fn wait_for_replay(&self) {
+        until("the replay", || self.report().replay_ms.is_some());
+    }
+
+    /// Until everything is in the log.
+    fn wait_for_writing(&self) {
+        let is_written = || {
+            let hands = |report: Report| report.queued == 0 && report.unwritten == 0;
+            hands(self.report()) && self.is_up()
+        };
+        until("the writing", is_written);
+    }
+}
+
+fn key_of(record: &Record) -> String {
+    let length = usize::from(record[42]);
+    String::from_utf8_lossy(&record[43..43 + length]).into_owned()
+}
+
+#[test]
+fn a_session_is_found_on_another_node_as_it_was() {
+    let fleet = Fleet::new("shared");
+    let (one, other) = (fleet.replayed(), fleet.replayed());
+    one.add(1);
+    one.add_with(2, b"another", b"certificate");
+    until("sessions", || other.has(1) && other.has(2));
+    let peeked = store(&other.scope).peek(SessionKey::Id(&id(2)), now_ms(), |session| {
+        let template = session.template.unwrap();
+        let bytes = crate::TemplateCodec::encoded(&**template).bytes().to_vec();
+        (bytes, session.certificate.unwrap().der().into_owned())
+    });
+    let expected = (b"another".to_vec(), b"certificate".to_vec());
+    assert_eq!(peeked.unwrap(), expected);
+    let report = other.report();
+    assert_eq!((report.applied, report.known, report.dropped), (2, 0, 0));
+    assert_eq!(other.skipped_at_all(), 0);
+    until("health", || one.is_up());
+}
+
+#[test]
+fn after_a_restart_sessions_are_there_and_revocations_hold() {
+    let fleet = Fleet::new("restarted");
+    let before = fleet.replayed();
+    for n in 0..500 {
+        before.add(n);
+        // Fewer than may wait.
+        if n % 100 == 99 {
+            before.wait_for_writing();
+        }
+    }
+    before.add_with(3000, b"template", b"certificate");
+    before.forget(7);
+    assert_eq!(before.revoke_for_good(certificate_target()), 1);
+    before.add_with(3001, b"template", b"certificate");
+    before.wait_for_writing();
+    until("sessions", || fleet.count(Stream::Sessions) == 502);
+    drop(before);
+    let after = fleet.replayed();
+    for n in (0..500).filter(|n| *n != 7) {
+        assert!(after.has(n), "{n}");
+    }
+    // Not found and dropped again, but never there. What was made after it is there.
+    assert!(!after.has(7) && !after.has(3000) && after.has(3001));
+    assert_eq!(
+        (after.skipped(Skipped::Revoked), after.skipped_at_all()),
+        (2, 2)
+    );
+    assert_eq!(
+        (after.report().applied, after.report().revocations),
+        (500, 2)
+    );
+    let replayed = |kind: &EventKind| matches!(kind, EventKind::Replayed { sessions: 500, .. });
+    assert_eq!(
+        fleet.events().iter().filter(|kind| replayed(kind)).count(),
+        1
+    );
+    assert_eq!(after.revoke_for_good(Target::All), 500);
+    drop(after);
+    let empty = fleet.replayed();
+    assert_eq!((empty.scope.sessions(), empty.report().applied), (0, 0));
+    assert_eq!(empty.skipped(Skipped::Revoked), 502);
+}
+
+#[test]
+fn the_newest_sessions_are_replayed_first() {
+    let fleet = Fleet::new("newest");
+    let before = fleet.replayed();
+    (0..10).for_each(|n| before.add(n));
+    until("sessions", || fleet.count(Stream::Sessions) == 10);
+    let after = fleet.node_with(fleet.options(), limits(3));
+    after.wait_for_replay();
+    let held: Vec<u32> = (0..10).filter(|n| after.has(*n)).collect();
+    assert_eq!(held, [7, 8, 9]);
+    assert_eq!(after.skipped(Skipped::Full), 7);
+}
+
+#[test]
+fn a_log_that_fails_loses_nothing_that_is_not_counted() {
+    let fleet = Fleet::new("failing");
+    let (one, other) = (fleet.replayed(), fleet.replayed());
+    one.add(0);
+    until("a session", || other.has(0));
+    fleet.events();
+    fleet.down(true);
+    until("both to notice", || {
+        one.add(0);
+        [&one, &other]
+            .iter()
+            .all(|node| node.error().contains("it is down"))
+    });
+    (1..1000).for_each(|n| one.add(n));
+    assert!(one.report().dropped >= 100);
+    fleet.log.switch(|log| {
+        (log.is_down, log.half_appends) = (false, 3);
+        log.is_doubling = true;
+    });
+    until("sessions", || other.has(999) && one.report().queued == 0);
+    until("health", || one.is_up() && other.is_up());
+    let lost = (1..1000).filter(|n| !other.has(*n)).count() as u64;
+    assert!(lost <= one.report().dropped && lost > 0, "{lost}");
+    assert_eq!(other.skipped_at_all(), 0);
+    // What was appended twice was known.
+    assert!(other.report().known > 0);
+    let is_up = |kind: &EventKind| matches!(kind, EventKind::Up { .. });
+    let ups = fleet.events().iter().filter(|kind| is_up(kind)).count();
+    assert!(ups >= 2);
+}
+
+#[test]
+fn connected_nodes_obey() {
+    let fleet = Fleet::new("obeyed");
+    let (one, other) = (fleet.replayed(), fleet.replayed());
+    one.add(1);
+    one.add_with(2, b"template", b"certificate");
+    one.add(3);
+    until("sessions", || [1, 2, 3].iter().all(|n| other.has(*n)));
+    assert_eq!(one.revoke_for_good(Target::Session(id(1))), 1);
+    until("the revocation", || !other.has(1));
+    assert_eq!(other.revoke_for_good(certificate_target()), 1);
+    until("the revocation", || !one.has(2));
+    one.forget(3);
+    until("the revocation", || !other.has(3));
+    one.add(4);
+    until("a session", || other.has(4));
+    one.revoke_for_good(Target::All);
+    until("the flush", || other.scope.sessions() == 0);
+    let after = fleet.replayed();
+    assert_eq!(after.scope.sessions(), 0);
+}
+
+#[test]
+fn a_revocation_that_is_not_written_is_pending_and_made_up_for() {
+    let fleet = Fleet::new("pending");
+    let (one, other) = (fleet.replayed(), fleet.replayed());
+    one.add(1);
+    one.add(2);
+    until("sessions", || other.has(1) && other.has(2));
+    fleet.down(true);
+    let revoked = one.revoke(Target::Session(id(1)));
+    assert_eq!(revoked.dropped, 1);
+    let why = &revoked.pending["pending"];
+    assert!(why.contains("it is down"), "{why}");
+    assert_eq!(one.report().unwritten, 1);
+    assert!(!one.has(1) && other.has(1));
+    // Made and revoked before either is written.
+    one.add(5);
+    one.forget(5);
+    fleet
+        .log
+        .switch(|log| (log.is_down, log.half_appends) = (false, 2));
+    until("the revocation", || !other.has(1));
+    one.wait_for_writing();
+    other.add(6);
+    until("a session", || one.has(6));
+    assert!(other.has(2) && !other.has(5));
+    assert_eq!(fleet.replayed().report().missing, 0);
+}
+
+#[test]
+fn retries_write_nothing_twice() {
+    let fleet = Fleet::new("twice");
+    let node = fleet.replayed();
+    node.add(1);
+    node.wait_for_writing();
+    fleet.down(true);
+    let targets: Vec<_> = (100..200).map(|n| Target::Session(id(n))).collect();
+    let scopes = [Arc::clone(&node.scope)];
+    assert_eq!(revoke(&scopes, false, &[], &targets).pending.len(), 1);
+    let before = fleet.count(Stream::Control);
+    fleet.down(false);
+    node.wait_for_writing();
+    until("the scan", || !node.journal().0.replay.lock().wants_scan);
+    let written = fleet.count(Stream::Control) - before;
+    assert!((100..105).contains(&written), "{written}");
+}
+
+#[test]
+fn a_log_that_is_lost_gets_revocations_again_and_starting_nodes_wait_for_them() {
+    let fleet = Fleet::new("lost control");
+    let (one, other) = (fleet.replayed(), fleet.replayed());
+    one.add(1);
+    until("a session", || other.has(1));
+    one.revoke_for_good(Target::Session(id(1)));
+    one.add(2);
+    until("sessions", || other.has(2) && !other.has(1));
+    let lose =
+        |log: &Memory| log.change(|records| records.retain(|it| it.stream == Stream::Sessions));
+    lose(&fleet.log);
+    let after = fleet.node();
+    after.wait_for_replay();
+    assert!(!after.has(1));
+    until("the session", || after.has(2));
+    drop((one, other));
+    // Nobody else knows now.
+    until("the end", || after.is_up());
+    drop(after);
+    lose(&fleet.log);
+    let late = fleet.node();
+    until("the hold", || {
+        late.error()
+            .contains("revocations that are no longer in it")
+    });
+    assert_eq!((late.scope.sessions(), late.report().replay_ms), (0, None));
+    // What is made here is shared all the same.
+    late.add(3);
+    late.wait_for_replay_anyway();
+    assert!(late.has(1) && late.has(2) && late.has(3));
+}
+
+impl Node {
+    fn wait_for_replay_anyway(&self) {
+        self.journal().replay_anyway();
+        self.wait_for_replay();
+        until("health", || self.error().is_empty());
+    }
+}
+
+#[test]
+fn a_node_that_comes_back_with_its_memory_ends_the_wait() {
+    let fleet = Fleet::new("comes back");
+    let one = fleet.node_in("one");
+    one.wait_for_replay();
+    one.add(1);
+    one.revoke_for_good(Target::Session(id(1)));
+    one.add(2);
+    until("sessions", || fleet.count(Stream::Sessions) == 2);
+    drop(one);
+    fleet
+        .log
+        .change(|records| records.retain(|it| it.stream == Stream::Sessions));
+    let late = fleet.node();
+    until("the hold", || late.error().contains("not replayed"));
+    let back = fleet.node_in("one");
+    back.wait_for_replay();
+    late.wait_for_replay();
+    assert!(!late.has(1) && !back.has(1));
+    until("a session", || late.has(2) && back.has(2));
+}
+
+#[test]
+fn a_log_that_is_rolled_back_is_noticed_by_living_nodes_and_by_those_with_a_memory() {
+    let fleet = Fleet::new("rolled back");
+    let one = fleet.node_in("one");
+    one.wait_for_replay();
+    one.add(1);
+    until("a session", || fleet.count(Stream::Sessions) == 1);
+    let snapshot = fleet.log.snapshot();
+    one.revoke_for_good(Target::Session(id(1)));
+    fleet.log.change(|records| records.clone_from(&snapshot));
+    until("the revocation", || {
+        fleet.log.snapshot().len() > snapshot.len()
+    });
+    assert!(!fleet.replayed().has(1));
+    drop(one);
+    fleet.log.change(|records| records.clone_from(&snapshot));
+    let back = fleet.node_in("one");
+    back.wait_for_replay();
+    assert!(!back.has(1));
+    back.wait_for_writing();
+    assert!(!fleet.replayed().has(1));
+}
+
+#[test]
+fn a_node_waits_for_a_living_one_if_it_is_to() {
+    let fleet = Fleet::new("confirmed");
+    let one = fleet.replayed();
+    one.add(1);
+    one.wait_for_writing();
+    until("a session", || fleet.count(Stream::Sessions) == 1);
+    let waiting = || {
+        let mut options = fleet.options();
+        options.wait_for_living_node = true;
+        fleet.node_with(options, limits(u64::MAX))
+    };
+    let other = waiting();
+    other.wait_for_replay();
+    assert!(other.has(1));
+    drop((one, other));
+    let alone = waiting();
+    until("the hold", || {
+        alone.error().contains("until another node confirms")
+    });
+    assert!(!alone.has(1));
+    let living = fleet.replayed();
+    alone.wait_for_replay();
+    assert!(living.has(1) && alone.has(1));
+}
+
+#[test]
+fn a_copied_record_changes_nothing() {
+    let fleet = Fleet::new("copied");
+    let (one, other) = (fleet.replayed(), fleet.replayed());
+    one.add(1);
+    one.revoke_for_good(Target::All);
+    one.add(2);
+    one.add_with(3, b"template", b"certificate");
+    until("sessions", || other.has(2) && other.has(3) && !other.has(1));
+    let other_stream = |stream| match stream {
+        Stream::Control => Stream::Sessions,
+        Stream::Sessions => Stream::Control,
+    };
+    for placed in fleet.log.snapshot() {
+        fleet.log.append(
+            &fleet.name,
+            other_stream(placed.stream),
+            placed.record.clone(),
+        );
+        fleet.log.append(&fleet.name, placed.stream, placed.record);
+    }
+    one.add(4);
+    until("a session", || other.has(4));
+    for node in [&one, &other, &fleet.replayed()] {
+        assert!(!node.has(1) && node.has(2) && node.has(3) && node.has(4));
+        assert!(node.skipped(Skipped::Log) > 0);
+    }
+}
+
+#[test]
+fn a_log_of_one_node_is_replayed_without_asking() {
+    let fleet = Fleet::alone("alone");
+    let before = fleet.node_in("node");
+    before.wait_for_replay();
+    before.add(1);
+    before.add(2);
+    before.revoke_for_good(Target::Session(id(1)));
+    until("sessions", || fleet.count(Stream::Sessions) == 2);
+    drop(before);
+    fleet
+        .log
+        .change(|records| records.retain(|it| it.stream == Stream::Sessions));
+    let after = fleet.node_in("node");
+    after.wait_for_replay();
+    assert!(!after.has(1));
+    assert!(after.report().revocations == 1);
+}
+
+#[test]
+fn keys_are_rotated_without_any_session_lost() {
+    let fleet = Fleet::new("rotated");
+    let [one_keys, other_keys] = ["one", "other"].map(|name| fleet.path(name));
+    let node = |path: &PathBuf| {
+        let mut options = fleet.options();
+        options.keys.path = path.clone();
+        let node = fleet.node_with(options, limits(u64::MAX));
+        node.wait_for_replay();
+        node
+    };
+    write_keys(&one_keys, &["k1"]);
+    write_keys(&other_keys, &["k1"]);
+    let nodes = [node(&one_keys), node(&other_keys)];
+    let mut n = 0;
+    let mut shares = |sealing: [&str; 2]| {
+        for (from, to, key) in [(0, 1, sealing[0]), (1, 0, sealing[1])] {
+            n += 1;
+            nodes[from].add(n);
+            until("a session", || nodes[to].has(n));
+            let records = fleet.log.records(Stream::Sessions);
+            assert_eq!(key_of(records.last().unwrap()), key);
+        }
+    };
+    shares(["k1", "k1"]);
+    // One node after the other learns of a key before any node seals with it.
+    let steps: [(&[&str], &str, &str); 3] = [
+        (&["k1", "k2"], "k1", "k1"),
+        (&["k1", "k2", "k3"], "k1", "k2"),
+        (&["k2", "k3"], "k2", "k2"),
+    ];
+    for (names, before, after) in steps {
+        write_keys(&one_keys, names);
+        nodes[0].journal().reload_keys().unwrap();
+        shares([after, before]);
+        write_keys(&other_keys, names);
+        assert_eq!(nodes[1].journal().reload_keys().unwrap(), names);
+        shares([after, after]);
+    }
+    // A node that has the new keys alone finds what the present sessions refer to.
+    let late = node(&one_keys);
+    assert!(late.has(n) && late.error().is_empty());
+}
+
+#[test]
+fn what_came_before_its_key_is_read_once_the_key_is_there() {
+    let fleet = Fleet::new("late key");
+    let late_keys = fleet.path("late");
+    let one = fleet.replayed();
+    one.add(1);
+    one.add(2);
+    one.revoke_for_good(Target::Session(id(1)));
+    until("sessions", || fleet.count(Stream::Sessions) == 2);
+    let mut options = fleet.options();
+    options.keys.path = late_keys.clone();
+    let late = fleet.node_with(options, limits(u64::MAX));
+    until("the error", || late.error().contains("No such file"));
+    // A key of its own, but not that of the others.
+    write_keys(&late_keys, &["z"]);
+    until("the hold", || {
+        late.error().contains("not replayed") || late.error().contains("key a")
+    });
+    assert_eq!(late.scope.sessions(), 0);
+    write_keys(&late_keys, &["a", "b", "z"]);
+    until("the session", || late.has(2));
+    assert!(!late.has(1));
+    until("health", || late.error().is_empty());
+}
+
+#[test]
+fn keys_stay_in_force_while_their_file_is_not_there() {
+    let fleet = Fleet::new("no file");
+    let path = fleet.path("keys");
+    let away = fleet.path("away");
+    let mut options = fleet.options();
+    options.keys.make = true;
+    let (one, other) = (fleet.node_with(options, limits(u64::MAX)), fleet.replayed());
+    one.wait_for_replay();
+    let rights = |mode| fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+    let mut n = 0;
+    let mut shares = || {
+        n += 1;
+        one.add(n);
+        until("a session", || other.has(n));
+    };
+    shares();
+    until("health", || one.is_up());
+    type Do<'a> = &'a dyn Fn();
+    let spoil: [(Do, Do, &str); 3] = [
+        (
+            &|| fs::rename(&path, &away).unwrap(),
+            &|| fs::rename(&away, &path).unwrap(),
+            "No such file",
+        ),
+        (&|| rights(0o644), &|| rights(0o600), "mode 644"),
+        (
+            &|| fs::write(&path, "k1").unwrap(),
+            &|| write_keys(&path, &["a", "b"]),
+            "line 1",
+        ),
+    ];
+    for (spoil, mend, error) in spoil {
+        spoil();
+        until(error, || one.error().contains(error));
+        shares();
+        assert_eq!(one.report().keys, ["a", "b"]);
+        mend();
+        until("health", || one.is_up());
+        shares();
+    }
+    assert_eq!(other.skipped_at_all(), 0);
+    // And by hand.
+    fs::rename(&path, &away).unwrap();
+    let error = one.journal().reload_keys().unwrap_err();
+    assert!(error.contains("No such file"), "{error}");
+    fs::rename(&away, &path).unwrap();
+    assert_eq!(one.journal().reload_keys().unwrap(), ["a", "b"]);
+    assert!(one.is_up());
+}
+
+#[test]
+fn sessions_wait_for_a_key_that_may_be_used() {
+    let fleet = Fleet::new("wrong rights");
+    let path = fleet.path("keys");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+    let node = fleet.node();
+    node.add(1);
+    until("the error", || node.error().contains("mode 640"));
+    assert_eq!(node.report().written, 0);
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    until("the session", || fleet.count(Stream::Sessions) == 1);
+    until("health", || node.is_up());
+    assert_eq!(node.report().dropped, 0);
+}
+
+#[test]
+fn what_sessions_refer_to_is_in_the_log_again_after_it_was_lost() {
+    let fleet = Fleet::new("lost");
+    let node = fleet.replayed();
+    node.add(1);
+    until("a session", || fleet.count(Stream::Sessions) == 1);
+    fleet.log.change(Vec::clear);
+    fleet.log.switch(|log| log.half_appends = 1);
+    node.add(2);
+    until("a session", || fleet.count(Stream::Sessions) == 1);
+    let after = fleet.replayed();
+    until("the session", || after.has(2));
+    assert!(!after.has(1));
+}
+
+#[test]
+fn a_template_that_cannot_be_used_costs_its_sessions_only() {
+    let fleet = Fleet::new("useless");
+    let (one, other) = (fleet.replayed(), fleet.replayed());
+    one.add(1);
+    until("a session", || other.has(1));
+    // As a node of another version would write it.
+    let journal = one.journal();
+    let useless = Arc::new(crate::EncodedTemplate::new(USELESS.to_vec()));
+    let secret = crate::testing::secret(2);
+    let knowledge = journal.knowledge();
+    journal.add(&id(2), &secret, useless, knowledge, b"", b"", HOUR_MS);
+    one.add(3);
+    until("the session", || other.has(3));
+    assert!(!other.has(2));
+    assert_eq!(
+        (other.skipped(Skipped::Template), other.skipped_at_all()),
+        (1, 1)
+    );
+}
+
+#[test]
+fn the_shorter_lifetime_counts() {
+    let fleet = Fleet::new("lifetimes");
+    let short = Limits {
+        lifetime_ms: 60_000,
+        ..limits(u64::MAX)
+    };
+    let long = fleet.replayed();
+    let short = fleet.node_with(fleet.options(), short);
+    short.wait_for_replay();
+    long.add(1);
+    until("the session", || short.has(1));
+    let is_there = |after_ms| {
+        let peeked = store(&short.scope).peek(SessionKey::Id(&id(1)), now_ms() + after_ms, |_| ());
+        peeked.is_some()
+    };
+    assert!(is_there(50_000) && !is_there(60_000));
+    // A revocation is kept for the longest lifetime in the log, and what clocks may differ.
+    assert!(short.journal().0.keep_ms() >= HOUR_MS + 10 * 60_000);
+}
+
+#[test]
+fn a_node_leaves_its_own_records_alone() {
+    let fleet = Fleet::new("own");
+    let node = fleet.replayed();
+    node.add(1);
+    node.revoke_for_good(Target::All);
+    node.add(2);
+    until("sessions", || fleet.count(Stream::Sessions) == 2);
+    // As if evicted.
+    store(&node.scope).delete(SessionKey::Id(&id(2)));
+    let records = fleet.log.snapshot();
+    let read = node.report().read;
+    for placed in &records {
+        fleet
+            .log
+            .append(&fleet.name, placed.stream, placed.record.clone());
+    }
+    until("the reading", || {
+        node.report().read >= read + records.len() as u64
+    });
+    assert_eq!(node.scope.sessions(), 0);
+    let report = node.report();
+    let counts = (report.applied, report.known, node.skipped_at_all());
+    assert_eq!(counts, (0, 0, 0));
+}
+
+#[test]
+fn what_was_told_is_written_before_the_end() {
+    let fleet = Fleet::new("ended");
+    let node = fleet.replayed();
+    let shared = Arc::downgrade(&node.journal().0);
+    for n in 0..50 {
+        node.add(n);
+    }
+    node.forget(0);
+    drop(node);
+    until("the threads' end", || shared.strong_count() == 0);
+    assert_eq!(fleet.count(Stream::Sessions), 50);
+    let after = fleet.replayed();
+    assert!(!after.has(0) && after.has(49));
+}
+
+#[test]
+fn a_journal_with_a_memory_ends_although_the_log_is_down() {
+    let fleet = Fleet::new("ended down");
+    let node = fleet.node_in("node");
+    node.wait_for_replay();
+    node.add(1);
+    until("a session", || fleet.count(Stream::Sessions) == 1);
+    fleet.down(true);
+    until("the error", || {
+        node.add(2);
+        node.error().contains("it is down")
+    });
+    node.forget(1);
+    let shared = Arc::downgrade(&node.journal().0);
+    drop(node);
+    until("the threads' end", || shared.strong_count() == 0);
+    fleet.down(false);
+    let back = fleet.node_in("node");
+    back.wait_for_replay();
+    assert!(!back.has(1));
+    back.wait_for_writing();
+    assert!(!fleet.replayed().has(1));
+}
+
+#[test]
+fn a_journal_without_a_memory_writes_its_revocations_however_long_that_takes() {
+    let fleet = Fleet::new("ended late");
+    let node = fleet.replayed();
+    node.add(1);
+    until("a session", || fleet.count(Stream::Sessions) == 1);
+    fleet.down(true);
+    until("the error", || {
+        node.add(2);
+        node.error().contains("it is down")
+    });
+    node.forget(1);
+    let shared = Arc::downgrade(&node.journal().0);
+    drop(node);
+    fleet.down(false);
+    until("the threads' end", || shared.strong_count() == 0);
+    assert!(!fleet.replayed().has(1));
+}
+
+#[test]
+fn scopes_with_one_log_have_its_threads_together() {
+    let fleet = Fleet::new("hub");
+    let hub = Hub::new(Arc::new(fleet.log.clone()));
+    let scopes: Vec<_> = (0..20)
+        .map(|n| {
+            let name = format!("hub {n}");
+            let (reference, scope) = open(&name, limits(u64::MAX));
+            let options = options(&name, fleet.path("keys"));
+            let journal = Journal::start(&scope, options, || Arc::clone(&hub)).unwrap();
+            assert!(scope.attach(journal));
+            (reference, scope)
+        })
+        .collect();
+    for (n, (_, scope)) in scopes.iter().enumerate() {
+        assert!(insert(scope, n as u32, b"template", b""));
+    }
+    until("sessions", || fleet.count(Stream::Sessions) == 20);
+    let all: Vec<_> = scopes.iter().map(|(_, scope)| Arc::clone(scope)).collect();
+    let revoked = revoke(&all, true, &[None], &[Target::Session(id(3))]);
+    assert_eq!((revoked.dropped, revoked.pending.len()), (1, 0));
+    let journals = hub.journals().len();
+    drop((all, scopes));
+    assert_eq!(journals, 20);
+    until("the threads' end", || hub.has_ended());
+}
+
+#[test]
+fn what_is_revoked_while_no_listener_is_open_holds_when_one_opens() {
+    let fleet = Fleet::new("before opening");
+    let node = fleet.node_in("node");
+    node.wait_for_replay();
+    node.add(1);
+    node.add(2);
+    until("sessions", || fleet.count(Stream::Sessions) == 2);
+    drop(node);
+    let folder = [Some(fleet.path("node"))];
+    let scopes: [Arc<Scope<Common>>; 0] = [];
+    let revoked = revoke(&scopes, true, &folder, &[Target::Session(id(1))]);
+    assert_eq!(revoked.dropped, 0);
+    // Other nodes have this log, and do not know yet.
+    assert!(revoked.pending["before opening"].contains("no listener"));
+    let back = fleet.node_in("node");
+    back.wait_for_replay();
+    assert!(!back.has(1) && back.has(2));
+    back.wait_for_writing();
+    assert!(!fleet.replayed().has(1));
+}
+
+#[test]
+fn nobody_waits_for_a_log_that_hangs() {
+    let fleet = Fleet::new("hanging");
+    let node = fleet.replayed();
+    node.add(1);
+    until("a session", || fleet.count(Stream::Sessions) == 1);
+    let (done, is_done) = mpsc::channel();
+    let hanging = fleet.log.hang();
+    let calls = thread::spawn(move || {
+        for n in 2..500 {
+            node.add(n);
+            node.forget(n - 1);
+            assert!(node.has(n) && !node.has(n - 1));
+        }
+        let revoked = node.revoke(Target::All);
+        assert!(revoked.pending["hanging"].contains("two seconds"));
+        assert!(node.report().queued > 0 && node.report().dropped > 0);
+        node.journal().reload_keys().unwrap();
+        drop(node);
+        done.send(()).unwrap();
+    });
+    let ended = is_done.recv_timeout(Duration::from_secs(30));
+    drop(hanging);
+    assert!(ended.is_ok() && calls.join().is_ok());
+}
+
+#[test]
+fn a_defect_ends_a_thread_and_not_the_node() {
+    let fleet = Fleet::new("defect");
+    let (one, other) = (fleet.replayed(), fleet.replayed());
+    one.add(1);
+    until("a session", || other.has(1));
+    let journal = one.journal();
+    let poison = Arc::new(crate::EncodedTemplate::new(POISON.to_vec()));
+    let secret = crate::testing::secret(2);
+    let knowledge = journal.knowledge();
+    journal.add(&id(2), &secret, poison, knowledge, b"", b"", HOUR_MS);
+    until("the end", || other.error().contains("defect"));
+    other.add(3);
+    other.forget(1);
+    assert!(other.has(3) && !other.has(1));
+    assert!(LAYOUT.len() > 1 && Sha1::digest(b"").len() == 20);
+}
