@@ -12,7 +12,7 @@ demo-fleet:
 	@scripts/setup.sh valkey-server valkey-cli
 	@scripts/demo_fleet.sh
 
-# All tests. The last line reads `N passed, N failed`.
+# All tests. The last line reads `N passed, N failed`, and `, N skipped` where any were.
 test:
 	@scripts/setup.sh git elixir erlang-proper-dev valkey-server valkey-cli redis-server redis-cli
 	@scripts/test.sh

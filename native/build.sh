@@ -7,6 +7,7 @@ cd "$(dirname "$0")/.."
 # Renamed over the old one: a node that has it mapped keeps the old file.
 install_library() {
     mkdir -p priv
+    ! cmp -s "$1" priv/rekindle_nif.so || return 0
     cp "$1" "priv/rekindle_nif.so.$$"
     mv -f "priv/rekindle_nif.so.$$" priv/rekindle_nif.so
 }
@@ -29,7 +30,8 @@ fi
 
 # The target folder is ours whatever the caller's environment says, so that the library is where it is looked for.
 unset CARGO_BUILD_TARGET
-cargo build --quiet --release --locked --package rekindle_nif --target-dir target
+[ -d target/release ] || echo "rekindle: building the native library with cargo, which takes some minutes the first time"
+sh native/cargo.sh
 
 for built in target/release/librekindle_nif.so target/release/librekindle_nif.dylib; do
     [ -f "$built" ] || continue

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Makes _build/package/rekindle-VERSION-ARCH-OS-otpRELEASE.tar.gz, the application for machines without Rust and with
-# Erlang: of this release or one of the next two, which is how far its modules go. The same sources and compilers make the same files, wherever they are built, and no path of this machine is in them.
+# Erlang: of this release or one of the next two, which is how far its modules go. The same sources and compilers make the same files,
+# wherever they are built, and no path of this machine is in them.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -16,14 +17,8 @@ mkdir -p "$app/priv" "$app/ebin" "$app/licenses"
 # ---- the library ----
 
 unset CARGO_BUILD_TARGET
-cargo fetch --quiet --locked
-crates=${CARGO_HOME:-$HOME/.cargo}/registry/src
-flags="--remap-path-prefix=$PWD=."
-for registry in "$crates"/*; do
-    flags="$flags$(printf '\037')--remap-path-prefix=$registry=."
-done
-CARGO_ENCODED_RUSTFLAGS=$flags cargo build --quiet --release --locked --package rekindle_nif --target-dir "$work/target"
-for built in "$work"/target/release/librekindle_nif.so "$work"/target/release/librekindle_nif.dylib; do
+sh native/cargo.sh
+for built in target/release/librekindle_nif.so target/release/librekindle_nif.dylib; do
     [ ! -f "$built" ] || cp "$built" "$app/priv/rekindle_nif.so"
 done
 sh native/fingerprint.sh "$app/priv/rekindle_nif.so" >"$app/priv/rekindle_nif.sha256"
@@ -51,6 +46,8 @@ REKINDLE_PREBUILT=$app/priv REBAR_BASE_DIR=$work/rebar ERL_COMPILER_OPTIONS=dete
 cp "$work"/rebar/default/lib/rekindle/ebin/* "$app/ebin"
 
 # ---- what has to be with it ----
+
+crates=${CARGO_HOME:-$HOME/.cargo}/registry/src
 
 cp -R LICENSE README.md CHANGELOG.md docs "$app"
 
