@@ -35,9 +35,9 @@ start() {
     { "$@" >"$logs/$name" 2>&1; echo $? >"$logs/$name.status"; } &
 }
 
-# With a profile for a folder of its own: rebar3 expects to be alone in one.
+# In a folder of its own, as rebar3 expects to be alone in one.
 start_suites() {
-    start slow rebar3 as slow ct --suite "$(suites yes)"
+    start slow env REBAR_BASE_DIR="$PWD/_build/slow" rebar3 ct --suite "$(suites yes)"
     start others rebar3 ct --suite "$(suites no)"
 }
 
@@ -85,7 +85,7 @@ if [ "$what" = all ] && [ "$(cat "$logs/build.status")" -ne 0 ]; then
     exit 1
 fi
 
-echo "Testing, some four minutes without a word. Common Test's pages grow in _build/test/logs and _build/slow+test/logs."
+echo "Testing, some four minutes without a word. Common Test's pages grow in _build/test/logs and _build/slow/test/logs."
 [ "$what" != all ] || start crates cargo test --locked --workspace
 start_suites
 wait

@@ -27,11 +27,11 @@ with_dir(Case, Config) ->
     ok = file:make_dir(Dir),
     [{dir, Dir} | Config].
 
-%% @doc Runs a program in a folder, and logs what it prints.
+%% @doc Runs a program in a folder, and logs what it prints. Where rebar3 builds is no business of another one there.
 -spec run_in(file:filename(), [string()], pos_integer()) ->
     {ExitStatus :: non_neg_integer() | timeout | closed, Output :: binary()}.
 run_in(Dir, Command, TimeoutMs) ->
-    Args = ["-c", "cd \"$0\" && exec \"$@\"", Dir | Command],
+    Args = ["-c", "unset REBAR_BASE_DIR; cd \"$0\" && exec \"$@\"", Dir | Command],
     {_, Output} = Result = rekindle_clients:run("sh", Args, [], TimeoutMs),
     ct:log("~0tp~n~ts", [Command, Output]),
     Result.
