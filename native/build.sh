@@ -23,13 +23,9 @@ elif [ -d "$shipped" ] && sh native/check_prebuilt.sh "$PWD/$shipped"; then
     exit 0
 fi
 
-if ! command -v cargo >/dev/null 2>&1; then
-    echo "rekindle: cargo is not on the PATH. Install Rust (https://rustup.rs) to build the native library." >&2
-    exit 1
-fi
-
 # The target folder is ours whatever the caller's environment says, so that the library is where it is looked for.
 unset CARGO_BUILD_TARGET
+sh native/check_cargo.sh
 [ -d target/release ] || echo "rekindle: building the native library with cargo, which takes some minutes the first time"
 sh native/cargo.sh
 

@@ -18,7 +18,8 @@
     a_library_of_other_sources_is_refused/1,
     a_library_that_was_changed_is_refused/1,
     a_library_that_does_not_load_is_refused/1,
-    a_library_that_came_with_other_sources_is_built_anew/1
+    a_library_that_came_with_other_sources_is_built_anew/1,
+    a_cargo_that_is_too_old_is_told_in_one_line/1
 ]).
 
 all() ->
@@ -35,7 +36,8 @@ all() ->
         a_library_of_other_sources_is_refused,
         a_library_that_was_changed_is_refused,
         a_library_that_does_not_load_is_refused,
-        a_library_that_came_with_other_sources_is_built_anew
+        a_library_that_came_with_other_sources_is_built_anew,
+        a_cargo_that_is_too_old_is_told_in_one_line
     ].
 
 init_per_testcase(Case, Config) ->
@@ -178,20 +180,38 @@ a_library_that_came_with_other_sources_is_built_anew(Config) ->
     ?assertNotEqual(nomatch, string:find(Output, "cargo was called")),
     ?assertNotEqual(0, Status).
 
+%% The one of Debian 12 cannot read Cargo.lock.
+a_cargo_that_is_too_old_is_told_in_one_line(Config) ->
+    Sources = sources(Config),
+    {Status, Output} = build(Sources, "", "echo 'cargo 1.63.0 (fd9c4297c 2022-07-01)'"),
+    ?assertNotEqual(0, Status),
+    [Oldest] = captured("(?m)^rust-version = \"(.*)\"", read("Cargo.toml", Config)),
+    ?assertEqual(
+        <<"rekindle: the native library is built with Rust ", Oldest/binary, " or later, and the one on the PATH is 1.63.0. "
+            "Get it from https://rustup.rs">>,
+        the_line(Output)
+    ).
+
+the_line(Output) ->
+    [Line] = [Line || Line <- string:lexemes(Output, "\n"), string:prefix(Line, "rekindle: ") =/= nomatch],
+    Line.
+
 refuses(Sources, Folder, Reason) ->
     {Status, Output} = build(Sources, Folder),
     ?assertNotEqual(0, Status),
-    [Line] = [Line || Line <- string:lexemes(Output, "\n"), string:prefix(Line, "rekindle: ") =/= nomatch],
-    ?assertNotEqual(nomatch, string:find(Line, Reason)),
+    ?assertNotEqual(nomatch, string:find(the_line(Output), Reason)),
     ?assertEqual(nomatch, string:find(Output, "cargo was called")),
     ?assertNot(filelib:is_file(built(Sources))).
 
 %% Where cargo is one that fails.
 build(Sources, Folder) ->
+    build(Sources, Folder, "echo cargo was called\nexit 1").
+
+build(Sources, Folder, Script) ->
     Bin = filename:join(filename:dirname(Sources), "bin"),
     Cargo = filename:join(Bin, "cargo"),
     ok = filelib:ensure_dir(Cargo),
-    ok = file:write_file(Cargo, "#!/bin/sh\necho cargo was called\nexit 1\n"),
+    ok = file:write_file(Cargo, ["#!/bin/sh\n", Script, "\n"]),
     ok = file:change_mode(Cargo, 8#755),
     Env = ["PATH=" ++ Bin ++ ":" ++ os:getenv("PATH"), "REKINDLE_PREBUILT=" ++ Folder],
     run_in(Sources, ["env" | Env] ++ ["sh", "-c", "exec sh native/build.sh 2>&1"]).

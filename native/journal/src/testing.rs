@@ -292,9 +292,10 @@ pub fn insert(
     template: Held<Common>,
     certificate: &[u8],
 ) -> bool {
+    let (id, secret) = (id(n), secret(n));
     let session = NewSession {
-        key: SessionKey::Id(&id(n)),
-        secret: &secret(n),
+        key: SessionKey::Id(&id),
+        secret: &secret,
         template: Some(template),
         certificate: Some(certificate),
         tail: b"",

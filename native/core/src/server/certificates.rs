@@ -609,7 +609,7 @@ impl Certificates {
                 (books.in_vain, books.may_pack) = (0, false);
                 return false;
             }
-            let is_step = !is_idle || books.in_vain.is_multiple_of(ENTRIES_PER_STEP);
+            let is_step = !is_idle || books.in_vain % ENTRIES_PER_STEP == 0;
             if is_step && !slice.goes_on() {
                 return has_work(books);
             }
@@ -743,7 +743,7 @@ impl Certificates {
             if is_without {
                 self.fingerprint(books, directory, number);
             }
-            if (is_without || left_now.is_multiple_of(ENTRIES_PER_STEP)) && !slice.goes_on() {
+            if (is_without || left_now % ENTRIES_PER_STEP == 0) && !slice.goes_on() {
                 break;
             }
         }
@@ -915,7 +915,7 @@ impl Certificates {
             _ => None,
         };
         while walk.from < books.last {
-            if walk.from.is_multiple_of(ENTRIES_PER_STEP) && !slice.goes_on() {
+            if walk.from % ENTRIES_PER_STEP == 0 && !slice.goes_on() {
                 return None;
             }
             walk.from += 1;
