@@ -16,28 +16,11 @@ mkdir -p "$app/priv" "$app/ebin" "$app/licenses"
 
 # ---- the library ----
 
-unset CARGO_BUILD_TARGET
-sh native/cargo.sh
-for built in target/release/librekindle_nif.so target/release/librekindle_nif.dylib; do
-    [ ! -f "$built" ] || cp "$built" "$app/priv/rekindle_nif.so"
-done
-sh native/fingerprint.sh "$app/priv/rekindle_nif.so" >"$app/priv/rekindle_nif.sha256"
-
+unset CARGO_BUILD_TARGET CROSSCOMPILE
+cp "$(sh native/cargo.sh build)" "$app/priv/rekindle_nif.so"
+sh native/manifest.sh "$app/priv/rekindle_nif.so" >"$app/priv/rekindle_nif.manifest"
 # Anything newer, or anything else, and there are systems with a supported OTP release that cannot load it.
-if [ "$os" = linux ]; then
-    oldest=${OLDEST_GLIBC:-2.36}
-    needed=$(objdump -T "$app/priv/rekindle_nif.so" | sed -n 's/.*GLIBC_\([0-9.]*\).*/\1/p' | sort -V | tail -n 1)
-    [ "$(printf '%s\n' "$needed" "$oldest" | sort -V | tail -n 1)" = "$oldest" ] || {
-        echo "The library needs glibc $needed, and is to load with $oldest: build it on an older system, or set OLDEST_GLIBC." >&2
-        exit 1
-    }
-    others=$(objdump -p "$app/priv/rekindle_nif.so" | awk '$1 == "NEEDED" { print $2 }' |
-        grep -Ev '^(libc|libgcc_s|libm|ld-linux[-a-z0-9_]*)\.so\.[0-9]+$') || true
-    [ -z "$others" ] || {
-        echo "The library needs other libraries: $others" >&2
-        exit 1
-    }
-fi
+[ "$os" != linux ] || sh scripts/portable.sh "$app/priv/rekindle_nif.so" "${OLDEST_GLIBC:-}"
 
 # ---- the modules ----
 
