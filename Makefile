@@ -1,5 +1,5 @@
 .PHONY: demo demo-fleet test metrics-test guides matrix soak fuzz sanitize lint bench bench-quick bench-journal package \
-    try-package docs
+    try-package prebuilt bare docs
 
 # TLS and DTLS clients resuming their sessions out of Rekindle, in a table.
 demo:
@@ -12,7 +12,7 @@ demo-fleet:
 	@scripts/setup.sh valkey-server valkey-cli
 	@scripts/demo_fleet.sh
 
-# All tests. The last line reads `N passed, N failed`.
+# All tests. The last line reads `N passed, N failed`, and `, N skipped` where any were.
 test:
 	@scripts/setup.sh git elixir erlang-proper-dev valkey-server valkey-cli redis-server redis-cli
 	@scripts/test.sh
@@ -87,6 +87,17 @@ package:
 # That package in a root folder without Rust; Debian only, as root.
 try-package: package
 	@scripts/try_package.sh
+
+# The library alone, for x86_64 and aarch64 Linux with glibc and with musl: _build/prebuilt.
+prebuilt:
+	@scripts/setup.sh
+	@scripts/prebuilt.sh
+
+# Bare Debian systems, in which the prebuilt library is used, and the library built with Debian 13's own Rust; Debian only, as
+# root.
+bare: package
+	@scripts/setup.sh debootstrap
+	@scripts/bare.sh
 
 # The reference pages, in _build/docs.
 docs:

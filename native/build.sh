@@ -1,40 +1,37 @@
 #!/bin/sh
-# Puts the native library into priv/: one built elsewhere where there is one that fits, otherwise by cargo. Called by
-# rebar3's compile hook.
+# Puts the native library into priv/: one built elsewhere where one fits, otherwise by cargo. Called by rebar3's compile
+# hook, also under Mix. One line says which it was.
+#
+# REKINDLE_PREBUILT names a folder with libraries built elsewhere, of which one has to fit, or is `none'. Those in
+# native/prebuilt came with the sources, and need not fit.
 set -eu
 cd "$(dirname "$0")/.."
 
-# Renamed over the old one: a node that has it mapped keeps the old file.
+# install_library FILE SAYING: renamed over the old one, as a node that has it mapped keeps the old file. What is there
+# already needs no words.
 install_library() {
+    ! cmp -s "$1" priv/rekindle_nif.so || return 0
     mkdir -p priv
     cp "$1" "priv/rekindle_nif.so.$$"
     mv -f "priv/rekindle_nif.so.$$" priv/rekindle_nif.so
+    echo "rekindle: $2"
 }
 
-# One that was asked for has to fit; one that came with the sources need not.
-shipped=native/prebuilt/$(uname -m)-$(uname -s | tr '[:upper:]' '[:lower:]')
-if [ -n "${REKINDLE_PREBUILT:-}" ]; then
-    sh native/check_prebuilt.sh "$REKINDLE_PREBUILT"
-    install_library "$REKINDLE_PREBUILT/rekindle_nif.so"
+if [ "${REKINDLE_PREBUILT:-}" = none ]; then
+    found="REKINDLE_PREBUILT is none"
+elif found=$(sh native/prebuilt.sh "${REKINDLE_PREBUILT:-native/prebuilt}"); then
+    install_library "$found" "took the prebuilt library $found"
     exit 0
-elif [ -d "$shipped" ] && sh native/check_prebuilt.sh "$PWD/$shipped"; then
-    install_library "$shipped/rekindle_nif.so"
-    exit 0
-fi
-
-if ! command -v cargo >/dev/null 2>&1; then
-    echo "rekindle: cargo is not on the PATH. Install Rust (https://rustup.rs) to build the native library." >&2
+elif [ -n "${REKINDLE_PREBUILT:-}" ]; then
+    echo "rekindle: $found" >&2
     exit 1
 fi
 
-# The target folder is ours whatever the caller's environment says, so that the library is where it is looked for.
-unset CARGO_BUILD_TARGET
-cargo build --quiet --release --locked --package rekindle_nif --target-dir target
-
-for built in target/release/librekindle_nif.so target/release/librekindle_nif.dylib; do
-    [ -f "$built" ] || continue
-    install_library "$built"
-    exit 0
-done
-echo "rekindle: cargo built no library in target/release" >&2
-exit 1
+if ! sh native/check_cargo.sh; then
+    # Somebody meant to spare us this.
+    [ ! -d native/prebuilt ] || echo "rekindle: $found" >&2
+    exit 1
+fi
+[ -f priv/rekindle_nif.so ] || echo "rekindle: building the native library with cargo, which takes some minutes the first time ($found)"
+built=$(sh native/cargo.sh build)
+install_library "$built" "built the native library with cargo"

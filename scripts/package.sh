@@ -1,6 +1,7 @@
 #!/bin/sh
 # Makes _build/package/rekindle-VERSION-ARCH-OS-otpRELEASE.tar.gz, the application for machines without Rust and with
-# Erlang: of this release or one of the next two, which is how far its modules go. The same sources and compilers make the same files, wherever they are built, and no path of this machine is in them.
+# Erlang: of this release or one of the next two, which is how far its modules go. The same sources and compilers make the same files,
+# wherever they are built, and no path of this machine is in them.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -15,34 +16,11 @@ mkdir -p "$app/priv" "$app/ebin" "$app/licenses"
 
 # ---- the library ----
 
-unset CARGO_BUILD_TARGET
-cargo fetch --quiet --locked
-crates=${CARGO_HOME:-$HOME/.cargo}/registry/src
-flags="--remap-path-prefix=$PWD=."
-for registry in "$crates"/*; do
-    flags="$flags$(printf '\037')--remap-path-prefix=$registry=."
-done
-CARGO_ENCODED_RUSTFLAGS=$flags cargo build --quiet --release --locked --package rekindle_nif --target-dir "$work/target"
-for built in "$work"/target/release/librekindle_nif.so "$work"/target/release/librekindle_nif.dylib; do
-    [ ! -f "$built" ] || cp "$built" "$app/priv/rekindle_nif.so"
-done
-sh native/fingerprint.sh "$app/priv/rekindle_nif.so" >"$app/priv/rekindle_nif.sha256"
-
+unset CARGO_BUILD_TARGET CROSSCOMPILE
+cp "$(sh native/cargo.sh build)" "$app/priv/rekindle_nif.so"
+sh native/manifest.sh "$app/priv/rekindle_nif.so" >"$app/priv/rekindle_nif.manifest"
 # Anything newer, or anything else, and there are systems with a supported OTP release that cannot load it.
-if [ "$os" = linux ]; then
-    oldest=${OLDEST_GLIBC:-2.36}
-    needed=$(objdump -T "$app/priv/rekindle_nif.so" | sed -n 's/.*GLIBC_\([0-9.]*\).*/\1/p' | sort -V | tail -n 1)
-    [ "$(printf '%s\n' "$needed" "$oldest" | sort -V | tail -n 1)" = "$oldest" ] || {
-        echo "The library needs glibc $needed, and is to load with $oldest: build it on an older system, or set OLDEST_GLIBC." >&2
-        exit 1
-    }
-    others=$(objdump -p "$app/priv/rekindle_nif.so" | awk '$1 == "NEEDED" { print $2 }' |
-        grep -Ev '^(libc|libgcc_s|libm|ld-linux[-a-z0-9_]*)\.so\.[0-9]+$') || true
-    [ -z "$others" ] || {
-        echo "The library needs other libraries: $others" >&2
-        exit 1
-    }
-fi
+[ "$os" != linux ] || sh scripts/portable.sh "$app/priv/rekindle_nif.so" "${OLDEST_GLIBC:-}"
 
 # ---- the modules ----
 
@@ -51,6 +29,8 @@ REKINDLE_PREBUILT=$app/priv REBAR_BASE_DIR=$work/rebar ERL_COMPILER_OPTIONS=dete
 cp "$work"/rebar/default/lib/rekindle/ebin/* "$app/ebin"
 
 # ---- what has to be with it ----
+
+crates=${CARGO_HOME:-$HOME/.cargo}/registry/src
 
 cp -R LICENSE README.md CHANGELOG.md docs "$app"
 

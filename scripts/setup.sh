@@ -78,11 +78,7 @@ has_applications() {
         halt(case Complete of true -> 0; false -> 1 end).'
 }
 
-rust=$(cargo --version 2>/dev/null | cut -d ' ' -f 2)
-if [ "$(printf '%s\n' 1.91 "$rust" | sort -V | head -n 1)" != 1.91 ]; then
-    echo "Missing: Rust 1.91 or later${rust:+, this is $rust}. Get it from https://rustup.rs and run this again." >&2
-    exit 1
-fi
+sh "$(dirname "$0")/../native/check_cargo.sh" || exit 1
 
 packages=$(missing | tr '\n' ' ')
 [ -n "$packages" ] || exit 0

@@ -1,7 +1,7 @@
 %% @doc The checkout that is tested, for suites that build something from it.
 -module(rekindle_checkout).
 
--export([root/1, run_in/3, testing_build/1, origin/2, with_target/2, with_dir/2]).
+-export([root/1, run_in/3, testing_build/1, origin/2, with_target/2, older_than_target/1, with_dir/2]).
 
 -define(MINUTE, 60_000).
 
@@ -27,11 +27,11 @@ with_dir(Case, Config) ->
     ok = file:make_dir(Dir),
     [{dir, Dir} | Config].
 
-%% @doc Runs a program in a folder, and logs what it prints.
+%% @doc Runs a program in a folder, and logs what it prints. Where rebar3 builds is no business of another one there.
 -spec run_in(file:filename(), [string()], pos_integer()) ->
     {ExitStatus :: non_neg_integer() | timeout | closed, Output :: binary()}.
 run_in(Dir, Command, TimeoutMs) ->
-    Args = ["-c", "cd \"$0\" && exec \"$@\"", Dir | Command],
+    Args = ["-c", "unset REBAR_BASE_DIR; cd \"$0\" && exec \"$@\"", Dir | Command],
     {_, Output} = Result = rekindle_clients:run("sh", Args, [], TimeoutMs),
     ct:log("~0tp~n~ts", [Command, Output]),
     Result.
@@ -71,10 +71,18 @@ origin(Dir, Config) ->
     Origin.
 
 %% @doc Copies to a copy of the checkout what cargo has built here: it is no part of the repository, but saves
-%% building all of it again. Times are kept: cargo goes by them.
+%% building all of it again.
 -spec with_target(file:filename(), Config :: [{atom(), term()}]) -> ok.
 with_target(Copy, Config) ->
     Target = filename:join(Copy, "target"),
     ok = file:make_dir(Target),
     {0, _} = run_in(Target, ["cp", "-Rp", filename:join(root(Config), "target/release"), "."], ?MINUTE),
+    older_than_target(Copy).
+
+%% @doc Makes the native side's sources older than what was built of them. Cargo goes by that, and git makes files
+%% of today.
+-spec older_than_target(file:filename()) -> ok.
+older_than_target(Copy) ->
+    Touch = ["find", "Cargo.toml", "Cargo.lock", "native", "-exec", "touch", "-t", "200001010000", "{}", "+"],
+    {0, _} = run_in(Copy, Touch, ?MINUTE),
     ok.

@@ -460,6 +460,7 @@ a_git_dependency_is_built_and_resumes_sessions(Config) ->
     {0, _} = run_in(Project, ["rebar3", "get-deps"]),
     Dependency = filename:join(Project, "_build/default/lib/rekindle"),
     ok = file:rename(Target, filename:join(Dependency, "target")),
+    rekindle_checkout:older_than_target(Dependency),
     {0, _} = run_in(Project, ["rebar3", "compile"]),
     resumes_from(Dependency, Config).
 
@@ -532,7 +533,6 @@ resumes_from(App, Config) ->
 
 %% ---- the checkout ----
 
-%% Times are kept: cargo goes by them.
 copy_of_checkout(Config) ->
     Copy = filename:join(proplists:get_value(dir, Config), "checkout"),
     Root = rekindle_checkout:root(Config),
@@ -540,10 +540,11 @@ copy_of_checkout(Config) ->
     {ok, Names} = file:list_dir(Root),
     Sources = [filename:join(Root, Name) || Name <- Names, not lists:member(Name, not_copied())],
     {0, _} = rekindle_clients:run("cp", ["-Rp"] ++ Sources ++ [Copy], [], ?MINUTE),
+    rekindle_checkout:with_target(Copy, Config),
     Copy.
 
 not_copied() ->
-    [".git", "_build", "priv", "test"].
+    [".git", "_build", "priv", "target", "test"].
 
 run_in(Dir, Command) ->
     rekindle_checkout:run_in(Dir, Command, 5 * ?MINUTE).

@@ -17,8 +17,16 @@
     a_library_that_came_with_the_sources_is_used_without_cargo/1,
     a_library_of_other_sources_is_refused/1,
     a_library_that_was_changed_is_refused/1,
-    a_library_that_does_not_load_is_refused/1,
-    a_library_that_came_with_other_sources_is_built_anew/1
+    a_library_for_another_processor_is_refused/1,
+    a_library_for_another_c_library_is_refused/1,
+    a_library_that_needs_a_newer_node_is_refused/1,
+    a_library_that_needs_a_newer_glibc_is_refused/1,
+    the_library_for_this_platform_is_chosen_without_loading_it/1,
+    no_library_is_taken_where_none_is_wanted/1,
+    a_library_that_came_with_other_sources_is_built_anew/1,
+    a_cargo_that_is_too_old_is_told_in_one_line/1,
+    the_library_is_built_for_the_target_that_cargo_is_told/1,
+    the_library_is_built_for_a_device_of_nerves/1
 ]).
 
 all() ->
@@ -34,8 +42,16 @@ all() ->
         a_library_that_came_with_the_sources_is_used_without_cargo,
         a_library_of_other_sources_is_refused,
         a_library_that_was_changed_is_refused,
-        a_library_that_does_not_load_is_refused,
-        a_library_that_came_with_other_sources_is_built_anew
+        a_library_for_another_processor_is_refused,
+        a_library_for_another_c_library_is_refused,
+        a_library_that_needs_a_newer_node_is_refused,
+        a_library_that_needs_a_newer_glibc_is_refused,
+        the_library_for_this_platform_is_chosen_without_loading_it,
+        no_library_is_taken_where_none_is_wanted,
+        a_library_that_came_with_other_sources_is_built_anew,
+        a_cargo_that_is_too_old_is_told_in_one_line,
+        the_library_is_built_for_the_target_that_cargo_is_told,
+        the_library_is_built_for_a_device_of_nerves
     ].
 
 init_per_testcase(Case, Config) ->
@@ -140,74 +156,185 @@ modules_that_do_not_load_are_told(Config) ->
 
 a_library_that_was_asked_for_is_used_without_cargo(Config) ->
     Sources = sources(Config),
-    Folder = prebuilt(library(Config), "elsewhere", Sources, Config),
-    {0, _} = build(Sources, Folder),
-    ?assertEqual(file:read_file(library(Config)), file:read_file(built(Sources))).
+    Folder = prebuilt("elsewhere", Config),
+    {0, Output} = build(Sources, Folder),
+    ?assertEqual(iolist_to_binary(["rekindle: took the prebuilt library ", Folder, "/rekindle_nif.so"]), the_line(Output)),
+    ?assertEqual(file:read_file(library(Config)), file:read_file(built(Sources))),
+    %% Nothing to say the next time.
+    ?assertEqual({0, <<>>}, build(Sources, Folder)).
 
 a_library_that_came_with_the_sources_is_used_without_cargo(Config) ->
     Sources = sources(Config),
-    prebuilt(library(Config), filename:join("sources", shipped(Sources)), Sources, Config),
-    {0, _} = build(Sources, ""),
+    prebuilt("sources/native/prebuilt", Config),
+    {0, Output} = build(Sources, ""),
+    ?assertNotEqual(nomatch, string:find(the_line(Output), "took the prebuilt library")),
     ?assertEqual(file:read_file(library(Config)), file:read_file(built(Sources))).
 
 a_library_of_other_sources_is_refused(Config) ->
     Sources = sources(Config),
-    Folder = prebuilt(library(Config), "elsewhere", Sources, Config),
+    Folder = prebuilt("elsewhere", Config),
     change(Sources),
     refuses(Sources, Folder, "was not built from these sources").
 
 a_library_that_was_changed_is_refused(Config) ->
     Sources = sources(Config),
-    Folder = prebuilt(library(Config), "elsewhere", Sources, Config),
+    Folder = prebuilt("elsewhere", Config),
     ok = file:write_file(filename:join(Folder, "rekindle_nif.so"), "x", [append]),
-    refuses(Sources, Folder, "was not built from these sources").
+    refuses(Sources, Folder, "is not the one of its manifest").
 
-%% As if it were for another processor.
-a_library_that_does_not_load_is_refused(Config) ->
+%% The 18th byte of an ELF header is the processor: 0 is none.
+a_library_for_another_processor_is_refused(Config) ->
     Sources = sources(Config),
-    Crypto = filename:join([code:priv_dir(crypto), "lib", "crypto.so"]),
-    Folder = prebuilt(Crypto, "elsewhere", Sources, Config),
-    refuses(Sources, Folder, "Library module name 'crypto' does not match").
+    {ok, <<Start:18/binary, _, Rest/binary>>} = file:read_file(library(Config)),
+    Folder = prebuilt("elsewhere", <<Start/binary, 0, Rest/binary>>, #{}, Config),
+    refuses(Sources, Folder, "is not for " ++ platform(Config)).
+
+a_library_for_another_c_library_is_refused(Config) ->
+    Sources = sources(Config),
+    {ok, Library} = file:read_file(library(Config)),
+    Other = binary:replace(Library, <<"libc.so.6">>, <<"libc.so.5">>, [global]),
+    refuses(Sources, prebuilt("elsewhere", Other, #{}, Config), "is not for " ++ platform(Config)),
+    Folder = prebuilt("others", Other, #{platform => "x86_64-linux-other"}, Config),
+    refuses(Sources, Folder, "is for " ++ platform(Config)).
+
+a_library_that_needs_a_newer_node_is_refused(Config) ->
+    Sources = sources(Config),
+    {ok, Library} = file:read_file(library(Config)),
+    [
+        refuses(Sources, prebuilt(Nif, Library, #{nif => Nif}, Config), "needs version " ++ Nif)
+     || Nif <- ["2.99", "3.0", "1.0"]
+    ].
+
+a_library_that_needs_a_newer_glibc_is_refused(Config) ->
+    Sources = sources(Config),
+    {ok, Library} = file:read_file(library(Config)),
+    refuses(Sources, prebuilt("elsewhere", Library, #{glibc => "2.99"}, Config), "needs glibc 2.99").
+
+%% What there is of it is its header, and the name of its C library.
+the_library_for_this_platform_is_chosen_without_loading_it(Config) ->
+    Sources = sources(Config),
+    {ok, <<Start:64/binary, _/binary>>} = file:read_file(library(Config)),
+    Stump = <<Start/binary, "libc.so.6">>,
+    Folder = prebuilt("elsewhere", Stump, #{}, Config),
+    Manifest = filename:join(Folder, "rekindle_nif.manifest"),
+    {ok, Line} = file:read_file(Manifest),
+    ok = file:write_file(Manifest, ["none.so machine9-linux-gnu 2.15 - 0 0\n", Line]),
+    {0, _} = build(Sources, Folder),
+    ?assertEqual({ok, Stump}, file:read_file(built(Sources))).
+
+no_library_is_taken_where_none_is_wanted(Config) ->
+    Sources = sources(Config),
+    prebuilt("sources/native/prebuilt", Config),
+    {Status, Output} = build(Sources, "none"),
+    ?assertNotEqual(0, Status),
+    ?assertNotEqual(nomatch, string:find(Output, "cargo was called")),
+    ?assertNot(filelib:is_file(built(Sources))).
 
 a_library_that_came_with_other_sources_is_built_anew(Config) ->
     Sources = sources(Config),
-    prebuilt(library(Config), filename:join("sources", shipped(Sources)), Sources, Config),
+    prebuilt("sources/native/prebuilt", Config),
     change(Sources),
     {Status, Output} = build(Sources, ""),
     ?assertNotEqual(nomatch, string:find(Output, "was not built from these sources")),
     ?assertNotEqual(nomatch, string:find(Output, "cargo was called")),
     ?assertNotEqual(0, Status).
 
+%% The one of Debian 12 cannot read Cargo.lock.
+a_cargo_that_is_too_old_is_told_in_one_line(Config) ->
+    Sources = sources(Config),
+    {Status, Output} = build(Sources, "", "echo 'cargo 1.63.0 (fd9c4297c 2022-07-01)'"),
+    ?assertNotEqual(0, Status),
+    [Oldest] = captured("(?m)^rust-version = \"(.*)\"", read("Cargo.toml", Config)),
+    ?assertEqual(
+        <<"rekindle: the native library is built with Rust ", Oldest/binary, " or later, and the one on the PATH is 1.63.0. "
+            "Get it from https://rustup.rs">>,
+        the_line(Output)
+    ).
+
+the_library_is_built_for_the_target_that_cargo_is_told(Config) ->
+    Sources = sources(Config),
+    {0, Output} = build_for("aarch64-unknown-linux-musl", ["CARGO_BUILD_TARGET=aarch64-unknown-linux-musl"], Sources),
+    ?assertNotEqual(nomatch, string:find(Output, "'-Ctarget-feature=-crt-static'")),
+    ?assertEqual(nomatch, string:find(Output, "linker:")).
+
+the_library_is_built_for_a_device_of_nerves(Config) ->
+    Sources = sources(Config),
+    Nerves = ["CROSSCOMPILE=/opt/nerves/bin/armv6-nerves-linux-gnueabihf", "CC=/opt/nerves/bin/armv6-nerves-linux-gnueabihf-gcc"],
+    {0, Output} = build_for("arm-unknown-linux-gnueabihf", Nerves, Sources),
+    ?assertNotEqual(nomatch, string:find(Output, "linker: /opt/nerves/bin/armv6-nerves-linux-gnueabihf-gcc")),
+    ?assertEqual(nomatch, string:find(Output, "crt-static")).
+
+%% With a cargo that says what it was told, and makes what is looked for.
+build_for(Target, Env, Sources) ->
+    Cargo = [
+        "case $1 in\n"
+        "--version) echo cargo 99.0.0 ;;\n"
+        "build)\n"
+        "    echo \"$@\"\n"
+        "    env | sed -n 's/^CARGO_TARGET_.*_LINKER=/linker: /p'\n"
+        "    case \"$*\" in *\"--target ", Target, " \"*) ;; *) exit 1 ;; esac\n"
+        "    mkdir -p target/", Target, "/release\n"
+        "    echo ", Target, " >target/", Target, "/release/librekindle_nif.so ;;\n"
+        "esac"
+    ],
+    Result = build(Sources, "", Cargo, Env),
+    ?assertEqual({ok, list_to_binary(Target ++ "\n")}, file:read_file(built(Sources))),
+    Result.
+
+the_line(Output) ->
+    [Line] = [Line || Line <- string:lexemes(Output, "\n"), string:prefix(Line, "rekindle: ") =/= nomatch],
+    Line.
+
 refuses(Sources, Folder, Reason) ->
     {Status, Output} = build(Sources, Folder),
     ?assertNotEqual(0, Status),
-    [Line] = [Line || Line <- string:lexemes(Output, "\n"), string:prefix(Line, "rekindle: ") =/= nomatch],
-    ?assertNotEqual(nomatch, string:find(Line, Reason)),
+    ?assertNotEqual(nomatch, string:find(the_line(Output), Reason)),
     ?assertEqual(nomatch, string:find(Output, "cargo was called")),
     ?assertNot(filelib:is_file(built(Sources))).
 
 %% Where cargo is one that fails.
 build(Sources, Folder) ->
+    build(Sources, Folder, "echo cargo was called\nexit 1").
+
+build(Sources, Folder, Script) ->
+    build(Sources, Folder, Script, []).
+
+build(Sources, Folder, Script, Variables) ->
     Bin = filename:join(filename:dirname(Sources), "bin"),
     Cargo = filename:join(Bin, "cargo"),
     ok = filelib:ensure_dir(Cargo),
-    ok = file:write_file(Cargo, "#!/bin/sh\necho cargo was called\nexit 1\n"),
+    ok = file:write_file(Cargo, ["#!/bin/sh\n", Script, "\n"]),
     ok = file:change_mode(Cargo, 8#755),
-    Env = ["PATH=" ++ Bin ++ ":" ++ os:getenv("PATH"), "REKINDLE_PREBUILT=" ++ Folder],
+    Env = ["PATH=" ++ Bin ++ ":" ++ os:getenv("PATH"), "REKINDLE_PREBUILT=" ++ Folder | Variables],
     run_in(Sources, ["env" | Env] ++ ["sh", "-c", "exec sh native/build.sh 2>&1"]).
 
-prebuilt(Library, Name, Sources, Config) ->
+prebuilt(Name, Config) ->
+    {ok, Library} = file:read_file(library(Config)),
+    prebuilt(Name, Library, #{}, Config).
+
+%% A folder with a library, and what a manifest says of it.
+prebuilt(Name, Library, Said, Config) ->
     Folder = filename:join(proplists:get_value(dir, Config), Name),
-    Copy = filename:join(Folder, "rekindle_nif.so"),
-    ok = filelib:ensure_dir(Copy),
-    {ok, _} = file:copy(Library, Copy),
-    {0, Fingerprint} = run_in(Sources, ["sh", "native/fingerprint.sh", Copy]),
-    ok = file:write_file(filename:join(Folder, "rekindle_nif.sha256"), Fingerprint),
+    File = filename:join(Folder, "rekindle_nif.so"),
+    ok = filelib:ensure_dir(File),
+    ok = file:write_file(File, Library),
+    Line = [
+        "rekindle_nif.so",
+        maps:get(platform, Said, platform(Config)),
+        maps:get(nif, Said, "2.15"),
+        maps:get(glibc, Said, "2.17"),
+        native("fingerprint.sh", [File], Config),
+        native("fingerprint.sh", [], Config)
+    ],
+    ok = file:write_file(filename:join(Folder, "rekindle_nif.manifest"), [lists:join(" ", Line), "\n"]),
     Folder.
 
-shipped(Sources) ->
-    {0, Platform} = run_in(Sources, ["sh", "-c", "echo $(uname -m)-$(uname -s | tr A-Z a-z)"]),
-    filename:join("native/prebuilt", string:trim(binary_to_list(Platform))).
+platform(Config) ->
+    native("platform.sh", [], Config).
+
+native(Script, Args, Config) ->
+    {0, Output} = run_in(proplists:get_value(root, Config), ["sh", "native/" ++ Script | Args]),
+    string:trim(binary_to_list(Output)).
 
 %% A comment is enough: who can say what it does to a build?
 change(Sources) ->

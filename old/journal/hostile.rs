@@ -540,13 +540,10 @@ mod tests {
     #[test]
     fn what_is_repeated_after_a_revocation_stays_revoked() {
         let wanted = |n| Wanted::Sha256(Sha256::digest(certificate(n)).into());
+        let ids = [id(0), id(1), id(2), id(3)];
+        let forgets = ids.each_ref().map(Body::Forget);
         let revocations: [&[Body]; 3] = [
-            &[
-                Body::Forget(&id(0)),
-                Body::Forget(&id(1)),
-                Body::Forget(&id(2)),
-                Body::Forget(&id(3)),
-            ],
+            &forgets,
             &[Body::Flush],
             &[Body::Revoke(wanted(1)), Body::Revoke(wanted(3))],
         ];

@@ -462,7 +462,8 @@ fn what_was_revoked_before_the_replay_is_not_found_after_it() {
         let node = fleet.node();
         node.born_with(1, b"template", b"certificate");
         let wanted = Wanted::Sha256(Sha256::digest(b"certificate").into());
-        let body = [Body::Forget(&id(1)), Body::Flush, Body::Revoke(wanted)];
+        let id = id(1);
+        let body = [Body::Forget(&id), Body::Flush, Body::Revoke(wanted)];
         let record = fleet.sealed(0, HOUR_MS, &body[number]);
         let old = fleet.sealed(-60_000, HOUR_MS, &Body::Flush);
         fleet.log.append(Lane::Control, record);

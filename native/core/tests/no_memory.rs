@@ -65,8 +65,9 @@ fn id(n: u64) -> [u8; 32] {
 }
 
 fn insert(store: &ServerStore<()>, n: u64, certificate: Option<&[u8]>, tail: &[u8]) -> bool {
+    let id = id(n);
     let new = NewSession {
-        key: SessionKey::Id(&id(n)),
+        key: SessionKey::Id(&id),
         secret: &[n as u8; 48],
         template: None,
         certificate,

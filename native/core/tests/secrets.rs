@@ -130,8 +130,9 @@ fn id(n: u32) -> [u8; 32] {
 }
 
 fn insert(store: &ServerStore<u8>, n: u32, secret: &[u8; 48], tail_len: usize) {
+    let id = id(n);
     let session = NewSession {
-        key: SessionKey::Id(&id(n)),
+        key: SessionKey::Id(&id),
         secret,
         template: store.template(&Common(7)),
         certificate: None,

@@ -412,8 +412,8 @@ pub fn insert(scope: &Scope<Common>, n: u32, template: &[u8], certificate: &[u8]
     let template = Common::intern(store, template).expect("room for a template");
     let encoded = Arc::clone(template.encoded());
     let session = NewSession {
-        key: SessionKey::Id(&id(n)),
-        secret: &secret(n),
+        key: SessionKey::Id(&id),
+        secret: &secret,
         template: Some(template),
         certificate: (!certificate.is_empty()).then_some(certificate),
         tail: b"",

@@ -10,7 +10,7 @@ use crate::{atoms, faults, session, terms};
 use rekindle_core as core;
 use rekindle_core::Store;
 use rustler::codegen_runtime::{c_int, inventory, NifReturnable};
-use rustler::sys::{enif_raise_exception, ErlNifEnv, ErlNifTerm};
+use rustler::sys::{enif_raise_exception, ErlNifEnv, ERL_NIF_TERM};
 use rustler::types::atom::nif_panicked;
 use rustler::{Env, Nif};
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -78,8 +78,8 @@ fn store<'a>(env: Env<'a>, arguments: &[Word<'a>]) -> Answer<'a> {
 unsafe extern "C" fn server_lookup(
     env: *mut ErlNifEnv,
     argc: c_int,
-    argv: *const ErlNifTerm,
-) -> ErlNifTerm {
+    argv: *const ERL_NIF_TERM,
+) -> ERL_NIF_TERM {
     // SAFETY: by the BEAM.
     unsafe { call(env, argc, argv, look_up) }
 }
@@ -87,8 +87,8 @@ unsafe extern "C" fn server_lookup(
 unsafe extern "C" fn insert(
     env: *mut ErlNifEnv,
     argc: c_int,
-    argv: *const ErlNifTerm,
-) -> ErlNifTerm {
+    argv: *const ERL_NIF_TERM,
+) -> ERL_NIF_TERM {
     // SAFETY: by the BEAM.
     unsafe { call(env, argc, argv, store) }
 }
@@ -100,9 +100,9 @@ unsafe extern "C" fn insert(
 unsafe fn call(
     nif_env: *mut ErlNifEnv,
     argc: c_int,
-    argv: *const ErlNifTerm,
+    argv: *const ERL_NIF_TERM,
     function: impl for<'a> FnOnce(Env<'a>, &[Word<'a>]) -> Answer<'a>,
-) -> ErlNifTerm {
+) -> ERL_NIF_TERM {
     let lifetime = ();
     // SAFETY: by the caller. A `Word` is laid out as the term that it is.
     let (env, arguments) = unsafe {

@@ -7,11 +7,12 @@
 use rustler::sys::{
     enif_get_int64, enif_get_list_cell, enif_get_tuple, enif_inspect_binary, enif_is_atom,
     enif_is_empty_list, enif_is_identical, enif_make_copy, enif_make_int64, enif_make_new_binary,
-    enif_make_string_len, enif_make_tuple_from_array, ErlNifBinary, ErlNifCharEncoding, ErlNifTerm,
+    enif_make_string_len, enif_make_tuple_from_array, ErlNifBinary, ErlNifCharEncoding,
+    ERL_NIF_TERM,
 };
 use rustler::{Atom, Env, Error, Term};
 use std::marker::PhantomData;
-use std::mem::{transmute, MaybeUninit};
+use std::mem::MaybeUninit;
 use std::slice;
 
 /// The BEAM keeps an integer of up to so many bits, sign included, in the word itself; see "Memory" in Erlang's
@@ -34,20 +35,19 @@ impl<'a> Word<'a> {
     }
 
     pub fn of(term: Term<'a>) -> Self {
-        Word(raw(term.as_c_arg()), PhantomData)
+        Word(term.as_c_arg(), PhantomData)
     }
 
     pub fn atom(atom: Atom) -> Self {
-        Word(raw(atom.as_c_arg()), PhantomData)
+        Word(atom.as_c_arg(), PhantomData)
     }
 
     pub fn raw(self) -> usize {
         self.0
     }
 
-    fn arg(self) -> ErlNifTerm {
-        // SAFETY: a term is a word, by the BEAM's interface and by Rustler's; this one came from there.
-        unsafe { transmute::<usize, ErlNifTerm>(self.0) }
+    fn arg(self) -> ERL_NIF_TERM {
+        self.0
     }
 
     /// As Rustler has it. The term is in `env`.
@@ -126,7 +126,7 @@ impl<'a> Word<'a> {
         // SAFETY: the term is alive for `'a`, and so are the parts of a list.
         unsafe {
             let is_cell = enif_get_list_cell(env.as_c_arg(), self.arg(), &mut head, &mut tail) != 0;
-            is_cell.then(|| (Word::new(raw(head)), Word::new(raw(tail))))
+            is_cell.then(|| (Word::new(head), Word::new(tail)))
         }
     }
 
@@ -144,18 +144,12 @@ impl<'a> Word<'a> {
 pub unsafe fn make_tuple<'a>(env: Env<'a>, elements: &[usize]) -> Word<'a> {
     let (first, arity) = (elements.as_ptr().cast(), elements.len() as u32);
     // SAFETY: by the caller; a term is a word.
-    unsafe {
-        Word::new(raw(enif_make_tuple_from_array(
-            env.as_c_arg(),
-            first,
-            arity,
-        )))
-    }
+    unsafe { Word::new(enif_make_tuple_from_array(env.as_c_arg(), first, arity)) }
 }
 
 pub fn make_integer(env: Env<'_>, number: i64) -> Word<'_> {
     // SAFETY: makes a term in `env`.
-    unsafe { Word::new(raw(enif_make_int64(env.as_c_arg(), number))) }
+    unsafe { Word::new(enif_make_int64(env.as_c_arg(), number)) }
 }
 
 /// A binary of so many bytes, which `fill` is given to fill.
@@ -165,14 +159,14 @@ pub fn make_binary<'a>(env: Env<'a>, length: usize, fill: impl FnOnce(&mut [u8])
     unsafe {
         let bytes = enif_make_new_binary(env.as_c_arg(), length, &mut term);
         fill(slice::from_raw_parts_mut(bytes, length));
-        Word::new(raw(term))
+        Word::new(term)
     }
 }
 
 /// A copy, in `env`, of a term that is in any environment.
 pub fn make_copy<'a>(env: Env<'a>, term: Word) -> Word<'a> {
     // SAFETY: the term is alive, and its copy is in `env`.
-    unsafe { Word::new(raw(enif_make_copy(env.as_c_arg(), term.arg()))) }
+    unsafe { Word::new(enif_make_copy(env.as_c_arg(), term.arg())) }
 }
 
 /// A string of Erlang's.
@@ -180,18 +174,13 @@ pub fn make_string<'a>(env: Env<'a>, bytes: &[u8]) -> Word<'a> {
     let (first, latin1) = (bytes.as_ptr().cast(), ErlNifCharEncoding::ERL_NIF_LATIN1);
     // SAFETY: the bytes are read for the length of the call, and the string is in `env`.
     unsafe {
-        Word::new(raw(enif_make_string_len(
+        Word::new(enif_make_string_len(
             env.as_c_arg(),
             first,
             bytes.len(),
             latin1,
-        )))
+        ))
     }
-}
-
-fn raw(term: ErlNifTerm) -> usize {
-    // SAFETY: a term is a word, by the BEAM's interface and by Rustler's.
-    unsafe { transmute::<ErlNifTerm, usize>(term) }
 }
 
 /// The elements of a list. A term that is none has none.

@@ -50,8 +50,9 @@ pub fn insert(store: &ServerStore<()>, n: u64, certificate: usize) -> bool {
 pub fn insert_at(store: &ServerStore<()>, n: u64, certificate: usize, now_ms: u64) -> bool {
     let mut der = [3; CERTIFICATE];
     der[..8].copy_from_slice(&scatter(n).to_ne_bytes());
+    let id = id(n);
     let session = NewSession {
-        key: SessionKey::Id(&id(n)),
+        key: SessionKey::Id(&id),
         secret: &[5; 48],
         template: None,
         certificate: Some(&der[..certificate]),

@@ -676,7 +676,7 @@ impl Certificates {
                 (books.in_vain, books.may_pack) = (0, false);
                 return false;
             }
-            let is_step = !is_idle || books.in_vain.is_multiple_of(ENTRIES_PER_STEP);
+            let is_step = !is_idle || books.in_vain % ENTRIES_PER_STEP == 0;
             if is_step && !slice.goes_on() {
                 return has_work(books);
             }
@@ -810,7 +810,7 @@ impl Certificates {
             if is_without {
                 self.fingerprint(books, directory, number);
             }
-            if (is_without || left_now.is_multiple_of(ENTRIES_PER_STEP)) && !slice.goes_on() {
+            if (is_without || left_now % ENTRIES_PER_STEP == 0) && !slice.goes_on() {
                 break;
             }
         }
@@ -977,7 +977,7 @@ impl Certificates {
             (walk.from, walk.renumbered) = (0, books.renumbered);
         }
         while (has_issuers || has_serials || has_fingerprints) && walk.from < books.last {
-            if walk.from.is_multiple_of(ENTRIES_PER_STEP) && !slice.goes_on() {
+            if walk.from % ENTRIES_PER_STEP == 0 && !slice.goes_on() {
                 return None;
             }
             walk.from += 1;

@@ -139,7 +139,7 @@ fn tests_certificate(number: u8) -> Vec<u8> {
 
 /// What there is no template for goes without one.
 fn template_of(number: u8) -> Option<u8> {
-    (!number.is_multiple_of(8)).then_some(number % 8)
+    (number % 8 != 0).then_some(number % 8)
 }
 
 /// A session as the caller knows it.

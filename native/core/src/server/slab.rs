@@ -270,7 +270,7 @@ impl Segments {
         while let Some(None) = self.length.checked_sub(1).and_then(|last| self.get(last)) {
             self.length -= 1;
             self.chunks[self.length / Self::CHUNK].pop();
-            if self.length.is_multiple_of(Self::CHUNK) {
+            if self.length % Self::CHUNK == 0 {
                 self.chunks.truncate(self.length / Self::CHUNK);
             }
         }
@@ -759,10 +759,7 @@ mod tests {
     fn classes_are_as_large_as_what_they_hold_and_not_much_larger() {
         for bytes in 1..=MAX_SLOT {
             let slot = slot_bytes(bytes);
-            assert!(
-                slot >= bytes && slot.is_multiple_of(GRANULE),
-                "{bytes}: {slot}"
-            );
+            assert!(slot >= bytes && slot % GRANULE == 0, "{bytes}: {slot}");
             assert!(
                 slot < bytes + GRANULE || slot <= bytes + bytes / 8,
                 "{bytes}: {slot}"

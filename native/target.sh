@@ -1,0 +1,9 @@
+#!/bin/sh
+# The target, by Rust's name, that the library is built for, or nothing if it is this machine: from CARGO_BUILD_TARGET, or
+# from CROSSCOMPILE, which Nerves sets to the path that the names of its compilers begin with.
+set -eu
+if [ -n "${CARGO_BUILD_TARGET:-}" ]; then
+    echo "$CARGO_BUILD_TARGET"
+elif [ -n "${CROSSCOMPILE:-}" ]; then
+    echo "${CROSSCOMPILE##*/}" | sed -e 's/^armv6/arm/' -e 's/^riscv64/riscv64gc/' -e 's/-nerves-/-unknown-/'
+fi
