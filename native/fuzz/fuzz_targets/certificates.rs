@@ -7,7 +7,7 @@ use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
 use rekindle_core::{
     canonical_name, is_same_name, issuer_and_serial, Limits, NewSession, Selector, ServerStore,
-    SessionKey,
+    SessionKey, Trust,
 };
 use std::collections::HashMap;
 
@@ -73,6 +73,11 @@ fuzz_target!(|certificates: Vec<Certificate>| {
         max_bytes: 1 << 17,
         max_sessions: u64::MAX,
         lifetime_ms: 1_000_000,
+    });
+    // Those that have ended are to be found as well.
+    store.set_trust(Trust {
+        allows_expired: true,
+        ..Trust::default()
     });
     let mut held = HashMap::new();
     for (n, certificate) in certificates.into_iter().enumerate() {
