@@ -268,8 +268,14 @@ fn identify<T: TemplateCodec>(
     journal: &Shared<T>,
     reader: &mut dyn LogReader,
 ) -> Result<bool, LogError> {
-    let mut found = oldest_identity(journal, reader)?;
+    let mut unknown = HashSet::new();
+    let mut found = oldest_identity(journal, reader, &mut unknown)?;
     if found.is_none() {
+        if let Some(Hold(why)) = lack_of_key(journal, &unknown) {
+            // It has an identity, which other nodes know.
+            set_held(journal, &why);
+            return Ok(false);
+        }
         let mut replay = journal.replay.lock();
         let since = *replay.empty_since.get_or_insert_with(instant);
         drop(replay);
@@ -285,7 +291,7 @@ fn identify<T: TemplateCodec>(
         };
         let appended = hub.log.writer().append(&[batch])?;
         appended.into_iter().collect::<Result<(), _>>()?;
-        found = oldest_identity(journal, reader)?;
+        found = oldest_identity(journal, reader, &mut unknown)?;
     }
     let Some(identity) = found else {
         return Ok(false);
@@ -304,6 +310,7 @@ fn identify<T: TemplateCodec>(
 fn oldest_identity<T: TemplateCodec>(
     journal: &Shared<T>,
     reader: &mut dyn LogReader,
+    unknown: &mut HashSet<Vec<u8>>,
 ) -> Result<Option<LogIdentity>, LogError> {
     reader.mark(&journal.name)?;
     let mut found = None;
@@ -312,12 +319,12 @@ fn oldest_identity<T: TemplateCodec>(
         if records.is_empty() || journal.has_ended() {
             break;
         }
-        let identity = |record: &Record| journal.identity_of(Stream::Control, record);
+        let identity = |record: &Record| journal.identity_of(Stream::Control, record, unknown);
         found = records.iter().rev().find_map(identity).or(found);
     }
     if found.is_none() {
         let sessions = reader.older(Stream::Sessions, PAGE)?;
-        let identity = |record: &Record| journal.identity_of(Stream::Sessions, record);
+        let identity = |record: &Record| journal.identity_of(Stream::Sessions, record, unknown);
         found = sessions.iter().find_map(identity);
     }
     Ok(found)
@@ -341,12 +348,17 @@ fn reason_to_hold<T: TemplateCodec>(journal: &Shared<T>, seen: &Seen) -> Option<
             "other nodes know of {missing} revocations that are missing from it"
         )));
     }
+    lack_of_key(journal, &seen.unknown_keys)
+}
+
+/// Whether records are sealed with a key that was never retired and is not here.
+fn lack_of_key<T: TemplateCodec>(journal: &Shared<T>, unknown: &HashSet<Vec<u8>>) -> Option<Hold> {
     let retired: HashSet<Vec<u8>> = journal
         .retired_keys()
         .into_iter()
         .map(String::into_bytes)
         .collect();
-    let mut unknown: Vec<_> = seen.unknown_keys.difference(&retired).collect();
+    let mut unknown: Vec<_> = unknown.difference(&retired).collect();
     if journal.replay.lock().is_overridden {
         unknown.clear();
     }
@@ -358,9 +370,13 @@ fn reason_to_hold<T: TemplateCodec>(journal: &Shared<T>, seen: &Seen) -> Option<
     )))
 }
 
+fn set_held<T: TemplateCodec>(journal: &Shared<T>, why: &str) {
+    journal.set(Part::Replay, Err(format!("the log is not replayed: {why}")));
+}
+
 /// Keeps sessions of the log out of the store, says why, and asks the other nodes.
 fn hold<T: TemplateCodec>(journal: &Shared<T>, why: String) {
-    journal.set(Part::Replay, Err(format!("the log is not replayed: {why}")));
+    set_held(journal, &why);
     let mut replay = journal.replay.lock();
     replay.is_held = true;
     replay.want_replay(ASK_EVERY);

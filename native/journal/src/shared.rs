@@ -112,6 +112,14 @@ pub(crate) struct KnownTemplate {
     pub template: Option<TemplateName>,
 }
 
+/// Something that sessions refer to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Lacking {
+    Template(ContentHash),
+    /// The clock of this writer.
+    Clock(u64),
+}
+
 /// What the reader has to do for a scope, and may not do.
 pub(crate) struct ReplayState {
     /// The whole log is to be read; or its control stream.
@@ -135,6 +143,8 @@ pub(crate) struct ReplayState {
     pub empty_since: Option<Instant>,
     /// The earliest session from the future, in milliseconds since 1970.
     pub future_ms: Option<u64>,
+    /// What sessions referred to and the log did not have: it is read again when it comes.
+    pub lacking: HashSet<Lacking>,
     /// References that no node could tell, so that sessions are skipped for them alone.
     pub unknown: HashSet<ContentHash>,
 }
@@ -185,6 +195,7 @@ impl<T: TemplateCodec> Shared<T> {
                 answered: HashSet::new(),
                 empty_since: None,
                 future_ms: None,
+                lacking: HashSet::new(),
                 unknown: HashSet::new(),
             }),
             lifetime_ms: AtomicU64::new(lifetime_ms),
@@ -474,6 +485,20 @@ impl ReplayState {
     pub fn want_replay(&mut self, delay: Duration) {
         self.wants_replay = true;
         self.not_before = instant() + delay;
+    }
+
+    /// Notes that a session was left out for want of something.
+    pub fn note_lacking(&mut self, lacking: Lacking) {
+        if self.lacking.len() < MAX_REFERENCES {
+            self.lacking.insert(lacking);
+        }
+    }
+
+    /// Has the whole log read if sessions were left out for want of this. What comes with it is waited for.
+    pub fn note_found(&mut self, found: Lacking) {
+        if self.lacking.remove(&found) && !self.wants_replay {
+            self.want_replay(Duration::from_millis(300));
+        }
     }
 
     /// Has the control stream read, not before `delay` is over.
