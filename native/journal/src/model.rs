@@ -11,7 +11,7 @@ use crate::follow::Follower;
 use crate::hub::Hub;
 use crate::journal::{carry_out_here, wait_written};
 use crate::node_memory::NodeMemory;
-use crate::record::{header, Body, ContentHash, Context, Statement};
+use crate::record::{header, Body, Context, Statement};
 use crate::replay::Replayer;
 use crate::revocations::{Knowledge, RevocationId};
 use crate::testing::{
@@ -120,7 +120,7 @@ struct Node {
 /// What a record says, to those who have all keys.
 #[derive(Clone)]
 enum Parsed {
-    Session(usize, ContentHash),
+    Session(usize),
     Revocation(RevocationId),
     Knowledge(Knowledge),
     Other,
@@ -517,7 +517,7 @@ impl Model {
                 return Parsed::Other;
             };
             match opened.body() {
-                Ok(Body::Session { id, knowledge, .. }) => Parsed::Session(numbers[id], *knowledge),
+                Ok(Body::Session { id, .. }) => Parsed::Session(numbers[id]),
                 Ok(Body::Revocation { id, .. }) => Parsed::Revocation(id),
                 Ok(Body::Knowledge(content)) => {
                     let statement = Statement::decode(content);
@@ -623,7 +623,7 @@ impl Model {
         }
         let mut in_log = HashSet::new();
         for (_, parsed) in self.in_log() {
-            if let Parsed::Session(n, _) = parsed {
+            if let Parsed::Session(n) = parsed {
                 in_log.insert(n);
             }
         }

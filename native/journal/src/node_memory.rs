@@ -754,7 +754,8 @@ mod tests {
         assert_eq!((made.len(), written), (2, Ok(())));
         let (open_scope, _) = prepared(&memory, "open");
         // Those of one scope are for that alone, but what is revoked in any is for scopes that are new.
-        memory.revoke(&[(open_scope, HOUR_MS)], false, &[session(2)]);
+        let (_, written) = memory.revoke(&[(open_scope, HOUR_MS)], false, &[session(2)]);
+        assert_eq!(written, Ok(()));
         assert_eq!(targets(&memory, "closed"), everything);
         drop(made);
         let check = |memory: &NodeMemory, name: &str| {
@@ -786,7 +787,9 @@ mod tests {
         set_moved(0, 0);
         let memory = open(&folder);
         let (scope, _) = prepared(&memory, "scope");
-        memory.revoke(&[(Arc::clone(&scope), HOUR_MS)], false, &[session(1)]);
+        let meant = [(Arc::clone(&scope), HOUR_MS)];
+        assert_eq!(memory.revoke(&meant, false, &[session(1)]).1, Ok(()));
+        drop(meant);
         set_moved(HOUR_MS / 2, 400 * 24 * HOUR_MS as i64);
         assert!(memory.tidy().is_empty());
         drop((scope, memory));
@@ -879,7 +882,7 @@ mod tests {
         // One by one, as OTP's process makes them.
         let before = memory.bytes();
         for n in count..count + 100 {
-            memory.revoke(&meant, false, &[target(n)]);
+            assert_eq!(memory.revoke(&meant, false, &[target(n)]).1, Ok(()));
         }
         assert!((memory.bytes() - before) / 100 <= 134);
         drop((meant, scope, memory));

@@ -162,6 +162,8 @@ struct Waiting {
     notes: VecDeque<Note>,
     /// Revocations that are not in the log yet, those in the writer's hands included.
     unwritten: HashSet<RevocationId>,
+    /// Whether there may be some that the node's memory does not have.
+    has_unremembered: bool,
     is_closed: bool,
 }
 
@@ -205,7 +207,12 @@ impl Queue {
         let mut waiting = self.waiting.lock();
         for note in notes {
             let is_new = match &note {
-                Note::Revocation { id, .. } => waiting.unwritten.insert(*id),
+                Note::Revocation {
+                    id, is_remembered, ..
+                } => {
+                    waiting.has_unremembered |= !is_remembered;
+                    waiting.unwritten.insert(*id)
+                }
                 _ => true,
             };
             if is_new {
@@ -214,6 +221,27 @@ impl Queue {
         }
         drop(waiting);
         self.waker.wake();
+    }
+
+    /// Revocations that the node's memory does not have, with how long they are kept. It is taken to have them from now on.
+    pub fn take_unremembered(&self) -> Vec<(RevocationId, Target, u64)> {
+        let mut waiting = self.waiting.lock();
+        if !std::mem::take(&mut waiting.has_unremembered) {
+            return Vec::new();
+        }
+        let take = |note: &mut Note| match note {
+            Note::Revocation {
+                id,
+                keep_ms,
+                target,
+                is_remembered,
+            } if !*is_remembered => {
+                *is_remembered = true;
+                Some((*id, target.clone(), *keep_ms))
+            }
+            _ => None,
+        };
+        waiting.notes.iter_mut().filter_map(take).collect()
     }
 
     /// Notes that control records are in the log.
@@ -280,7 +308,18 @@ impl Queue {
             .iter()
             .map(|session| session.bytes())
             .sum::<usize>();
-        let count = waiting.notes.len().min(NOTES);
+        // A revocation that came just now is remembered first.
+        let is_ready = |note: &&Note| {
+            !matches!(
+                note,
+                Note::Revocation {
+                    is_remembered: false,
+                    ..
+                }
+            )
+        };
+        let notes = waiting.notes.iter().take(NOTES);
+        let count = notes.take_while(is_ready).count();
         Batch {
             sessions,
             notes: waiting.notes.drain(..count).collect(),
@@ -358,6 +397,31 @@ mod tests {
         queue.note_written(&batch.notes);
         assert!(waiting.join().unwrap());
         assert_eq!(queue.unwritten(), 0);
+    }
+
+    #[test]
+    fn a_revocation_is_remembered_before_it_is_written() {
+        let queue = queue();
+        let target = Target::Session([1; 32]);
+        let id = RevocationId {
+            origin: 1,
+            counter: 2,
+        };
+        queue.push_notes([
+            revocation(1),
+            Note::Revocation {
+                id,
+                keep_ms: 5,
+                target: target.clone(),
+                is_remembered: false,
+            },
+            revocation(3),
+        ]);
+        assert_eq!(queue.take().notes, [revocation(1)]);
+        assert!(queue.take().is_empty());
+        assert_eq!(queue.take_unremembered(), [(id, target, 5)]);
+        assert_eq!(queue.take_unremembered(), []);
+        assert_eq!(queue.take().notes.len(), 2);
     }
 
     #[test]

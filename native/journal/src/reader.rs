@@ -6,7 +6,7 @@ use crate::record::{
     content_hash, header, seal, Body, ContentHash, LogIdentity, Opened, Skipped, Stamp, Statement,
 };
 use crate::revocations::{Learned, RevocationId, Verdict};
-use crate::shared::{References, Shared, CLOCK_STEP_MS, MAX_AHEAD_MS};
+use crate::shared::{Lacking, References, Shared, CLOCK_STEP_MS, MAX_AHEAD_MS};
 use crate::status::Part;
 use crate::target::Target;
 use crate::template::TemplateCodec;
@@ -16,6 +16,7 @@ use rekindle_core::{Arrival, Held, NewSession, Restored, Scope, ServerStore, Ses
 use rekindle_log::{Record, Stream};
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How long a node may take to answer a question: the first one does.
@@ -126,12 +127,30 @@ impl<T: TemplateCodec> Shared<T> {
         Ok((identity, record))
     }
 
-    /// The log that a record was written to, if it opens.
-    pub fn identity_of(&self, stream: Stream, record: &[u8]) -> Option<LogIdentity> {
+    /// The log that a record was written to, if it opens. Keys that are not known here are added to `unknown`.
+    pub fn identity_of(
+        &self,
+        stream: Stream,
+        record: &[u8],
+        unknown: &mut HashSet<Vec<u8>>,
+    ) -> Option<LogIdentity> {
         let keys = self.keys()?;
-        let opened = header(&self.context, stream, record)
-            .and_then(|header| header.open(&keys, &self.context));
-        opened.ok().map(|opened| opened.stamp.log)
+        let header = header(&self.context, stream, record).ok()?;
+        match header.open(&keys, &self.context) {
+            Ok(opened) => return Some(opened.stamp.log),
+            Err(Skipped::Key) => _ = unknown.insert(header.key_id.into()),
+            Err(_) => {}
+        }
+        None
+    }
+
+    /// Whether the operator has decided to read sessions whose writer's knowledge is lost.
+    fn settle_overridden(&self, knowledge: ContentHash) -> bool {
+        let mut replay = self.replay.lock();
+        replay.is_overridden && {
+            replay.settled.insert(knowledge);
+            true
+        }
     }
 
     fn note_unknown_key(&self, stream: Stream, id: &[u8]) {
@@ -159,12 +178,16 @@ impl<T: TemplateCodec> Shared<T> {
                 if !references.learn_template(hash, content, keep_ms) {
                     return Err(Skipped::Full);
                 }
+                drop(references);
+                self.replay.lock().note_found(Lacking::Template(hash));
             }
             Body::Knowledge(content) => self.learn_statement(content, keep_ms)?,
             Body::Clock { zero_ms, revision } => {
                 let clock = (zero_ms, revision);
                 let mut references = self.references.lock();
                 let former_ms = references.learn_clock(stamp.writer, clock, keep_ms);
+                drop(references);
+                (self.replay.lock()).note_found(Lacking::Clock(stamp.writer));
                 if former_ms.is_some_and(|former| former.abs_diff(zero_ms) >= CLOCK_STEP_MS) {
                     self.replay.lock().want_replay(Duration::ZERO);
                 }
@@ -273,10 +296,17 @@ impl<T: TemplateCodec> Shared<T> {
         };
         self.note_lifetime(opened.stamp.lifetime_ms);
         let mut references = self.references.lock();
-        let Some(known) = references.knowledge.get(knowledge) else {
-            return Err(Unread::UnknownKnowledge(*knowledge));
+        let known = match references.knowledge.get(knowledge) {
+            Some(known) => Arc::clone(&known.value),
+            // As if it had known nothing: what this node knows covers it.
+            None if self.settle_overridden(*knowledge) => Arc::default(),
+            None => return Err(Unread::UnknownKnowledge(*knowledge)),
         };
-        let known = std::sync::Arc::clone(&known.value);
+        if !references.templates.contains_key(template) {
+            self.replay
+                .lock()
+                .note_lacking(Lacking::Template(*template));
+        }
         let template = references.template(store, template)?;
         drop(references);
         // Held until the session is stored: it is judged by all revocations, or found by whoever carries one out.
@@ -325,7 +355,12 @@ impl<T: TemplateCodec> Shared<T> {
             .clocks
             .get(&stamp.writer)
             .map(|clock| clock.value);
-        let (zero_ms, _) = clock.ok_or(Skipped::Template)?;
+        let Some((zero_ms, _)) = clock else {
+            self.replay
+                .lock()
+                .note_lacking(Lacking::Clock(stamp.writer));
+            return Err(Skipped::Template);
+        };
         let made_ms = (zero_ms.max(0) as u64).saturating_add(stamp.made_ms);
         let made_ms = made_ms.saturating_sub(zero_ms.min(0).unsigned_abs());
         let (now_ms, now_wall_ms) = (now_ms(), wall_ms());

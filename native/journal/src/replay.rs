@@ -34,6 +34,9 @@ const MAX_ASKED: usize = 32;
 /// knows more would write again what was lost.
 const NEW_LOG_AFTER: Duration = Duration::from_millis(1500);
 
+/// How often a log whose identity cannot be told is looked at.
+const LOOK_AGAIN: Duration = Duration::from_millis(300);
+
 /// How long an unused reader keeps its connection.
 const IDLE: Duration = Duration::from_secs(10);
 
@@ -172,7 +175,7 @@ fn replay<T: TemplateCodec>(
     }
     let began = Instant::now();
     if journal.identity().is_none() && !identify(hub, journal, reader)? {
-        again(Duration::from_millis(100));
+        again(LOOK_AGAIN);
         return Ok(());
     }
     let mark = reader.mark(&journal.name)?;
@@ -259,7 +262,7 @@ fn read_sessions<T: TemplateCodec>(
 fn is_settled<T: TemplateCodec>(journal: &Shared<T>, hash: ContentHash) -> bool {
     let is_alone = !journal.is_shared_log && journal.was_remembered();
     let mut replay = journal.replay.lock();
-    if replay.is_answered || replay.is_overridden || is_alone {
+    if replay.is_answered || is_alone {
         replay.settled.insert(hash);
     }
     replay.settled.contains(&hash)
@@ -271,9 +274,15 @@ fn identify<T: TemplateCodec>(
     journal: &Shared<T>,
     reader: &mut dyn LogReader,
 ) -> Result<bool, LogError> {
-    let mut found = oldest_identity(journal, reader)?;
+    let mut unknown = HashSet::new();
+    let mut found = oldest_identity(journal, reader, &mut unknown)?;
     let mut claimed = None;
     if found.is_none() {
+        if let Some(Hold(why)) = lack_of_key(journal, &unknown) {
+            // It has an identity, which other nodes know.
+            set_held(journal, &why);
+            return Ok(false);
+        }
         let mut replay = journal.replay.lock();
         let since = *replay.empty_since.get_or_insert_with(instant);
         drop(replay);
@@ -290,7 +299,7 @@ fn identify<T: TemplateCodec>(
         let appended = hub.log.writer().append(&[batch])?;
         appended.into_iter().collect::<Result<(), _>>()?;
         claimed = Some(identity);
-        found = oldest_identity(journal, reader)?;
+        found = oldest_identity(journal, reader, &mut unknown)?;
     }
     if let Some(identity) = found {
         journal.note_identity(identity, claimed == Some(identity));
@@ -302,6 +311,7 @@ fn identify<T: TemplateCodec>(
 fn oldest_identity<T: TemplateCodec>(
     journal: &Shared<T>,
     reader: &mut dyn LogReader,
+    unknown: &mut HashSet<Vec<u8>>,
 ) -> Result<Option<LogIdentity>, LogError> {
     reader.mark(&journal.name)?;
     let mut found = None;
@@ -310,12 +320,12 @@ fn oldest_identity<T: TemplateCodec>(
         if records.is_empty() || journal.has_ended() {
             break;
         }
-        let identity = |record: &Record| journal.identity_of(Stream::Control, record);
+        let identity = |record: &Record| journal.identity_of(Stream::Control, record, unknown);
         found = records.iter().rev().find_map(identity).or(found);
     }
     if found.is_none() {
         let sessions = reader.older(Stream::Sessions, PAGE)?;
-        let identity = |record: &Record| journal.identity_of(Stream::Sessions, record);
+        let identity = |record: &Record| journal.identity_of(Stream::Sessions, record, unknown);
         found = sessions.iter().find_map(identity);
     }
     Ok(found)
@@ -339,12 +349,17 @@ fn reason_to_hold<T: TemplateCodec>(journal: &Shared<T>, seen: &Seen) -> Option<
             "other nodes know of {missing} revocations that are missing from it"
         )));
     }
+    lack_of_key(journal, &seen.unknown_keys)
+}
+
+/// Whether records are sealed with a key that was never retired and is not here.
+fn lack_of_key<T: TemplateCodec>(journal: &Shared<T>, unknown: &HashSet<Vec<u8>>) -> Option<Hold> {
     let retired: HashSet<Vec<u8>> = journal
         .retired_keys()
         .into_iter()
         .map(String::into_bytes)
         .collect();
-    let mut unknown: Vec<_> = seen.unknown_keys.difference(&retired).collect();
+    let mut unknown: Vec<_> = unknown.difference(&retired).collect();
     unknown.sort();
     let name = unknown.first()?;
     if journal.replay.lock().is_overridden {
@@ -369,9 +384,13 @@ fn note_done<T: TemplateCodec>(journal: &Shared<T>) {
     replay.holds = 0;
 }
 
+fn set_held<T: TemplateCodec>(journal: &Shared<T>, why: &str) {
+    journal.set(Part::Replay, Err(format!("the log is not replayed: {why}")));
+}
+
 /// Keeps sessions of the log out of the store, says why, and asks the other nodes.
 fn hold<T: TemplateCodec>(journal: &Shared<T>, why: String) {
-    journal.set(Part::Replay, Err(format!("the log is not replayed: {why}")));
+    set_held(journal, &why);
     let mut replay = journal.replay.lock();
     replay.is_held = true;
     replay.is_answered = false;

@@ -112,6 +112,14 @@ pub(crate) struct KnownTemplate {
     pub template: Option<TemplateName>,
 }
 
+/// Something that sessions refer to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Lacking {
+    Template(ContentHash),
+    /// The clock of this writer.
+    Clock(u64),
+}
+
 /// What the reader has to do for a scope, and may not do.
 pub(crate) struct ReplayState {
     /// The whole log is to be read; or its control stream.
@@ -139,6 +147,8 @@ pub(crate) struct ReplayState {
     pub settled: HashSet<ContentHash>,
     /// How often the replay was held in a row.
     pub holds: u32,
+    /// What sessions referred to and the log did not have: it is read again when it comes.
+    pub lacking: HashSet<Lacking>,
 }
 
 impl<T: TemplateCodec> Shared<T> {
@@ -189,6 +199,7 @@ impl<T: TemplateCodec> Shared<T> {
                 future_ms: None,
                 settled: HashSet::new(),
                 holds: 0,
+                lacking: HashSet::new(),
             }),
             lifetime_ms: AtomicU64::new(lifetime_ms),
             longest_ms: AtomicU64::new(lifetime_ms),
@@ -498,6 +509,20 @@ impl ReplayState {
     pub fn want_replay(&mut self, delay: Duration) {
         self.wants_replay = true;
         self.not_before = instant() + delay;
+    }
+
+    /// Notes that a session was left out for want of something.
+    pub fn note_lacking(&mut self, lacking: Lacking) {
+        if self.lacking.len() < MAX_REFERENCES {
+            self.lacking.insert(lacking);
+        }
+    }
+
+    /// Has the whole log read if sessions were left out for want of this. What comes with it is waited for.
+    pub fn note_found(&mut self, found: Lacking) {
+        if self.lacking.remove(&found) && !self.wants_replay {
+            self.want_replay(Duration::from_millis(300));
+        }
     }
 
     /// Has the control stream read, not before `delay` is over.

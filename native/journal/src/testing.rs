@@ -411,6 +411,7 @@ pub fn insert(scope: &Scope<Common>, n: u32, template: &[u8], certificate: &[u8]
     let knowledge = journal.map(crate::Journal::knowledge).unwrap_or_default();
     let template = Common::intern(store, template).expect("room for a template");
     let encoded = Arc::clone(template.encoded());
+    let (id, secret) = (id(n), secret(n));
     let session = NewSession {
         key: SessionKey::Id(&id),
         secret: &secret,
@@ -421,7 +422,6 @@ pub fn insert(scope: &Scope<Common>, n: u32, template: &[u8], certificate: &[u8]
     let is_stored = store.insert(session, now_ms()).is_ok();
     if let Some(journal) = journal.filter(|_| is_stored) {
         let lifetime_ms = store.limits().lifetime_ms;
-        let (id, secret) = (id(n), secret(n));
         journal.add(
             &id,
             &secret,

@@ -113,6 +113,7 @@ impl<T: TemplateCodec> Writer<T> {
     /// Does what there is to do.
     pub fn work(&mut self, journals: &[Arc<Shared<T>>]) {
         self.tick(journals);
+        journals.iter().for_each(|journal| remember(journal));
         if self.backoff.is_over() {
             self.is_busy = self.write(journals);
         }
@@ -128,6 +129,7 @@ impl<T: TemplateCodec> Writer<T> {
                 continue;
             }
             if hand.is_empty() {
+                remember(journal);
                 hand.batch = journal.queue.take();
             }
             if hand.is_empty() {
@@ -351,7 +353,6 @@ fn fill<T: TemplateCodec>(journal: &Shared<T>, hand: &mut Hand) -> Result<(), St
     if hand.is_sealed {
         return Ok(());
     }
-    remember(journal, &mut hand.batch);
     let keys = journal.keys().ok_or("there is no key to seal with")?;
     let identity = journal.identity().ok_or("the log is not known yet")?;
     let now = now_ms();
@@ -434,25 +435,14 @@ fn fill<T: TemplateCodec>(journal: &Shared<T>, hand: &mut Hand) -> Result<(), St
 }
 
 /// Revocations that OTP's process made, which does not wait for a disk, go into the node's memory before they go into
-/// the log.
-fn remember<T: TemplateCodec>(journal: &Shared<T>, batch: &mut Batch) {
-    let mut new = Vec::new();
-    let mut longest_ms = 0;
-    for note in &mut batch.notes {
-        if let Note::Revocation {
-            id,
-            keep_ms,
-            target,
-            is_remembered,
-        } = note
-        {
-            if !std::mem::replace(is_remembered, true) {
-                new.push((*id, target.clone()));
-                longest_ms = longest_ms.max(*keep_ms);
-            }
-        }
-    }
-    if !new.is_empty() {
+/// the log, and also if the log cannot be written.
+fn remember<T: TemplateCodec>(journal: &Shared<T>) {
+    let new = journal.queue.take_unremembered();
+    let longest_ms = new.iter().map(|(.., keep_ms)| *keep_ms).max();
+    if let Some(longest_ms) = longest_ms {
+        let new: Vec<_> = (new.into_iter())
+            .map(|(id, target, _)| (id, target))
+            .collect();
         journal.memory.note(&journal.remembered, &new, longest_ms);
     }
 }
