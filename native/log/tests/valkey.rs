@@ -1681,3 +1681,48 @@ fn many_followers_cost_little() {
         assert!(cost <= 100.0);
     });
 }
+
+/// Takes connections in place of whichever server has the port that is set, as a balancer does.
+fn balancer(port: Arc<AtomicUsize>) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let own = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        for client in listener.incoming() {
+            let mut client = client.unwrap();
+            let port = port.load(Ordering::Relaxed) as u16;
+            let mut server = TcpStream::connect(("127.0.0.1", port)).unwrap();
+            let (mut from_client, mut from_server) =
+                (client.try_clone().unwrap(), server.try_clone().unwrap());
+            thread::spawn(move || std::io::copy(&mut from_client, &mut server));
+            thread::spawn(move || std::io::copy(&mut from_server, &mut client));
+        }
+    });
+    own
+}
+
+#[test]
+fn a_failover_behind_a_balancer_is_no_error() {
+    each(|program| {
+        let options = ["--requirepass", SECRET, "--masterauth", SECRET];
+        let (old, new) = (
+            Server::with(program, &options),
+            Server::with(program, &options),
+        );
+        let target = Arc::new(AtomicUsize::new(old.port.into()));
+        let port = balancer(target.clone());
+        let log = log(&ValkeyConfig::new(format!(
+            "redis://:{SECRET}@127.0.0.1:{port}"
+        )));
+        let mut writer = log.writer();
+        append_control(&mut *writer, 0..2).unwrap();
+        let mut follower = follow(&log, SCOPE);
+        settle(&mut *follower);
+        // The new primary has none of it. Connections to the old one stay.
+        old.admin()
+            .run(&["REPLICAOF", "127.0.0.1", &new.port.to_string()]);
+        target.store(new.port.into(), Ordering::Relaxed);
+        append_control(&mut *writer, 2..3).unwrap();
+        assert_eq!(new.admin().number(&["XLEN", CONTROL]), 1);
+        await_loss(&mut *follower, SCOPE);
+    });
+}

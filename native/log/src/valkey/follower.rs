@@ -29,7 +29,7 @@ const MAX_WAIT: Duration = Duration::from_secs(5);
 const CHECK: Duration = Duration::from_secs(1);
 const CONTROL_CHECKS: usize = 8;
 const SESSIONS_CHECKS: usize = 4;
-/// A follower that finds so much in the bell may have missed a part, as writers shorten it to twice that.
+/// A follower that finds this many entries in the bell may have missed some, as writers shorten it to twice as many.
 const BELL_PAGE: usize = 500;
 
 /// Reads what is appended to scopes.
@@ -179,7 +179,7 @@ impl Follower {
         }
     }
 
-    /// Some streams of one kind that are to be looked at, by turns.
+    /// The next streams of one kind to look at, in rotation.
     fn turn(
         scopes: &[Scope],
         next: &mut usize,
@@ -200,7 +200,7 @@ impl Follower {
         turn
     }
 
-    /// Looks at the streams whose turn it is: at new scopes at once, at the others about once a second.
+    /// Looks at new scopes at once, and at the others in rotation, each at most once a second.
     fn check(&mut self, deadline: Instant) -> Result<(), LogError> {
         let mut chosen: Vec<(usize, usize)> = (0..self.scopes.len())
             .filter(|scope| {
@@ -243,7 +243,7 @@ impl Follower {
             let answer = answers
                 .pop()
                 .and_then(|answer| extent(answer).ok().flatten());
-            // Without a bell, streams are only looked at by turns.
+            // Without a bell, streams are only looked at in rotation.
             let now = answer.unwrap_or_default().last;
             if self.bell.is_none_or(|bell| now < bell) {
                 self.bell = Some(now);
@@ -310,7 +310,7 @@ impl Follower {
         };
         let ids: Vec<String> = tails().map(|tail| tail.last.to_string()).collect();
         let mut words: Vec<&[u8]> = vec![b"XREAD", b"COUNT", count.as_bytes()];
-        // 0 would be for ever.
+        // 0 would mean no limit.
         if wait.as_millis() > 0 {
             words.extend([&b"BLOCK"[..], block.as_bytes()]);
         }

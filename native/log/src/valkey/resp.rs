@@ -14,7 +14,7 @@ const SHORT_BYTES: usize = 1024;
 const MAX_NESTING: usize = 8;
 /// Statuses, numbers and errors are lines.
 const MAX_LINE_BYTES: usize = 64 << 10;
-/// So much of an error is kept.
+/// How much of an error is kept.
 const MAX_ERROR_CHARS: usize = 1024;
 /// What a value is taken to cost beside its text: itself, twice as it is in a growing vector, and an allocation.
 const VALUE_BYTES: usize = 128;

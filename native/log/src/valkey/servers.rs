@@ -76,7 +76,7 @@ impl Servers {
         self.connected
     }
 
-    /// How often connections were ended, by whomever.
+    /// How often connections were ended, by either side.
     pub(super) fn lost(&self) -> u64 {
         self.lost
     }

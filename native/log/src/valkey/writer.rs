@@ -13,7 +13,7 @@ use crate::{Batch, Bounds, LogError, LogWriter, Record};
 
 /// How many records, and about how many bytes, are sent before the answers are read.
 const CHUNK: (usize, usize) = (500, 1 << 20);
-/// So many sessions of a batch go to one partition.
+/// How many sessions of a batch go to one partition before the next partition is used.
 const RUN: usize = 100;
 /// About how many entries the bell has, and how many keys one of them names.
 const BELL_LENGTH: &[u8] = b"1000";
