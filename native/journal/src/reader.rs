@@ -3,7 +3,8 @@
 use crate::clock::{now_ms, wall_ms};
 use crate::queue::Note;
 use crate::record::{
-    content_hash, header, seal, Body, ContentHash, LogIdentity, Opened, Skipped, Stamp, Statement,
+    content_hash, header, seal, Body, ContentHash, Header, LogIdentity, Opened, Skipped, Stamp,
+    Statement,
 };
 use crate::revocations::{Learned, RevocationId, Verdict};
 use crate::shared::{Lacking, References, Shared, CLOCK_STEP_MS, MAX_AHEAD_MS};
@@ -32,6 +33,8 @@ pub(crate) struct Seen {
     pub revocations: HashMap<u64, RangeInclusiveSet<u64>>,
     pub contents: HashSet<ContentHash>,
     pub has_own_clock: bool,
+    /// Whether there are records that were sealed for another log.
+    pub has_other_log: bool,
     /// Whether there is any record of this log.
     pub has_any: bool,
     pub answers: HashSet<u64>,
@@ -80,8 +83,9 @@ impl<T: TemplateCodec> Shared<T> {
         seen: Option<&mut Seen>,
     ) -> Result<Opened, Skipped> {
         let header = header(&self.context, stream, record)?;
-        let identity = self.identity.get();
-        if identity.is_some_and(|identity| header.stamp.log != *identity) {
+        let identity = self.identity();
+        if identity.is_some_and(|identity| header.stamp.log != identity) {
+            self.note_other_log(&header, seen);
             return Err(Skipped::Log);
         }
         let keys = self.keys().ok_or(Skipped::Key)?;
@@ -114,6 +118,18 @@ impl<T: TemplateCodec> Shared<T> {
             Err(_) => {}
         }
         opened
+    }
+
+    /// Perhaps the log is lost, and another node has begun it again.
+    fn note_other_log(&self, header: &Header, seen: Option<&mut Seen>) {
+        let opened = self.keys().map(|keys| header.open(&keys, &self.context));
+        if !matches!(opened, Some(Ok(_))) {
+            return;
+        }
+        match seen {
+            Some(seen) => seen.has_other_log = true,
+            None => self.replay.lock().want_scan(Duration::from_secs(1)),
+        }
     }
 
     /// A record that gives a new log an identity.

@@ -121,11 +121,15 @@ fn scan_only<T: TemplateCodec>(
     journal: &Shared<T>,
     reader: &mut dyn LogReader,
 ) -> Result<(), LogError> {
-    if journal.keys().is_none() || journal.identity.get().is_none() {
+    if journal.keys().is_none() || journal.identity().is_none() {
         return Ok(());
     }
     reader.mark(&journal.name)?;
     let seen = scan(journal, reader)?;
+    if seen.has_other_log && has_changed(journal, reader)? {
+        journal.replay.lock().want_replay(Duration::ZERO);
+        return Ok(());
+    }
     let is_held = journal.replay.lock().is_held;
     if is_held {
         // The replay that is to come does the rest.
@@ -171,13 +175,17 @@ fn replay<T: TemplateCodec>(
         return Ok(());
     }
     let began = Instant::now();
-    if journal.identity.get().is_none() && !identify(hub, journal, reader)? {
+    if journal.identity().is_none() && !identify(hub, journal, reader)? {
         again(Duration::from_millis(100));
         return Ok(());
     }
     let mark = reader.mark(&journal.name)?;
     journal.replay.lock().lacks_keys = false;
     let seen = scan(journal, reader)?;
+    if seen.has_other_log && has_changed(journal, reader)? {
+        again(Duration::ZERO);
+        return Ok(());
+    }
     let mut held = reason_to_hold(journal, &seen);
     if held.is_none() && must_be_confirmed(journal) {
         // A log without sessions needs no confirmation.
@@ -296,14 +304,32 @@ fn identify<T: TemplateCodec>(
     let Some(identity) = found else {
         return Ok(false);
     };
-    let _ = journal.identity.set(identity);
+    note_identity(journal, identity);
+    Ok(true)
+}
+
+/// Whether the log has another identity than this node knew, as it was lost and begun again, or rolled back. All nodes
+/// take that of the oldest record, or they would not hear each other.
+fn has_changed<T: TemplateCodec>(
+    journal: &Shared<T>,
+    reader: &mut dyn LogReader,
+) -> Result<bool, LogError> {
+    let found = oldest_identity(journal, reader, &mut HashSet::new())?;
+    let other = found.filter(|found| journal.identity() != Some(*found));
+    if let Some(identity) = other {
+        note_identity(journal, identity);
+    }
+    Ok(other.is_some())
+}
+
+fn note_identity<T: TemplateCodec>(journal: &Shared<T>, identity: LogIdentity) {
+    journal.set_identity(identity);
     journal.memory.note_log_identity(
         &journal.remembered,
         &journal.location,
         journal.is_shared_log,
         identity,
     );
-    Ok(true)
 }
 
 /// The identity that the log's oldest record has: what was copied into a log comes behind its own records.

@@ -63,8 +63,7 @@ pub(crate) struct Shared<T> {
     pub remembered: Arc<ScopeMemory>,
     /// Whether the scope was remembered from before this process, in a folder: known once the memory is loaded.
     pub was_remembered: OnceCell<bool>,
-    /// Which log it is, once that is known.
-    pub identity: OnceCell<LogIdentity>,
+    identity: Mutex<Option<LogIdentity>>,
     keys: RwLock<Option<Arc<Keys>>>,
     key_version: Mutex<Option<Version>>,
     retired_keys: Mutex<BTreeSet<String>>,
@@ -171,7 +170,7 @@ impl<T: TemplateCodec> Shared<T> {
             was_remembered: OnceCell::new(),
             memory,
             remembered,
-            identity: OnceCell::new(),
+            identity: Mutex::default(),
             keys: RwLock::default(),
             key_version: Mutex::default(),
             retired_keys: Mutex::default(),
@@ -240,7 +239,7 @@ impl<T: TemplateCodec> Shared<T> {
         let was_known = loaded?;
         let identity = self.memory.log_identity(&self.remembered, &self.location);
         if let Some(identity) = identity {
-            let _ = self.identity.set(identity);
+            self.set_identity(identity);
         }
         let mut targets = Vec::new();
         let revocations = self.remembered.revocations();
@@ -260,6 +259,22 @@ impl<T: TemplateCodec> Shared<T> {
     /// Whether the scope was remembered from before this process.
     pub fn was_remembered(&self) -> bool {
         self.was_remembered.get().copied().unwrap_or(false)
+    }
+
+    // ---- the log ----
+
+    /// Which log it is, once that is known.
+    pub fn identity(&self) -> Option<LogIdentity> {
+        *self.identity.lock()
+    }
+
+    /// Takes the log for this one. What was written for another is written again.
+    pub fn set_identity(&self, identity: LogIdentity) {
+        let former = self.identity.lock().replace(identity);
+        if former.is_some_and(|former| former != identity) {
+            self.announced.lock().clear();
+            self.clock.lock().written_ms = None;
+        }
     }
 
     // ---- lifetimes ----

@@ -4,7 +4,7 @@ use crate::backoff::Backoff;
 use crate::clock::{instant, now_ms};
 use crate::hub::Hub;
 use crate::queue::{Batch, Content, Note};
-use crate::record::{content_hash, seal, Body, ContentHash, Statement};
+use crate::record::{content_hash, seal, Body, ContentHash, LogIdentity, Statement};
 use crate::revocations::Knowledge;
 use crate::shared::Shared;
 use crate::status::{EventKind, Part};
@@ -42,7 +42,8 @@ struct Hand {
     batch: Batch,
     control: Vec<Record>,
     sessions: Vec<Record>,
-    is_sealed: bool,
+    /// The log that the records are sealed for, once they are.
+    sealed_for: Option<LogIdentity>,
     backoff: Backoff,
 }
 
@@ -203,13 +204,13 @@ impl<T: TemplateCodec> Writer<T> {
                 hand.sessions.clear();
                 hand.batch.sessions.clear();
                 journal.status.dropped.fetch_add(given_up, Relaxed);
-                if hand.is_sealed && hand.control.is_empty() {
-                    hand.is_sealed = false;
+                if hand.control.is_empty() {
+                    hand.sealed_for = None;
                 }
             }
             let is_remembered = journal.memory.folder().is_some();
             let is_done = hand.is_empty() && journal.queue.len() == 0;
-            if is_done || is_failing && is_remembered || journal.identity.get().is_none() {
+            if is_done || is_failing && is_remembered || journal.identity().is_none() {
                 self.hands.remove(&journal.writer);
                 self.hub.remove(journal);
             }
@@ -305,7 +306,7 @@ impl<T: TemplateCodec> Writer<T> {
 
 /// Whether records can be sealed, and into which log is known.
 fn is_ready<T: TemplateCodec>(journal: &Shared<T>) -> bool {
-    journal.identity.get().is_some() && journal.keys().is_some()
+    journal.identity().is_some() && journal.keys().is_some()
 }
 
 /// After an error the log may have lost what it had.
@@ -325,17 +326,17 @@ fn note_written<T>(journal: &Shared<T>, hand: &mut Hand, records: &[Record]) {
         .fetch_add(bytes as u64, Relaxed);
     if hand.control.is_empty() && hand.sessions.is_empty() {
         hand.batch.sessions.clear();
-        hand.is_sealed = false;
+        hand.sealed_for = None;
     }
 }
 
 /// Seals what the scope has in hand. What the sessions refer to goes first, unless the log has it.
 fn fill<T: TemplateCodec>(journal: &Shared<T>, hand: &mut Hand) -> Result<(), String> {
-    if hand.is_sealed {
+    let identity = journal.identity().ok_or("the log is not known yet")?;
+    if hand.sealed_for == Some(identity) {
         return Ok(());
     }
     let keys = journal.keys().ok_or("there is no key to seal with")?;
-    let identity = *journal.identity.get().ok_or("the log is not known yet")?;
     let now = now_ms();
     let seal_as = |made_ms, lifetime_ms, body: &Body| {
         seal(
@@ -411,7 +412,8 @@ fn fill<T: TemplateCodec>(journal: &Shared<T>, hand: &mut Hand) -> Result<(), St
         };
         control.push(seal_as(now, 0, &body)?);
     }
-    (hand.control, hand.sessions, hand.is_sealed) = (control, sessions, true);
+    (hand.control, hand.sessions) = (control, sessions);
+    hand.sealed_for = Some(identity);
     Ok(())
 }
 
