@@ -485,8 +485,8 @@ impl Model {
             log.is_down = false;
             log.is_held_back = false;
         });
+        self.ahead_ms = AHEAD_MS;
         for node in 0..NODES {
-            self.ahead_ms[node] = AHEAD_MS[node];
             self.write_keys(node, KEYS.len() - 1);
         }
         for round in 0..40 {

@@ -279,7 +279,7 @@ impl<T: TemplateCodec> Shared<T> {
         store: &ServerStore<T>,
         record: &[u8],
         arrival: Arrival,
-        mut restored: Option<&mut Vec<[u8; 32]>>,
+        restored: Option<&mut Vec<[u8; 32]>>,
     ) -> Result<(), Unread> {
         self.status.read.fetch_add(1, Relaxed);
         let header = header(&self.context, Stream::Sessions, record)?;
@@ -336,7 +336,7 @@ impl<T: TemplateCodec> Shared<T> {
         match result {
             Restored::Stored => {
                 self.status.applied.fetch_add(1, Relaxed);
-                if let Some(restored) = restored.as_deref_mut() {
+                if let Some(restored) = restored {
                     restored.push(*id);
                 }
             }
