@@ -147,7 +147,7 @@ struct Model {
     /// The last step in which the log may have lost something.
     attacked: usize,
     parsed: HashMap<(Stream, Record), Parsed>,
-    /// What each node's folder was last seen to have.
+    /// What each node has known that has a folder.
     folders: [HashSet<RevocationId>; NODES],
     /// Revocations that are in the log or that a living node knows: all but those of nodes that are down.
     reachable: HashSet<RevocationId>,
@@ -562,7 +562,7 @@ impl Model {
                 let of_node = node.known();
                 known.extend(&of_node);
                 if node.memory.folder().is_some() {
-                    *folder = of_node;
+                    folder.extend(of_node);
                 }
             }
         }
@@ -593,6 +593,10 @@ impl Model {
             let known = node.known();
             for revoked in self.revoked.iter().filter(|revoked| !revoked.is_lost) {
                 let is_after = node.step > revoked.step && self.attacked < revoked.step;
+                let is_remembered = self.folders[number].contains(&revoked.id);
+                if is_quiet && is_remembered && revoked.is_promised {
+                    assert!(known.contains(&revoked.id), "node {number} has forgotten");
+                }
                 let is_quiet = is_quiet && self.reachable.contains(&revoked.id);
                 let is_due = (is_quiet || is_after) && revoked.is_promised;
                 if !is_due && !known.contains(&revoked.id) {
