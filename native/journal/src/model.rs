@@ -11,7 +11,7 @@ use crate::follow::Follower;
 use crate::hub::Hub;
 use crate::journal::{carry_out_here, wait_written};
 use crate::node_memory::NodeMemory;
-use crate::record::{header, Body, Context, Statement};
+use crate::record::{header, Body, Context, Skipped, Statement};
 use crate::replay::Replayer;
 use crate::revocations::{Knowledge, RevocationId};
 use crate::testing::{
@@ -639,6 +639,10 @@ impl Model {
             let report = node.journal().report();
             assert_eq!(report.missing, 0, "{report:?}");
             assert!(!node.journal().0.replay.lock().is_held, "{report:?}");
+            // Where two nodes begin a log at the same time, sessions are lost that were written meanwhile.
+            if report.skipped[Skipped::Log.index()] > 0 {
+                continue;
+            }
             for (n, added) in self.added.iter().enumerate() {
                 let (by, since) = added.by;
                 let is_own = by == number && since == node.step;

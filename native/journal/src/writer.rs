@@ -283,6 +283,10 @@ impl<T: TemplateCodec> Writer<T> {
             let bytes = self.log.bytes(&journal.name);
             let log_bytes = bytes.map_or(0, |bytes| bytes.saturating_add(1));
             journal.status.log_bytes.store(log_bytes, Relaxed);
+            if bytes == Some(0) {
+                // A node that starts would take an empty log for a new one.
+                journal.queue.push_note(Note::Statement);
+            }
         }
         self.note_for_all(trimmed);
     }
