@@ -794,3 +794,71 @@ fn nodes_that_each_know_what_the_other_lacks_tell_each_other() {
         }
     }
 }
+
+fn quiet_model() -> Model {
+    Model::new(Config {
+        has_folder: [false; NODES],
+        waits: false,
+        has_attacks: false,
+    })
+}
+
+#[test]
+fn a_session_that_was_made_under_a_wrong_clock_is_there_once_the_clock_is_right() {
+    const DAY_MS: i64 = 24 * 3_600_000;
+    for ahead_ms in [-10 * DAY_MS, 400 * DAY_MS, DAY_MS / 24] {
+        let mut model = quiet_model();
+        model.take(&Step::Quiesce);
+        let certificate = 0;
+        for step in [
+            Step::Clock { node: 0, ahead_ms },
+            Step::Pass { ms: 2000 },
+            Step::Work { node: 0 },
+            Step::Add {
+                node: 0,
+                certificate,
+            },
+            // And what others make under a right clock.
+            Step::Add {
+                node: 1,
+                certificate,
+            },
+        ] {
+            model.take(&step);
+        }
+        for _ in 0..4 {
+            (0..NODES).for_each(|node| model.work(node));
+        }
+        let has = |model: &Model, node: usize, n| {
+            model.be(node);
+            has(&model.nodes[node].as_ref().unwrap().scope, n)
+        };
+        assert!(!has(&model, 1, 0), "{ahead_ms}");
+        model.take(&Step::Quiesce);
+        for node in 0..NODES {
+            assert!(has(&model, node, 0) && has(&model, node, 1), "{ahead_ms}");
+        }
+    }
+}
+
+#[test]
+fn what_sessions_refer_to_is_in_the_log_as_long_as_they_do() {
+    let mut model = quiet_model();
+    for round in 0..40 {
+        model.take(&Step::Add {
+            node: 0,
+            certificate: 0,
+        });
+        model.take(&Step::Quiesce);
+        model.take(&Step::Pass {
+            ms: LIFETIME_MS / 3,
+        });
+        model.take(&Step::Crash { node: 1 });
+        model.take(&Step::Start { node: 1 });
+        model.take(&Step::Quiesce);
+        model.be(1);
+        assert!(has(&model.nodes[1].as_ref().unwrap().scope, round));
+    }
+    // What is of no use is trimmed.
+    assert!(model.log.records(Stream::Sessions).len() < 25);
+}
