@@ -160,7 +160,7 @@ impl Default for Node {
         let shared = Shared::new(&scope, options, memory, location, true, Arc::default())
             .expect("a random number");
         shared.set_keys(keys(&KEYS));
-        shared.note_identity(LOG, false);
+        shared.set_identity(LOG);
         let mut node = Node {
             _reference: reference,
             scope,

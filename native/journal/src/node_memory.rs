@@ -83,7 +83,6 @@ pub struct ScopeMemory {
 }
 
 /// Which log a scope has.
-#[derive(Clone, PartialEq, Eq)]
 pub struct KnownLog {
     /// Where it is.
     pub location: String,
@@ -91,8 +90,6 @@ pub struct KnownLog {
     pub is_shared: bool,
     /// Which log it is.
     pub identity: LogIdentity,
-    /// Whether this node gave it that identity.
-    pub is_claimed: bool,
 }
 
 /// What was made for one scope.
@@ -272,10 +269,11 @@ impl NodeMemory {
         let _ = self.append(&mut file, &bytes, false);
     }
 
-    /// The scope's log, if it is at this location.
-    pub fn log(&self, scope: &ScopeMemory, location: &str) -> Option<KnownLog> {
-        let log = scope.log.lock().clone();
-        log.filter(|log| log.location == location)
+    /// The identity of the scope's log, if it is at this location.
+    pub fn log_identity(&self, scope: &ScopeMemory, location: &str) -> Option<LogIdentity> {
+        let log = scope.log.lock();
+        let log = log.as_ref().filter(|log| log.location == location);
+        log.map(|log| log.identity)
     }
 
     /// Remembers the scope's log.
@@ -528,7 +526,7 @@ impl Entry<'_> {
                 block.push(4);
                 block.extend(number.to_be_bytes());
                 block.extend(log.identity);
-                block.push(u8::from(log.is_shared) | u8::from(log.is_claimed) << 1);
+                block.push(log.is_shared.into());
                 block.extend(log.location.as_bytes());
             }
             Entry::Elapsed(ms) => {
@@ -635,12 +633,11 @@ fn load_of_scope(scope: &ScopeMemory, kind: u8, entry: &[u8], elapsed_ms: u64) -
         }
         4 => {
             let (identity, rest) = entry.split_first_chunk()?;
-            let (flags, location) = rest.split_first()?;
+            let (is_shared, location) = rest.split_first()?;
             *scope.log.lock() = Some(KnownLog {
                 location: String::from_utf8(location.into()).ok()?,
-                is_shared: flags & 1 != 0,
+                is_shared: *is_shared != 0,
                 identity: *identity,
-                is_claimed: flags & 2 != 0,
             });
         }
         _ => return None,
@@ -721,7 +718,6 @@ mod tests {
                 location: "here".into(),
                 is_shared: true,
                 identity: [7; 8],
-                is_claimed: true,
             },
         );
         let before = (all(&memory, &scope), scope.knowledge());
@@ -733,12 +729,8 @@ mod tests {
             assert!(was_known && memory.error().is_none() && memory.bytes() > 0);
             assert_eq!((all(&memory, &scope), scope.knowledge()), before);
             assert_eq!(scope.revocations().missing(), 1);
-            let log = memory.log(&scope, "here").expect("it is remembered");
-            assert_eq!(
-                (log.identity, log.is_shared, log.is_claimed),
-                ([7; 8], true, true)
-            );
-            assert!(memory.log(&scope, "there").is_none());
+            assert_eq!(memory.log_identity(&scope, "here"), Some([7; 8]));
+            assert_eq!(memory.log_identity(&scope, "there"), None);
             memory.compact(&mut memory.file.lock()).unwrap();
         }
     }

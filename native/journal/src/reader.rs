@@ -32,6 +32,8 @@ pub(crate) struct Seen {
     pub revocations: HashMap<u64, RangeInclusiveSet<u64>>,
     pub contents: HashSet<ContentHash>,
     pub has_own_clock: bool,
+    /// Whether there are records that were sealed for another log.
+    pub has_other_log: bool,
     /// Whether there is any record of this log.
     pub has_any: bool,
     pub answers: HashSet<u64>,
@@ -89,6 +91,7 @@ impl<T: TemplateCodec> Shared<T> {
         });
         // After the keys: with wrong ones every log looks like another.
         if opened.is_ok() && self.identity() != Some(header.stamp.log) {
+            self.note_other_log(seen);
             return Err(Skipped::Log);
         }
         let Some(seen) = seen else {
@@ -116,15 +119,22 @@ impl<T: TemplateCodec> Shared<T> {
         opened
     }
 
+    /// Perhaps the log is lost, and another node has begun it again.
+    fn note_other_log(&self, seen: Option<&mut Seen>) {
+        match seen {
+            Some(seen) => seen.has_other_log = true,
+            None => self.replay.lock().want_scan(Duration::from_secs(1)),
+        }
+    }
+
     /// A record that gives a new log an identity.
-    pub fn claim(&self) -> Result<(LogIdentity, Record), String> {
+    pub fn claim(&self) -> Result<Record, String> {
         let keys = self.keys().ok_or("there is no key to seal with")?;
         let random = LogIdentity::try_generate();
         let identity = random.map_err(|_| "the system gives no random bytes")?;
         let statement = Statement::default().encode();
         let stamp = self.stamp(identity, now_ms(), 0);
-        let record = seal(&keys, &self.context, stamp, &Body::Knowledge(&statement))?;
-        Ok((identity, record))
+        seal(&keys, &self.context, stamp, &Body::Knowledge(&statement))
     }
 
     /// The log that a record was written to, if it opens. Keys that are not known here are added to `unknown`.
@@ -273,7 +283,7 @@ impl<T: TemplateCodec> Shared<T> {
         store: &ServerStore<T>,
         record: &[u8],
         arrival: Arrival,
-        mut restored: Option<&mut Vec<[u8; 32]>>,
+        restored: Option<&mut Vec<[u8; 32]>>,
     ) -> Result<(), Unread> {
         self.status.read.fetch_add(1, Relaxed);
         let header = header(&self.context, Stream::Sessions, record)?;
@@ -330,7 +340,7 @@ impl<T: TemplateCodec> Shared<T> {
         match result {
             Restored::Stored => {
                 self.status.applied.fetch_add(1, Relaxed);
-                if let Some(restored) = restored.as_deref_mut() {
+                if let Some(restored) = restored {
                     restored.push(*id);
                 }
             }

@@ -129,6 +129,10 @@ fn scan_only<T: TemplateCodec>(
     }
     reader.mark(&journal.name)?;
     let seen = scan(journal, reader)?;
+    if seen.has_other_log && has_changed(journal, reader)? {
+        journal.replay.lock().want_replay(Duration::ZERO);
+        return Ok(());
+    }
     let is_held = journal.replay.lock().is_held;
     if is_held {
         // The replay that is to come does the rest.
@@ -181,6 +185,10 @@ fn replay<T: TemplateCodec>(
     let mark = reader.mark(&journal.name)?;
     journal.replay.lock().lacks_keys = false;
     let seen = scan(journal, reader)?;
+    if seen.has_other_log && has_changed(journal, reader)? {
+        again(Duration::ZERO);
+        return Ok(());
+    }
     let mut held = reason_to_hold(journal, &seen);
     if held.is_none() && must_be_confirmed(journal) {
         // A log without sessions needs no confirmation.
@@ -276,7 +284,6 @@ fn identify<T: TemplateCodec>(
 ) -> Result<bool, LogError> {
     let mut unknown = HashSet::new();
     let mut found = oldest_identity(journal, reader, &mut unknown)?;
-    let mut claimed = None;
     if found.is_none() {
         if let Some(Hold(why)) = lack_of_key(journal, &unknown) {
             // It has an identity, which other nodes know.
@@ -290,7 +297,7 @@ fn identify<T: TemplateCodec>(
             return Ok(false);
         }
         // Of several nodes that begin a log, the first one names it.
-        let (identity, claim) = journal.claim().map_err(LogError)?;
+        let claim = journal.claim().map_err(LogError)?;
         let batch = LogBatch {
             scope: &journal.name,
             control: &[claim],
@@ -298,13 +305,27 @@ fn identify<T: TemplateCodec>(
         };
         let appended = hub.log.writer().append(&[batch])?;
         appended.into_iter().collect::<Result<(), _>>()?;
-        claimed = Some(identity);
         found = oldest_identity(journal, reader, &mut unknown)?;
     }
-    if let Some(identity) = found {
-        journal.note_identity(identity, claimed == Some(identity));
+    let Some(identity) = found else {
+        return Ok(false);
+    };
+    journal.note_identity(identity);
+    Ok(true)
+}
+
+/// Whether the log has another identity than this node knew, as it was lost and begun again, or rolled back. All nodes
+/// take that of the oldest record, or they would not hear each other.
+fn has_changed<T: TemplateCodec>(
+    journal: &Shared<T>,
+    reader: &mut dyn LogReader,
+) -> Result<bool, LogError> {
+    let found = oldest_identity(journal, reader, &mut HashSet::new())?;
+    let other = found.filter(|found| journal.identity() != Some(*found));
+    if let Some(identity) = other {
+        journal.note_identity(identity);
     }
-    Ok(found.is_some())
+    Ok(other.is_some())
 }
 
 /// The identity that the log's oldest record has: what was copied into a log comes behind its own records.

@@ -63,8 +63,7 @@ pub(crate) struct Shared<T> {
     pub remembered: Arc<ScopeMemory>,
     /// Whether the scope was remembered from before this process, in a folder: known once the memory is loaded.
     pub was_remembered: OnceCell<bool>,
-    /// Which log it is, once that is known.
-    identity: RwLock<Option<LogIdentity>>,
+    identity: Mutex<Option<LogIdentity>>,
     keys: RwLock<Option<Arc<Keys>>>,
     key_version: Mutex<Option<Version>>,
     retired_keys: Mutex<BTreeSet<String>>,
@@ -173,7 +172,7 @@ impl<T: TemplateCodec> Shared<T> {
             was_remembered: OnceCell::new(),
             memory,
             remembered,
-            identity: RwLock::default(),
+            identity: Mutex::default(),
             keys: RwLock::default(),
             key_version: Mutex::default(),
             retired_keys: Mutex::default(),
@@ -241,8 +240,10 @@ impl<T: TemplateCodec> Shared<T> {
         let loaded = self.memory.prepare(&self.remembered);
         self.set(Part::Memory, loaded.clone().map(drop));
         let was_known = loaded?;
-        let log = self.memory.log(&self.remembered, &self.location);
-        *self.identity.write() = log.map(|log| log.identity);
+        let identity = self.memory.log_identity(&self.remembered, &self.location);
+        if let Some(identity) = identity {
+            self.set_identity(identity);
+        }
         let mut targets = Vec::new();
         let revocations = self.remembered.revocations();
         revocations.for_each(|id, target, _| {
@@ -263,21 +264,31 @@ impl<T: TemplateCodec> Shared<T> {
         self.was_remembered.get().copied().unwrap_or(false)
     }
 
+    // ---- the log ----
+
     /// Which log it is, once that is known.
     pub fn identity(&self) -> Option<LogIdentity> {
-        *self.identity.read()
+        *self.identity.lock()
     }
 
-    /// Takes note of which log it is.
-    pub fn note_identity(&self, identity: LogIdentity, is_claimed: bool) {
-        *self.identity.write() = Some(identity);
+    /// Takes the log for this one, and remembers that.
+    pub fn note_identity(&self, identity: LogIdentity) {
+        self.set_identity(identity);
         let log = KnownLog {
             location: self.location.clone(),
             is_shared: self.is_shared_log,
             identity,
-            is_claimed,
         };
         self.memory.note_log(&self.remembered, log);
+    }
+
+    /// Takes the log for this one. What was written for another is written again.
+    pub fn set_identity(&self, identity: LogIdentity) {
+        let former = self.identity.lock().replace(identity);
+        if former.is_some_and(|former| former != identity) {
+            self.announced.lock().clear();
+            self.clock.lock().written_ms = None;
+        }
     }
 
     // ---- lifetimes ----
@@ -358,14 +369,8 @@ impl<T: TemplateCodec> Shared<T> {
         retired.extend(gone.map(str::to_owned));
         retired.retain(|id| !keys.ids().contains(&&**id));
         drop(retired);
-        let log = self.memory.log(&self.remembered, &self.location);
-        let has_claimed = log.is_some_and(|log| log.is_claimed);
-        if has_claimed {
-            // With the wrong keys the log looked like a new one.
-            *self.identity.write() = None;
-        }
         let mut replay = self.replay.lock();
-        if replay.lacks_keys || has_claimed {
+        if replay.lacks_keys || self.identity().is_none() {
             replay.want_replay(Duration::ZERO);
         }
         if former.sealing().0 != keys.sealing().0 {

@@ -4,7 +4,7 @@ use crate::backoff::Backoff;
 use crate::clock::{instant, now_ms};
 use crate::hub::Hub;
 use crate::queue::{Batch, Content, Note};
-use crate::record::{content_hash, seal, Body, ContentHash, Statement};
+use crate::record::{content_hash, seal, Body, ContentHash, LogIdentity, Statement};
 use crate::revocations::Knowledge;
 use crate::shared::Shared;
 use crate::status::{EventKind, Part};
@@ -43,7 +43,8 @@ struct Hand {
     batch: Batch,
     control: Vec<Record>,
     sessions: Vec<Record>,
-    is_sealed: bool,
+    /// The log that the records are sealed for, once they are.
+    sealed_for: Option<LogIdentity>,
     backoff: Backoff,
 }
 
@@ -215,8 +216,8 @@ impl<T: TemplateCodec> Writer<T> {
                 hand.sessions.clear();
                 hand.batch.sessions.clear();
                 journal.status.dropped.fetch_add(given_up, Relaxed);
-                if hand.is_sealed && hand.control.is_empty() {
-                    hand.is_sealed = false;
+                if hand.control.is_empty() {
+                    hand.sealed_for = None;
                 }
             }
             let is_remembered = journal.memory.folder().is_some();
@@ -301,6 +302,10 @@ impl<T: TemplateCodec> Writer<T> {
             let bytes = self.log.bytes(&journal.name);
             let log_bytes = bytes.map_or(0, |bytes| bytes.saturating_add(1));
             journal.status.log_bytes.store(log_bytes, Relaxed);
+            if bytes == Some(0) {
+                // A node that starts would take an empty log for a new one.
+                journal.queue.push_note(Note::Statement);
+            }
         }
         self.note_for_all(trimmed);
     }
@@ -344,17 +349,17 @@ fn note_written<T>(journal: &Shared<T>, hand: &mut Hand, records: &[Record]) {
         .fetch_add(bytes as u64, Relaxed);
     if hand.control.is_empty() && hand.sessions.is_empty() {
         hand.batch.sessions.clear();
-        hand.is_sealed = false;
+        hand.sealed_for = None;
     }
 }
 
 /// Seals what the scope has in hand. What the sessions refer to goes first, unless the log has it.
 fn fill<T: TemplateCodec>(journal: &Shared<T>, hand: &mut Hand) -> Result<(), String> {
-    if hand.is_sealed {
+    let identity = journal.identity().ok_or("the log is not known yet")?;
+    if hand.sealed_for == Some(identity) {
         return Ok(());
     }
     let keys = journal.keys().ok_or("there is no key to seal with")?;
-    let identity = journal.identity().ok_or("the log is not known yet")?;
     let now = now_ms();
     let seal_as = |made_ms, lifetime_ms, body: &Body| {
         seal(
@@ -430,7 +435,8 @@ fn fill<T: TemplateCodec>(journal: &Shared<T>, hand: &mut Hand) -> Result<(), St
         };
         control.push(seal_as(now, 0, &body)?);
     }
-    (hand.control, hand.sessions, hand.is_sealed) = (control, sessions, true);
+    (hand.control, hand.sessions) = (control, sessions);
+    hand.sealed_for = Some(identity);
     Ok(())
 }
 
