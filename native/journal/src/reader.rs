@@ -221,9 +221,13 @@ impl<T: TemplateCodec> Shared<T> {
             }
             Body::Answer { nonce } => {
                 let mut replay = self.replay.lock();
-                if replay.asked.contains(&nonce) && !replay.is_answered {
+                // Each counts once: it stays in the log.
+                if let Some(place) = replay.asked.iter().position(|asked| *asked == nonce) {
+                    replay.asked.remove(place);
                     replay.is_answered = true;
-                    replay.want_replay(Duration::ZERO);
+                    if seen.is_none() {
+                        replay.want_replay(Duration::ZERO);
+                    }
                 }
                 if let Some(seen) = seen {
                     seen.answers.insert(nonce);

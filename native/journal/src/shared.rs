@@ -76,6 +76,8 @@ pub(crate) struct Shared<T> {
     lifetime_ms: AtomicU64,
     longest_ms: AtomicU64,
     pub has_replayed: AtomicBool,
+    /// Whether something was written after the listener had closed.
+    pub has_written_late: AtomicBool,
     pub status: Status,
 }
 
@@ -203,6 +205,7 @@ impl<T: TemplateCodec> Shared<T> {
             lifetime_ms: AtomicU64::new(lifetime_ms),
             longest_ms: AtomicU64::new(lifetime_ms),
             has_replayed: AtomicBool::new(false),
+            has_written_late: AtomicBool::new(false),
             status: Status::default(),
             options,
         })

@@ -338,6 +338,9 @@ fn note_lost<T: TemplateCodec>(journal: &Shared<T>) {
 }
 
 fn note_written<T>(journal: &Shared<T>, hand: &mut Hand, records: &[Record]) {
+    if journal.queue.is_closed() {
+        journal.has_written_late.store(true, Relaxed);
+    }
     let bytes: usize = records.iter().map(Vec::len).sum();
     journal
         .status
