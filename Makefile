@@ -14,7 +14,7 @@ demo-fleet:
 
 # All tests. The last line reads `N passed, N failed`, and `, N skipped` where any were.
 test:
-	@scripts/setup.sh git elixir erlang-proper-dev valkey-server valkey-cli redis-server redis-cli
+	@scripts/setup.sh git elixir erlang-proper-dev faketime valkey-server valkey-cli redis-server redis-cli
 	@scripts/test.sh
 
 # The Common Test suites on other OTP releases as well, each downloaded into a folder of its own; Debian only.
