@@ -513,10 +513,10 @@ fn insert<K: std::hash::Hash + Eq, V>(
 }
 
 impl ReplayState {
-    /// Has the whole log read, not before `delay` is over.
+    /// Has the whole log read once `delay` is over, or as soon as something else is to be read.
     pub fn want_replay(&mut self, delay: Duration) {
+        self.want_within(delay);
         self.wants_replay = true;
-        self.not_before = instant() + delay;
     }
 
     /// Notes that a session was left out for want of something.
@@ -533,12 +533,18 @@ impl ReplayState {
         }
     }
 
-    /// Has the control stream read, not before `delay` is over.
+    /// Has the control stream read, likewise.
     pub fn want_scan(&mut self, delay: Duration) {
-        if !self.wants_scan && !self.wants_replay {
-            self.not_before = instant() + delay;
-        }
+        self.want_within(delay);
         self.wants_scan = true;
+    }
+
+    fn want_within(&mut self, delay: Duration) {
+        let at = instant() + delay;
+        let is_idle = !self.wants_replay && !self.wants_scan;
+        if is_idle || at < self.not_before {
+            self.not_before = at;
+        }
     }
 }
 

@@ -21,7 +21,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// The hubs in use, by what their logs were opened with.
-static HUBS: Lazy<Mutex<Vec<(Place, Weak<Hub<Template>>)>>> = Lazy::new(Mutex::default);
+static HUBS: Lazy<Mutex<Hubs>> = Lazy::new(Mutex::default);
+
+type Hubs = Vec<(Place, Weak<Hub<Template>>)>;
 
 /// As `rekindle_nif:journal/0` describes it.
 struct Config<'a> {
