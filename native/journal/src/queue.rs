@@ -298,16 +298,6 @@ impl Queue {
     /// The next to write, of which there may be nothing.
     pub fn take(&self) -> Batch {
         let mut waiting = self.waiting.lock();
-        // Sessions refer to what their writer knows: not before all of it is written.
-        let count = match waiting.notes.len() {
-            0..=NOTES => waiting.sessions.len().min(BATCH),
-            _ => 0,
-        };
-        let sessions: VecDeque<Box<NewSession>> = waiting.sessions.drain(..count).collect();
-        waiting.bytes -= sessions
-            .iter()
-            .map(|session| session.bytes())
-            .sum::<usize>();
         // A revocation that came just now is remembered first.
         let is_ready = |note: &&Note| {
             !matches!(
@@ -318,11 +308,25 @@ impl Queue {
                 }
             )
         };
-        let notes = waiting.notes.iter().take(NOTES);
-        let count = notes.take_while(is_ready).count();
+        let ready = waiting
+            .notes
+            .iter()
+            .take(NOTES)
+            .take_while(is_ready)
+            .count();
+        // Sessions refer to what their writer knows: not before all of it is written.
+        let count = match ready == waiting.notes.len() {
+            true => waiting.sessions.len().min(BATCH),
+            false => 0,
+        };
+        let sessions: VecDeque<Box<NewSession>> = waiting.sessions.drain(..count).collect();
+        waiting.bytes -= sessions
+            .iter()
+            .map(|session| session.bytes())
+            .sum::<usize>();
         Batch {
             sessions,
-            notes: waiting.notes.drain(..count).collect(),
+            notes: waiting.notes.drain(..ready).collect(),
         }
     }
 }

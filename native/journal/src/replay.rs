@@ -24,7 +24,7 @@ const PAGE: usize = if cfg!(test) { 50 } else { 1000 };
 /// How often the thread looks for something to do, where nobody tells it.
 const TICK: Duration = Duration::from_millis(100);
 
-/// How soon a node asks the others for what is missing once more. Doubled each time, up to a minute.
+/// How soon a node asks the others for what is missing once more. Doubled each time, up to 8 seconds.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 /// Most questions whose answer is waited for.
@@ -415,7 +415,7 @@ fn hold<T: TemplateCodec>(journal: &Shared<T>, why: String) {
     let mut replay = journal.replay.lock();
     replay.is_held = true;
     replay.is_answered = false;
-    let delay = ASK_AGAIN.saturating_mul(1 << replay.holds.min(5));
+    let delay = ASK_AGAIN.saturating_mul(1 << replay.holds.min(2));
     replay.holds += 1;
     replay.want_replay(delay);
     if !journal.is_shared_log {
