@@ -22,7 +22,7 @@
 %% @doc The certificates that are meant, as the native side takes them.
 -spec wanted(rekindle_admin:wanted() | [rekindle_admin:wanted()]) ->
     {ok, [rekindle_nif:wanted()]} | {error, {bad_certificate, Line :: string()}}.
-wanted([First | _] = Several) when not is_integer(First) ->
+wanted([First | _] = Several) when not is_integer(First), length(Several) > 0 ->
     try
         {ok, lists:append([Some || One <- Several, {ok, Some} <- [good(wanted(One))]])}
     catch

@@ -91,7 +91,7 @@ functions() ->
 good_calls({_, 0}) ->
     [];
 good_calls({Name, Arity} = Function) ->
-    Values = [?ID, session(), client, true, {1_000_000, 1000, 60_000}, journal(), [{sha256, ?ID}] | stores()],
+    Values = [?ID, session(), client, true, {1_000_000, 1000, 60_000}, journal(), [], all, {certificates, [{sha256, ?ID}]} | stores()],
     %% Numbers only where it takes nothing without: of a scope, a place, a limit.
     Good =
         case good_calls(Name, Arity, Values) of
@@ -176,7 +176,15 @@ session() ->
 
 %% Of a folder that cannot be.
 journal() ->
-    #{scope => <<"s">>, layout => <<"l">>, private => 1, key_file => <<"/dev/null/keys">>, log => {folder, <<"/dev/null/folder">>}}.
+    #{
+        scope => <<"s">>,
+        layout => <<"l">>,
+        key_file => <<"/dev/null/keys">>,
+        makes_key => true,
+        wait_for_living_node => false,
+        max_log_bytes => 1_000_000,
+        log => {folder, <<"/dev/null/folder">>}
+    }.
 
 wrapped(Term) ->
     {Term, [Term | Term], #{Term => Term}}.

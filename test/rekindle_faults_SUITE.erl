@@ -171,8 +171,8 @@ a_listener_that_could_open_no_journal_works(Config) ->
         begin
             Folder = filename:join(?config(priv_dir, Config), lists:concat(["journal_", Mode])),
             Node = start(Config, [{session_cb_init_args, [{journal, {folder, Folder}}]}]),
-            %% Before it the scope is looked for, and the store opened.
-            ok = rekindle_node:call(Node, rekindle_nif, inject_one_fault, [Mode, 2]),
+            %% Before it the scope is looked for, the store opened, and told what to check.
+            ok = rekindle_node:call(Node, rekindle_nif, inject_one_fault, [Mode, 3]),
             {_, Port} = start_server(Node, Config),
             Caches = cache_processes(Node),
             ?assertEqual({1, 5}, reconnect(Port)),

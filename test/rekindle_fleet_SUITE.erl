@@ -81,17 +81,18 @@ a_session_of_one_node_is_resumed_on_the_others(Config) ->
     Nodes = [{First, FirstPort} | Others] = start_nodes(3, Valkey, Config),
     Saved = save(1, FirstPort, Config),
     [await(fun() -> journal(Node, applied) =:= 1 end) || {Node, _} <- Others],
+    await_written(First, 1),
+    Written = [journal(Node, written) || {Node, _} <- Nodes],
     [?assertMatch(#{resumed := 1}, offer(Saved, Port, Config)) || {_, Port} <- Nodes],
     %% Those that were resumed elsewhere are no new ones.
-    ?assertEqual(2, journal(First, written)),
-    ?assertEqual([0, 0], [journal(Node, written) || {Node, _} <- Others]),
+    ?assertEqual(Written, [journal(Node, written) || {Node, _} <- Nodes]),
     stop_all(Nodes).
 
 a_new_node_has_what_was_made_before(Config) ->
     Valkey = start_valkey(Config),
     [{First, Port}] = start_nodes(1, Valkey, Config),
     Saved = [save(N, Port, Config) || N <- lists:seq(1, 5)],
-    await(fun() -> journal(First, written) =:= 6 end),
+    await_written(First, 5),
     rekindle_node:stop(First),
     [{Second, OtherPort}] = start_nodes(1, Valkey, Config),
     await(fun() -> journal(Second, replay) =/= undefined end),
@@ -162,9 +163,9 @@ names_are_kept_apart(Config) ->
     Other = rekindle_node:free_port(),
     {Second, SecondPort} = start_node(journal(Valkey, Config, []) ++ [{scope, #{Other => another}}], [{port, Other}], Config),
     Saved = save(1, FirstPort, Config),
-    await(fun() -> journal(First, written) =:= 2 end),
+    await_written(First, 1),
     _ = save(2, SecondPort, Config),
-    await(fun() -> journal(Second, written) =:= 2 end),
+    await_written(Second, 1),
     ?assertMatch(#{resumed := 0}, offer(Saved, SecondPort, Config)),
     ?assertEqual({0, 0}, {journal(First, applied), journal(Second, applied)}),
     stop_all([{First, 0}, {Second, 0}]).
@@ -176,7 +177,7 @@ other_keys_open_nothing(Config) ->
     write_keys(KeyFile, [key("a")]),
     [{Second, SecondPort}] = start_nodes(1, Valkey, lists:keystore(key_file, 1, Config, {key_file, KeyFile})),
     Saved = save(1, FirstPort, Config),
-    await(fun() -> maps:get(forged, journal(Second, skipped)) =:= 2 end),
+    await(fun() -> maps:get(forged, journal(Second, skipped)) >= 2 end),
     ?assertMatch(#{resumed := 0}, offer(Saved, SecondPort, Config)),
     ?assertMatch([{error, _}], rekindle_node:call(Second, rekindle_admin, doctor, [])),
     stop_all([{First, 0}, {Second, 0}]).
@@ -218,7 +219,8 @@ the_documentation_s_options_are_right(Config) ->
     ],
     ?assertMatch([{folder, _}, {valkey, _, _}], Parsed),
     {match, Rows} = re:run(Text, "(?m)^\\| `\\{(\\w+), .*`.* \\|", [global, {capture, all_but_first, list}]),
-    Named = lists:usort([Option || [Option] <- Rows] ++ ["password_env"]) -- ["folder", "valkey"],
+    Answers = ["ok", "pending"],
+    Named = lists:usort([Option || [Option] <- Rows] ++ ["password_env"]) -- (["folder", "valkey"] ++ Answers),
     {error, {bad_option, Line}} = rekindle_options:parse([{journal, {valkey, "valkey://a", [{unknown, 1}]}}]),
     {match, [Allowed]} = re:run(Line, "allowed: \\[(.*)\\]", [{capture, all_but_first, list}]),
     ?assertEqual(lists:usort(string:lexemes(Allowed, ",")), Named).
@@ -311,7 +313,7 @@ the_metrics_have_the_journal(Config) ->
     Valkey = start_valkey(Config),
     [{Node, Port}] = start_nodes(1, Valkey, Config),
     _ = save(1, Port, Config),
-    await(fun() -> journal(Node, written) =:= 2 end),
+    await_written(Node, 1),
     Text = unicode:characters_to_list(iolist_to_binary(rekindle_node:call(Node, rekindle_prometheus, text, []))),
     Labels = "role=\"server\",transport=\"tls\",scope=\"shared: fleet\"",
     Bytes = integer_to_list(journal(Node, written_bytes)),
@@ -386,6 +388,10 @@ it_works_with_a_cluster(Config) ->
     stop_all([{Third, ThirdPort} | Nodes]).
 
 %% ---- helpers ----
+
+%% So many sessions, and what they refer to: a template, a knowledge and a clock.
+await_written(Node, Sessions) ->
+    await(fun() -> journal(Node, written) >= Sessions + 3 andalso journal(Node, queued) =:= 0 end).
 
 start_valkey(Config) ->
     start_valkey(Config, #{}).

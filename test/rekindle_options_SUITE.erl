@@ -220,7 +220,7 @@ the_node_folder_is_known_without_a_listener(_Config) ->
             {[], []},
             {[{session_cb_init_args, [{journal, {folder, "/a"}}]}], [<<"/a">>]},
             {[{session_cb_init_args, [{journal, {folder, "/a", [{key_file, "/k"}]}}, {node_folder, "/b"}]}], [<<"/b">>]},
-            {[{session_cb_init_args, [Valkey]}], []},
+            {[{session_cb_init_args, [Valkey]}], [undefined]},
             {[{session_cb_init_args, [Valkey, {node_folder, <<"/c">>}]}], [<<"/c">>]},
             {[{session_cb_init_args, [{node_folder, "/d"}]}], []},
             {[{session_cb_init_args, [{journal, wrong}]}], []},

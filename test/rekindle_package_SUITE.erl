@@ -362,7 +362,7 @@ app(Config) ->
     App.
 
 run_in(Dir, Command) ->
-    rekindle_checkout:run_in(Dir, Command, 60_000).
+    rekindle_checkout:run_in(Dir, Command, 600_000).
 
 read(Name, Config) ->
     {ok, Content} = file:read_file(in_root(Name, Config)),

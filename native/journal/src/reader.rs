@@ -7,7 +7,7 @@ use crate::record::{
 };
 use crate::revocations::{Learned, RevocationId, Verdict};
 use crate::shared::{Lacking, References, Shared, CLOCK_STEP_MS, MAX_AHEAD_MS};
-use crate::status::Part;
+use crate::status::{EventKind, Part};
 use crate::target::Target;
 use crate::template::TemplateCodec;
 use chacha20poly1305::aead::Generate;
@@ -442,6 +442,10 @@ impl<T: TemplateCodec> Shared<T> {
         }
         replay.answered.extend(asked);
         drop(replay);
+        if !seen.has_any && self.has_replayed.load(Relaxed) {
+            let notice = "somebody has emptied the log; this node writes again what it knows";
+            self.emit(EventKind::Noticed(notice.into()));
+        }
         if !is_complete || !open.is_empty() || !seen.has_any {
             notes.push(Note::Statement);
         }
