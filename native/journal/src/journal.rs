@@ -132,7 +132,8 @@ impl<T: TemplateCodec> Journal<T> {
         let give_up =
             |revocations: &mut crate::revocations::Revocations| revocations.give_up_missing();
         shared.remembered.change(give_up);
-        shared.memory.note_knowledge(&shared.remembered);
+        let known = shared.remembered.knowledge();
+        shared.memory.note_knowledge(&shared.remembered, &known);
         let mut replay = shared.replay.lock();
         replay.is_overridden = true;
         replay.want_replay(Duration::ZERO);

@@ -862,3 +862,58 @@ fn what_sessions_refer_to_is_in_the_log_as_long_as_they_do() {
     // What is of no use is trimmed.
     assert!(model.log.records(Stream::Sessions).len() < 25);
 }
+
+#[test]
+fn what_the_log_has_trimmed_is_written_again_by_a_node_that_still_has_it() {
+    let mut model = quiet_model();
+    for step in [
+        Step::Revoke {
+            node: 0,
+            what: Revoke::All,
+        },
+        Step::Quiesce,
+        Step::Crash { node: 0 },
+        Step::Crash { node: 1 },
+        Step::Crash { node: 2 },
+        Step::Pass {
+            ms: KEEP_MS - 9_900,
+        },
+        Step::Start { node: 0 },
+        Step::Quiesce,
+        Step::Crash { node: 0 },
+        Step::Start { node: 1 },
+        Step::Quiesce,
+    ] {
+        model.take(&step);
+    }
+}
+
+#[test]
+fn a_revocation_is_kept_as_long_by_a_node_that_was_started_again() {
+    let mut model = quiet_model();
+    model.config.has_folder = [true; NODES];
+    model.take(&Step::Crash { node: 0 });
+    model.take(&Step::Start { node: 0 });
+    for step in [
+        Step::Quiesce,
+        Step::Pass { ms: 700_000 },
+        Step::Revoke {
+            node: 0,
+            what: Revoke::Certificate(1),
+        },
+        Step::Add {
+            node: 1,
+            certificate: 3,
+        },
+        Step::Quiesce,
+        Step::Stop { node: 0 },
+        Step::Start { node: 0 },
+        Step::Pass { ms: 30_000 },
+        Step::Quiesce,
+        Step::Crash { node: 2 },
+        Step::Start { node: 2 },
+        Step::Quiesce,
+    ] {
+        model.take(&step);
+    }
+}

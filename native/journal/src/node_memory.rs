@@ -260,12 +260,12 @@ impl NodeMemory {
         let _ = self.append(&mut file, &bytes, true);
     }
 
-    /// Remembers what a scope knows: what has expired or was given up.
-    pub fn note_knowledge(&self, scope: &ScopeMemory) {
+    /// Remembers what has expired in a scope, was replaced, or was given up.
+    pub fn note_knowledge(&self, scope: &ScopeMemory, knowledge: &Knowledge) {
         let mut file = self.file.lock();
         let mut bytes = Vec::new();
         let number = file.number(&scope.name, &mut bytes);
-        Entry::Statement(number, &scope.knowledge()).encode(&mut bytes);
+        Entry::Statement(number, knowledge).encode(&mut bytes);
         let _ = self.append(&mut file, &bytes, false);
     }
 
@@ -329,7 +329,10 @@ impl NodeMemory {
         let mut elapsed_ms = 0;
         let mut names: HashMap<u32, Arc<str>> = HashMap::new();
         let mut odd = None;
-        let was_used = self.scopes.lock().is_used();
+        let scopes = self.scopes.lock();
+        let was_used = scopes.is_used();
+        let later = scopes.later.clone();
+        drop(scopes);
         let opened = SealedFile::for_each_block(folder, FILE, |block| {
             let loaded = self.load_block(&mut names, &mut elapsed_ms, block);
             odd = odd.take().or(loaded.err());
@@ -338,7 +341,18 @@ impl NodeMemory {
             Ok(sealed) => {
                 file.sealed = Some(sealed);
                 *self.error.lock() = odd.map(|what| format!("{}: {what}", folder.display()));
+                // What was made before the file was there was to last from then on.
+                let mut scopes = self.scopes.lock();
                 self.running_offset_ms.fetch_add(elapsed_ms as i64, Relaxed);
+                for scope in scopes.by_name.values() {
+                    scope.change(|revocations| revocations.put_off_own(elapsed_ms));
+                }
+                for (target, expires_ms) in later {
+                    let expires_ms = expires_ms.saturating_add(elapsed_ms);
+                    let known_ms = scopes.later.entry(target).or_default();
+                    *known_ms = expires_ms.max(*known_ms);
+                }
+                drop(scopes);
                 file.noted_ms = elapsed_ms;
                 let numbers = names.into_iter().map(|(number, name)| (name, number));
                 file.numbers = numbers.collect();
@@ -359,12 +373,20 @@ impl NodeMemory {
         let Some(sealed) = &mut file.sealed else {
             return self.error().map_or(Ok(()), Err);
         };
+        // What entries say of time counts from the running time in the file.
+        let now_ms = self.running_ms();
+        let mut bytes = Vec::new();
+        Entry::Elapsed(now_ms.saturating_sub(file.noted_ms)).encode(&mut bytes);
+        bytes.extend_from_slice(entries);
         let mut appended = Ok(());
-        let mut left = entries;
+        let mut left = &bytes[..];
         while !left.is_empty() && appended.is_ok() {
             let block;
             (block, left) = left.split_at(block_len(left));
             appended = sealed.append(block, is_synced && left.is_empty());
+            if appended.is_ok() {
+                file.noted_ms = now_ms;
+            }
         }
         let appended = appended.map_err(|error| error.0);
         *self.error.lock() = appended.clone().err();
@@ -377,12 +399,8 @@ impl NodeMemory {
     }
 
     fn note_elapsed(&self, file: &mut File) {
-        let now_ms = self.running_ms();
-        let mut bytes = Vec::new();
-        Entry::Elapsed(now_ms.saturating_sub(file.noted_ms)).encode(&mut bytes);
-        if self.append(file, &bytes, false).is_ok() {
-            file.noted_ms = now_ms;
-        }
+        // The status has the error.
+        let _ = self.append(file, &[], false);
     }
 
     fn compact(&self, file: &mut File) -> Result<(), String> {
@@ -795,7 +813,7 @@ mod tests {
         set_moved(HOUR_MS / 2 + 60_000, 0);
         assert_eq!(memory.tidy(), [Arc::from("scope")]);
         assert_eq!(scope.revocations().len(), 0);
-        memory.note_knowledge(&scope);
+        memory.note_knowledge(&scope, &scope.knowledge());
         drop((scope, memory));
         let memory = open(&folder);
         let (scope, _) = prepared(&memory, "scope");
@@ -803,6 +821,34 @@ mod tests {
         let known = knowledge.values().next().unwrap();
         assert_eq!((known.upto, known.expired), (1, 1));
         assert_eq!(scope.revocations().len(), 0);
+        set_moved(0, 0);
+    }
+
+    #[test]
+    fn a_restart_does_not_make_revocations_end_early() {
+        let folder = tempfile::tempdir().unwrap();
+        set_moved(0, 0);
+        let memory = open(&folder);
+        let (scope, _) = prepared(&memory, "scope");
+        set_moved(HOUR_MS, 0);
+        let meant = [(scope, HOUR_MS)];
+        assert_eq!(memory.revoke(&meant, true, &[Target::All]).1, Ok(()));
+        drop((meant, memory));
+        set_moved(0, 0);
+        let memory = open(&folder);
+        // Before the file is loaded.
+        let scope = memory.scope("scope");
+        let expires_ms = memory.running_ms() + HOUR_MS;
+        scope.change(|revocations| revocations.make(&session(1), expires_ms));
+        prepared(&memory, "scope");
+        let left: Vec<_> = (all(&memory, &scope).into_iter())
+            .map(|(.., left)| left)
+            .collect();
+        assert_eq!(left, [60, 60]);
+        let now_ms = memory.running_ms();
+        let mut later = memory.scopes.lock().later.clone().into_values();
+        assert!(later.all(|at_ms| at_ms > now_ms + HOUR_MS - 60_000));
+        drop((scope, memory));
         set_moved(0, 0);
     }
 

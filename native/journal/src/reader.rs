@@ -245,8 +245,11 @@ impl<T: TemplateCodec> Shared<T> {
         }
         let statement = Statement::decode(content)?;
         self.note_retired_keys(&statement.retired_keys);
-        self.remembered
-            .change(|revocations| revocations.learn_statement(&statement.knowledge));
+        let knowledge = &statement.knowledge;
+        if (self.remembered).change(|revocations| revocations.learn_statement(knowledge)) {
+            // Revocations are done with that this node never gets to see.
+            self.memory.note_knowledge(&self.remembered, knowledge);
+        }
         let mut references = self.references.lock();
         references.learn_knowledge(hash, statement.knowledge, keep_ms);
         Ok(())

@@ -203,8 +203,10 @@ impl Revocations {
         }
     }
 
-    /// Learns what another node knows, or this one knew before.
-    pub fn learn_statement(&mut self, statement: &Knowledge) {
+    /// Learns what another node knows, or this one knew before. Tells whether revocations that were missing have expired or
+    /// were replaced.
+    pub fn learn_statement(&mut self, statement: &Knowledge) -> bool {
+        let mut is_told = false;
         for (number, known) in statement {
             let Some(place) = self.place(*number) else {
                 continue;
@@ -213,15 +215,18 @@ impl Revocations {
             origin.claimed = origin.claimed.max(known.upto);
             for range in &known.replaced {
                 if origin.replaced.gaps(range).next().is_some() {
+                    is_told |= origin.accounted.gaps(range).next().is_some();
                     origin.replaced.insert(range.clone());
                     origin.accounted.insert(range.clone());
                     self.statement = None;
                 }
             }
-            if known.expired > self.origins[place].expired {
+            if known.expired > origin.expired {
+                is_told |= origin.accounted.gaps(&(1..=known.expired)).next().is_some();
                 self.drop_expired(place, known.expired);
             }
         }
+        is_told
     }
 
     /// Lets go of what has expired by this node's running time, and tells whether anything has.
@@ -247,6 +252,13 @@ impl Revocations {
             }
         }
         has_expired
+    }
+
+    /// Moves the expiry of what was made here.
+    pub fn put_off_own(&mut self, by_ms: u64) {
+        for (_, at_ms) in &mut self.origins[self.own].expiry {
+            *at_ms = at_ms.saturating_add(by_ms);
+        }
     }
 
     /// Takes all that is missing for expired: the operator's decision.
@@ -774,7 +786,7 @@ mod tests {
                 Lesson::Revocation(id, target) => {
                     revocations.learn(*id, target, 1000);
                 }
-                Lesson::Statement(statement) => revocations.learn_statement(statement),
+                Lesson::Statement(statement) => _ = revocations.learn_statement(statement),
             }
         }
         revocations

@@ -46,6 +46,8 @@ struct Hand {
     /// The log that the records are sealed for, once they are.
     sealed_for: Option<LogIdentity>,
     backoff: Backoff,
+    /// When the log was last looked through for revocations that were trimmed before this node let go of them.
+    completed: Option<Instant>,
 }
 
 impl Hand {
@@ -237,9 +239,6 @@ impl<T: TemplateCodec> Writer<T> {
     }
 
     fn tick(&mut self, journals: &[Arc<Shared<T>>]) {
-        let is_over = |since: Option<Instant>, time| {
-            since.is_none_or(|since| instant().duration_since(since) >= time)
-        };
         if self.unsynced.is_some() && is_over(self.unsynced, SYNC_EVERY) {
             self.unsynced = None;
             let synced = self.log.sync();
@@ -279,7 +278,8 @@ impl<T: TemplateCodec> Writer<T> {
         let changed: Vec<_> = memories.iter().flat_map(|memory| memory.tidy()).collect();
         for journal in &known {
             if changed.contains(&journal.name) {
-                journal.memory.note_knowledge(&journal.remembered);
+                let known = journal.remembered.knowledge();
+                journal.memory.note_knowledge(&journal.remembered, &known);
                 // Others learn what has expired before its records go.
                 journal.queue.push_note(Note::Statement);
             }
@@ -302,9 +302,15 @@ impl<T: TemplateCodec> Writer<T> {
             let bytes = self.log.bytes(&journal.name);
             let log_bytes = bytes.map_or(0, |bytes| bytes.saturating_add(1));
             journal.status.log_bytes.store(log_bytes, Relaxed);
-            if bytes == Some(0) {
-                // A node that starts would take an empty log for a new one.
-                journal.queue.push_note(Note::Statement);
+            // A node that learned a revocation late keeps it for longer than the log, which still tells that it is known.
+            let hand = self.hands.entry(journal.writer).or_default();
+            let every = Duration::from_millis(journal.keep_ms() / 64);
+            let is_due =
+                is_over(hand.completed, every) && journal.remembered.revocations().len() > 0;
+            if is_due || bytes == Some(0) {
+                // An empty log would be taken for a new one by a node that starts.
+                hand.completed = Some(instant());
+                journal.replay.lock().want_scan(Duration::ZERO);
             }
         }
         self.note_for_all(trimmed);
@@ -325,6 +331,10 @@ impl<T: TemplateCodec> Writer<T> {
             journal.set(Part::Writer, result.clone());
         }
     }
+}
+
+fn is_over(since: Option<Instant>, time: Duration) -> bool {
+    since.is_none_or(|since| instant().duration_since(since) >= time)
 }
 
 /// Whether records can be sealed, and into which log is known.
