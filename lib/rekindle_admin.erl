@@ -413,11 +413,11 @@ reload_keys() ->
 
 %% @doc Reads the logs of the scopes meant although revocations are missing in them, and says of how many. What was revoked
 %% and is missing can be resumed then: only do so where no node that knows of the revocations will come back, and revoke again
-%% what has to be. A scope that misses nothing is left as it is.
+%% what has to be. A scope whose journal is not down is left as it is.
 -spec replay_anyway(which()) -> {ok, Scopes :: non_neg_integer()} | {error, no_such_scope()}.
 replay_anyway(Which) ->
     in_scopes(Which, fun
-        (#{number := Number, journal := #{missing := Missing}}) when Missing > 0 ->
+        (#{number := Number, journal := #{state := down}}) ->
             case rekindle_nif:replay_anyway(Number) of
                 ok -> 1;
                 undefined -> 0

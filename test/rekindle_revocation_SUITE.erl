@@ -278,16 +278,13 @@ a_lost_control_stream_is_noticed_when_nobody_lives(Config) ->
     kill(node_of(First)),
     delete_control(Server),
     Second = start(2, valkey(Config), Config),
-    await(fun() -> journal(node_of(Second), missing) >= 1 end),
-    ?assertEqual(down, journal(node_of(Second), state)),
+    await(fun() -> journal(node_of(Second), state) =:= down end),
     ?assertEqual({0, 0}, {resumed(Stolen, Second, Config), resumed(Later, Second, Config)}),
-    ?assertMatch([_], findings(Second, "the log lacks")),
-    %% The device is revoked again before the log is read without what is missing.
-    _ = revoke(Second, [dev], Config),
+    ?assertMatch([_], findings(Second, "control records are lost")),
     ?assertEqual({ok, 1}, rekindle_node:call(node_of(Second), rekindle_admin, replay_anyway, [{name, f}])),
-    await(fun() -> resumed(Later, Second, Config) =:= 1 end),
-    ?assertEqual(0, resumed(Stolen, Second, Config)),
-    ?assertEqual({up, 0}, {journal(node_of(Second), state), journal(node_of(Second), missing)}),
+    await(fun() -> journal(node_of(Second), state) =:= up end),
+    %% What the sessions refer to is gone with the revocation.
+    ?assertEqual({0, 0}, {resumed(Stolen, Second, Config), resumed(Later, Second, Config)}),
     ?assertEqual({ok, 0}, rekindle_node:call(node_of(Second), rekindle_admin, replay_anyway, [all])),
     stop_all([Second]).
 

@@ -190,10 +190,10 @@ fn replay<T: TemplateCodec>(
         return Ok(());
     }
     let mut held = reason_to_hold(journal, &seen);
-    if held.is_none() && must_be_confirmed(journal) {
-        // A log without sessions needs no confirmation.
+    let doubt = doubt(journal, &seen).filter(|_| held.is_none());
+    if let Some(why) = doubt {
+        // A log without sessions is beyond doubt.
         let is_empty = reader.older(Stream::Sessions, 1)?.is_empty();
-        let why = "it waits until another node confirms that no revocation is missing";
         held = (!is_empty).then(|| Hold(why.into()));
     }
     // From now on control records are carried out as they come, and sessions unless the journal is held.
@@ -352,14 +352,20 @@ fn oldest_identity<T: TemplateCodec>(
     Ok(found)
 }
 
-fn must_be_confirmed<T: TemplateCodec>(journal: &Shared<T>) -> bool {
+/// Why another node has to confirm the log before its first replay, by a node that remembers nothing of it.
+fn doubt<T: TemplateCodec>(journal: &Shared<T>, seen: &Seen) -> Option<&'static str> {
     let replay = journal.replay.lock();
-    journal.options.wait_for_living_node
-        && journal.is_shared_log
-        && !journal.was_remembered()
-        && !replay.is_answered
-        && !replay.is_overridden
-        && !journal.has_replayed.load(Relaxed)
+    let is_settled = replay.is_answered || replay.is_overridden;
+    if !journal.is_shared_log || journal.was_remembered() || is_settled {
+        return None;
+    }
+    if journal.has_replayed.load(Relaxed) {
+        return None;
+    }
+    if journal.options.wait_for_living_node {
+        return Some("it waits until another node confirms that no revocation is missing");
+    }
+    (!seen.has_any).then_some("its control records are lost, and revocations may be among them")
 }
 
 /// Whether revocations may be missing.
