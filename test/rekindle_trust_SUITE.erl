@@ -500,16 +500,16 @@ server_names_with_checks_of_their_own_are_found(Config) ->
 random_ids_are_told_from_lost_sessions(Config) ->
     Node = start_node([]),
     Server = {tls, Port} = {tls, start(Node, tls, Config)},
-    Client = #{cert := Cert, key := Key} = rekindle_ca:issue(?config(ca, Config), "random"),
+    #{cert := Cert, key := Key} = rekindle_ca:issue(?config(ca, Config), "random"),
     %% It can do TLS 1.3.
     Args = ["s_client", "-connect", "127.0.0.1:" ++ integer_to_list(Port), "-cert", Cert, "-key", Key],
     [{0, _} = rekindle_clients:run("openssl", Args, [{expect, "New, TLSv1.2"}, <<"Q\n">>], 15_000) || _ <- [1, 2, 3]],
     ?assertMatch(#{misses := 3, unknown_misses := 3, lost_misses := 0, inserts := 3}, info(Node, Server)),
+    %% Alone with its certificate: so few sessions leave room to remember one that is lost, and not four.
+    Client = #{cert := Lone} = rekindle_ca:issue(?config(ca, Config), "lone"),
     full = connect(Server, Client, Config),
-    {ok, Pem} = file:read_file(Cert),
-    %% An empty store remembers nothing.
-    full = connect(Server, rekindle_ca:issue(?config(ca, Config), "another"), Config),
-    {ok, 4} = rekindle_node:call(Node, rekindle_admin, revoke, [Pem]),
+    {ok, Pem} = file:read_file(Lone),
+    {ok, 1} = rekindle_node:call(Node, rekindle_admin, revoke, [Pem]),
     ?assertEqual(full, connect(Server, Client, Config)),
     #{misses := 4, unknown_misses := Unknown, lost_misses := Lost} = info(Node, Server),
     ?assertEqual({3, 1}, {Unknown, Lost}),

@@ -14,6 +14,11 @@ pub(crate) struct Backoff {
 }
 
 impl Backoff {
+    /// Whether the last try has failed.
+    pub fn is_failing(&self) -> bool {
+        self.next.is_some()
+    }
+
     /// Whether another try may be made.
     pub fn is_over(&self) -> bool {
         self.until.is_none_or(|until| instant() >= until)

@@ -328,7 +328,13 @@ impl<T: TemplateCodec> Writer<T> {
             if result.is_err() {
                 note_lost(journal);
             }
-            journal.set(Part::Writer, result.clone());
+            // What cannot be appended is not mended by another call that worked.
+            let hand = self.hands.get(&journal.writer);
+            let is_failing =
+                self.backoff.is_failing() || hand.is_some_and(|hand| hand.backoff.is_failing());
+            if result.is_err() || !is_failing {
+                journal.set(Part::Writer, result.clone());
+            }
         }
     }
 }
