@@ -97,6 +97,7 @@ impl<T: TemplateCodec> Shared<T> {
         let Some(seen) = seen else {
             return opened;
         };
+        seen.has_any |= opened.is_ok();
         match &opened {
             Ok(opened) => match opened.body() {
                 Ok(Body::Revocation { id, .. }) if is_current && id.counter > 0 => {
