@@ -2,8 +2,8 @@
 # test.sh [suites [WITHOUT]]: runs the tests of the native crates and the Common Test suites, or just the suites, or
 # all of these but one, and adds up. The last line reads `N passed, N failed`, and `, N skipped' where any were.
 #
-# The tests wait more than they work. So everything is built first, and then the crates and two halves of the suites
-# run side by side. Each prints what it has to say when it is done.
+# Everything is built first. Then the crates and two halves of the suites run one after the other: side by side, on two
+# cores, cases that wait for clients take longer than they may. Each prints what it has to say when it is done.
 set -u
 cd "$(dirname "$0")/.."
 what=${1:-all}
@@ -38,6 +38,7 @@ start() {
 # In a folder of its own, as rebar3 expects to be alone in one.
 start_suites() {
     start slow env REBAR_BASE_DIR="$PWD/_build/slow" rebar3 ct --suite "$(suites yes)"
+    wait
     start others rebar3 ct --suite "$(suites no)"
 }
 
@@ -85,8 +86,9 @@ if [ "$what" = all ] && [ "$(cat "$logs/build.status")" -ne 0 ]; then
     exit 1
 fi
 
-echo "Testing, some four minutes without a word. Common Test's pages grow in _build/test/logs and _build/slow/test/logs."
+echo "Testing, some fifteen minutes without a word. Common Test's pages grow in _build/test/logs and _build/slow/test/logs."
 [ "$what" != all ] || start crates cargo test --locked --workspace
+wait
 start_suites
 wait
 [ "$what" != all ] || add crates "$crates"

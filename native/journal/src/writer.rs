@@ -202,7 +202,11 @@ impl<T: TemplateCodec> Writer<T> {
             } else {
                 note_lost(journal);
             }
-            journal.set(Part::Writer, result.map_err(|error| error.0));
+            // The log works once it has taken both halves.
+            let is_half_done = !hand.control.is_empty() || !hand.sessions.is_empty();
+            if result.is_err() || !is_half_done {
+                journal.set(Part::Writer, result.map_err(|error| error.0));
+            }
         }
         true
     }
