@@ -104,7 +104,7 @@ ciphers(_, _, _) ->
 %% From OTP 29 on, ssl itself refuses a session at another name.
 names(Address, Options, _Scopes) ->
     Hosts = [Host || {Host, Own} <- maps:get(sni_hosts, Options, []), is_list(Own), {Name, _} <- Own, lists:member(Name, ?CHECKS)],
-    HasFun = is_function(maps:get(sni_fun, Options, undefined)) andalso maps:get(sni_hosts, Options, []) =:= [],
+    HasFun = is_own(maps:get(sni_fun, Options, undefined)) andalso maps:get(sni_hosts, Options, []) =:= [],
     case list_to_integer(erlang:system_info(otp_release)) < 29 andalso (Hosts =/= [] orelse HasFun) of
         true ->
             [
@@ -119,6 +119,13 @@ names(Address, Options, _Scopes) ->
         false ->
             []
     end.
+
+%% OTP 27 fills in a fun of ssl's where the operator set none.
+is_own(Fun) when is_function(Fun) ->
+    {module, Module} = erlang:fun_info(Fun, module),
+    not lists:member(Module, [ssl, ssl_config, tls_server_connection, ssl_handshake]);
+is_own(_) ->
+    false.
 
 %% How many of a scope's sessions are so, of the first ones if there are many.
 count(IsSo, Number) ->

@@ -10,7 +10,9 @@ cd "$(dirname "$0")/.."
 # install_library FILE SAYING: renamed over the old one, as a node that has it mapped keeps the old file. What is there
 # already needs no words.
 install_library() {
-    ! cmp -s "$1" priv/rekindle_nif.so || return 0
+    if [ -f priv/rekindle_nif.so ] && [ "$(cksum <"$1")" = "$(cksum <priv/rekindle_nif.so)" ]; then
+        return 0
+    fi
     mkdir -p priv
     cp "$1" "priv/rekindle_nif.so.$$"
     mv -f "priv/rekindle_nif.so.$$" priv/rekindle_nif.so

@@ -419,6 +419,7 @@ it_holds_for_listeners_that_open_later(Config) ->
     rekindle_valkey:stop(Server).
 
 a_full_disk_is_told_and_written_later(Config) ->
+    os:find_executable("mount") =/= false orelse throw({skip, "mount IS NOT INSTALLED"}),
     Disk = path("disk", Config),
     ok = file:make_dir(Disk),
     case rekindle_clients:run("mount", ["-t", "tmpfs", "-o", "size=8m", "tmpfs", Disk], [], 10_000) of
