@@ -337,10 +337,12 @@ impl<T: TemplateCodec> Shared<T> {
             ..self.options.keys.clone()
         };
         let result = file.load().map(|(keys, version)| {
-            *loaded = Some(version);
+            let is_new = loaded.replace(version) != Some(version);
             let keys = Arc::new(keys);
             let former = self.keys.write().replace(Arc::clone(&keys));
-            self.note_new_keys(former.as_deref(), &keys);
+            if is_new {
+                self.note_new_keys(former.as_deref(), &keys);
+            }
         });
         if result.is_err() {
             // To be tried again, also if the file comes back as it was.
