@@ -382,7 +382,7 @@ alerts_are_raised_when_they_should_be(Config) ->
         Raised(168, [NotLoaded | Refusals] ++ TooSmall),
         Raised(178, [NotLoaded, {"RekindleProbed", "s"}, {"RekindleJournalDown", "s"} | Refusals] ++ TooSmall),
         Raised(185, [NotLoaded, {"RekindleProbed", "s"}, {"RekindleJournalDown", "s"}, {"RekindleForgedRecords", "s"} | Refusals] ++ TooSmall),
-        Raised(198, [NotLoaded, {"RekindleProbed", "s"}, {"RekindleJournalDown", "s"}, {"RekindleForgedRecords", "s"} | Refusals] ++ TooSmall ++
+        Raised(198, [NotLoaded, {"RekindleProbed", "s"}, {"RekindleJournalDown", "s"} | Refusals] ++ TooSmall ++
             [{Alert, "t"} || Alert <- ["RekindleRevocationsUnwritten", "RekindleRevocationsMissing", "RekindleNodeFolderDown"]])
     ]),
     {Status, Output} = rekindle_clients:run("promtool", ["test", "rules", File], [], ?MINUTE),
