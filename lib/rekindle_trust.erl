@@ -35,7 +35,8 @@ authorities(Address, #{cacertfile := File}, [#{certificates := Certificates, num
         undefined ->
             [];
         Changed ->
-            AgeMs = 1000 * (erlang:system_time(second) - Changed),
+            %% Both are whole seconds: the file is younger than this.
+            AgeMs = 1000 * (erlang:system_time(second) + 1 - Changed),
             IsOlder = fun({_, Age, _, Certificate, _, _}) -> Certificate =/= undefined andalso Age > AgeMs end,
             [
                 {warning,
