@@ -104,8 +104,10 @@ ciphers(_, _, _) ->
 
 %% From OTP 29 on, ssl itself refuses a session at another name.
 names(Address, Options, _Scopes) ->
-    Hosts = [Host || {Host, Own} <- maps:get(sni_hosts, Options, []), is_list(Own), {Name, _} <- Own, lists:member(Name, ?CHECKS)],
-    HasFun = is_own(maps:get(sni_fun, Options, undefined)) andalso maps:get(sni_hosts, Options, []) =:= [],
+    Fun = maps:get(sni_fun, Options, undefined),
+    All = maps:get(sni_hosts, Options, []) ++ hosts_of(Fun),
+    Hosts = [Host || {Host, Own} <- All, is_list(Own), {Name, _} <- Own, lists:member(Name, ?CHECKS)],
+    HasFun = is_own(Fun) andalso All =:= [],
     case list_to_integer(erlang:system_info(otp_release)) < 29 andalso (Hosts =/= [] orelse HasFun) of
         true ->
             [
@@ -121,12 +123,20 @@ names(Address, Options, _Scopes) ->
             []
     end.
 
-%% OTP 27 fills in a fun of ssl's where the operator set none.
+%% OTP 27 makes a fun of its own of `sni_hosts', also where the operator set neither.
 is_own(Fun) when is_function(Fun) ->
-    {module, Module} = erlang:fun_info(Fun, module),
-    not lists:member(Module, [ssl, ssl_config, tls_server_connection, ssl_handshake]);
+    not is_of_ssl(Fun);
 is_own(_) ->
     false.
+
+is_of_ssl(Fun) ->
+    lists:member(erlang:fun_info(Fun, module), [{module, ssl}, {module, ssl_config}]).
+
+hosts_of(Fun) when is_function(Fun) ->
+    {env, Env} = erlang:fun_info(Fun, env),
+    [Pair || is_of_ssl(Fun), is_list(Env), Hosts <- Env, is_list(Hosts), {_, _} = Pair <- Hosts];
+hosts_of(_) ->
+    [].
 
 %% How many of a scope's sessions are so, of the first ones if there are many.
 count(IsSo, Number) ->
