@@ -232,9 +232,10 @@ impl<T: TemplateCodec> Writer<T> {
                 self.hands.remove(&journal.writer);
                 self.hub.remove(journal);
                 // A listener that was opened again in the meantime has not read the last sessions.
-                let again = journals
-                    .iter()
-                    .filter(|other| other.name == journal.name && !Arc::ptr_eq(other, journal));
+                let is_behind = journal.has_written_late.load(Relaxed);
+                let again = journals.iter().filter(|other| {
+                    is_behind && other.name == journal.name && !Arc::ptr_eq(other, journal)
+                });
                 for other in again {
                     other.replay.lock().want_replay(Duration::ZERO);
                 }
@@ -508,17 +509,18 @@ enum Announced {
 impl<T: TemplateCodec> Announcing<'_, T> {
     fn announce(&mut self, content: Content) -> ContentHash {
         let hash = content_hash(content.bytes());
-        let is_recent =
-            |at_ms: u64| self.now_ms < at_ms.saturating_add(self.journal.announce_again_ms());
         let mut announced = self.journal.announced.lock();
-        if !announced
-            .get(&hash)
-            .is_some_and(|(at_ms, _)| is_recent(*at_ms))
-        {
+        let known = announced.get(&hash);
+        if !known.is_some_and(|(at_ms, _)| self.is_recent(*at_ms)) {
             announced.insert(hash, (self.now_ms, content.clone()));
             self.bodies.push(Announced::Content(content));
         }
         hash
+    }
+
+    /// Whether what was written then need not be written again.
+    fn is_recent(&self, at_ms: u64) -> bool {
+        self.now_ms < at_ms.saturating_add(self.journal.announce_again_ms())
     }
 
     fn note(&self, content: &Content) {
@@ -544,9 +546,7 @@ impl<T: TemplateCodec> Announcing<'_, T> {
 
     fn announce_clock(&mut self, is_forced: bool) {
         let mut clock = self.journal.clock.lock();
-        let again_ms = self.journal.announce_again_ms();
-        let is_recent = |at_ms: u64| self.now_ms < at_ms.saturating_add(again_ms);
-        if is_forced || !clock.written_ms.is_some_and(is_recent) {
+        if is_forced || !clock.written_ms.is_some_and(|at_ms| self.is_recent(at_ms)) {
             clock.written_ms = Some(self.now_ms);
             self.bodies.push(Announced::Clock {
                 zero_ms: clock.zero_ms,
