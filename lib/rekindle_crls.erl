@@ -1,19 +1,14 @@
 %% @private Revocation lists that resumptions are checked against: the option, what there is to say of them in the log, and
 %% to an operator.
 %%
-%% A thread of the native library reads them, and again when they change. Here is a process that asks it now and then what
-%% has happened; it begins with the first listener that has lists, and ends with the last one.
+%% A thread of the native library reads them, and again when they change.
 -module(rekindle_crls).
 
--export([is_option/1, path/1, watch/0, crls/0, findings/0]).
--export([watch/1]).
+-behaviour(rekindle_watcher).
+
+-export([is_option/1, watch/0, log_events/0, crls/0, findings/0]).
 
 -include("rekindle_log.hrl").
-
--define(ASK_EVERY, 250).
-
-%% Questions without any list, after which the process ends.
--define(PATIENCE, 40).
 
 %% A list that ends within so many seconds is worth a warning.
 -define(SOON, 86_400).
@@ -33,15 +28,6 @@ is_path(Path) ->
         Text -> is_binary(Text) andalso Text =/= <<>> andalso binary:match(Text, <<0>>) =:= nomatch
     catch
         error:_ -> false
-    end.
-
-%% @doc A path as the native side takes it.
--spec path(file:name_all()) -> binary().
-path(Path) ->
-    Absolute = filename:absname(Path),
-    case is_binary(Absolute) of
-        true -> Absolute;
-        false -> unicode:characters_to_binary(Absolute, unicode, file:native_name_encoding())
     end.
 
 %% @doc All lists that there are. See {@link rekindle_admin:crls/0}.
@@ -144,33 +130,14 @@ shown_time(Seconds) ->
 %% @doc Has what happens to the lists logged.
 -spec watch() -> ok.
 watch() ->
-    case whereis(?MODULE) of
-        undefined ->
-            %% Not linked: it must not take OTP's process with it.
-            _ = spawn(fun() ->
-                try register(?MODULE, self()) of
-                    true -> watch(?PATIENCE)
-                catch
-                    error:badarg -> ok
-                end
-            end),
-            ok;
-        _ ->
-            ok
-    end.
+    rekindle_watcher:start(?MODULE).
 
-%% @private Called with its module, to go on in a new version.
--spec watch(non_neg_integer()) -> ok.
-watch(0) ->
-    ok;
-watch(Patience) ->
+%% @private
+-spec log_events() -> boolean().
+log_events() ->
     {Events, AreAny} = rekindle_nif:crl_events(),
     lists:foreach(fun tell/1, Events),
-    timer:sleep(?ASK_EVERY),
-    case AreAny of
-        true -> ?MODULE:watch(?PATIENCE);
-        false -> ?MODULE:watch(Patience - 1)
-    end.
+    AreAny.
 
 tell({Path, {read, Lists, Entries}}) ->
     log(notice, Path, "read, with ~s in ~s", [counted(Entries, "entry", "entries"), counted(Lists, "list", "lists")]);

@@ -93,33 +93,26 @@ node_folders() ->
 
 node_folder(#{journal := none}) -> [];
 node_folder(#{node_folder := undefined, journal := Journal}) -> [Dir || {folder, Dir} <- [log_of(Journal)]];
-node_folder(#{node_folder := Dir}) -> [path(Dir)].
+node_folder(#{node_folder := Dir}) -> [rekindle_options:path_to_native(Dir)].
 
-log_of({folder, Dir}) -> {folder, path(Dir)};
-log_of({folder, Dir, _}) -> {folder, path(Dir)};
+log_of({folder, Dir}) -> {folder, rekindle_options:path_to_native(Dir)};
+log_of({folder, Dir, _}) -> {folder, rekindle_options:path_to_native(Dir)};
 log_of({valkey, Url, Options}) ->
     Given = maps:from_list([{Name, native_option(Name, Value)} || {Name, Value} <- Options, Name =/= key_file]),
     {valkey, maps:merge(#{url => text(Url), cluster => false, partitions => 1}, Given)}.
 
 native_option(Name, Value) when Name =:= cluster; Name =:= partitions -> Value;
 native_option(Name, Value) when Name =:= user; Name =:= password_env -> text(Value);
-native_option(_, Value) -> path(Value).
+native_option(_, Value) -> rekindle_options:path_to_native(Value).
 
 text(Value) ->
     unicode:characters_to_binary(Value).
 
-key_file({folder, Dir}) -> path(filename:join(Dir, "keys"));
-key_file({folder, Dir, Options}) -> path(proplists:get_value(key_file, Options, filename:join(Dir, "keys")));
-key_file({valkey, _, Options}) -> path(proplists:get_value(key_file, Options)).
+key_file({folder, Dir}) -> rekindle_options:path_to_native(filename:join(Dir, "keys"));
+key_file({folder, Dir, Options}) -> rekindle_options:path_to_native(proplists:get_value(key_file, Options, filename:join(Dir, "keys")));
+key_file({valkey, _, Options}) -> rekindle_options:path_to_native(proplists:get_value(key_file, Options)).
 
 %% Keys that the operator keeps elsewhere may be away for a while: others in their place would open nothing.
 makes_key({folder, _}) -> true;
 makes_key({folder, _, Options}) -> not lists:keymember(key_file, 1, Options);
 makes_key({valkey, _, _}) -> false.
-
-path(Path) ->
-    Absolute = filename:absname(Path),
-    case is_binary(Absolute) of
-        true -> Absolute;
-        false -> unicode:characters_to_binary(Absolute, unicode, file:native_name_encoding())
-    end.

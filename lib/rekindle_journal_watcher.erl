@@ -1,47 +1,23 @@
-%% @private Logs what happens to journals. The threads of the native library do not log: here is a process that asks
-%% them now and then. It begins with the first journal and ends with the last one.
+%% @private Logs what happens to journals.
 -module(rekindle_journal_watcher).
 
--export([start/0]).
--export([watch/1]).
+-behaviour(rekindle_watcher).
+
+-export([start/0, log_events/0]).
 
 -include("rekindle_log.hrl").
 
--define(QUESTION_INTERVAL_MS, 250).
-
-%% Questions without any journal, after which the process ends.
--define(QUESTIONS_WITHOUT_JOURNAL, 40).
-
-%% @doc Starts it, where it does not run.
+%% @doc Starts the process that asks, unless it runs.
 -spec start() -> ok.
 start() ->
-    case whereis(?MODULE) of
-        undefined ->
-            %% Not linked: it must not take OTP's process with it.
-            _ = spawn(fun() ->
-                try register(?MODULE, self()) of
-                    true -> watch(?QUESTIONS_WITHOUT_JOURNAL)
-                catch
-                    error:badarg -> ok
-                end
-            end),
-            ok;
-        _ ->
-            ok
-    end.
+    rekindle_watcher:start(?MODULE).
 
-%% @private Called with its module, to go on in a new version.
--spec watch(non_neg_integer()) -> ok.
-watch(0) ->
-    ok;
-watch(QuestionsLeft) ->
+%% @private
+-spec log_events() -> boolean().
+log_events() ->
     {Events, IsAnyJournal} = rekindle_nif:journal_events(),
     lists:foreach(fun log/1, Events),
-    timer:sleep(?QUESTION_INTERVAL_MS),
-    case IsAnyJournal of
-        true -> ?MODULE:watch(?QUESTIONS_WITHOUT_JOURNAL);
-        false -> ?MODULE:watch(QuestionsLeft - 1)
-    end.
+    IsAnyJournal.
 
 log({Scope, Location, {down, Error}}) ->
     log(warning, Scope, Location, "does not work: ~ts. Sessions stay in this node until it does.", [Error]);

@@ -1,7 +1,7 @@
 %% @private What the operator wrote in `session_cb_init_args', checked.
 -module(rekindle_options).
 
--export([parse/1, parse_limits/1, configured/0, to_native/1, missing_keys/0]).
+-export([parse/1, parse_limits/1, configured/0, to_native/1, path_to_native/1, missing_keys/0]).
 
 -export_type([options/0, error/0]).
 
@@ -107,6 +107,15 @@ only_limits(Given, Options) ->
 -spec to_native(#{max_bytes := term(), max_sessions := term(), lifetime := term(), _ => _}) -> rekindle_nif:limits().
 to_native(#{max_bytes := MaxBytes, max_sessions := MaxSessions, lifetime := Lifetime}) ->
     {min(MaxBytes, ?NO_BOUND), min(MaxSessions, ?NO_BOUND), min(1000 * Lifetime, ?NO_BOUND)}.
+
+%% @doc A path as the native side takes it.
+-spec path_to_native(file:name_all()) -> binary().
+path_to_native(Path) ->
+    Absolute = filename:absname(Path),
+    case is_binary(Absolute) of
+        true -> Absolute;
+        false -> unicode:characters_to_binary(Absolute, unicode, file:native_name_encoding())
+    end.
 
 %% @doc The keys of ssl's that do not name this cache. Which of them ssl reads depends on the release:
 %% `session_cb' up to OTP 27, the other two from OTP 29 on.

@@ -17,7 +17,7 @@
 %% @doc Has the sessions of a server's scope checked as the options say.
 -spec open(rekindle_nif:store(), rekindle_options:options()) -> ok.
 open(Store, #{expired_certificates := Expired, stale_crls := Stale, crls := Paths}) ->
-    ok = rekindle_nif:set_trust(Store, Expired =:= resume, Stale =:= resume, [rekindle_crls:path(Path) || Path <- Paths]),
+    ok = rekindle_nif:set_trust(Store, Expired =:= resume, Stale =:= resume, [rekindle_options:path_to_native(Path) || Path <- Paths]),
     Paths =:= [] orelse rekindle_crls:watch(),
     ok.
 
