@@ -129,6 +129,7 @@ fn others(context: &Context) -> Vec<(Stream, Record)> {
         clock(2),
         Body::Ask { nonce: 3 },
         Body::Answer { nonce: 4 },
+        Body::Claim,
     ];
     let revocation = |(place, target)| Body::Revocation {
         id: RevocationId {
@@ -457,7 +458,7 @@ mod tests {
         let elsewhere = others(&Context::new(SCOPE.as_bytes(), b"another"));
         let (of_layout, of_any): (Vec<_>, Vec<_>) =
             (elsewhere.into_iter()).partition(|(_, record)| is_of_layout(record));
-        assert_eq!((of_layout.len(), of_any.len()), (1, 10));
+        assert_eq!((of_layout.len(), of_any.len()), (1, 11));
         assert_eq!(reasons(of_layout), [Skipped::Layout]);
         // Revocations are for all layouts.
         let node = Node::default();

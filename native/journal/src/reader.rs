@@ -90,9 +90,13 @@ impl<T: TemplateCodec> Shared<T> {
             }
         });
         // After the keys: with wrong ones every log looks like another.
-        if opened.is_ok() && self.identity() != Some(header.stamp.log) {
+        if let (Ok(other), true) = (&opened, self.identity() != Some(header.stamp.log)) {
             self.note_other_log(seen);
-            return Err(Skipped::Log);
+            // Nodes that begin a log at the same time all claim it, and one of them is heard.
+            return match other.body() {
+                Ok(Body::Claim) => opened,
+                _ => Err(Skipped::Log),
+            };
         }
         let Some(seen) = seen else {
             return opened;
@@ -133,9 +137,8 @@ impl<T: TemplateCodec> Shared<T> {
         let keys = self.keys().ok_or("there is no key to seal with")?;
         let random = LogIdentity::try_generate();
         let identity = random.map_err(|_| "the system gives no random bytes")?;
-        let statement = Statement::default().encode();
         let stamp = self.stamp(identity, now_ms(), 0);
-        seal(&keys, &self.context, stamp, &Body::Knowledge(&statement))
+        seal(&keys, &self.context, stamp, &Body::Claim)
     }
 
     /// The log that a record was written to, if it opens. Keys that are not known here are added to `unknown`.
@@ -234,7 +237,7 @@ impl<T: TemplateCodec> Shared<T> {
                     seen.answers.insert(nonce);
                 }
             }
-            Body::Session { .. } => {}
+            Body::Claim | Body::Session { .. } => {}
         }
         Ok(())
     }

@@ -133,6 +133,8 @@ pub enum Body<'a> {
     Ask { nonce: u64 },
     /// A node has written what was missing and it knew of.
     Answer { nonce: u64 },
+    /// The log gets the identity that the record is sealed for, unless it has one.
+    Claim,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,10 +147,11 @@ pub(crate) enum Kind {
     Revocation = 5,
     Ask = 6,
     Answer = 7,
+    Claim = 8,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 7] = [
+    pub const ALL: [Kind; 8] = [
         Kind::Session,
         Kind::Template,
         Kind::Knowledge,
@@ -156,6 +159,7 @@ impl Kind {
         Kind::Revocation,
         Kind::Ask,
         Kind::Answer,
+        Kind::Claim,
     ];
 
     fn of(byte: u8) -> Option<Kind> {
@@ -417,6 +421,7 @@ impl Opened {
             Kind::Answer => Body::Answer {
                 nonce: number(body)?.0,
             },
+            Kind::Claim => Body::Claim,
         })
     }
 }
@@ -460,6 +465,7 @@ fn encode(body: &Body) -> (Kind, Zeroizing<Vec<u8>>) {
         }
         Body::Ask { nonce } => (Kind::Ask, nonce.to_be_bytes().to_vec()),
         Body::Answer { nonce } => (Kind::Answer, nonce.to_be_bytes().to_vec()),
+        Body::Claim => (Kind::Claim, Vec::new()),
     };
     (kind, Zeroizing::new(plain))
 }
@@ -568,7 +574,7 @@ mod tests {
         Context::new(b"scope", LAYOUT)
     }
 
-    fn bodies() -> [Body<'static>; 7] {
+    fn bodies() -> [Body<'static>; 8] {
         [
             Body::Session {
                 id: &[1; 32],
@@ -594,6 +600,7 @@ mod tests {
             },
             Body::Ask { nonce: 11 },
             Body::Answer { nonce: 12 },
+            Body::Claim,
         ]
     }
 

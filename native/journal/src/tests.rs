@@ -563,6 +563,18 @@ fn a_copied_record_changes_nothing() {
 }
 
 #[test]
+fn a_second_claim_of_a_log_is_no_record_of_another() {
+    let fleet = Fleet::new("claimed twice");
+    let one = fleet.replayed();
+    let claim = one.journal().0.claim().unwrap();
+    fleet.log.append(&fleet.name, Stream::Control, claim);
+    one.add(1);
+    let other = fleet.replayed();
+    until("a session", || other.has(1));
+    assert_eq!((one.skipped_at_all(), other.skipped_at_all()), (0, 0));
+}
+
+#[test]
 fn a_log_of_one_node_is_replayed_without_asking() {
     let fleet = Fleet::alone("alone");
     let before = fleet.node_in("node");
