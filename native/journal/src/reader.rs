@@ -301,8 +301,20 @@ impl<T: TemplateCodec> Shared<T> {
         if header.stamp.writer == self.writer {
             return Ok(());
         }
+        let clock = {
+            let references = self.references.lock();
+            let clock = references.clocks.get(&header.stamp.writer);
+            clock.map(|clock| clock.value)
+        };
+        let Some((zero_ms, _)) = clock else {
+            // Whoever wrote it, it has to open first.
+            self.open(Stream::Sessions, record, None)?;
+            let lacking = Lacking::Clock(header.stamp.writer);
+            self.replay.lock().note_lacking(lacking);
+            return Err(Skipped::Template.into());
+        };
         // Looked at before it is opened: most of an old log has ended.
-        let times = self.times(store, header.stamp, arrival)?;
+        let times = self.times(store, zero_ms, header.stamp, arrival)?;
         let opened = self.open(Stream::Sessions, record, None)?;
         let Body::Session {
             id,
@@ -363,25 +375,14 @@ impl<T: TemplateCodec> Shared<T> {
         Ok(())
     }
 
-    /// When a session was made by the store's clock, and the present.
+    /// When a session was made by the store's clock, and the present. `zero_ms` is the time of day at zero of its writer's clock.
     fn times(
         &self,
         store: &ServerStore<T>,
+        zero_ms: i64,
         stamp: Stamp,
         arrival: Arrival,
     ) -> Result<(u64, u64), Skipped> {
-        let clock = self
-            .references
-            .lock()
-            .clocks
-            .get(&stamp.writer)
-            .map(|clock| clock.value);
-        let Some((zero_ms, _)) = clock else {
-            self.replay
-                .lock()
-                .note_lacking(Lacking::Clock(stamp.writer));
-            return Err(Skipped::Template);
-        };
         let made_ms = (zero_ms.max(0) as u64).saturating_add(stamp.made_ms);
         let made_ms = made_ms.saturating_sub(zero_ms.min(0).unsigned_abs());
         let (now_ms, now_wall_ms) = (now_ms(), wall_ms());
