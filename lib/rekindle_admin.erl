@@ -179,8 +179,8 @@
     error := Line :: binary() | undefined
 }.
 %% A revocation list: the file it is in, who issued it, how many entries it has, when it was made and when there is to be
-%% a newer one (UTC), and whether it has only what changed since another list. `error' is what is wrong with the file now:
-%% what was read of it before holds. A file or a folder of which nothing was read has no issuer.
+%% a newer one (UTC), and whether it has only what changed since another list. `error' says what is wrong with the file now:
+%% the lists that were read from it before stay in force. The issuer is `undefined' if nothing was read from the file or folder.
 
 -opaque next() :: {rekindle_nif:scope_number(), rekindle_nif:position()}.
 %% Where the next page of sessions begins.
@@ -198,8 +198,8 @@
 %% part of lookups that found a session, from 0 to 1; the rest are numbers of sessions, or of calls since the scope
 %% was opened. `evicted_misses' are the misses that asked for a session which was evicted not long ago: a larger
 %% bound would have kept it. `lost_misses' asked for a session that went not long ago for another reason: it expired, or
-%% somebody dropped it. `unknown_misses' asked for ids of which nothing is known: of another listener or node, of too long
-%% ago, or random ones, as clients that can do TLS 1.3 send them. `ended' are the misses that asked for a session which is there and must not be resumed
+%% somebody dropped it. `unknown_misses' asked for ids that the scope does not know: they are
+%% of another listener or node, too old, or random, as clients with TLS 1.3 send them. `ended' are the misses that asked for a session which is there and must not be resumed
 %% because of its client's certificate, `ended_by' the same by reason. `moved' is how many sessions and certificates were moved together to give pages back to
 %% the system. `refused' is how many sessions were not stored, `refused_by' the same by reason.
 %% `number' tells a scope from others, also of the same name. A client scope has no bounds of its own: ssl's

@@ -10,7 +10,7 @@
 
 -include("rekindle_log.hrl").
 
-%% A list that ends within so many seconds is worth a warning.
+%% How many seconds before a list's next update is due the doctor warns.
 -define(SOON, 86_400).
 
 %% @doc Whether this is a list of file names.

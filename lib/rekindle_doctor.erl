@@ -236,8 +236,8 @@ unused(#{inserts := Inserts, hits := Hits, misses := Misses}) when Inserts >= ?M
         "Python and other libraries only if the program hands the session on."}];
 unused(#{inserts := Inserts, hits := Hits, unknown_misses := Unknown}) when Inserts >= ?MANY, 100 * Hits < Inserts ->
     [{note,
-        io_lib:format("hardly any session is resumed. ~b lookups asked for ids of which this scope knows nothing: clients that come back to "
-            "another listener or node, where sessions of this one are not, or clients that can do TLS 1.3, which send random ids.",
+        io_lib:format("hardly any session is resumed. ~b lookups asked for ids that this scope does not know. Such clients made their session at "
+            "another listener or node, or they can do TLS 1.3 and send random ids.",
             [Unknown])}];
 unused(_) ->
     [].
@@ -285,7 +285,7 @@ missing(#{missing := Missing}, #{scope := Label}) ->
     [{error,
         io_lib:format(
             "the log lacks ~b revocations that were known when its sessions were written, so no session is read from it. Start a "
-            "node that knows them: one that was running then, or one whose node_folder was kept. If there is none, "
+            "node that knows them: one that was running then, or one whose node_folder was kept. If you have no such node, "
             "rekindle_admin:replay_anyway(~0tp) reads the log without them; what was revoked can be resumed then, so revoke it "
             "again first.",
             [Missing, Label]

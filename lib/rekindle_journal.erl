@@ -52,7 +52,7 @@ open(Store, Label, #{journal := Journal} = Options) ->
     end.
 
 log(Label, Why) ->
-    ?LOG_LINE(warning, journal, "rekindle: the journal of ~ts: there is none: ~ts", [rekindle_table:scope(Label), Why]).
+    ?LOG_LINE(warning, journal, "rekindle: no journal for ~ts: ~ts", [rekindle_table:scope(Label), Why]).
 
 -spec native(rekindle_admin:label(), rekindle_options:options()) -> rekindle_nif:journal().
 native(Label, #{journal := Journal, wait_for_living_node := Waits} = Options) ->

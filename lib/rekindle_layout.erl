@@ -1,8 +1,8 @@
 %% @private How this node's ssl lays out its session records. A journal names the layout of every session in it: a session
 %% of another layout is skipped, because OTP's processes crash over a tuple that is not their own record.
 %%
-%% The layout is the list of the record's fields, and not ssl's version: releases whose fields are the same share their
-%% sessions, and a changed record is told from the original also where the version stayed the same. Nothing is translated
+%% The layout is the list of the record's fields, and not ssl's version: releases with the same fields share their
+%% sessions, and a record whose fields changed under the same version has another layout. Nothing is translated
 %% from one layout to another.
 %%
 %% The fields are read from ssl's debug information, or from a table for releases that come without it. Both are only

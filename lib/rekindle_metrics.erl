@@ -79,7 +79,7 @@ described() ->
             [{[{result, hit}], hits}, {[{result, miss}], misses}]},
         {rekindle_evicted_misses_total, "Lookups of sessions that were evicted not long ago.", counter, [{[], evicted_misses}]},
         {rekindle_lost_misses_total, "Lookups of sessions that expired or were dropped not long ago.", counter, [{[], lost_misses}]},
-        {rekindle_unknown_misses_total, "Lookups of ids of which nothing is known.", counter, [{[], unknown_misses}]},
+        {rekindle_unknown_misses_total, "Lookups of ids that the scope does not know.", counter, [{[], unknown_misses}]},
         {rekindle_ended_misses_total, "Lookups of sessions that must not be resumed for their client's certificate, by reason.",
             counter, [{[{reason, Reason}], {ended, Reason}} || Reason <- ?ENDED]},
         {rekindle_inserts_total, "Sessions stored.", counter, [{[], inserts}]},

@@ -94,7 +94,7 @@
     | {expired, Issuer :: binary(), NextUpdate :: non_neg_integer()}
 }.
 
-%% If it is known, what was read of it before holds.
+%% If it is known, the lists that were read before stay in force.
 -type crl_file() :: {Path :: binary(), [crl()], Error :: binary() | undefined, IsKnown :: boolean()}.
 
 -type crl() :: {
