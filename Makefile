@@ -1,105 +1,108 @@
-.PHONY: demo demo-fleet test metrics-test guides matrix soak fuzz sanitize lint bench bench-quick bench-journal package \
-    try-package prebuilt bare docs
+.PHONY: help demo demo-fleet test metrics-test picture guides matrix soak fuzz sanitize lint bench bench-quick bench-journal \
+    package try-package prebuilt bare newcomer docs
 
-# TLS and DTLS clients resuming their sessions out of Rekindle, in a table.
-demo:
+help: ## Print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
+
+demo: ## Let TLS and DTLS clients resume sessions in a node with Rekindle, and print a table
 	@scripts/setup.sh
 	@scripts/demo.sh
 
-# Three nodes that share their sessions through Valkey, and a device that goes from one to the other while they are
-# restarted.
-demo-fleet:
+demo-fleet: ## The same with three nodes that share sessions through Valkey and restart one after the other
 	@scripts/setup.sh valkey-server valkey-cli
 	@scripts/demo_fleet.sh
 
-# All tests. The last line reads `N passed, N failed`, and `, N skipped` where any were.
-test:
-	@scripts/setup.sh git elixir erlang-proper-dev faketime valkey-server valkey-cli redis-server redis-cli
+# The last line reads `N passed, N failed`, and `, N skipped` where any were. Clients that cannot be installed are skipped.
+test: ## Run the native tests and all Common Test suites on this machine's OTP, in some ten minutes
+	@scripts/setup.sh git elixir erlang-proper-dev faketime valkey-server valkey-cli
+	@scripts/setup.sh gnutls-cli tstclnt libbearssl-dev libmbedtls-dev libwolfssl-dev || true
 	@scripts/test.sh
 
-# The Common Test suites on other OTP releases as well, each downloaded into a folder of its own; Debian only.
-# `make matrix RELEASES="27 29"` chooses.
-matrix:
-	@scripts/setup.sh git elixir erlang-proper-dev valkey-server valkey-cli redis-server redis-cli
+# Each release is downloaded into a folder of its own.
+matrix: ## Run the Common Test suites on several OTP releases; Debian only (RELEASES="27 28")
+	@scripts/setup.sh git elixir erlang-proper-dev valkey-server valkey-cli
 	@scripts/matrix.sh $(RELEASES)
 
-# Real clients for half an hour, or `make soak MINUTES=5`, while listeners are closed and processes killed.
-soak:
+soak: ## Run real clients for half an hour while listeners close and processes are killed (MINUTES=5)
 	@scripts/setup.sh
 	@soak/run.sh $(MINUTES)
 
-# The metrics' tests with a real Prometheus and prometheus.erl, which `make test` skips where they are not
-# installed; Debian only.
-metrics-test:
+# `make test` skips these tests where Prometheus and prometheus.erl are not installed.
+metrics-test: ## Test the metrics with a real Prometheus and prometheus.erl; Debian only
 	@scripts/setup.sh
 	@scripts/metrics.sh
 
-# What docs/guides tell the reader to do, done. Some five minutes; servers that cannot be installed are skipped.
-guides:
+picture: ## Draw the picture of docs/metrics.md with a real Prometheus, in some six minutes; Debian only
+	@scripts/setup.sh chromium pngquant
+	@scripts/metrics_picture.sh
+
+# Servers that cannot be installed are skipped.
+guides: ## Run the guides of docs/guides as they are written, in some five minutes
 	@scripts/setup.sh git elixir
 	@for server in rabbitmq-server yaws haproxy; do scripts/setup.sh $$server || true; done
 	rebar3 ct --dir test/guides
 
-# Formatting, lints, warnings of the compilers, cross references, types.
-lint:
-	@scripts/setup.sh
+lint: ## Check formatting, lints, warnings, cross references, types, scripts, repeated passages, crates' licences and advisories
+	@scripts/setup.sh git shellcheck
 	cargo fmt --check
 	cargo clippy --quiet --workspace --all-targets --locked -- -D warnings
 	cargo clippy --quiet --package rekindle_nif --package rekindle_core --locked --features rekindle_nif/testing -- -D warnings
 	rebar3 as ci ct --compile_only
 	rebar3 xref
 	rebar3 dialyzer
+	shellcheck scripts/*.sh bench/*.sh soak/*.sh native/*.sh test/guides/bin/systemctl .ci/run
+	@scripts/ruff.sh
+	python3 scripts/repeated.py
+	@scripts/deny.sh
 
-# Rekindle beside OTP's own caches, on a machine that has nothing else to do (`BUSY=1` runs it anyway, and the report says
-# so). About an hour; the tables go to bench/results and docs/performance.md.
-bench:
+# Needs a machine that has nothing else to do. With BUSY=1 it runs on a busy one, and the report says so. Tables and figures go
+# to bench/results, docs/performance.md, docs/sizing.md and README.md.
+bench: ## Compare Rekindle with OTP's own caches, in about an hour (BUSY=1)
 	@scripts/setup.sh
 	@bench/run.sh $(if $(BUSY),--busy) full
 
-# The same with fewer and smaller runs: under two minutes. The tables go to _build/bench/quick.
-bench-quick:
+# The tables go to _build/bench/quick.
+bench-quick: ## The same with fewer and smaller runs, in under two minutes
 	@scripts/setup.sh
 	@bench/run.sh quick _build/bench/quick
 
-# Journals: what they cost, how fast and how large they are, what is lost when, a fleet restarted, and handshakes while
-# a log fails. Some half an hour, on a machine that has nothing else to do, or with `BUSY=1`; the tables go to bench/results.
-bench-journal:
+# What journals cost, how fast and how large they are, what is lost when, a fleet that restarts, and handshakes while a log
+# fails. On a machine that has nothing else to do, or with BUSY=1. The tables go to bench/results.
+bench-journal: ## Measure journals, in some half an hour (BUSY=1)
 	@scripts/setup.sh valkey-server valkey-cli
 	@LOAD_BEFORE=$$(bench/alone.sh $(if $(BUSY),--busy)) && export LOAD_BEFORE && python=$$(command -v python3) && \
 	    bench/erl.sh bench_journal full bench/results $$python && \
 	    bench/erl.sh bench_journal_faults bench/results $$python
 
-# Random input: a short run, or `make fuzz SECONDS=600` for so long, twice.
-fuzz:
+# SECONDS is the length of each of two runs.
+fuzz: ## Try random input (SECONDS=600)
 	@scripts/setup.sh
 	@scripts/fuzz.sh $(SECONDS)
 
-# The native side under sanitizers, Miri and shuttle. The last line says what was skipped.
-sanitize:
+# The last line says what was skipped.
+sanitize: ## Run the native tests under sanitizers, Miri and shuttle
 	@scripts/setup.sh
 	@scripts/sanitize.sh
 
-# The application with its library built, for machines without Rust: _build/package.
-package:
+package: ## Make an archive of the application with its library in _build/package, for machines without Rust
 	@scripts/setup.sh
 	@scripts/package.sh
 
-# That package in a root folder without Rust; Debian only, as root.
-try-package: package
+try-package: package ## Try that archive in a root folder without Rust; Debian only, as root
 	@scripts/try_package.sh
 
-# The library alone, for x86_64 and aarch64 Linux with glibc and with musl: _build/prebuilt.
-prebuilt:
+prebuilt: ## Build the library for x86_64 and aarch64 Linux, glibc and musl, in _build/prebuilt
 	@scripts/setup.sh
 	@scripts/prebuilt.sh
 
-# Bare Debian systems, in which the prebuilt library is used, and the library built with Debian 13's own Rust; Debian only, as
-# root.
-bare: package
+bare: package ## Install, build and run the demo in bare Debian systems; Debian only, as root
 	@scripts/setup.sh debootstrap
 	@scripts/bare.sh
 
-# The reference pages, in _build/docs.
-docs:
+newcomer: ## Follow the README in bare Debian systems; Debian only, as root (DEBIAN="12 13")
+	@scripts/setup.sh git debootstrap
+	@scripts/newcomer.sh $(DEBIAN)
+
+docs: ## Make the reference pages in _build/docs
 	@scripts/setup.sh
 	@scripts/docs.sh

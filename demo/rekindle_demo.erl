@@ -1,4 +1,4 @@
-%% @doc Shows clients that nobody here wrote resuming sessions that rekindle keeps.
+%% @doc Shows that clients of other projects resume sessions that Rekindle keeps.
 %%
 %% Run it in a node of its own, with `demo/sys.config', the application and the test helpers
 %% in the code path: `erl -noshell -config demo/sys.config -pa ... -s rekindle_demo main'.

@@ -1,5 +1,5 @@
-%% @doc Shows one device, openssl with one session, that goes from node to node of a fleet, while the nodes are
-%% restarted one after the other; and what is revoked on one node gone from all.
+%% @doc Shows how one device, openssl with one session, resumes on each node of a fleet while the nodes are restarted one after the
+%% other, and that a revocation on one node holds on all.
 %%
 %% Three nodes share their sessions through a Valkey (or Redis) of the demo's own. Run it in a node of its own, with the
 %% application and the test helpers in the code path: `erl -noshell -pa ... -s rekindle_fleet_demo main'.

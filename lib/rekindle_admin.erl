@@ -1,26 +1,36 @@
-%% @doc What an operator asks of the cache and does to it, from a remote shell or a program.
+%% @doc The operator's functions: they show what the cache holds, drop sessions and change bounds. Call them from a remote
+%% shell or a program.
 %%
-%% All of it works on the sessions of servers. Those of clients are shown in {@link info/0} and left alone
-%% otherwise: OTP's own book-keeping has them, and fails where it does not find them again.
+%% They work on the sessions of servers. {@link info/0} and {@link print/0} also show this node's sessions as a client. No function
+%% changes these: OTP keeps its own list of them, and crashes if one is missing.
 %%
-%% Nothing here shows a master secret. Fails with `{not_loaded, rekindle_nif}' where the native library is
-%% missing.
+%% {@link print/0} and {@link doctor/0} print text to the caller's group leader, also if they are called from another node or a
+%% script. {@link report/0} returns the same text. Without the native library, these three functions and
+%% {@link findings/0} say so, and all others fail with `{not_loaded, rekindle_nif}'.
+%%
+%% Nothing here shows a master secret.
 -module(rekindle_admin).
 
--export([info/0, info/1, print/0, top/0, top/1]).
+-export([info/0, info/1, print/0, print/1, top/0, top/1]).
 -export([sessions/0, sessions/1, sessions/2]).
 -export([flush/0, flush/1, forget/1, revoke/1]).
 -export([set/2]).
 -export([reload_keys/0, replay_anyway/1, crls/0]).
--export([doctor/0]).
+-export([doctor/0, findings/0, report/0]).
 
--export_type([info/0, ended/0, refusal/0, journal/0, skipped/0, label/0, which/0, session/0, peer/0, wanted/0, revoked/0, page/0, next/0, limit/0]).
+-export_type([info/0, ended/0, refusal/0, journal/0, skipped/0, scope_name/0, which/0, session/0, peer/0, certificate_selector/0, revoked/0, page/0, next/0, limit/0]).
 -export_type([crl/0]).
 -export_type([no_such_scope/0, bad_option/0]).
 
+%% Characters per line of an ordinary terminal.
+-define(WIDTH, 80).
+
+%% With fewer, hardly any column fits beside the name of a scope.
+-define(MIN_WIDTH, 20).
+
 -type info() :: #{
     number := non_neg_integer(),
-    scope := label(),
+    scope := scope_name(),
     role := server | client,
     sessions := non_neg_integer(),
     bytes := non_neg_integer(),
@@ -50,14 +60,14 @@
 }.
 
 -type ended() :: expired | revoked | unknown.
-%% Why a session that is there was not resumed: its client's certificate has expired; a revocation list has it; or the
-%% lists were not read yet, or the one of its issuer is too old.
+%% Why a stored session was not resumed: its client's certificate has expired (`expired') or is on a revocation list
+%% (`revoked'); or the lists were not read yet, or the list of the certificate's issuer is too old (`unknown').
 
--type refusal() :: too_large | no_room | private_key | layout | lifetime.
-%% Why a session was not stored: it has a server name over 255 bytes, a client certificate over 64 KiB, or more than
-%% 8 KiB besides its certificate and template; the bound is too small for this one session, or the system has no
-%% memory; one of its fields could hold a private key; it is a session record of a layout that Rekindle does not
-%% know; or it would have expired at once.
+-type refusal() :: too_large | no_room | private_key | layout | lifetime | certificate.
+%% Why a session was not stored. `too_large': its server name has more than 255 bytes, its client certificate more than
+%% 64 KiB, or the rest more than 8 KiB. `no_room': the bound is too small for this one session, or the system has no memory.
+%% `private_key': one of its fields could hold a private key. `layout': Rekindle does not know the layout of the session record.
+%% `lifetime': it would have expired at once. `certificate': its client certificate is not in the form that its authority gave it.
 
 -type journal() :: #{
     location := binary(),
@@ -85,39 +95,42 @@
     replay := non_neg_integer() | undefined,
     keys := [binary()]
 }.
-%% How a scope's journal is.
+%% The state of a scope's journal. Counts begin when the scope is opened.
 %%
-%% The log: where it is (`location'), whether other nodes share it, whether it works (`state'), for how many seconds (`since'),
-%% what was wrong last (`last_error'), how many bytes it takes (`log_bytes', where the log tells), how far its clock is ahead in
-%% milliseconds, and the names of the keys, the newest last.
+%% The log: where it is (`location'), whether other nodes use it too (`shared'), whether it works (`state') and for how many
+%% seconds (`since'), the last error (`last_error'), its size (`log_bytes', if it is known), how many milliseconds its clock is
+%% ahead (`clock_ahead'), and the names of the keys, the newest last (`keys').
 %%
-%% Written: records that wait (`queued'), that were written, in bytes, and sessions that were `dropped' because too many waited.
-%% Read: records, sessions of these that were put into the scope (`applied'), that were there already (`known'), and records
-%% left out (`skipped'), by reason; how old the last session of another node was when it came (`lag'), and how long reading took at
-%% the start (`replay'), in milliseconds.
+%% Writing: records that wait (`queued'), records that were written (`written', `written_bytes'), and sessions that were not
+%% written because too many waited (`dropped').
 %%
-%% Revocations: how many are remembered (`revocations'), how many of this node's are not in the log yet (`unwritten'), and how
-%% many other nodes knew of that this node has not read (`missing'). While some are missing, `state' is `down' and no
-%% session is read from the log; see {@link replay_anyway/1}. `node_folder' is where the node remembers revocations, `node_folder_error'
-%% why it cannot.
+%% Reading: records (`read'), sessions that were put into the scope (`applied') or were already there (`known'), and records that
+%% were not used, by reason (`skipped'). `lag' is how old the last session of another node was when it was read, and `replay' how
+%% long it took to read the log at the start, both in milliseconds.
 %%
-%% Numbers count from the scope's opening.
+%% Revocations: how many this node remembers (`revocations'), how many of its own are not in the log yet (`unwritten'), and how
+%% many other nodes knew and this node has not read (`missing'). While some are missing, `state' is `down' and no session is
+%% read from the log; see {@link replay_anyway/1}. `node_folder' is where the node remembers revocations, `node_folder_error' why
+%% it cannot use that folder, and `node_folder_bytes' how large they are there.
 
 -type skipped() ::
-    malformed | version | scope | log | layout | key | forged | future | expired | revoked | template | full.
-%% Why a record was left out: it is no record; of another version of Rekindle; of another scope; of another log, or of another
-%% stream of this one; its fields are not those of this node's ssl; its key is not known; it was changed, or sealed with another
-%% key of that name; it comes from the future; it has expired; it is revoked; what it has in common with others is missing; or
-%% there was no room for it.
+    malformed | version | scope | log | layout | key | forged | future | expired | revoked | template | full | suite.
+%% Why a record of the log was not used. `malformed': it is not a Rekindle record. `version': another version of Rekindle wrote
+%% it. `scope', `log': it belongs to another scope; or to another log, or another stream of this one. `layout': its session has
+%% other fields than those of this node's ssl. `key': this node does not have its key. `forged': it was changed, or sealed with
+%% another key of the same name. `future': a clock is wrong. `expired', `revoked': the session must not be resumed. `template':
+%% another record that it needs is missing. `full': there was no room for the session. `suite': the scope's listeners do not
+%% allow the session's cipher suite, in their option `ciphers'.
 
--type label() ::
+-type scope_name() ::
     {listener, tls | dtls, address() | {address(), [{netns | bind_to_device, term()}]}}
     | {shared, tls | dtls, Name :: term()}
     | upgraded
     | unnamed
     | client.
-%% What a scope is called: by its listener, by the name that the operator gave to several; that of all sockets
-%% upgraded with `ssl:handshake/2'; one whose listener cannot be told; or that of this node's client sessions.
+%% The name of a scope: its listener's address; the name that the operator gave to several listeners (`shared'); `upgraded' for
+%% all sockets upgraded with `ssl:handshake/2'; `unnamed' if OTP does not say which listener it is; or `client' for the
+%% sessions that this node has as a client.
 
 -type address() :: {inet:ip_address(), inet:port_number()} | inet:returned_non_ip_address().
 
@@ -126,19 +139,20 @@
     | inet:port_number()
     | {inet:ip_address(), inet:port_number()}
     | {name, Name :: term()}
-    | label()
+    | scope_name()
+    | (Text :: string() | binary())
     | info().
-%% Which scopes are meant: all, those of a port or address, those the operator gave this name, the one of
-%% this label, or one that {@link info/0} has shown.
+%% Selects scopes: all; those at a port or an address; those with a name that the operator gave; the one with this scope name, as
+%% a term or as the text that {@link print/0} shows, such as `"tls 127.0.0.1:8883"'; or a map of {@link info/0}.
 
--type no_such_scope() :: {no_such_scope, which(), Open :: [label()]}.
-%% No scope is meant by this, and those are open.
+-type no_such_scope() :: {no_such_scope, which(), Open :: [scope_name()]}.
+%% No open scope matches. `Open' are the names of the open ones.
 
 -type bad_option() :: {bad_option, Line :: string()}.
 %% `Line' names the option, its value and what is allowed.
 
 -type session() :: #{
-    scope := label(),
+    scope := scope_name(),
     id := binary() | (Other :: term()),
     age := non_neg_integer(),
     time_left := non_neg_integer(),
@@ -147,11 +161,11 @@
     peer := peer() | undefined
 }.
 
--type peer() :: #{subject := binary(), issuer := binary(), serial := integer(), fingerprint := binary()}.
+-type peer() :: #{subject := binary(), issuer := binary(), serial := integer() | undefined, fingerprint := binary()}.
 %% Names as openssl writes them, such as `<<"CN=device-17,O=Example">>'; the fingerprint is the SHA-256 one,
-%% in hexadecimal with colons.
+%% in hexadecimal with colons. What cannot be read is `<<"unreadable">>', or `undefined' for the serial number.
 
--type wanted() ::
+-type certificate_selector() ::
     certificate()
     | Fingerprint :: binary()
     | string()
@@ -161,11 +175,12 @@
 
 -type revoked() ::
     {ok, Dropped :: non_neg_integer()}
-    | {pending, Dropped :: non_neg_integer(), #{label() | (Scope :: binary()) => Why :: binary()}}.
-%% What came of a revocation, and how many sessions were dropped in this node. `ok': it holds, whatever happens to the
-%% log. `pending': it holds in this node, but for these scopes it is not durable yet, two seconds after the call. It is
-%% written as soon as the log can be reached; `unwritten' in {@link info/0} is 0 then. A scope that is not open any
-%% more is named as its log names it.
+    | {pending, Dropped :: non_neg_integer(), #{scope_name() | (Scope :: binary()) => Why :: binary()}}.
+%% The result of a revocation, and how many sessions were dropped in this node. `ok': the revocation is durable. `pending': it
+%% holds in this node, but two seconds after the call it is not durable yet in these scopes. Rekindle writes it as soon as the
+%% log can be reached; then `unwritten' in {@link info/0} is 0. Such a scope may have closed in the meantime. Its name is a binary
+%% if it contains a term that cannot be read back from text, such as a process identifier. If the node folder could not be used
+%% and no scope is known, there is `<<"node folder DIR">>' instead.
 
 -type certificate() :: public_key:der_encoded() | Pem :: binary() | string() | Record :: tuple().
 
@@ -189,43 +204,59 @@
 
 -type limit() :: {max_bytes, pos_integer()} | {max_sessions, pos_integer() | infinity} | {lifetime, Seconds :: pos_integer()}.
 
-%% @doc All scopes of this node, the first opened first. The list is empty where no listener and no
-%% client uses the cache.
+%% @doc All scopes of this node, in the order in which they were opened. The list is empty if no listener and no client uses
+%% the cache.
 %%
-%% `bytes' and `max_bytes' are in bytes, `lifetime' and `oldest' (the age of the oldest session) in seconds;
-%% `templates' is how many kinds of sessions are kept in common parts, `certificates' how many client certificates
-%% are kept; `certified' is how many sessions count as certified: the newest 8 of each certificate. `hit_rate' is the
-%% part of lookups that found a session, from 0 to 1; the rest are numbers of sessions, or of calls since the scope
-%% was opened. `evicted_misses' are the misses that asked for a session which was evicted not long ago: a larger
-%% bound would have kept it. `lost_misses' asked for a session that went not long ago for another reason: it expired, or
-%% somebody dropped it. `unknown_misses' asked for ids that the scope does not know: they are
-%% of another listener or node, too old, or random, as clients with TLS 1.3 send them. `ended' are the misses that asked for a session which is there and must not be resumed
-%% because of its client's certificate, `ended_by' the same by reason. `moved' is how many sessions and certificates were moved together to give pages back to
-%% the system. `refused' is how many sessions were not stored, `refused_by' the same by reason.
-%% `number' tells a scope from others, also of the same name. A client scope has no bounds of its own: ssl's
+%% What a scope holds now: `sessions', client `certificates', `templates' (sets of fields that sessions have in common), and
+%% `certified' sessions (the newest 8 of each client certificate). `bytes' is the memory that they take. `oldest' is the age of
+%% the oldest session and `lifetime' how long a session may be resumed, both in seconds.
+%%
+%% The rest counts what has happened since the scope was opened. `hits' and `misses' are lookups; `hit_rate' is the share of hits,
+%% from 0 to 1. The misses by reason are `evicted_misses' (for a session that was evicted not long ago, and that a larger bound
+%% would have kept), `lost_misses' (for one that expired or was dropped not long ago), `ended' (for a stored session that must
+%% not be resumed because of its client's certificate; `ended_by' has the reasons) and `unknown_misses' (for ids that the scope
+%% does not know: ids of another listener or node, old ones, or the random ones of clients with TLS 1.3). `inserts', `expired',
+%% `evicted' and `refused' are sessions that were stored, dropped or not stored; `refused_by' has the reasons. `moved' counts
+%% sessions and certificates that were moved to give memory back to the system. `faults' are calls that failed in the native
+%% library.
+%%
+%% `number' identifies a scope, even among scopes of the same name. A client scope has no bounds of its own: ssl's
 %% `session_cache_client_max' and `session_lifetime' bound it.
 -spec info() -> [info()].
 info() ->
-    [with_hit_rate(Info) || Info <- rekindle_faults:with_uncounted(rekindle_nif:info())].
+    rekindle_info:all().
 
-%% @doc The scopes meant.
+%% @doc The selected scopes.
 -spec info(which()) -> [info()].
 info(Which) ->
     [Info || Info <- info(), is_meant(Which, Info)].
 
-%% @doc Prints what all scopes hold as a table, what happened in them and in their journals as others, and where
-%% sessions were refused, why.
+%% @doc Same as `print(#{})'.
 -spec print() -> ok.
 print() ->
-    Infos = info(),
-    io:put_chars([rekindle_table:of_scopes(Infos), rekindle_table:of_journals(Infos)]).
+    print(#{}).
 
-%% @doc As `top(2)'.
+%% @doc Prints what all scopes hold and what has happened in them and in their journals. No line has more characters than `width',
+%% which is 80 by default and at least 20; with `infinity' each scope has one line in each table.
+-spec print(#{width => pos_integer() | infinity}) -> ok.
+print(Options) ->
+    io:put_chars(tables(max(?MIN_WIDTH, maps:get(width, Options, ?WIDTH)))).
+
+tables(Width) ->
+    case rekindle_faults:library() of
+        ok ->
+            Infos = info(),
+            [rekindle_table:of_scopes(Infos, Width), rekindle_table:of_journals(Infos, Width)];
+        {error, Missing} ->
+            rekindle_text:paragraphs([["There is nothing to show: ", rekindle_doctor:missing_library(Missing)]], Width)
+    end.
+
+%% @doc Same as `top(2)'.
 -spec top() -> ok.
 top() ->
     top(2).
 
-%% @doc Prints all scopes every so many seconds, until Enter is pressed.
+%% @doc Prints the same as {@link print/0} again and again, `Seconds' apart, until someone presses Enter.
 -spec top(Seconds :: pos_integer()) -> ok.
 top(Seconds) when is_integer(Seconds), Seconds > 0 ->
     Printer = spawn_link(fun() -> print_every(1000 * Seconds) end),
@@ -235,28 +266,26 @@ top(Seconds) when is_integer(Seconds), Seconds > 0 ->
     ok.
 
 print_every(Milliseconds) ->
-    Infos = info(),
-    io:put_chars(["\e[H\e[2J", rekindle_table:of_scopes(Infos), rekindle_table:of_journals(Infos), "Enter to end\n"]),
+    io:put_chars(["\e[H\e[2J", tables(?WIDTH), "Enter to end\n"]),
     timer:sleep(Milliseconds),
     print_every(Milliseconds).
 
-%% @doc As `sessions(all)'.
+%% @doc Same as `sessions(all)'.
 -spec sessions() -> page() | {error, no_such_scope()}.
 sessions() ->
     sessions(all).
 
-%% @doc As `sessions(Which, #{})'.
+%% @doc Same as `sessions(Which, #{})'.
 -spec sessions(which()) -> page() | {error, no_such_scope()}.
 sessions(Which) ->
     sessions(Which, #{}).
 
-%% @doc A page of sessions, in no order that means anything. `limit' is how many at most, 50 if it is left
-%% out; `from' is what the page before gave as `next'. A session that stays is on one page, whatever comes
-%% and goes in between.
+%% @doc A page of sessions, in no particular order. `limit' is the most sessions of a page, by default 50. `from' is the `next' of
+%% the page before. A session that stays stored while you read the pages is on exactly one of them.
 %%
-%% Of a session, `id' is in hexadecimal; `age' and `time_left' are in seconds, `time_left' is 0 where its client's
-%% certificate does not let it be resumed; `age_at_last_use' is how old it was
-%% when it was last looked up, in seconds, or `undefined' if it never was; `peer' is the client's certificate.
+%% `id' is in hexadecimal. `age', `time_left' and `age_at_last_use' are in seconds. `time_left' is 0 if the client's certificate
+%% does not let the session be resumed. `age_at_last_use' is how old the session was when it was last looked up, or `undefined'
+%% if it was never looked up. `peer' is the client's certificate.
 -spec sessions(which(), #{limit => pos_integer(), from => next() | done}) -> page() | {error, no_such_scope()}.
 sessions(Which, Options) ->
     Limit = maps:get(limit, Options, 50),
@@ -285,13 +314,13 @@ page(Scopes, {Number, Position}, Limit, Sessions) ->
 first([]) -> done;
 first([#{number := Number} | _]) -> {Number, 0}.
 
-shown(#{scope := Label, lifetime := Lifetime}, Rows) ->
+shown(#{scope := Scope, lifetime := Lifetime}, Rows) ->
     [
         #{
-            scope => Label,
+            scope => Scope,
             id => shown_id(Key),
             age => AgeMs div 1000,
-            %% An atom is more than any number.
+            %% Without a certificate this is the atom `undefined', which compares as larger than any number.
             time_left => min(CertificateLeft, max(0, Lifetime - AgeMs div 1000)),
             age_at_last_use => seconds(LastUseMs),
             cipher => cipher(Suite),
@@ -315,14 +344,14 @@ cipher(Suite) ->
         _:_ -> ["0x", binary:encode_hex(Suite)]
     end.
 
-%% @doc As `flush(all)'.
+%% @doc Same as `flush(all)'.
 -spec flush() -> revoked() | {error, no_such_scope()}.
 flush() ->
     flush(all).
 
-%% @doc Drops all sessions of the scopes meant, and says how many. Their clients make a full handshake next
-%% time. With a journal, those in it are dropped as well, on every node; the number is that of this node's. `all' also means the
-%% scopes that are opened later in this node, as far as their sessions come from a log.
+%% @doc Drops all sessions of the selected scopes, and returns how many were dropped in this node. Their clients make a full
+%% handshake next time. With a journal, its sessions are dropped as well, on every node. `all' also drops sessions that scopes
+%% of this node, which are opened later, would read from a log.
 -spec flush(which()) -> revoked() | {error, no_such_scope()}.
 flush(all) ->
     revoke_in(all, all);
@@ -332,8 +361,8 @@ flush(Which) ->
         Scopes -> revoke_in([Number || #{number := Number} <- Scopes], all)
     end.
 
-%% @doc Drops the session of this id, as OTP has it or in hexadecimal, from all scopes and their journals, and says
-%% how many there were in this node.
+%% @doc Drops the session with this id from all scopes and their journals, and returns how many were dropped in this node. The
+%% id is a binary of 32 bytes, or hexadecimal digits.
 -spec forget(ssl:session_id() | Hexadecimal :: string() | binary()) ->
     revoked() | {error, {bad_session_id, Line :: string()}}.
 forget(Id) ->
@@ -352,23 +381,26 @@ session_id(Id) ->
         _ -> error
     end.
 
-%% @doc Drops all sessions that were made with a client certificate, or with one of several, and says how many. Its
-%% holder has to make a full handshake next time, in which the listener's revocation list or verify fun decides: so make that
-%% know of the revocation first.
+%% @doc Drops all sessions that were made with a client certificate, or with one of several, and returns how many were dropped
+%% in this node. The client has to make a full handshake next time, in which the listener's revocation list or verify fun decides.
+%% So first make the listener refuse the certificate.
 %%
-%% The certificate is given as DER or PEM, as a record of public_key's, or by its fingerprint (SHA-256 or
-%% SHA-1; as bytes, or in hexadecimal with or without colons). Or as `{issuer, Issuer, Serial}' or, for all
-%% certificates of an authority, `{issuer, Issuer}', where `Issuer' is the authority's certificate or its name. Names
-%% are compared whatever string type, case and spacing they are written in. A list of these is one call. If one of them is
-%% wrong, nothing is dropped.
+%% Select a certificate by DER or PEM, or by a record of `public_key'; each stands for the issuer and the serial number in it.
+%% `{issuer, Issuer, Serial}' selects one by its issuer and serial number, and `{issuer, Issuer}' all certificates of an
+%% authority. `Issuer' is the authority's certificate or its name; names match in any string type, letter case and spacing. A
+%% list selects several in one call. If one selector is wrong, nothing is dropped.
 %%
-%% With a journal, it holds for those in it as well, on every node, and for scopes that are opened later in this node; the
-%% number is that of this node's. See {@type revoked()} for what the answer promises.
+%% A fingerprint (SHA-256 or SHA-1; as bytes, or in hexadecimal with or without colons) is less safe. If the authority signs with
+%% ECDSA, the client can write the signature of its certificate in a second form, which is as valid and gives the certificate
+%% another fingerprint.
 %%
-%% Looks certificates up; only authorities take a walk over all certificates, one for all of them, in slices.
--spec revoke(wanted() | [wanted()]) -> revoked() | {error, {bad_certificate, Line :: string()}}.
-revoke(Wanted) ->
-    case rekindle_certificate:wanted(Wanted) of
+%% With a journal, the revocation also holds for the journal's sessions, on every node, and for scopes that are opened later in
+%% this node. {@type revoked()} says what the answer promises.
+%%
+%% The function looks certificates up. Only to revoke authorities does it read all certificates, once and in small steps.
+-spec revoke(certificate_selector() | [certificate_selector()]) -> revoked() | {error, {bad_certificate, Line :: string()}}.
+revoke(Selectors) ->
+    case rekindle_certificate:selectors(Selectors) of
         {ok, Certificates} -> revoke_in(all, {certificates, Certificates});
         {error, _} = Error -> Error
     end.
@@ -376,17 +408,13 @@ revoke(Wanted) ->
 revoke_in(Scopes, What) ->
     case rekindle_nif:revoke(Scopes, What, rekindle_journal:node_folders()) of
         {Dropped, []} -> {ok, Dropped};
-        {Dropped, Pending} -> {pending, Dropped, labelled(Pending)}
+        {Dropped, Pending} ->
+            {pending, Dropped, maps:from_list([{rekindle_scope:of_log_name(Scope), Why} || {Scope, Why} <- Pending])}
     end.
 
-%% The native side knows scopes by their names in logs.
-labelled(Pending) ->
-    Labels = maps:from_list([{rekindle_journal:name(Label), Label} || #{scope := Label} <- servers(all)]),
-    maps:from_list([{maps:get(Name, Labels, Name), Why} || {Name, Why} <- Pending]).
-
-%% @doc Changes bounds or the lifetime of the scopes meant, at once, and says of how many. What is too much
-%% then goes within seconds. The options in ssl's environment stay as they are: the next listener, and one
-%% that joins a shared scope, brings those.
+%% @doc Changes bounds or the lifetime of the selected scopes, and returns how many scopes it changed. Sessions that no longer
+%% fit are evicted within seconds. ssl's environment does not change: a listener that is opened later has the bounds that are
+%% there and, if it joins a shared scope, gives them to that scope.
 -spec set(which(), [limit()]) ->
     {ok, Scopes :: non_neg_integer()} | {error, no_such_scope() | bad_option()}.
 set(Which, Limits) ->
@@ -402,18 +430,18 @@ set(Which, Limits) ->
             Error
     end.
 
-%% @doc Reads the key files of all journals anew, and says which keys each scope has, the newest last. They are read
-%% by themselves within a second of a change; this tells at once whether a new file is right.
--spec reload_keys() -> [{label(), {ok, Names :: [binary()]} | {error, Line :: binary()}}].
+%% @doc Reads the key files of all journals again, and returns the names of each scope's keys, the newest last. Rekindle does
+%% that by itself within a second of a change; this function shows at once whether a new file is correct.
+-spec reload_keys() -> [{scope_name(), {ok, Names :: [binary()]} | {error, Line :: binary()}}].
 reload_keys() ->
     [
-        {Label, rekindle_nif:reload_keys(Number)}
-     || #{number := Number, scope := Label, journal := #{}} <- servers(all)
+        {Scope, rekindle_nif:reload_keys(Number)}
+     || #{number := Number, scope := Scope, journal := #{}} <- servers(all)
     ].
 
-%% @doc Reads the logs of the scopes meant although revocations are missing in them, and says of how many. What was revoked
-%% and is missing can be resumed then: only do so where no node that knows of the revocations will come back, and revoke again
-%% what has to be. A scope whose journal is not down is left as it is.
+%% @doc Reads the logs of the selected scopes although revocations are missing in them, and returns how many scopes that
+%% concerns. Sessions that a missing revocation covers can then be resumed. So call it only if no node that knows the revocations
+%% will come back, and first revoke again what has to be revoked. It does nothing to a scope whose journal is not `down'.
 -spec replay_anyway(which()) -> {ok, Scopes :: non_neg_integer()} | {error, no_such_scope()}.
 replay_anyway(Which) ->
     in_scopes(Which, fun
@@ -426,22 +454,35 @@ replay_anyway(Which) ->
             0
     end).
 
-%% @doc The revocation lists that resumptions are checked against: those of the option `crls'. They are read again by
-%% themselves within two seconds of a change.
+%% @doc The revocation lists of the option `crls'. Resumptions are checked against them. Rekindle reads them again within two
+%% seconds of a change.
 -spec crls() -> [crl()].
 crls() ->
     rekindle_crls:crls().
 
-%% @doc Checks this node, prints what is wrong and what to write, and answers the same as a list. See
-%% {@link rekindle_doctor:findings/0}.
--spec doctor() -> [rekindle_doctor:finding()].
+%% @doc Checks this node, and prints what is wrong, why it matters and which setting fixes it. See {@link findings/0}.
+-spec doctor() -> ok.
 doctor() ->
-    Findings = rekindle_doctor:findings(),
-    io:put_chars(rekindle_doctor:format(Findings)),
-    Findings.
+    io:put_chars(diagnosis()).
 
-with_hit_rate(#{hits := 0, misses := 0} = Info) -> Info#{hit_rate => undefined};
-with_hit_rate(#{hits := Hits, misses := Misses} = Info) -> Info#{hit_rate => Hits / (Hits + Misses)}.
+diagnosis() ->
+    rekindle_doctor:format(findings(), ?WIDTH).
+
+%% @doc The findings that {@link doctor/0} prints, as a list, the worst first. It is empty if nothing is wrong.
+%%
+%% An `error' prevents resumptions, or weakens revocations. A `warning' prevents some resumptions, now or later. A `note' explains
+%% a surprise.
+%%
+%% The application `rekindle' logs the errors and warnings when it starts. If you do not start it, only a call of this function
+%% shows that a key of ssl is missing or misspelt, because ssl then does not call Rekindle.
+-spec findings() -> [{error | warning | note, Line :: binary()}].
+findings() ->
+    rekindle_doctor:findings().
+
+%% @doc The text of {@link print/0} and {@link doctor/0}, as UTF-8, for a program or a bug report.
+-spec report() -> binary().
+report() ->
+    unicode:characters_to_binary([tables(?WIDTH), $\n, diagnosis()]).
 
 servers(Which) ->
     [Info || #{role := server} = Info <- info(Which)].
@@ -453,14 +494,22 @@ in_scopes(Which, Do) ->
     end.
 
 no_such_scope(Which) ->
-    {no_such_scope, Which, [Label || #{scope := Label} <- servers(all)]}.
+    {no_such_scope, Which, [Scope || #{scope := Scope} <- servers(all)]}.
 
 is_meant(all, _) -> true;
 is_meant(#{number := Number}, #{number := Other}) -> Number =:= Other;
-is_meant(Label, #{scope := Label}) -> true;
+is_meant(Scope, #{scope := Scope}) -> true;
+is_meant(Text, #{scope := Scope}) when is_list(Text); is_binary(Text) -> is_text(Text, rekindle_scope:text(Scope));
 is_meant({name, Name}, #{scope := {shared, _, Other}}) -> Name =:= Other;
 is_meant(Address, #{scope := {listener, Transport, {Other, Elsewhere}}}) when is_tuple(Other), is_list(Elsewhere) ->
     is_meant(Address, #{scope => {listener, Transport, Other}});
 is_meant({_, _} = Address, #{scope := {listener, _, Other}}) -> Address =:= Other;
 is_meant(Port, #{scope := {listener, _, {_, Other}}}) -> Port =:= Other;
 is_meant(_, _) -> false.
+
+is_text(Text, Name) ->
+    try
+        unicode:characters_to_binary(Text) =:= unicode:characters_to_binary(Name)
+    catch
+        error:badarg -> false
+    end.

@@ -1,5 +1,5 @@
-%% @private Starting the application is not needed: ssl calls the cache whether it runs or not. Where it
-%% is started, it looks whether ssl does.
+%% @private The application. Nobody needs to start it, because ssl calls the cache in any case. At its start it logs what the
+%% doctor finds; when it stops, it waits for revocations that are not in a log yet.
 -module(rekindle_app).
 
 -behaviour(application).
@@ -10,7 +10,7 @@
 
 -include("rekindle_log.hrl").
 
-%% How long an orderly stop waits for logs that have not taken a revocation yet.
+%% How long the application's stop waits until all revocations are in their logs.
 -define(WAIT_FOR_LOGS_MS, 2000).
 -define(QUESTION_INTERVAL_MS, 20).
 
@@ -18,12 +18,12 @@ start(_Type, _Args) ->
     try
         rekindle_doctor:log(rekindle_doctor:findings())
     catch
-        %% What is looked at is OTP's inside, and no reason not to start.
+        %% The doctor looks at OTP's internals. If that fails, the application starts nevertheless.
         _:_ -> ok
     end,
     supervisor:start_link({local, rekindle_sup}, ?MODULE, []).
 
-%% Without a node folder, a revocation that is in no log ends with the node.
+%% Without a node folder, a revocation that is in no log is lost when the node ends.
 prep_stop(State) ->
     try
         wait_for_logs(?WAIT_FOR_LOGS_MS div ?QUESTION_INTERVAL_MS)
@@ -45,11 +45,11 @@ log_unwritten(Unwritten) ->
     Consequence =
         case [Folder || #{node_folder := Folder, node_folder_error := undefined} <- Journals, Folder =/= undefined] of
             Folders when length(Folders) =:= length(Journals) ->
-                "the node folder has them, and they are written when the node is back";
+                "the node folder has them, and they are written when the node runs again";
             _ ->
-                "they end with the node where it has no node_folder, so revoke again on another node"
+                "they are lost unless a node_folder has them, so revoke again on another node"
         end,
-    ?LOG_LINE(warning, unwritten, "rekindle: ~b revocations are in no log yet: ~s", [Unwritten, Consequence]).
+    ?LOG_LINE(warning, unwritten, "rekindle: the application stops before ~b revocations are in the log: ~s", [Unwritten, Consequence]).
 
 stop(_State) ->
     ok.

@@ -1,9 +1,15 @@
-%% @private Client certificates: which one an operator means, and what to show of one.
+%% @private Client certificates: which ones an operator selects, and what to show of one.
 -module(rekindle_certificate).
 
 -include_lib("public_key/include/public_key.hrl").
 
--export([wanted/1, summary/1, shown_name/1, from_hex/1]).
+-export([selectors/1, summary/1, shown_name/1, from_hex/1]).
+
+%% Tags of DER.
+-define(INTEGER, 16#02).
+-define(SEQUENCE, 16#30).
+%% The tag of a certificate's version, which may be missing.
+-define(VERSION, 16#A0).
 
 %% X.520 and RFC 4519 attribute types.
 -define(NAMES, #{
@@ -19,41 +25,50 @@
     {1, 2, 840, 113549, 1, 9, 1} => "emailAddress"
 }).
 
-%% @doc The certificates that are meant, as the native side takes them.
--spec wanted(rekindle_admin:wanted() | [rekindle_admin:wanted()]) ->
-    {ok, [rekindle_nif:wanted()]} | {error, {bad_certificate, Line :: string()}}.
-wanted([First | _] = Several) when not is_integer(First), length(Several) > 0 ->
+%% @doc The selected certificates in the form of the native side.
+-spec selectors(rekindle_admin:certificate_selector() | [rekindle_admin:certificate_selector()]) ->
+    {ok, [rekindle_nif:certificate_selector()]} | {error, {bad_certificate, Line :: string()}}.
+selectors([First | _] = Several) when not is_integer(First), length(Several) > 0 ->
     try
-        {ok, lists:append([Some || One <- Several, {ok, Some} <- [good(wanted(One))]])}
+        {ok, lists:append([Some || One <- Several, {ok, Some} <- [good(selectors(One))]])}
     catch
         throw:Error -> Error
     end;
-wanted({issuer, Issuer}) ->
+selectors({issuer, Issuer}) ->
     of_issuer(Issuer, fun(Name) -> {issuer, Name} end);
-wanted({issuer, Issuer, Serial}) when is_integer(Serial) ->
+selectors({issuer, Issuer, Serial}) when is_integer(Serial) ->
     of_issuer(Issuer, fun(Name) -> {issuer, Name, integer_content(Serial)} end);
-wanted(Wanted) ->
-    case fingerprint(Wanted) of
+selectors(Given) ->
+    case fingerprint(Given) of
         {ok, Hash, Fingerprint} ->
             {ok, [{Hash, Fingerprint}]};
         error ->
-            case ders(Wanted) of
+            case ders(Given) of
                 [] -> bad();
-                Ders -> {ok, [{sha256, crypto:hash(sha256, Der)} || Der <- Ders]}
+                Ders -> numbers(Ders)
             end
+    end.
+
+%% By issuer and serial number, because the client can change the fingerprint: of an ECDSA signature (r, s) everyone can make the
+%% signature (r, n - s), which is as valid.
+numbers(Ders) ->
+    try
+        {ok, [{issuer, Issuer, integer_content(Serial)} || Der <- Ders, {Serial, Issuer, _Subject} <- [fields(Der)]]}
+    catch
+        error:_ -> bad()
     end.
 
 good({ok, _} = Ok) -> Ok;
 good({error, _} = Error) -> throw(Error).
 
-%% However certificates have the name, the native side knows it.
-of_issuer(Issuer, Wanted) ->
+%% The native side recognizes the name in whatever string type, case and spacing.
+of_issuer(Issuer, Selector) ->
     case issuer_names(Issuer) of
-        {ok, [_ | _] = Names} -> {ok, [Wanted(Name) || Name <- Names]};
+        {ok, [_ | _] = Names} -> {ok, [Selector(Name) || Name <- Names]};
         _ -> bad()
     end.
 
-%% Two's complement, in as few bytes as it takes.
+%% A number in two's complement, in as few bytes as possible.
 integer_content(Serial) ->
     integer_content(Serial, 1).
 
@@ -69,31 +84,59 @@ bad() ->
             "allowed: a certificate as DER, PEM or record, a SHA-256 or SHA-1 fingerprint, {issuer, Issuer} or "
             "{issuer, Issuer, Serial} with the issuer's certificate or name"}}.
 
-%% @doc What to show of a certificate.
+%% @doc The fields of a certificate that operators see. Those that cannot be read are named `unreadable', and the serial number
+%% is `undefined' then.
 -spec summary(public_key:der_encoded() | undefined) -> rekindle_admin:peer() | undefined.
 summary(undefined) ->
     undefined;
 summary(Der) ->
-    #'OTPCertificate'{tbsCertificate = Certificate} = public_key:pkix_decode_cert(Der, otp),
-    #'OTPTBSCertificate'{subject = Subject, issuer = Issuer, serialNumber = Serial} = Certificate,
+    {Serial, Issuer, Subject} =
+        try
+            fields(Der)
+        catch
+            error:_ -> {undefined, <<>>, <<>>}
+        end,
     Fingerprint = lists:join($:, [binary:encode_hex(<<Byte>>) || <<Byte>> <= crypto:hash(sha256, Der)]),
     #{
-        subject => shown(Subject),
-        issuer => shown(Issuer),
+        subject => shown_name(Subject, <<"unreadable">>),
+        issuer => shown_name(Issuer, <<"unreadable">>),
         serial => Serial,
         fingerprint => iolist_to_binary(Fingerprint)
     }.
 
+%% The serial number, and the issuer's and the subject's names in DER. They are read as the native side reads them:
+%% `public_key' refuses a certificate if it cannot decode some other field.
+fields(Der) ->
+    [{?SEQUENCE, Certificate, _}] = values(Der),
+    [{?SEQUENCE, Signed, _} | _] = values(Certificate),
+    Fields = [Field || {Tag, _, _} = Field <- values(Signed), Tag =/= ?VERSION],
+    [{?INTEGER, Number, _}, _Algorithm, {?SEQUENCE, _, Issuer}, _Validity, {?SEQUENCE, _, Subject} | _] = Fields,
+    Bytes = byte_size(Number),
+    <<Serial:Bytes/signed-unit:8>> = Number,
+    {Serial, Issuer, Subject}.
+
+%% The values in DER that follow each other here: of each the tag, the content, and all its bytes.
+values(<<>>) -> [];
+values(<<_, 0:1, Length:7, _/binary>> = Ders) -> values(Ders, 2, Length);
+values(<<_, 1:1, Digits:7, Length:Digits/unit:8, _/binary>> = Ders) -> values(Ders, 2 + Digits, Length).
+
+values(<<Tag, _/binary>> = Ders, HeaderBytes, Length) ->
+    {Whole, Rest} = split_binary(Ders, HeaderBytes + Length),
+    [{Tag, binary:part(Whole, HeaderBytes, Length), Whole} | values(Rest)].
+
 %% @doc A name in DER, as openssl writes it.
 -spec shown_name(binary()) -> binary().
 shown_name(Der) ->
+    shown_name(Der, <<"an authority whose name cannot be read">>).
+
+shown_name(Der, Unreadable) ->
     try
         shown(pubkey_cert_records:transform(public_key:der_decode('Name', Der), decode))
     catch
-        error:_ -> <<"an authority whose name cannot be read">>
+        error:_ -> Unreadable
     end.
 
-%% @doc The bytes that hexadecimal digits stand for; colons between them are passed over.
+%% @doc Decodes hexadecimal digits, and ignores colons between them.
 -spec from_hex(term()) -> {ok, binary()} | error.
 from_hex(Digits) ->
     try
@@ -110,7 +153,7 @@ fingerprint(Digits) ->
         _ -> error
     end.
 
-%% The certificates that DER, PEM or a record stands for, as DER. None if it is none of these.
+%% The certificates in DER, PEM or a record, as DER. The list is empty if the term is none of these.
 ders(Record) when is_tuple(Record) ->
     try
         case element(1, Record) of
@@ -137,7 +180,7 @@ ders(Der) when is_binary(Der) ->
 ders(_) ->
     [].
 
-%% None if one of them is no certificate.
+%% The list is empty if one of them is no certificate.
 certificates(Ders) ->
     try
         _ = [public_key:pkix_decode_cert(Der, otp) || Der <- Ders],
@@ -146,7 +189,7 @@ certificates(Ders) ->
         error:_ -> []
     end.
 
-%% An authority is called in the certificates it issues what it is called in its own.
+%% The subject of an authority's own certificate is the issuer of the certificates it makes.
 issuer_names({rdnSequence, _} = Name) ->
     {ok, lists:usort(encoded(Name))};
 issuer_names(Issuer) ->
@@ -158,7 +201,7 @@ issuer_names(Issuer) ->
             error
     end.
 
-%% The name may be as it is in OTP's records or as in plain ones.
+%% The name may be decoded as in OTP's records or as in plain ones.
 encoded(Name) ->
     lists:append([
         try
@@ -169,7 +212,7 @@ encoded(Name) ->
      || Plain <- [fun(Otp) -> pubkey_cert_records:transform(Otp, encode) end, fun(As) -> As end]
     ]).
 
-%% The last of the names first, as RFC 4514 has it, would be hard to compare with what openssl prints.
+%% RFC 4514 writes the last name first. We keep the order that openssl prints, so that people can compare.
 shown({rdnSequence, Names}) ->
     unicode:characters_to_binary(lists:join(",", [shown_attribute(Attribute) || Name <- Names, Attribute <- Name])).
 
@@ -179,9 +222,24 @@ shown_attribute({_, Type, Value}) ->
 shown_oid(Type) ->
     lists:join(".", [integer_to_list(Number) || Number <- tuple_to_list(Type)]).
 
-shown_value({_, Value}) -> shown_value(Value);
+%% Characters beyond the first 65,536 are two units each.
+shown_value({bmpString, Units}) ->
+    text(<< <<(number(Unit)):16>> || Unit <- Units >>, {utf16, big});
+shown_value({_, Value}) ->
+    shown_value(Value);
+shown_value(Characters) when is_list(Characters) ->
+    text([number(Character) || Character <- Characters], unicode);
 shown_value(Value) ->
-    case unicode:characters_to_binary(Value) of
+    text(Value, unicode).
+
+%% `public_key' turns a character that needs more than one byte into a tuple of four.
+number({A, B, C, D}) -> binary:decode_unsigned(<<A, B, C, D>>);
+number(Number) -> Number.
+
+text(Value, Encoding) ->
+    try unicode:characters_to_binary(Value, Encoding) of
         Text when is_binary(Text) -> Text;
         _ -> io_lib:format("~0tp", [Value])
+    catch
+        error:badarg -> io_lib:format("~0tp", [Value])
     end.

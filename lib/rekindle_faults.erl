@@ -1,13 +1,13 @@
-%% @private Calls that failed in the native library: counted, and logged at the 1st, 2nd, 4th, 8th … of a cache.
+%% @private Counts calls that failed in the native library, and logs the 1st, 2nd, 4th, 8th … of a cache.
 -module(rekindle_faults).
 
 -export([library/0, note/5, with_uncounted/1]).
 
 -include("rekindle_log.hrl").
 
--define(UNCOUNTED(Label), {?MODULE, Label}).
+-define(UNCOUNTED(Scope), {?MODULE, Scope}).
 
-%% @doc As `rekindle_nif:loaded/0', also where the module itself is gone.
+%% @doc Same as `rekindle_nif:loaded/0', and also works if that module is unloaded.
 -spec library() -> ok | {error, {file:filename(), string()}}.
 library() ->
     try
@@ -16,52 +16,52 @@ library() ->
         error:undef -> {error, {"rekindle_nif.beam", "the module is not loaded"}}
     end.
 
-%% @doc Takes note of the fault that is the cache's `Count'th: in the store's scope, and where the library does not
-%% know the store (any more), under the scope's name.
--spec note(rekindle_nif:store() | unavailable, rekindle_admin:label() | term(), pos_integer(), atom(), term()) -> ok.
-note(Store, Label, Count, Class, Reason) ->
-    count(Store, Label, Reason),
-    %% From a process of its own, because a log handler may block.
+%% @doc Counts the fault in the store's scope, or under the scope's name if the library does not know the store (any more).
+%% `Count' is how many faults the cache has had.
+-spec note(rekindle_nif:store() | unavailable, rekindle_admin:scope_name() | term(), pos_integer(), atom(), term()) -> ok.
+note(Store, Scope, Count, Class, Reason) ->
+    count(Store, Scope, Reason),
+    %% A process of its own logs, because a log handler may block.
     _ = Count band (Count - 1) =:= 0 andalso spawn(fun() -> log(Count, Class, Reason) end),
     ok.
 
-%% Where the module is gone, OTP would look for it in vain once more.
-count(_Store, Label, undef) ->
-    count_under(Label);
-count(Store, Label, _Reason) ->
+%% If the module is unloaded, another call would make the code server search for it again.
+count(_Store, Scope, undef) ->
+    count_under(Scope);
+count(Store, Scope, _Reason) ->
     try
         _ = rekindle_nif:count_fault(Store),
         ok
     catch
-        error:_ -> count_under(Label)
+        error:_ -> count_under(Scope)
     end.
 
-%% Of faults that come first at the same time, one may stay uncounted.
-count_under(Label) ->
-    case persistent_term:get(?UNCOUNTED(Label), undefined) of
+%% If the first faults of two processes come at the same time, one of them may not be counted.
+count_under(Scope) ->
+    case persistent_term:get(?UNCOUNTED(Scope), undefined) of
         undefined ->
-            persistent_term:put(?UNCOUNTED(Label), counters:new(1, [write_concurrency])),
-            count_under(Label);
+            persistent_term:put(?UNCOUNTED(Scope), counters:new(1, [write_concurrency])),
+            count_under(Scope);
         Counter ->
             counters:add(Counter, 1, 1)
     end.
 
-%% @doc The scopes with the faults that the library could not count. Those of a name that several have, while a
-%% listener is opened again, are the oldest's.
+%% @doc Adds the faults that the library could not count to the scopes. If several scopes have one name, because a listener was
+%% opened again, the oldest one gets them.
 -spec with_uncounted([map()]) -> [map()].
 with_uncounted(Infos) ->
     {Counted, _} = lists:mapfoldl(fun with_uncounted/2, #{}, Infos),
     Counted.
 
-with_uncounted(#{scope := Label} = Info, Labels) when is_map_key(Label, Labels) ->
-    {Info, Labels};
-with_uncounted(#{scope := Label, faults := Faults} = Info, Labels) ->
+with_uncounted(#{scope := Scope} = Info, Scopes) when is_map_key(Scope, Scopes) ->
+    {Info, Scopes};
+with_uncounted(#{scope := Scope, faults := Faults} = Info, Scopes) ->
     Uncounted =
-        case persistent_term:get(?UNCOUNTED(Label), undefined) of
+        case persistent_term:get(?UNCOUNTED(Scope), undefined) of
             undefined -> 0;
             Counter -> counters:get(Counter, 1)
         end,
-    {Info#{faults := Faults + Uncounted}, Labels#{Label => true}}.
+    {Info#{faults := Faults + Uncounted}, Scopes#{Scope => true}}.
 
 log(Count, Class, Reason) ->
     ?LOG_LINE(
@@ -70,7 +70,7 @@ log(Count, Class, Reason) ->
         [Class, shown(Reason), Count]
     ).
 
-%% Of a reason only what cannot hold any part of a session.
+%% Shows only reasons that cannot contain a part of a session.
 shown(nif_panicked) -> ["nif_panicked, last at ", rekindle_nif:last_panic()];
 shown({not_loaded, rekindle_nif}) -> "not_loaded";
 shown(Reason) when is_atom(Reason) -> atom_to_list(Reason);

@@ -1,64 +1,52 @@
-%% @private Logs that sessions outlive a restart in, and that nodes share them by: opens them as the options say.
+%% @private Opens the journals of servers' scopes as the options say.
 %%
-%% The work is done by threads of the native library; rekindle_journal_watcher logs what happens to them.
+%% Threads of the native library do the work. rekindle_journal_watcher logs what happens to them.
 -module(rekindle_journal).
 
--export([open/3, is_for/2, is_shared/1, name/1, node_folders/0]).
+-export([open/3, node_folders/0]).
 
 -include("rekindle_log.hrl").
 
-%% How many times the memory of a scope its log may take, where no option says it. A log keeps what is revoked, replaced and
-%% expired until it is trimmed.
+%% The default of max_log_bytes, as a multiple of max_bytes. Until it is trimmed, a log also keeps sessions that were revoked,
+%% replaced or have expired.
 -define(LOG_BYTES_PER_BYTE, 4).
 
-%% Where the native side counts on 64 bits.
+%% The native side has signed 64-bit bounds.
 -define(MAX_BOUND, 16#7FFF_FFFF_FFFF_FFFF).
 
-%% @doc Whether a scope of this label can have such a journal.
--spec is_for(rekindle:journal(), rekindle_admin:label()) -> boolean().
-is_for(none, _) -> false;
-is_for(_, unnamed) -> false;
-is_for(Journal, Label) -> not is_shared(Journal) orelse is_named(Label).
-
-%% Sharing by accident would let clients in where they are not trusted: what leaves the node has a name that the
-%% operator has given it.
-is_named({shared, _, _}) -> true;
-is_named(_) -> false.
-
-%% @doc Whether other nodes take part in it.
--spec is_shared(rekindle:journal()) -> boolean().
-is_shared(Journal) ->
-    element(1, Journal) =:= valkey.
-
-%% @doc Opens the journal of a server's scope where there is one to be. Whatever is wrong with it is logged, and the
-%% listener works without.
--spec open(rekindle_nif:store(), rekindle_admin:label(), rekindle_options:options()) -> ok.
-open(_Store, _Label, #{journal := none}) ->
+%% @doc Opens the journal of a server's scope if the options ask for one. If that fails, a line is logged and the listener works
+%% without a journal.
+-spec open(rekindle_nif:store(), rekindle_admin:scope_name(), rekindle_options:options()) -> ok.
+open(_Store, _Scope, #{journal := none}) ->
     ok;
 open(_Store, unnamed, _Options) ->
-    %% It has no name that it could have again.
+    %% After a restart, such a scope could not be found in the log.
     ok;
-open(Store, Label, #{journal := Journal} = Options) ->
-    case is_for(Journal, Label) of
+open(Store, Scope, #{journal := Journal} = Options) ->
+    case rekindle_scope:can_have_journal(Scope, Journal) of
         true ->
-            %% Atoms that sessions have have to be there before sessions are read.
+            %% The reader makes no atoms, so the atoms in sessions must exist before it reads.
             _ = [code:ensure_loaded(Module) || Module <- [ssl_handshake, ssl_cipher, tls_v1, public_key]],
-            case rekindle_nif:open_journal(Store, native(Label, Options)) of
-                ok -> rekindle_journal_watcher:start();
-                {error, Why} -> log(Label, Why)
+            case rekindle_nif:open_journal(Store, native(Scope, Options)) of
+                ok ->
+                    rekindle_journal_watcher:start(),
+                    rekindle_suites:start(Scope);
+                {error, Why} -> log(Scope, Why)
             end;
+        false when Scope =:= upgraded ->
+            log(Scope, "nodes share sessions by name, and upgraded sockets have none");
         false ->
-            log(Label, "a log that nodes share is for listeners that have a name in the option scope")
+            log(Scope, "Valkey needs a listener with a name, for example {scope, #{8883 => mqtt}}")
     end.
 
-log(Label, Why) ->
-    ?LOG_LINE(warning, journal, "rekindle: no journal for ~ts: ~ts", [rekindle_table:scope(Label), Why]).
+log(Scope, Why) ->
+    ?LOG_LINE(warning, journal, "rekindle: no journal for ~ts: ~ts", [rekindle_scope:text(Scope), Why]).
 
--spec native(rekindle_admin:label(), rekindle_options:options()) -> rekindle_nif:journal().
-native(Label, #{journal := Journal, wait_for_living_node := Waits} = Options) ->
+-spec native(rekindle_admin:scope_name(), rekindle_options:options()) -> rekindle_nif:journal().
+native(Scope, #{journal := Journal, wait_for_living_node := Waits} = Options) ->
     maps:merge(
         #{
-            scope => name(Label),
+            scope => rekindle_scope:log_name(Scope),
             layout => rekindle_layout:layout(),
             key_file => key_file(Journal),
             makes_key => makes_key(Journal),
@@ -72,13 +60,8 @@ native(Label, #{journal := Journal, wait_for_living_node := Waits} = Options) ->
 max_log_bytes(#{max_log_bytes := undefined, max_bytes := MaxBytes}) -> min(?LOG_BYTES_PER_BYTE * MaxBytes, ?MAX_BOUND);
 max_log_bytes(#{max_log_bytes := MaxLogBytes}) -> MaxLogBytes.
 
-%% @doc What a scope is called in its log.
--spec name(rekindle_admin:label()) -> binary().
-name(Label) ->
-    unicode:characters_to_binary(io_lib:format("~0tp", [Label])).
-
-%% @doc Where listeners of this node remember revocations, if they are opened now: in one folder, or in none where they have a
-%% journal without one (`undefined'). Empty where they have no journal. No listener need be open.
+%% @doc Where listeners that are opened now remember revocations: a folder, or `undefined' if they have a journal without a node
+%% folder. Empty if they have no journal. No listener need be open.
 -spec node_folders() -> [binary() | undefined].
 node_folders() ->
     case rekindle_options:configured() of
@@ -112,7 +95,7 @@ key_file({folder, Dir}) -> rekindle_options:path_to_native(filename:join(Dir, "k
 key_file({folder, Dir, Options}) -> rekindle_options:path_to_native(proplists:get_value(key_file, Options, filename:join(Dir, "keys")));
 key_file({valkey, _, Options}) -> rekindle_options:path_to_native(proplists:get_value(key_file, Options)).
 
-%% Keys that the operator keeps elsewhere may be away for a while: others in their place would open nothing.
+%% A key file of the operator's may be missing for a while. Rekindle must not put new keys in its place: they would open nothing.
 makes_key({folder, _}) -> true;
 makes_key({folder, _, Options}) -> not lists:keymember(key_file, 1, Options);
 makes_key({valkey, _, _}) -> false.

@@ -1,4 +1,4 @@
-%% @private Logs what happens to journals.
+%% @private Logs events of journals.
 -module(rekindle_journal_watcher).
 
 -behaviour(rekindle_watcher).
@@ -7,7 +7,7 @@
 
 -include("rekindle_log.hrl").
 
-%% @doc Starts the process that asks, unless it runs.
+%% @doc Starts the process that logs, unless it runs.
 -spec start() -> ok.
 start() ->
     rekindle_watcher:start(?MODULE).
@@ -20,23 +20,23 @@ log_events() ->
     IsAnyJournal.
 
 log({Scope, Location, {down, Error}}) ->
-    log(warning, Scope, Location, "does not work: ~ts. Sessions stay in this node until it does.", [Error]);
+    log(warning, Scope, Location, " does not work: ~ts. Until it works again, sessions stay in this node.", [Error]);
 log({Scope, Location, {up, AfterMs, Dropped}}) ->
-    log(notice, Scope, Location, "works again after ~ts; ~b sessions were not written", [seconds(AfterMs), Dropped]);
+    log(notice, Scope, Location, " works again after ~ts. ~b sessions were not written.", [seconds(AfterMs), Dropped]);
 log({Scope, Location, {replayed, Sessions, TookMs}}) ->
-    log(notice, Scope, Location, "~b sessions were read from it in ~ts", [Sessions, seconds(TookMs)]);
+    log(notice, Scope, Location, ": ~b sessions were read in ~ts", [Sessions, seconds(TookMs)]),
+    %% The sessions were made before the listener was opened, perhaps under other options. To look at all of them takes a while,
+    %% and must neither delay the other events nor end this process.
+    _ = spawn(fun() ->
+        rekindle_suites:apply_allowed(Scope),
+        rekindle_doctor:log(rekindle_doctor:outdated_suites(Scope))
+    end),
+    ok;
 log({Scope, Location, {noticed, Notice}}) ->
-    log(warning, Scope, Location, "~ts", [Notice]).
+    log(warning, Scope, Location, ": ~ts", [Notice]).
 
 seconds(Ms) ->
     io_lib:format("~.1f s", [Ms / 1000]).
 
 log(Level, Scope, Location, Format, Args) ->
-    ?LOG_LINE(Level, journal, "rekindle: the journal of ~ts at ~ts: " ++ Format, [shown(Scope), Location | Args]).
-
-%% As in tables. A scope that has ended is not there to ask.
-shown(Scope) ->
-    case [Label || #{scope := Label} <- rekindle_nif:info(), rekindle_journal:name(Label) =:= Scope] of
-        [Label | _] -> rekindle_table:scope(Label);
-        [] -> Scope
-    end.
+    ?LOG_LINE(Level, journal, "rekindle: the journal of ~ts at ~ts" ++ Format, [rekindle_scope:text_of_log_name(Scope), Location | Args]).

@@ -1,25 +1,28 @@
-%% @private How this node's ssl lays out its session records. A journal names the layout of every session in it: a session
-%% of another layout is skipped, because OTP's processes crash over a tuple that is not their own record.
+%% @private The layout of this node's session records. A journal stores the layout with every session, and skips sessions of another
+%% layout, because OTP's processes crash if they get a tuple that is not their own record. Nothing is translated from one
+%% layout to another.
 %%
-%% The layout is the list of the record's fields, and not ssl's version: releases with the same fields share their
-%% sessions, and a record whose fields changed under the same version has another layout. Nothing is translated
-%% from one layout to another.
+%% The layout is the list of the record's fields. ssl's version would not do: releases with the same fields share their
+%% sessions, and the fields may change under the same version.
 %%
-%% The fields are read from ssl's debug information, or from a table for releases that come without it. Both are only
-%% believed where they agree with what the code does that is loaded: it is tried which tuples it takes. Where they do not,
-%% the layout is ssl's version with a hash of the code.
+%% The fields come from ssl's debug information or, without that, from a table of releases. Both count only if they agree
+%% with the loaded code, which is tried with tuples of all sizes. If neither agrees, the layout is ssl's version and a hash
+%% of the code.
 -module(rekindle_layout).
 
--export([layout/0]).
+-export([layout/0, has_server_name/1]).
 
-%% It knows the record, and is used by OTP's cache process.
+%% This module has the record, and OTP's cache process uses it.
 -define(MODULE_OF_SSL, ssl_session).
 
-%% More elements than a session record has in any release.
+%% No release has a session record with this many elements.
 -define(MAX_ARITY, 64).
 
-%% The fields of releases without debug information, by major and minor version of ssl: those of OTP 25 and 27. More
-%% releases are added here once their fields are known for all their patches.
+%% Of ssl, in OTP 29.1.2. This counts only where the fields are not known.
+-define(FIRST_VERSION_WITH_SERVER_NAME, [11, 7, 8]).
+
+%% The fields of OTP 25 and 27, for installations without debug information. Add a release only if its fields are the same in
+%% all its patches.
 -define(FIELDS_OF_OTP_27, [
     session_id, internal_id, peer_certificate, own_certificates, private_key, cipher_suite, master_secret, srp_username,
     is_resumable, time_stamp, ecc, sign_alg, dh_public_value
@@ -29,10 +32,10 @@
     srp_username, is_resumable, time_stamp, ecc, sign_alg, dh_public_value
 ]).
 
-%% What of a record its code tells: how many elements the tuple has, and which of them is the time stamp.
+%% What ssl's code reveals of the record: how many elements the tuple has, and which of them is the time stamp.
 -type shape() :: {Arity :: pos_integer(), StampPlace :: pos_integer()}.
 
-%% @doc The layout. Never fails. It is found once for each ssl that is loaded, in some milliseconds.
+%% @doc The layout. Never fails. To find it takes some milliseconds, once for each version of ssl that is loaded.
 -spec layout() -> binary().
 layout() ->
     Code = md5(),
@@ -46,6 +49,19 @@ layout() ->
             Layout
     end.
 
+%% @doc Whether sessions of this layout have the server name that they were made under. Since they have it, ssl resumes them only
+%% under this name.
+-spec has_server_name(binary()) -> boolean().
+has_server_name(<<"fields:", Fields/binary>>) ->
+    lists:member(<<"sni">>, binary:split(Fields, <<",">>, [global]));
+has_server_name(<<"ssl-", VersionAndRest/binary>>) ->
+    [Version | _] = binary:split(VersionAndRest, <<":">>),
+    try
+        [binary_to_integer(Number) || Number <- binary:split(Version, <<".">>, [global])] >= ?FIRST_VERSION_WITH_SERVER_NAME
+    catch
+        error:badarg -> false
+    end.
+
 find(Code, Version) ->
     Shape = shape(),
     case [Fields || Fields <- [from_debug_information(Code), from_table(Version)], has_shape(Fields, Shape)] of
@@ -53,7 +69,7 @@ find(Code, Version) ->
         [] -> iolist_to_binary(["ssl-", Version, $:, io_lib:format("~0p", [Shape]), $:, binary:encode_hex(Code)])
     end.
 
-%% Without a shape nothing is known of what the code takes.
+%% If the shape is unknown, no list of fields can be checked.
 has_shape(Fields, {Arity, StampPlace}) ->
     length(Fields) + 1 =:= Arity andalso lists:nth(StampPlace - 1, Fields) =:= time_stamp;
 has_shape(_, unknown) ->
@@ -72,9 +88,9 @@ version() ->
         undefined -> <<"unknown">>
     end.
 
-%% ---- what the code takes ----
+%% ---- the shape ----
 
-%% Of the tuples that could be a session, ssl takes one arity only, and compares one element with the time.
+%% ssl accepts session tuples of one arity only, and compares one element with the time.
 -spec shape() -> shape() | unknown.
 shape() ->
     Now = erlang:monotonic_time(),
@@ -96,9 +112,9 @@ is_taken(Tuple) ->
         _:_ -> false
     end.
 
-%% ---- what the fields are called ----
+%% ---- the fields ----
 
-%% Of the code that is loaded, and not of a file that was put in its place since.
+%% The file may have been replaced since the code was loaded: its hash must be that of the loaded code.
 from_debug_information(Code) ->
     try
         {_, Beam, _} = code:get_object_code(?MODULE_OF_SSL),

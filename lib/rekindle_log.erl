@@ -1,9 +1,9 @@
-%% @private The metadata of what Rekindle logs, by which an operator's filters and formatters know it.
+%% @private The metadata of Rekindle's log events, for an operator's filters and formatters.
 -module(rekindle_log).
 
 -export([metadata/1]).
 
-%% `rekindle' says what the line is about. There is a `domain' only if the operator asks for one: OTP's default
+%% `rekindle' says what the line is about. There is a `domain' only if the operator configures one, because OTP's default
 %% handler drops events of domains that it does not know.
 -spec metadata(Topic :: atom()) -> logger:metadata().
 metadata(Topic) ->

@@ -1,44 +1,41 @@
-%% @private The numbers of {@link rekindle_admin:info/0} as metrics, for whoever hands them on.
+%% @private The numbers of {@link rekindle_admin:info/0} as metrics, for Prometheus and telemetry.
 -module(rekindle_metrics).
 
 -export([scopes/0, families/0]).
 
 -export_type([labels/0, family/0]).
 
--define(REFUSED, [too_large, no_room, private_key, layout, lifetime]).
-
--define(ENDED, [expired, revoked, unknown]).
-
--define(SKIPPED, [malformed, version, scope, log, layout, key, forged, future, expired, revoked, template, full]).
-
-%% What tells one scope from others for good, and across restarts.
+%% They identify a scope, also across restarts.
 -type labels() :: #{role := server | client, transport := tls | dtls | none, scope := binary()}.
 
-%% Everything that Prometheus has to know of one metric.
+%% A metric as Prometheus sees it, with its samples.
 -type family() :: {Name :: atom(), Help :: string(), gauge | counter, [{[{Label :: atom(), atom() | binary()}], number()}]}.
 
-%% @doc The scopes, each with its labels. Empty where the native library cannot be loaded. While a listener that
-%% was opened again still has its old scope, only the new one is there: of two with the same labels, a scraper
-%% takes none.
+%% @doc The scopes, each with its labels. Empty if the native library cannot be loaded. If a listener was opened again and its old
+%% scope still exists, only the new one is here: Prometheus refuses a scrape with the same labels twice.
 -spec scopes() -> [{labels(), rekindle_admin:info()}].
 scopes() ->
     case rekindle_faults:library() of
-        ok -> maps:to_list(maps:from_list([{labels(Info), Info} || Info <- rekindle_admin:info()]));
+        ok -> maps:to_list(maps:from_list([{labels(Info), Info} || Info <- rekindle_info:all()]));
         {error, _} -> []
     end.
 
-labels(#{role := Role, scope := Label}) ->
-    Transport = case rekindle_scope:transport(Label) of undefined -> none; Known -> Known end,
-    #{role => Role, transport => Transport, scope => unicode:characters_to_binary(rekindle_scope:name(Label))}.
+labels(#{role := Role, scope := Scope}) ->
+    Transport = case rekindle_scope:transport(Scope) of undefined -> none; Known -> Known end,
+    #{role => Role, transport => Transport, scope => unicode:characters_to_binary(rekindle_scope:name(Scope))}.
 
-%% @doc All metrics by Prometheus' conventions. One without a value in a scope, such as a bound that is not
-%% set, has no series there.
+%% @doc All metrics, by Prometheus' conventions. A metric without a value in a scope, such as a bound that is not set, has no
+%% series there.
 -spec families() -> [family()].
 families() ->
     Scopes = scopes(),
     Up = case rekindle_faults:library() of ok -> 1; {error, _} -> 0 end,
     [
-        {rekindle_up, "Whether the native library is loaded.", gauge, [{[], Up}]}
+        {rekindle_up, "Whether the native library is loaded.", gauge, [{[], Up}]},
+        {rekindle_crl_unreadable_files, "Revocation lists and their folders that cannot be read now.", gauge,
+            [{[], Files} || Up =:= 1, Files <- [rekindle_crls:unreadable()], is_integer(Files)]},
+        {rekindle_crl_next_update_timestamp_seconds, "When an authority's newest revocation list becomes too old, in seconds since 1970.", gauge,
+            [{[{issuer, Issuer}], Seconds} || Up =:= 1, {Issuer, Seconds} <- rekindle_crls:next_updates()]}
         | [{Name, Help, Type, samples(Sources, Scopes)} || {Name, Help, Type, Sources} <- described()]
     ].
 
@@ -62,16 +59,16 @@ value(state, #{state := up}) -> 1;
 value(state, #{state := _}) -> 0;
 value(Key, Map) -> maps:get(Key, Map).
 
-%% Of each metric which entries of the info it is made of, with what labels of their own.
+%% Name, help and type of each metric, and for each of its series the additional labels and the entry of the info.
 described() ->
     [
-        {rekindle_sessions, "Sessions that are stored.", gauge, [{[], sessions}]},
-        {rekindle_max_sessions, "Most sessions that are stored.", gauge, [{[], max_sessions}]},
-        {rekindle_bytes, "Memory for sessions, index included.", gauge, [{[], bytes}]},
-        {rekindle_max_bytes, "Most memory for sessions, index included.", gauge, [{[], max_bytes}]},
-        {rekindle_templates, "Kinds of sessions that are stored in common parts.", gauge, [{[], templates}]},
-        {rekindle_certificates, "Client certificates that are stored.", gauge, [{[], certificates}]},
-        {rekindle_certified_sessions, "Sessions that count as certified: the newest of each client certificate.", gauge,
+        {rekindle_sessions, "Sessions stored now.", gauge, [{[], sessions}]},
+        {rekindle_max_sessions, "The bound max_sessions.", gauge, [{[], max_sessions}]},
+        {rekindle_bytes, "Memory that sessions, index and tables take.", gauge, [{[], bytes}]},
+        {rekindle_max_bytes, "The bound max_bytes.", gauge, [{[], max_bytes}]},
+        {rekindle_templates, "Sets of common session fields, each stored once.", gauge, [{[], templates}]},
+        {rekindle_certificates, "Client certificates stored now.", gauge, [{[], certificates}]},
+        {rekindle_certified_sessions, "Sessions that are evicted last: the newest of each client certificate.", gauge,
             [{[], certified}]},
         {rekindle_lifetime_seconds, "How long a session may be resumed.", gauge, [{[], lifetime}]},
         {rekindle_oldest_session_age_seconds, "Age of the oldest session.", gauge, [{[], oldest}]},
@@ -80,33 +77,33 @@ described() ->
         {rekindle_evicted_misses_total, "Lookups of sessions that were evicted not long ago.", counter, [{[], evicted_misses}]},
         {rekindle_lost_misses_total, "Lookups of sessions that expired or were dropped not long ago.", counter, [{[], lost_misses}]},
         {rekindle_unknown_misses_total, "Lookups of ids that the scope does not know.", counter, [{[], unknown_misses}]},
-        {rekindle_ended_misses_total, "Lookups of sessions that must not be resumed for their client's certificate, by reason.",
-            counter, [{[{reason, Reason}], {ended, Reason}} || Reason <- ?ENDED]},
+        {rekindle_ended_misses_total, "Lookups of sessions whose certificate does not let them be resumed, by reason.",
+            counter, [{[{reason, Reason}], {ended, Reason}} || Reason <- rekindle_info:reasons(ended_by)]},
         {rekindle_inserts_total, "Sessions stored.", counter, [{[], inserts}]},
-        {rekindle_expired_sessions_total, "Sessions dropped because their lifetime had run out.", counter, [{[], expired}]},
+        {rekindle_expired_sessions_total, "Sessions dropped because their lifetime was over.", counter, [{[], expired}]},
         {rekindle_evicted_sessions_total, "Sessions dropped to make room.", counter, [{[], evicted}]},
-        {rekindle_moved_total, "Sessions and certificates moved together to give pages back.", counter, [{[], moved}]},
-        {rekindle_refused_sessions_total, "Sessions that were not stored, by reason.", counter,
-            [{[{reason, Reason}], {refused, Reason}} || Reason <- ?REFUSED]},
+        {rekindle_moved_total, "Sessions and certificates moved to give memory back.", counter, [{[], moved}]},
+        {rekindle_refused_sessions_total, "Sessions not stored, by reason.", counter,
+            [{[{reason, Reason}], {refused, Reason}} || Reason <- rekindle_info:reasons(refused_by)]},
         {rekindle_faults_total, "Calls that failed in the native library.", counter, [{[], faults}]},
         {rekindle_journal_up, "Whether the scope's journal works.", gauge, [{[], {journal, state}}]},
         {rekindle_journal_queued_records, "Records that wait to be written.", gauge, [{[], {journal, queued}}]},
         {rekindle_journal_written_records_total, "Records written to the log.", counter, [{[], {journal, written}}]},
-        {rekindle_journal_written_bytes_total, "Bytes of the records written to the log.", counter, [{[], {journal, written_bytes}}]},
-        {rekindle_journal_dropped_sessions_total, "Sessions that were not written.", counter, [{[], {journal, dropped}}]},
+        {rekindle_journal_written_bytes_total, "Bytes written to the log.", counter, [{[], {journal, written_bytes}}]},
+        {rekindle_journal_dropped_sessions_total, "Sessions not written to the log.", counter, [{[], {journal, dropped}}]},
         {rekindle_journal_read_records_total, "Records read from the log.", counter, [{[], {journal, read}}]},
-        {rekindle_journal_applied_sessions_total, "Sessions put into the scope out of the log.", counter, [{[], {journal, applied}}]},
-        {rekindle_journal_skipped_records_total, "Records read and left out, by reason.", counter,
-            [{[{reason, Reason}], {journal, {skipped, Reason}}} || Reason <- ?SKIPPED]},
-        {rekindle_journal_revocations, "Revocations that are remembered.", gauge, [{[], {journal, revocations}}]},
-        {rekindle_journal_unwritten_revocations, "Revocations that are not in the log yet.", gauge, [{[], {journal, unwritten}}]},
-        {rekindle_journal_missing_revocations, "Revocations that other nodes knew of and that are not there.", gauge,
+        {rekindle_journal_applied_sessions_total, "Sessions put into the scope from the log.", counter, [{[], {journal, applied}}]},
+        {rekindle_journal_skipped_records_total, "Records read but not used, by reason.", counter,
+            [{[{reason, Reason}], {journal, {skipped, Reason}}} || Reason <- rekindle_info:reasons(skipped)]},
+        {rekindle_journal_revocations, "Revocations that this node remembers.", gauge, [{[], {journal, revocations}}]},
+        {rekindle_journal_unwritten_revocations, "Revocations of this node that are not in the log yet.", gauge, [{[], {journal, unwritten}}]},
+        {rekindle_journal_missing_revocations, "Revocations that other nodes knew and this node has not read.", gauge,
             [{[], {journal, missing}}]},
         {rekindle_journal_log_bytes, "Size of the scope's log.", gauge, [{[], {journal, log_bytes}}]},
-        {rekindle_journal_node_folder_up, "Whether revocations can be written to the node folder.", gauge,
+        {rekindle_journal_node_folder_up, "Whether this node can write revocations to its node folder.", gauge,
             [{[], {journal, node_folder}}]},
         {rekindle_journal_node_folder_bytes, "Size of the revocations in the node folder.", gauge,
             [{[], {journal, node_folder_bytes}}]},
-        {rekindle_journal_lag_seconds, "Age of the last session of another node when it came.", gauge, [{[], {journal, {seconds, lag}}}]},
-        {rekindle_journal_clock_ahead_seconds, "How far the log's clock is ahead.", gauge, [{[], {journal, {seconds, clock_ahead}}}]}
+        {rekindle_journal_lag_seconds, "Age of the last session from another node when it was read.", gauge, [{[], {journal, {seconds, lag}}}]},
+        {rekindle_journal_clock_ahead_seconds, "How far the clock of the log's server is ahead.", gauge, [{[], {journal, {seconds, clock_ahead}}}]}
     ].

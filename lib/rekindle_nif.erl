@@ -1,7 +1,7 @@
-%% @private The native library's functions, and its loading. Nothing else.
+%% @private The native library's functions, and the loading of the library.
 %%
-%% Every function raises `badarg' for a term of the wrong kind and `nif_panicked' when the native code
-%% panicked. `rekindle' turns both into answers OTP can take.
+%% Every function raises `badarg' for a term of the wrong type, and `nif_panicked' if the native code panics. `rekindle' turns
+%% both into answers that OTP accepts. Durations and ages are in the unit that their name ends with.
 -module(rekindle_nif).
 
 -export([loaded/0]).
@@ -11,13 +11,13 @@
 -export([count_fault/1, last_panic/0]).
 -export([set_trust/4, crl_events/0, crls/0]).
 -export([info/0, page/3, set_limits/2, revoke/3, own_certificates/1]).
--export([open_journal/2, journal_events/0, reload_keys/1, unwritten/0, replay_anyway/1]).
+-export([open_journal/2, journal_events/0, reload_keys/1, unwritten/0, replay_anyway/1, allow_suites/2]).
 
 -ifdef(REKINDLE_TESTING).
 -export([inject_fault/1, inject_one_fault/2, advance_clock/1]).
 -endif.
 
--export_type([store/0, limits/0, scope_number/0, position/0, row/0, wanted/0, revoked/0, pending/0, journal/0, event/0]).
+-export_type([store/0, limits/0, scope_number/0, position/0, row/0, certificate_selector/0, revoked/0, pending/0, journal/0, event/0]).
 -export_type([crl_event/0, crl_file/0, crl/0]).
 
 -on_load(load/0).
@@ -37,23 +37,23 @@
     AgeAtLastUseMs :: non_neg_integer() | undefined,
     PeerCertificate :: public_key:der_encoded() | undefined,
     CipherSuite :: <<_:16>> | undefined,
-    CertificateLeft :: non_neg_integer() | undefined
+    CertificateLeftS :: non_neg_integer() | undefined
 }.
 
-%% Client certificates: by fingerprint, or by the issuer's name as DER, all of them or the one whose number has this
-%% value in DER.
--type wanted() ::
+%% Selects client certificates: by fingerprint; all of an issuer, whose name is in DER; or the one of an issuer with this serial
+%% number, as the value in DER.
+-type certificate_selector() ::
     {sha256 | sha | issuer, binary()}
     | {issuer, Name :: binary(), Serial :: binary()}.
 
-%% What is revoked: all sessions, the one of this id, or those that were made with these client certificates.
--type revoked() :: all | {session, Id :: <<_:256>>} | {certificates, [wanted()]}.
+%% What to revoke: all sessions, the one with this id, or those that were made with these client certificates.
+-type revoked() :: all | {session, Id :: <<_:256>>} | {certificates, [certificate_selector()]}.
 
-%% The scopes by name for which a revocation is not durable yet, and why.
+%% The names of the scopes for which a revocation is not durable yet, and why.
 -type pending() :: [{Scope :: binary(), Why :: binary()}].
 
-%% `layout' is how this node's session records are laid out, see rekindle_layout. `node_folder' is where the node remembers
-%% revocations. A key file is only made where `makes_key' is set.
+%% `layout' describes this node's session records; see rekindle_layout. The node remembers revocations in `node_folder'. The
+%% library makes a key file only if `makes_key' is true.
 -type journal() :: #{
     scope := binary(),
     layout := binary(),
@@ -84,7 +84,7 @@
     | {noticed, Notice :: binary()}
 }.
 
-%% Seconds are since 1970, names in DER.
+%% Times are in seconds since 1970, names in DER.
 -type crl_event() :: {
     Path :: binary(),
     {read, Lists :: non_neg_integer(), Entries :: non_neg_integer()}
@@ -92,9 +92,10 @@
     | down
     | {error, Line :: binary(), IsKnown :: boolean()}
     | {expired, Issuer :: binary(), NextUpdate :: non_neg_integer()}
+    | {delta, Issuer :: binary()}
 }.
 
-%% If it is known, the lists that were read before stay in force.
+%% If `IsKnown' is true, the lists that were read before stay in force.
 -type crl_file() :: {Path :: binary(), [crl()], Error :: binary() | undefined, IsKnown :: boolean()}.
 
 -type crl() :: {
@@ -102,20 +103,24 @@
     Entries :: non_neg_integer(),
     ThisUpdate :: non_neg_integer(),
     NextUpdate :: non_neg_integer() | undefined,
-    IsDelta :: boolean()
+    IsDelta :: boolean(),
+    %% Lists for the same certificates replace each other: those of one authority, in canonical form, and of one part.
+    {Authority :: binary(), Part :: binary()},
+    %% Whether its next update counts. That of a list which is no longer there does not, if its issuer has a newer one.
+    HasEnd :: boolean()
 }.
 
 -define(NOT_LOADED, erlang:nif_error({not_loaded, ?MODULE})).
 
-%% @doc Whether the library is there: `ok', or the file looked for and why it could not be loaded.
+%% @doc Whether the library is loaded. If not: the file, and why it could not be loaded.
 -spec loaded() -> ok | {error, {file:filename(), string()}}.
 loaded() ->
     persistent_term:get(?MODULE).
 
-%% A library that cannot be loaded is reported by whoever calls `loaded/0', who can say it better than
-%% an `undef'. But a second load that fails must fail: the code that is running goes on with its library. Where
-%% no code is running any more, only the first load fails, and OTP logs why: the code server would else try and fail
-%% at each call of a cache.
+%% If the library cannot be loaded, the module is loaded nevertheless: the caller of `loaded/0' can give a better reason than
+%% an `undef'. But a second load that fails must fail, so that the running code goes on with its library. If the running code
+%% was deleted, only the first such load fails, and OTP logs why; otherwise the code server would try and fail at each call of
+%% a cache.
 load() ->
     File = filename:join(priv_dir(), ?MODULE_STRING),
     case erlang:load_nif(File, 0) of
@@ -135,22 +140,22 @@ load() ->
 priv_dir() ->
     case code:priv_dir(rekindle) of
         {error, bad_name} ->
-            %% Not in a folder of the application's name: a checkout, or a copy of the beam files.
+            %% The folder has another name: it is a checkout, or a copy of the beam files.
             filename:join(filename:dirname(filename:dirname(filename:absname(code:which(?MODULE)))), "priv");
         Dir ->
             filename:absname(Dir)
     end.
 
 -spec open_server(term(), term(), boolean(), limits()) -> store().
-open_server(_Label, _Socket, _Join, _Limits) ->
+open_server(_Scope, _Socket, _Join, _Limits) ->
     ?NOT_LOADED.
 
 -spec open_client(term()) -> store().
-open_client(_Label) ->
+open_client(_Scope) ->
     ?NOT_LOADED.
 
 -spec sockets(term()) -> [term()].
-sockets(_Label) ->
+sockets(_Scope) ->
     ?NOT_LOADED.
 
 -spec insert(store(), term(), term()) -> stored | refused.
@@ -161,15 +166,16 @@ insert(_Store, _Key, _Session) ->
 server_lookup(_Store, _Key) ->
     ?NOT_LOADED.
 
-%% @doc For a process that keeps templates of sessions on its heap: `Templates' are those, or any term at first. The
-%% answer is a session, a tuple tagged as one; or a session, and what to keep from now on in place of `Templates'; or
-%% any other term that was stored.
+%% @doc A lookup for a process that keeps templates of sessions on its heap. `Templates' is what the process keeps, at first any
+%% term. Returns a session, which is a tuple tagged `session'; or a session and the templates to keep from now on; or any other
+%% term that was stored.
 -spec server_lookup(store(), term(), Templates :: term()) ->
     tuple() | {kept, Templates :: tuple(), Session :: tuple()} | {plain, term()} | undefined.
 server_lookup(_Store, _Key, _Templates) ->
     ?NOT_LOADED.
 
-%% @doc Also a session that was deleted a moment ago, for who chose it before: `ChosenAt' is the number of deletions then.
+%% @doc Also finds a session that was deleted a moment ago, if the caller chose it before. `ChosenAt' is the number of deletions
+%% at that time.
 -spec client_lookup(store(), term(), ChosenAt :: non_neg_integer() | undefined) -> term() | undefined.
 client_lookup(_Store, _Key, _ChosenAt) ->
     ?NOT_LOADED.
@@ -234,8 +240,8 @@ page(_Number, _From, _Limit) ->
 set_limits(_Number, _Limits) ->
     ?NOT_LOADED.
 
-%% @doc Revokes in scopes, with `all' also in those that are opened later, and writes it to the node folders of these scopes and
-%% to `NodeFolders' first. Waits up to two seconds until it is durable.
+%% @doc Revokes in the given scopes; with `all' also in those that open later. Writes the revocation to the node folders of
+%% these scopes and to `NodeFolders' first, and then waits up to two seconds until it is durable.
 -spec revoke(all | [scope_number()], revoked(), NodeFolders :: [binary() | undefined]) -> {Dropped :: non_neg_integer(), pending()}.
 revoke(_Scopes, _What, _NodeFolders) ->
     ?NOT_LOADED.
@@ -256,14 +262,20 @@ journal_events() ->
 reload_keys(_Number) ->
     ?NOT_LOADED.
 
-%% @doc How many revocations of all scopes are not in their log yet.
+%% @doc How many revocations of all scopes are not in the log yet.
 -spec unwritten() -> non_neg_integer().
 unwritten() ->
     ?NOT_LOADED.
 
-%% @doc Reads a log although revocations are missing in it.
+%% @doc Reads a scope's log although it lacks revocations.
 -spec replay_anyway(scope_number()) -> ok | undefined.
 replay_anyway(_Number) ->
+    ?NOT_LOADED.
+
+%% @doc Lets only sessions with these cipher suites come from a scope's log, and drops others. Returns how many were left out or
+%% dropped since the last call; `undefined' if the scope has no journal.
+-spec allow_suites(scope_number(), [binary()] | all) -> LeftOut :: non_neg_integer() | undefined.
+allow_suites(_Number, _Suites) ->
     ?NOT_LOADED.
 
 -ifdef(REKINDLE_TESTING).

@@ -1,5 +1,4 @@
-%% @doc The metrics for Prometheus, in its text format. To serve them takes an HTTP server of the node's own: see
-%% docs/metrics.md.
+%% @doc The metrics in Prometheus' text format. Serve them with the node's own HTTP server: see docs/metrics.md.
 -module(rekindle_prometheus).
 
 -export([text/0, content_type/0]).
@@ -30,7 +29,7 @@ labels(Labels) -> [${, lists:join($,, [label(Label) || Label <- Labels]), $}].
 label({Name, Value}) when is_atom(Value) -> label({Name, atom_to_binary(Value)});
 label({Name, Value}) -> [atom_to_binary(Name), "=\"", [escaped(Char) || <<Char>> <= Value], $"].
 
-%% Bytes of a longer UTF-8 sequence are none of these.
+%% No byte of a longer UTF-8 sequence is one of these.
 escaped($\\) -> "\\\\";
 escaped($") -> "\\\"";
 escaped($\n) -> "\\n";

@@ -1,133 +1,119 @@
-%% @private The scopes as a table for people.
+%% @private Scopes and their journals as tables for people.
 -module(rekindle_table).
 
--export([of_scopes/1, of_journals/1, scope/1, bytes/1, duration/1]).
+-export([of_scopes/2, of_journals/2]).
 
-%% What a scope holds, and what happened in it. In two tables, as one would be too wide for a terminal.
--define(HELD_HEAD, ["scope", "sessions", "certified", "certs", "memory", "bound", "moved", "oldest", "lifetime"]).
--define(COUNTS_HEAD, ["scope", "hits", "misses", "other", "hit rate", "inserts", "expired", "evicted", "missed", "ended", "refused", "faults"]).
+-import(rekindle_text, [bytes/1, count/1, duration/1, percent/1]).
 
--define(REFUSED_HEAD, ["refused", "too large", "no room", "private key", "layout", "lifetime"]).
+%% In a larger scope, nobody notices what the first session takes.
+-define(SMALL_BYTES, 256 * 1024).
 
--define(JOURNAL_HEAD, ["journal", "state", "queued", "written", "dropped", "read", "applied", "skipped", "lag", "replay", "location"]).
-
--define(REVOCATIONS_HEAD, ["revocations of", "remembered", "unwritten", "missing", "log size", "folder size", "node folder"]).
-
--spec of_scopes([rekindle_admin:info()]) -> unicode:chardata().
-of_scopes([]) ->
-    "No listener and no client of this node uses Rekindle. rekindle_admin:doctor() tells why.\n";
-of_scopes(Infos) ->
+%% @doc Tables of what scopes hold and of what has happened in them. All but the first two are left out if they would show only
+%% zeros.
+-spec of_scopes([rekindle_admin:info()], rekindle_text:width()) -> unicode:chardata().
+of_scopes([], Width) ->
+    rekindle_text:paragraphs(["No listener and no client of this node uses Rekindle. rekindle_admin:doctor() says why."], Width);
+of_scopes(Infos, Width) ->
+    Missed = [Info || #{misses := Misses} = Info <- Infos, Misses > 0],
+    Certified = [Info || #{certificates := Certificates} = Info <- Infos, Certificates > 0],
+    Refused = [Info || #{refused := Count} = Info <- Infos, Count > 0],
+    Faulty = [Info || #{faults := Faults} = Info <- Infos, Faults > 0],
     [
-        table([?HELD_HEAD | [held_row(Info) || Info <- Infos]]),
+        table(["scope", "sessions", "memory", "bound", "oldest", "lifetime"], fun held/1, Infos, Width),
+        about_memory(Infos, Width),
         $\n,
-        table([?COUNTS_HEAD | [counts_row(Info) || Info <- Infos]])
-        | of_refused([Info || #{refused := Refused} = Info <- Infos, Refused > 0])
+        table(["scope", "hits", "misses", "hit rate", "inserts", "expired", "evicted"], fun happened/1, Infos, Width),
+        more(["misses by reason", "evicted", "lost", "ended", "unknown"], fun missed/1, Missed, Width),
+        more(["certificates", "kept", "certified sessions"], counts([certificates, certified]), Certified, Width),
+        by_reason("refused by reason", refused_by, Refused, Width),
+        more(["faults", "failed calls"], counts([faults]), Faulty, Width)
     ].
 
-%% Why sessions were refused, where any were.
-of_refused([]) -> [];
-of_refused(Infos) -> [$\n, table([?REFUSED_HEAD | [refused_row(Info) || Info <- Infos]])].
+held(#{sessions := Sessions, bytes := Bytes, oldest := Oldest, lifetime := Lifetime} = Info) ->
+    [count(Sessions), bytes(Bytes), bound(Info), duration(Oldest), duration(Lifetime)].
 
-refused_row(#{scope := Scope, refused_by := By}) ->
-    [scope(Scope) | [count(maps:get(Reason, By)) || Reason <- [too_large, no_room, private_key, layout, lifetime]]].
+%% The bound in bytes and, if there is one, the bound in sessions.
+bound(#{max_bytes := infinity}) -> "-";
+bound(#{max_bytes := MaxBytes, max_sessions := infinity}) -> bytes(MaxBytes);
+bound(#{max_bytes := MaxBytes, max_sessions := MaxSessions}) -> [bytes(MaxBytes), ", ", count(MaxSessions)].
 
-%% @doc The journals of those that have one, and what they know of revocations.
--spec of_journals([rekindle_admin:info()]) -> unicode:chardata().
-of_journals(Infos) ->
-    case [{scope(Label), Journal} || #{scope := Label, journal := #{} = Journal} <- Infos] of
+about_memory(Infos, Width) ->
+    case [Info || #{role := server, sessions := Sessions, bytes := Bytes} = Info <- Infos, Sessions > 0, Bytes < ?SMALL_BYTES] of
         [] ->
             [];
-        Journals ->
-            [
-                [$\n, table([Head | [[Scope | Row(Journal)] || {Scope, Journal} <- Journals]])]
-             || {Head, Row} <- [{?JOURNAL_HEAD, fun journal_row/1}, {?REVOCATIONS_HEAD, fun revocations_row/1}]
-            ]
+        _ ->
+            rekindle_text:paragraphs([
+                "Memory: the first session of a scope takes up to 40 KiB, for the index, tables and first pages. Each further session "
+                "takes about 110 bytes, and a client certificate its own size once."
+            ], Width)
     end.
 
-revocations_row(#{node_folder := Folder, node_folder_bytes := FolderBytes, log_bytes := LogBytes} = Journal) ->
-    Count = fun(Key) -> count(maps:get(Key, Journal)) end,
-    FolderSize = case Folder of undefined -> "-"; _ -> bytes(FolderBytes) end,
-    [Count(revocations), Count(unwritten), Count(missing), log_size(LogBytes), FolderSize, node_folder(Journal)].
+happened(#{hits := Hits, misses := Misses, hit_rate := HitRate, inserts := Inserts, expired := Expired, evicted := Evicted}) ->
+    [count(Hits), count(Misses), percent(HitRate), count(Inserts), count(Expired), count(Evicted)].
 
-log_size(undefined) -> "-";
-log_size(Bytes) -> bytes(Bytes).
+missed(#{evicted_misses := Evicted, lost_misses := Lost, ended := Ended, unknown_misses := Unknown}) ->
+    [count(Number) || Number <- [Evicted, Lost, Ended, Unknown]].
 
-node_folder(#{node_folder := undefined}) -> "none";
-node_folder(#{node_folder := Folder, node_folder_error := undefined}) -> Folder;
-node_folder(#{node_folder := Folder, node_folder_error := Error}) -> [Folder, ": ", Error].
+%% Shows only reasons with a count above 0.
+by_reason(Head, Kind, Infos, Width) ->
+    IsCounted = fun(Reason) -> lists:any(fun(#{Kind := #{Reason := Count}}) -> Count > 0 end, Infos) end,
+    Reasons = lists:filter(IsCounted, rekindle_info:reasons(Kind)),
+    Names = [string:replace(atom_to_list(Reason), "_", " ", all) || Reason <- Reasons],
+    more([Head | Names], fun(#{Kind := Counts}) -> [count(maps:get(Reason, Counts)) || Reason <- Reasons] end, Infos, Width).
 
-journal_row(Journal) ->
-    Count = fun(Key) -> count(maps:get(Key, Journal)) end,
-    #{state := State, since := Since, lag := Lag, replay := Replay, skipped := Skipped, location := Location} = Journal,
+%% @doc The journals of those that have one, and what they know of revocations.
+-spec of_journals([rekindle_admin:info()], rekindle_text:width()) -> unicode:chardata().
+of_journals(Infos, Width) ->
+    Journals = [Journal#{scope => Scope} || #{scope := Scope, journal := #{} = Journal} <- Infos],
+    Skipping = [Journal || #{skipped := Skipped} = Journal <- Journals, lists:sum(maps:values(Skipped)) > 0],
     [
-        [atom_to_list(State), " ", duration(Since)], Count(queued), Count(written), Count(dropped), Count(read),
-        Count(applied), count(lists:sum(maps:values(Skipped))), milliseconds(Lag), milliseconds(Replay), Location
+        more(["journal", "state", "queued", "written", "dropped", "log size"], fun written/1, Journals, Width),
+        more(["read from log", "read", "applied", "skipped", "lag", "replay"], fun read/1, Journals, Width),
+        by_reason("skipped by reason", skipped, Skipping, Width),
+        more(["revocations", "remembered", "unwritten", "missing", "folder size"], fun revocations/1, Journals, Width)
+        | places(Journals, Width)
     ].
+
+written(#{state := State, since := Since, log_bytes := LogBytes} = Journal) ->
+    [[atom_to_list(State), " ", duration(Since)] | (counts([queued, written, dropped]))(Journal)] ++ [size_of(LogBytes)].
+
+read(#{skipped := Skipped, lag := Lag, replay := Replay} = Journal) ->
+    (counts([read, applied]))(Journal) ++ [count(lists:sum(maps:values(Skipped))), milliseconds(Lag), milliseconds(Replay)].
+
+revocations(#{node_folder := undefined} = Journal) -> revocations(Journal, undefined);
+revocations(#{node_folder_bytes := Bytes} = Journal) -> revocations(Journal, Bytes).
+
+revocations(Journal, FolderBytes) ->
+    (counts([revocations, unwritten, missing]))(Journal) ++ [size_of(FolderBytes)].
+
+size_of(undefined) -> "-";
+size_of(Bytes) -> bytes(Bytes).
 
 milliseconds(undefined) -> "-";
 milliseconds(Ms) when Ms < 10_000 -> io_lib:format("~b ms", [Ms]);
 milliseconds(Ms) -> duration(Ms div 1000).
 
-table([Head | _] = Cells) ->
-    Rows = [[unicode:characters_to_list(Cell) || Cell <- Row] || Row <- Cells],
-    Widths = [lists:max([string:length(lists:nth(Column, Row)) || Row <- Rows]) || Column <- lists:seq(1, length(Head))],
-    [[line(Row, Widths), $\n] || Row <- Rows].
+%% Sentences, because paths can be long.
+places([], _) ->
+    [];
+places(Journals, Width) ->
+    [$\n | rekindle_text:paragraphs([place(Journal) || Journal <- Journals], Width)].
 
-%% The first column to the left, numbers to the right.
-line([First | Others], [Width | Widths]) ->
-    [string:pad(First, Width) | [["  ", string:pad(Cell, W, leading)] || {Cell, W} <- lists:zip(Others, Widths)]].
+place(#{scope := Scope, location := Location} = Journal) ->
+    [rekindle_scope:text(Scope), ": log ", Location, ", node folder ", node_folder(Journal)].
 
-held_row(Info) ->
-    Count = fun(Key) -> count(maps:get(Key, Info)) end,
-    #{scope := Scope, bytes := Bytes, max_bytes := MaxBytes, oldest := Oldest, lifetime := Lifetime} = Info,
-    [
-        scope(Scope), Count(sessions), Count(certified), Count(certificates), bytes(Bytes), bound(MaxBytes, Info), Count(moved),
-        duration(Oldest), duration(Lifetime)
-    ].
+node_folder(#{node_folder := undefined}) -> "none";
+node_folder(#{node_folder := Folder, node_folder_error := undefined}) -> Folder;
+node_folder(#{node_folder := Folder, node_folder_error := Error}) -> [Folder, ", which cannot be used: ", Error].
 
-counts_row(#{scope := Scope, hit_rate := HitRate} = Info) ->
-    Count = fun(Key) -> count(maps:get(Key, Info)) end,
-    [
-        scope(Scope), Count(hits), Count(misses), Count(unknown_misses), percent(HitRate), Count(inserts), Count(expired), Count(evicted),
-        Count(evicted_misses), Count(ended), Count(refused), Count(faults)
-    ].
+%% ---- rows ----
 
-%% @doc A scope's transport and name.
--spec scope(rekindle_admin:label()) -> unicode:chardata().
-scope(Label) ->
-    case rekindle_scope:transport(Label) of
-        undefined -> rekindle_scope:name(Label);
-        Transport -> io_lib:format("~s ~ts", [Transport, rekindle_scope:name(Label)])
-    end.
+%% A table after others, if it has rows.
+more(_Head, _Cells, [], _Width) -> [];
+more(Head, Cells, Infos, Width) -> [$\n, table(Head, Cells, Infos, Width)].
 
-%% Both bounds, where there is one in sessions.
-bound(infinity, _) -> "-";
-bound(MaxBytes, #{max_sessions := infinity}) -> bytes(MaxBytes);
-bound(MaxBytes, #{max_sessions := MaxSessions}) -> [bytes(MaxBytes), ", ", count(MaxSessions)].
+table(Head, Cells, Infos, Width) ->
+    rekindle_text:table({Head, [[rekindle_scope:text(Scope) | Cells(Info)] || #{scope := Scope} = Info <- Infos]}, Width).
 
-%% @doc Bytes, with a unit.
--spec bytes(non_neg_integer()) -> iolist().
-bytes(Bytes) when Bytes < 1024 -> [integer_to_list(Bytes), " B"];
-bytes(Bytes) when Bytes < 1 bsl 20 -> io_lib:format("~.1f KiB", [Bytes / 1024]);
-bytes(Bytes) when Bytes < 1 bsl 30 -> io_lib:format("~.1f MiB", [Bytes / (1 bsl 20)]);
-bytes(Bytes) -> io_lib:format("~.1f GiB", [Bytes / (1 bsl 30)]).
-
-%% @doc Seconds, in the two largest units.
--spec duration(non_neg_integer() | infinity | undefined) -> iolist().
-duration(Seconds) when not is_integer(Seconds) -> "-";
-duration(Seconds) when Seconds < 60 -> [integer_to_list(Seconds), " s"];
-duration(Seconds) when Seconds < 3600 -> two(Seconds, 60, "min", 1, "s");
-duration(Seconds) when Seconds < 86400 -> two(Seconds, 3600, "h", 60, "min");
-duration(Seconds) -> two(Seconds, 86400, "d", 3600, "h").
-
-two(Seconds, Large, LargeName, Small, SmallName) ->
-    case Seconds rem Large div Small of
-        0 -> io_lib:format("~b ~s", [Seconds div Large, LargeName]);
-        Rest -> io_lib:format("~b ~s ~b ~s", [Seconds div Large, LargeName, Rest, SmallName])
-    end.
-
-percent(undefined) -> "-";
-percent(Part) -> io_lib:format("~.1f %", [100 * Part]).
-
-count(Number) when Number < 1000 -> integer_to_list(Number);
-count(Number) -> [count(Number div 1000), io_lib:format(",~3..0b", [Number rem 1000])].
+counts(Keys) ->
+    fun(Info) -> [count(maps:get(Key, Info)) || Key <- Keys] end.

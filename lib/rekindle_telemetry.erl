@@ -1,5 +1,5 @@
-%% @doc An event of the library telemetry for each scope, where a node has it. Made for telemetry_poller:
-%% `{rekindle_telemetry, measure, []}' is a measurement. No handshake makes an event.
+%% @doc Measurements for the library telemetry. Let telemetry_poller call `{rekindle_telemetry, measure, []}'. Handshakes execute
+%% no events.
 -module(rekindle_telemetry).
 
 -export([measure/0]).
@@ -9,12 +9,12 @@
     lost_misses, unknown_misses, ended, inserts, expired, evicted, moved, refused, faults
 ]).
 
-%% @doc Executes `[rekindle, scope]' once for each scope. The measurements are the numbers of
-%% {@link rekindle_admin:info/0}, without those that have no value, and `refused_too_large' and its like for the
-%% reasons; the metadata tell the scope.
+%% @doc Executes the event `[rekindle, scope]' once for each scope. The measurements are the numbers of
+%% {@link rekindle_admin:info/0} that have a value, without those of journals, and the refused sessions by reason, such as
+%% `refused_too_large'. The metadata are `role', `transport' and `scope'.
 -spec measure() -> ok.
 measure() ->
-    %% In a variable, so that no tool looks for what only some nodes have.
+    %% In a variable, so that no tool reports a missing module: only some nodes have the library.
     Library = telemetry,
     lists:foreach(
         fun({Labels, Info}) ->
@@ -25,11 +25,15 @@ measure() ->
     ).
 
 refused(#{refused_by := By}) ->
-    #{too_large := TooLarge, no_room := NoRoom, private_key := PrivateKey, layout := Layout, lifetime := Lifetime} = By,
+    #{
+        too_large := TooLarge, no_room := NoRoom, private_key := PrivateKey, layout := Layout, lifetime := Lifetime,
+        certificate := Certificate
+    } = By,
     #{
         refused_too_large => TooLarge,
         refused_no_room => NoRoom,
         refused_private_key => PrivateKey,
         refused_layout => Layout,
-        refused_lifetime => Lifetime
+        refused_lifetime => Lifetime,
+        refused_certificate => Certificate
     }.

@@ -1,50 +1,49 @@
-%% @private What is checked of a client's certificate before a session is resumed, and what of a listener's options a
-%% resumption goes around.
+%% @private Sets which checks of a client's certificate a resumption makes, and finds options of a listener that it bypasses.
 -module(rekindle_trust).
 
--export([open/2, findings/3]).
+-export([set_checks/2, findings/3, suites/3, allowed_suites/1]).
 
 -include_lib("kernel/include/file.hrl").
 
-%% Sessions that are looked at, at most.
--define(MOST, 100_000).
+%% The findings look at the first sessions of a scope only.
+-define(MAX_SESSIONS, 100_000).
 
--define(PAGE, 1000).
+-define(SESSIONS_PER_PAGE, 1000).
 
-%% Options of a server name's own that decide who is let in.
+%% If a server name has one of these options of its own, the name decides which clients get in.
 -define(CHECKS, [cacerts, cacertfile, verify, verify_fun, fail_if_no_peer_cert, partial_chain, crl_check, crl_cache, depth]).
 
-%% @doc Has the sessions of a server's scope checked as the options say.
--spec open(rekindle_nif:store(), rekindle_options:options()) -> ok.
-open(Store, #{expired_certificates := Expired, stale_crls := Stale, crls := Paths}) ->
+%% @doc Makes the store check the sessions of a server's scope as the options say.
+-spec set_checks(rekindle_nif:store(), rekindle_options:options()) -> ok.
+set_checks(Store, #{expired_certificates := Expired, stale_crls := Stale, crls := Paths}) ->
     ok = rekindle_nif:set_trust(Store, Expired =:= resume, Stale =:= resume, [rekindle_options:path_to_native(Path) || Path <- Paths]),
     Paths =:= [] orelse rekindle_crls:watch(),
     ok.
 
-%% @doc What resumptions at a listener go around. `Options' are those that ssl has of it, `Scopes' the scopes that it has
-%% its sessions in.
--spec findings(Address :: unicode:chardata(), Options :: map(), Scopes :: [rekindle_admin:info()]) ->
+%% @doc Findings about checks that resumptions at a listener bypass. `Options' are the listener's options in ssl, and `Scopes'
+%% the scopes with its sessions.
+-spec findings(Listener :: unicode:chardata(), Options :: map(), Scopes :: [rekindle_admin:info()]) ->
     [rekindle_doctor:finding()].
-findings(Address, Options, Scopes) ->
-    lists:append([Check(Address, Options, Scopes) || Check <- [fun authorities/3, fun lists/3, fun ciphers/3, fun names/3]]).
+findings(Listener, Options, Scopes) ->
+    lists:append([Check(Listener, Options, Scopes) || Check <- [fun authorities/3, fun lists/3, fun suites/3, fun names/3]]).
 
-%% The file may have been read again without a change. But a session that is older than it was made with what was in it
-%% before.
-authorities(Address, #{cacertfile := File}, [#{certificates := Certificates, number := Number} | _]) when Certificates > 0 ->
+%% A session that is older than the file was made with the authorities that were in the file before. (Somebody may have written
+%% the file again without a change.)
+authorities(Listener, #{cacertfile := File}, [#{certificates := Certificates, number := Number, scope := Scope} | _]) when Certificates > 0 ->
     case changed(File) of
         undefined ->
             [];
         Changed ->
-            %% Both are whole seconds: the file is younger than this.
+            %% Both are whole seconds, so the file is younger than this.
             AgeMs = 1000 * (erlang:system_time(second) + 1 - Changed),
             IsOlder = fun({_, Age, _, Certificate, _, _}) -> Certificate =/= undefined andalso Age > AgeMs end,
             [
                 {warning,
                     io_lib:format(
-                        "the authorities of the listener ~ts (~ts) have changed since ~b sessions were made, which resume without "
-                        "a look at them. If one was taken out, call rekindle_admin:flush(~b) or "
+                        "~ts: its authorities (~ts) have changed since ~b of its sessions were made, and these resume "
+                        "unchecked. If you have removed an authority, call rekindle_admin:flush(~ts) or "
                         "rekindle_admin:revoke({issuer, Authority}).",
-                        [Address, File, Count, port(Address)]
+                        [Listener, File, Count, rekindle_scope:quoted(Scope)]
                     )}
              || Count <- [count(IsOlder, Number)], Count > 0
             ]
@@ -52,7 +51,7 @@ authorities(Address, #{cacertfile := File}, [#{certificates := Certificates, num
 authorities(_, _, _) ->
     [].
 
-%% Also when it was put there, as copies may keep the time of the content.
+%% When the file was written or put there: a copy may keep the time of the content.
 changed(File) when is_list(File), File =/= []; is_binary(File), File =/= <<>> ->
     case file:read_file_info(File, [{time, posix}]) of
         {ok, #file_info{mtime = Modified, ctime = Changed}} -> max(Modified, Changed);
@@ -61,15 +60,15 @@ changed(File) when is_list(File), File =/= []; is_binary(File), File =/= <<>> ->
 changed(_) ->
     undefined.
 
-lists(Address, #{crl_check := Check} = Options, _Scopes) when Check =/= false ->
-    case rekindle_options:parse(application:get_env(ssl, session_cb_init_args, [])) of
+lists(Listener, #{crl_check := Check} = Options, _Scopes) when Check =/= false ->
+    case rekindle_options:configured() of
         {ok, #{crls := []}, _} ->
             [
                 {warning,
                     io_lib:format(
-                        "the listener ~ts looks at revocation lists (crl_check), resumptions do not: write ~ts in "
-                        "session_cb_init_args.",
-                        [Address, crls(Options)]
+                        "~ts checks revocation lists (crl_check), but resumptions do not: a client whose certificate is "
+                        "revoked resumes its session. Write ~ts into ~s.",
+                        [Listener, crls(Options), rekindle_options:args_key()]
                     )}
             ];
         _ ->
@@ -84,46 +83,104 @@ crls(#{crl_cache := {ssl_crl_hash_dir, {_, Args}}}) when is_list(Args) ->
         Dir -> io_lib:format("{crls, [\"~ts\"]}", [Dir])
     end;
 crls(_) ->
-    "{crls, [Path]} with files or folders that have its lists".
+    "{crls, [Path]} with the files or folders of its lists".
 
-ciphers(Address, #{ciphers := [Suite | _] = Suites}, [#{number := Number, sessions := Sessions} | _]) when
+%% @doc The finding about sessions with cipher suites that the listener does not allow. ssl resumes a session with its own suite,
+%% and does not tell a cache which suites the listener allows.
+-spec suites(Listener :: unicode:chardata(), Options :: map(), Scopes :: [rekindle_admin:info()]) -> [rekindle_doctor:finding()].
+suites(Listener, #{ciphers := [Suite | _] = Suites} = Options, [#{number := Number, sessions := Sessions, scope := Scope} | _]) when
     byte_size(Suite) =:= 2, Sessions > 0
 ->
     IsExcluded = fun({_, _, _, _, Cipher, _}) -> Cipher =/= undefined andalso not lists:member(Cipher, Suites) end,
+    Flush = io_lib:format("rekindle_admin:flush(~ts)", [rekindle_scope:quoted(Scope)]),
+    {Level, Advice} =
+        case have_names_own_suites(Options) of
+            false -> {warning, ["resume with them. Call ", Flush, "."]};
+            true -> {note, ["resume with them. Its sni_hosts or sni_fun may allow them for some server names. If not, ", Flush, " drops these sessions."]}
+        end,
     [
-        {warning,
-            io_lib:format(
-                "~b sessions of the listener ~ts have cipher suites that its option ciphers does not allow any more, and resume "
-                "with them: call rekindle_admin:flush(~b).",
-                [Count, Address, port(Address)]
-            )}
+        {Level,
+            io_lib:format("~ts: ~b of its sessions have cipher suites that its option ciphers does not allow, and ~ts", [Listener, Count, Advice])}
      || Count <- [count(IsExcluded, Number)], Count > 0
     ];
-ciphers(_, _, _) ->
+suites(_, _, _) ->
     [].
 
-%% From OTP 29 on, ssl itself refuses a session at another name.
-names(Address, Options, _Scopes) ->
-    Fun = maps:get(sni_fun, Options, undefined),
-    All = maps:get(sni_hosts, Options, []) ++ hosts_of(Fun),
-    Hosts = [Host || {Host, Own} <- All, is_list(Own), {Name, _} <- Own, lists:member(Name, ?CHECKS)],
-    HasFun = is_own(Fun) andalso All =:= [],
-    case list_to_integer(erlang:system_info(otp_release)) < 29 andalso (Hosts =/= [] orelse HasFun) of
+%% Whether server names may have suites of their own. Then sessions with suites that the listener does not allow are made again.
+have_names_own_suites(Options) ->
+    {Hosts, HasFun} = names_of(Options),
+    HasFun orelse lists:any(fun({_, Own}) -> is_list(Own) andalso lists:keymember(ciphers, 1, Own) end, Hosts).
+
+%% @doc The cipher suites that a listener with these options in ssl allows; `all' if they are not known, or if server names may
+%% have others.
+-spec allowed_suites(Options :: map()) -> [binary()] | all.
+allowed_suites(#{ciphers := [_ | _] = Suites} = Options) ->
+    AreKnown = lists:all(fun(Suite) -> is_binary(Suite) andalso byte_size(Suite) =:= 2 end, Suites),
+    case AreKnown andalso names_of(Options) of
+        {[], false} -> Suites;
+        _ -> all
+    end;
+allowed_suites(_) ->
+    all.
+
+%% Since a patch of OTP 29, ssl refuses to resume a session under another name.
+names(Listener, Options, _Scopes) ->
+    {Hosts, HasFun} = names_of(Options),
+    %% As in a property list, the first value counts.
+    Own = [maps:from_list([Option || {_, _} = Option <- lists:reverse(Given)]) || {_, Given} <- Hosts, is_list(Given)],
+    AreClientsVerified = lists:any(fun(Some) -> maps:get(verify, Some, verify_none) =:= verify_peer end, [Options | Own]),
+    case AreClientsVerified andalso not rekindle_layout:has_server_name(rekindle_layout:layout()) of
+        true when HasFun ->
+            [
+                {note,
+                    io_lib:format(
+                        "~ts has an sni_fun. If it lets in different clients by server name, a client that got in under one name "
+                        "can, on this OTP release, resume its session under another name with the same certificate. In that "
+                        "case, give each name its own certificate or listener.",
+                        [Listener]
+                    )}
+            ];
         true ->
             [
                 {warning,
                     io_lib:format(
-                        "the listener ~ts decides by the server name whom it lets in (~s). On this OTP release, a client that was let in "
-                        "at one name resumes its session at another one that has the same certificate. Give each name a certificate "
-                        "of its own, or a listener.",
-                        [Address, case HasFun of true -> "sni_fun"; false -> "sni_hosts" end]
+                        "~ts decides by the server name whom it lets in (sni_hosts). On this OTP release, a client that got in "
+                        "under one name can resume its session under another name with the same certificate. Give each name "
+                        "its own certificate or listener.",
+                        [Listener]
                     )}
+             || is_certificate_shared(Options, Own)
             ];
         false ->
             []
     end.
 
-%% OTP 27 makes a fun of its own of `sni_hosts', also where the operator set neither.
+%% Whether a server name with checks of its own has the same certificate as another name, or as all other names.
+is_certificate_shared(Options, Own) ->
+    Default = certificates(Options),
+    OfHosts = [
+        {case certificates(Host) of [] -> Default; Certificates -> Certificates end, [] =/= maps:keys(maps:with(?CHECKS, Host))}
+     || Host <- Own
+    ],
+    Names = lists:enumerate([{Default, false} | OfHosts]),
+    [] =/= [Same || {N, {Some, true}} <- Names, {Other, {More, _}} <- Names, Other =/= N, Same <- Some, lists:member(Same, More)].
+
+%% What ssl's options say of a server's certificates: their files, or themselves.
+certificates(Options) ->
+    lists:append([certificate(Some) || #{} = Some <- [Options | maps:get(certs_keys, Options, [])]]).
+
+certificate(#{cert := [Der | _]}) -> [{der, Der}];
+certificate(#{cert := Der}) when is_binary(Der) -> [{der, Der}];
+certificate(#{certfile := File}) when File =/= <<>>, File =/= [] -> [{file, rekindle_options:path_to_native(File)}];
+certificate(_) -> [].
+
+%% The server names that have options of their own, and whether a fun of the operator's decides on others.
+names_of(Options) ->
+    Fun = maps:get(sni_fun, Options, undefined),
+    Hosts = maps:get(sni_hosts, Options, []) ++ hosts_of(Fun),
+    {Hosts, is_own(Fun) andalso Hosts =:= []}.
+
+%% OTP 27 turns `sni_hosts' into a fun of its own, even if the operator set neither.
 is_own(Fun) when is_function(Fun) ->
     not is_of_ssl(Fun);
 is_own(_) ->
@@ -138,14 +195,14 @@ hosts_of(Fun) when is_function(Fun) ->
 hosts_of(_) ->
     [].
 
-%% How many of a scope's sessions are so, of the first ones if there are many.
+%% How many of a scope's first sessions meet the condition.
 count(IsSo, Number) ->
-    count(IsSo, Number, 0, ?MOST, 0).
+    count(IsSo, Number, 0, ?MAX_SESSIONS, 0).
 
 count(_, _, _, Left, Count) when Left =< 0 ->
     Count;
 count(IsSo, Number, From, Left, Count) ->
-    case rekindle_nif:page(Number, From, ?PAGE) of
+    case rekindle_nif:page(Number, From, ?SESSIONS_PER_PAGE) of
         {Rows, Next} ->
             Found = Count + length([Row || Row <- Rows, IsSo(Row)]),
             case Next of
@@ -155,8 +212,3 @@ count(IsSo, Number, From, Left, Count) ->
         undefined ->
             Count
     end.
-
-%% What it is called by in rekindle_admin: the number after the last colon.
-port(Address) ->
-    [Port | _] = lists:reverse(string:lexemes(unicode:characters_to_list(Address), ":")),
-    try list_to_integer(Port) catch error:badarg -> 0 end.

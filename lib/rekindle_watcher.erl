@@ -1,5 +1,5 @@
-%% @private Processes that log what the native library's threads have noticed. The threads do not log: a process asks them
-%% now and then. It begins when there is something to ask about, and ends some seconds after the last of it.
+%% @private Processes that log events of the native library's threads. The threads cannot log, so a process asks them for events.
+%% It starts with the first journal or revocation list, and ends some seconds after the last one has ended.
 -module(rekindle_watcher).
 
 -export([start/1]).
@@ -7,38 +7,45 @@
 
 -define(QUESTION_INTERVAL_MS, 250).
 
-%% Questions without anything to ask about, after which the process ends.
--define(QUESTIONS_IN_VAIN, 40).
+%% The process ends after this many questions in a row if nothing is left to ask about.
+-define(MAX_IDLE_QUESTIONS, 40).
 
-%% Logs what has happened since the last call, and tells whether more may happen.
+%% Logs the events since the last call. Returns whether there may be more.
 -callback log_events() -> boolean().
 
-%% @doc Starts the process that asks for a module, unless it runs. It is registered under the module's name.
+%% @doc Starts the process that asks for this module's events, unless it runs. It is registered under the module's name.
 -spec start(module()) -> ok.
 start(Module) ->
     case whereis(Module) of
         undefined ->
-            %% Not linked: it must not take OTP's process with it.
-            _ = spawn(fun() ->
-                try register(Module, self()) of
-                    true -> watch(Module, ?QUESTIONS_IN_VAIN)
-                catch
-                    error:badarg -> ok
-                end
-            end),
+            %% Not linked: the caller is a process of OTP's, and must survive it.
+            _ = spawn(fun() -> registers(Module) andalso watch(Module, ?MAX_IDLE_QUESTIONS) end),
             ok;
         _ ->
             ok
     end.
 
-%% @private Called with its module, to go on in a new version.
+%% @private Exported so that the process continues in a new version of this module.
 -spec watch(module(), non_neg_integer()) -> ok.
-watch(_Module, 0) ->
-    ok;
+watch(Module, 0) ->
+    true = unregister(Module),
+    %% What was opened before that has started no other process.
+    case Module:log_events() andalso registers(Module) of
+        true -> ?MODULE:watch(Module, ?MAX_IDLE_QUESTIONS);
+        false -> ok
+    end;
 watch(Module, QuestionsLeft) ->
     IsMoreToCome = Module:log_events(),
     timer:sleep(?QUESTION_INTERVAL_MS),
     case IsMoreToCome of
-        true -> ?MODULE:watch(Module, ?QUESTIONS_IN_VAIN);
+        true -> ?MODULE:watch(Module, ?MAX_IDLE_QUESTIONS);
         false -> ?MODULE:watch(Module, QuestionsLeft - 1)
+    end.
+
+%% Registers this process under the module's name. `false' if there is another one.
+registers(Module) ->
+    try
+        register(Module, self())
+    catch
+        error:badarg -> false
     end.

@@ -1,14 +1,17 @@
 #!/bin/sh
-# Puts the native library into priv/: one built elsewhere where one fits, otherwise by cargo. Called by rebar3's compile
-# hook, also under Mix. One line says which it was.
+# Puts the native library into priv/: a prebuilt one if one fits, otherwise one that cargo builds. rebar3's compile hook calls
+# this, also under Mix. One line says which library it is.
 #
-# REKINDLE_PREBUILT names a folder with libraries built elsewhere, of which one has to fit, or is `none'. Those in
-# native/prebuilt came with the sources, and need not fit.
+# REKINDLE_PREBUILT names a folder with prebuilt libraries, or is `none'. If none of those libraries fits, the build stops.
+# Libraries in native/prebuilt came with the sources; if none of them fits, cargo builds one.
+#
+# REKINDLE_FEATURES says which journals the library has: see native/features.sh.
 set -eu
 cd "$(dirname "$0")/.."
+features=$(sh native/features.sh)
 
-# install_library FILE SAYING: renamed over the old one, as a node that has it mapped keeps the old file. What is there
-# already needs no words.
+# install_library FILE LINE: renames a copy over the old library, so that a running node keeps the old file. Prints LINE
+# unless the same library is already there.
 install_library() {
     if [ -f priv/rekindle_nif.so ] && [ "$(cksum <"$1")" = "$(cksum <priv/rekindle_nif.so)" ]; then
         return 0
@@ -30,10 +33,10 @@ elif [ -n "${REKINDLE_PREBUILT:-}" ]; then
 fi
 
 if ! sh native/check_cargo.sh; then
-    # Somebody meant to spare us this.
+    # The user expected a prebuilt library to fit.
     [ ! -d native/prebuilt ] || echo "rekindle: $found" >&2
     exit 1
 fi
 [ -f priv/rekindle_nif.so ] || echo "rekindle: building the native library with cargo, which takes some minutes the first time ($found)"
 built=$(sh native/cargo.sh build)
-install_library "$built" "built the native library with cargo"
+install_library "$built" "built the native library with cargo${REKINDLE_FEATURES:+, features $features}"

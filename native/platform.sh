@@ -1,10 +1,11 @@
 #!/bin/sh
-# platform.sh [FILE]: the platform of a library or program, from its ELF header and the C library that it names, such as
-# x86_64-linux-musl. Without FILE, the one that the library is built for here. Nothing of a file is run or loaded.
+# platform.sh [FILE]: prints the platform of a library or program, such as x86_64-linux-musl, from its ELF header and the C
+# library that it names. Without FILE, prints the platform that the library is built for. It neither runs nor loads a file.
 set -eu
 
-# An ELF header's byte 4 tells 32 from 64 bits, and byte 18 the processor.
+# In an ELF header, byte 4 says whether it is for 32 or 64 bits, and byte 18 for which processor.
 elf() {
+    # shellcheck disable=SC2046 # Twenty numbers.
     set -- "$1" $(od -An -v -tu1 -N 20 "$1")
     file=$1
     [ "${2:-} ${3:-} ${4:-} ${5:-}" = "127 69 76 70" ] || { echo "rekindle: $file is no ELF file" >&2; return 1; }
@@ -17,14 +18,15 @@ elf() {
         "1 3") arch=i686 ;;
         *) arch="machine${15}" ;;
     esac
-    # What musl calls its library differs among distributions; what glibc does, does not.
+    # The name of musl's library differs between distributions; that of glibc's does not.
     if LC_ALL=C grep -q 'libc\.so\.6' "$file"; then libc=gnu; else libc=musl; fi
     echo "$arch-linux-$libc"
 }
 
-# triple TARGET: Rust's name without the vendor, who makes no difference.
+# triple TARGET: prints Rust's name without the vendor, which does not matter.
 triple() {
-    echo "$1" | sed -e 's/^\([^-]*\)-[^-]*-\([^-]*-[^-]*\)$/\1-\2/' -e 's/-\(unknown\|pc\|apple\)-/-/' -e 's/^riscv64gc-/riscv64-/'
+    echo "$1" | sed -e 's/^\([^-]*\)-[^-]*-\([^-]*-[^-]*\)$/\1-\2/' -e 's/-\(unknown\|pc\|apple\)-/-/' -e 's/^riscv64gc-/riscv64-/' \
+        -e 's/^armv[0-9a-z]*-/arm-/' -e '/^arm-/s/eabi\(hf\)\{0,1\}$//'
 }
 
 target=$(sh "$(dirname "$0")/target.sh")
@@ -33,7 +35,7 @@ if [ $# -eq 1 ]; then
 elif [ -n "$target" ]; then
     triple "$target"
 elif [ "$(uname -s)" = Linux ]; then
-    # That of the node. The kernel can be another: 64 bits under 32.
+    # The platform of the node, because a 64-bit kernel can run a 32-bit node.
     elf "$(erl -noinput -boot start_clean -eval '
         Erts = "erts-" ++ erlang:system_info(version),
         io:put_chars(filename:join([code:root_dir(), Erts, "bin", "beam.smp"])),

@@ -1,6 +1,6 @@
 #!/bin/sh
-# The target, by Rust's name, that the library is built for, or nothing if it is this machine: from CARGO_BUILD_TARGET, or
-# from CROSSCOMPILE, which Nerves sets to the path that the names of its compilers begin with.
+# Prints Rust's name of the target that the library is built for, or nothing if it is this machine. The target comes from
+# CARGO_BUILD_TARGET, or from CROSSCOMPILE, which Nerves sets to the common prefix of its compilers' paths.
 set -eu
 if [ -n "${CARGO_BUILD_TARGET:-}" ]; then
     echo "$CARGO_BUILD_TARGET"

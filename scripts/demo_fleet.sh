@@ -5,6 +5,6 @@ cd "$(dirname "$0")/.."
 rebar3 compile
 ebin=_build/demo/ebin
 mkdir -p "$ebin"
-erlc -o "$ebin" demo/rekindle_fleet_demo.erl test/rekindle_certs.erl test/rekindle_servers.erl test/rekindle_clients.erl \
-    test/rekindle_node.erl test/rekindle_valkey.erl
+erlc -o "$ebin" demo/rekindle_fleet_demo.erl test/support/rekindle_certs.erl test/support/rekindle_servers.erl \
+    test/support/rekindle_clients.erl test/support/rekindle_node.erl test/support/rekindle_valkey.erl
 exec erl -noshell -pa _build/default/lib/rekindle/ebin -pa "$ebin" -s rekindle_fleet_demo main

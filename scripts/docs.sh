@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes the reference pages: of the Erlang modules with edoc, of the store with cargo doc. A warning or a link that
-# leads nowhere is an error.
+# Makes the reference pages of the Erlang modules with edoc, and of the store with cargo doc. A warning or a broken link is an
+# error.
 set -eu
 cd "$(dirname "$0")/.."
 pages=_build/docs/erlang
@@ -10,7 +10,7 @@ rm -rf _build/docs
 rebar3 edoc >"$log" 2>&1 || { cat "$log" >&2; exit 1; }
 ! grep -iE 'warning|error' "$log" >&2 || exit 1
 
-# edoc's links to OTP's own pages, and to types of a neighbour, are those of long ago.
+# edoc's links to OTP's pages, and to types of other modules, are outdated.
 otp=https://www.erlang.org/doc/apps
 for page in "$pages"/*.html; do
     sed -e 's|http://www.erlang.org/edoc/doc/rekindle/doc/||g' \
@@ -22,7 +22,7 @@ done
 
 grep -o ' href="[^"]*"' "$pages"/*.html | grep -v '"https\?:' | sort -u |
     sed 's|^\(.*\)/\([^/]*\.html\): href="\([^"#]*\)#\{0,1\}\(.*\)"$|\1 \2 \3 \4|' | while IFS=' ' read -r folder from to anchor; do
-    # Within one page there is no name of a file, and the anchor is in its place.
+    # A link within one page has no file name, and the anchor in its place.
     [ -e "$folder/$to" ] || { anchor=$to; to=$from; }
     [ -z "$anchor" ] || grep -q "name=\"$anchor\"" "$folder/$to" || { echo "$from: a link leads nowhere: $to#$anchor" >&2; exit 1; }
 done

@@ -1,20 +1,20 @@
 #!/bin/sh
-# Random input, for so many seconds, or a short run of a fixed number of executions: the store beside a naive one,
-# client certificates, revocation lists and the journal's reader under libFuzzer, a quarter of the time each, then options and sessions as
-# random terms. The last line says what ran and what was skipped.
+# fuzz.sh [SECONDS]: random input, for SECONDS, or for a fixed number of executions. libFuzzer compares the store with a naive
+# one, and runs client certificates, revocation lists and the journal's reader, for a quarter of the time each. Then options
+# and sessions are random terms, for as long again. The last line says what ran and what was skipped.
 set -u
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 1
 seconds=${1:-}
 status=0
 
 terms() {
     mkdir -p _build/fuzz
-    rebar3 compile && erlc -o _build/fuzz test/rekindle_fuzz.erl &&
+    rebar3 compile && erlc -o _build/fuzz test/support/rekindle_fuzz.erl &&
         erl -noshell -pa _build/default/lib/rekindle/ebin -pa _build/fuzz -run rekindle_fuzz "$@"
 }
 
-# The store's tables lie in pages that LeakSanitizer does not search: what they alone point to would count as leaked.
-# New input that finds something new goes to target/fuzz; what is in the repository stays as it is.
+# LeakSanitizer does not search the pages of the store's tables, so it would count memory as leaked that only these point to.
+# New input goes to target/fuzz; the corpus in the repository does not change.
 native() {
     name=$1
     shift

@@ -1,10 +1,11 @@
 #!/bin/sh
-# Makes _build/package/rekindle-VERSION-ARCH-OS-otpRELEASE.tar.gz, the application for machines without Rust and with
-# Erlang: of this release or one of the next two, which is how far its modules go. The same sources and compilers make the same files,
-# wherever they are built, and no path of this machine is in them.
+# Makes _build/package/rekindle-VERSION-ARCH-OS-otpRELEASE.tar.gz, the application for machines with Erlang and without Rust.
+# Its modules work on this OTP release and the next two. The same sources and compilers make the same files on any machine,
+# and the files contain no path of this machine.
 set -eu
 cd "$(dirname "$0")/.."
 
+tar --version 2>/dev/null | grep -q GNU || { echo "GNU tar is needed, so that all machines make the same archive" >&2; exit 1; }
 version=$(sed -n 's/.*{vsn, "\(.*\)"}.*/\1/p' lib/rekindle.app.src)
 os=$(uname -s | tr '[:upper:]' '[:lower:]')
 work=$PWD/_build/package
@@ -19,7 +20,7 @@ mkdir -p "$app/priv" "$app/ebin" "$app/licenses"
 unset CARGO_BUILD_TARGET CROSSCOMPILE
 cp "$(sh native/cargo.sh build)" "$app/priv/rekindle_nif.so"
 sh native/manifest.sh "$app/priv/rekindle_nif.so" >"$app/priv/rekindle_nif.manifest"
-# Anything newer, or anything else, and there are systems with a supported OTP release that cannot load it.
+# Otherwise some systems with a supported OTP release could not load it.
 [ "$os" != linux ] || sh scripts/portable.sh "$app/priv/rekindle_nif.so" "${OLDEST_GLIBC:-}"
 
 # ---- the modules ----
@@ -28,13 +29,15 @@ sh native/manifest.sh "$app/priv/rekindle_nif.so" >"$app/priv/rekindle_nif.manif
 REKINDLE_PREBUILT=$app/priv REBAR_BASE_DIR=$work/rebar ERL_COMPILER_OPTIONS=deterministic rebar3 compile
 cp "$work"/rebar/default/lib/rekindle/ebin/* "$app/ebin"
 
-# ---- what has to be with it ----
+# ---- documents and licences ----
 
 crates=${CARGO_HOME:-$HOME/.cargo}/registry/src
 
-cp -R LICENSE README.md CHANGELOG.md docs "$app"
+cp -R LICENSE README.md SECURITY.md CHANGELOG.md CONTRIBUTING.md TESTING.md docs "$app"
+mkdir "$app/bench"
+cp -R bench/results "$app/bench"
 
-# The licences of what is linked into the library.
+# The licences of the crates that are linked into the library.
 linked() {
     cargo tree --locked --no-dedupe --package rekindle_nif --edges normal,no-proc-macro --prefix none --format "$1" |
         grep -v ^rekindle | sort -u
@@ -43,12 +46,13 @@ linked() {
     echo 'The Rust standard library, MIT OR Apache-2.0, https://github.com/rust-lang/rust'
     linked '{p}, {l}, {r}'
 } >"$app/licenses/LIST"
-linked '{p}' | while IFS=' ' read -r crate version; do
-    find "$crates"/*/"$crate-${version#v}" -maxdepth 1 \( -iname 'license*' -o -iname 'copying*' \) |
+linked '{p}' | while IFS=' ' read -r crate crate_version; do
+    find "$crates"/*/"$crate-${crate_version#v}" -maxdepth 1 \( -iname 'license*' -o -iname 'copying*' \) |
         while IFS= read -r text; do cp "$text" "$app/licenses/$crate.${text##*/}"; done
 done
 
-if places=$(grep -rlF -e "$PWD" -e "$crates" "$app"); then
+# In documents, another folder can have the same name.
+if places=$(grep -rlF -e "$PWD/lib/" -e "$PWD/native/" -e "$PWD/target/" -e "$PWD/_build/" -e "$crates" "$app/ebin" "$app/priv"); then
     echo "There are paths of this machine in $places" >&2
     exit 1
 fi

@@ -1,14 +1,16 @@
 #!/bin/sh
-# prebuilt.sh [TARGET...]: builds the library for x86_64 and aarch64 Linux, with glibc and with musl, and writes the manifest that native/build.sh goes
-# by: in _build/prebuilt, and as an archive beside it. On any Linux, with rustup and pip; the C compiler and the linker for
-# all four is zig, which is put into target/tools/zig with what makes cargo use it.
+# prebuilt.sh [TARGET...]: builds the library for x86_64 and aarch64 Linux, with glibc and with musl, and writes the manifest
+# that native/build.sh reads, in _build/prebuilt and as an archive beside it. Needs Linux, rustup and pip. The C compiler and
+# linker for all four is zig, which the script installs with cargo-zigbuild in target/tools/zig.
 set -eu
 cd "$(dirname "$0")/.."
-# Old enough for each distribution that has OTP 25.
+# Every distribution with OTP 25 has this glibc or a later one.
 glibc=2.28
 version=$(sed -n 's/.*{vsn, "\(.*\)"}.*/\1/p' lib/rekindle.app.src)
 folder=_build/prebuilt/rekindle-$version-prebuilt
 tools=$PWD/target/tools/zig
+command -v rustup >/dev/null || { echo "rustup is needed, for the targets' standard libraries: https://rustup.rs" >&2; exit 1; }
+python3 -m pip --version >/dev/null 2>&1 || { echo "pip is needed, for zig: install the package python3-pip" >&2; exit 1; }
 rm -rf "$folder"
 mkdir -p "$folder"
 
@@ -18,7 +20,6 @@ if ! [ -x "$tools/bin/cargo-zigbuild" ]; then
 fi
 PATH=$tools/bin:$PATH
 export PATH PYTHONPATH="$tools"
-command -v rustup >/dev/null 2>&1 || { echo "rustup is needed, for the targets' standard libraries: https://rustup.rs" >&2; exit 1; }
 
 [ $# -gt 0 ] || set -- x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu x86_64-unknown-linux-musl aarch64-unknown-linux-musl
 for target; do
@@ -31,7 +32,7 @@ for target; do
     sh scripts/portable.sh "$folder/rekindle_nif-$platform.so" "$glibc"
 done
 sh native/manifest.sh "$folder"/*.so >"$folder/rekindle_nif.manifest"
-if places=$(grep -lF -e "$PWD" -e "${CARGO_HOME:-$HOME/.cargo}" "$folder"/*); then
+if places=$(grep -lF -e "$PWD/native/" -e "$PWD/target/" -e "${CARGO_HOME:-$HOME/.cargo}" "$folder"/*); then
     echo "There are paths of this machine in $places" >&2
     exit 1
 fi

@@ -1,9 +1,8 @@
 #!/bin/sh
-# Runs the native side under what sees mistakes that tests do not: shuttle, AddressSanitizer with LeakSanitizer,
-# ThreadSanitizer and Miri. The last line says what ran, what failed and what was skipped: all but shuttle needs
-# a nightly Rust.
+# Runs the native side under shuttle, AddressSanitizer with LeakSanitizer, ThreadSanitizer and Miri, which find mistakes that
+# tests do not. All but shuttle need a nightly Rust. The last line says what ran, what failed and what was skipped.
 set -u
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 1
 target=$(rustc -vV | sed -n 's/^host: //p')
 ran=
 failed=
@@ -27,7 +26,7 @@ has_component() {
     rustup component list --installed --toolchain nightly 2>/dev/null | grep -q "^$1"
 }
 
-# sanitized SANITIZER CARGO_ARGUMENT...: in a target folder of its own, as the flags are others.
+# sanitized SANITIZER CARGO_ARGUMENT...: runs cargo with the sanitizer, in a target folder of its own, because the flags differ.
 sanitized() {
     sanitizer=$1
     command=$2
@@ -41,12 +40,13 @@ schedules() {
         --target-dir target/shuttle
 }
 
-# Not where the system has no memory, which ends the process here, nor the search of memory: its shadow is too large.
+# Leaves out the tests without memory, where the sanitizer ends the process, and the search of memory, because the sanitizer's
+# shadow memory is too large.
 address() {
     sanitized address test --package rekindle_core --lib --test eviction --test threads
 }
 
-# What threads do at once. The standard library has to be built as well, or its locks are not seen.
+# Tests with threads. The standard library must be built as well, otherwise the sanitizer does not see its locks.
 thread() {
     sanitized thread test -Zbuild-std --package rekindle_core --test threads &&
         sanitized thread test -Zbuild-std --package rekindle_core --lib -- lookups_go_on registry sync nobody_has
@@ -57,14 +57,14 @@ miri() {
         cargo +nightly miri test --quiet --locked --package rekindle_core --test threads --target-dir target/miri
 }
 
-# The NIF in the emulator. What leaks there is the emulator's own, unless our library is among the callers.
+# The NIF in the emulator. A leak is the emulator's own unless our library is among its callers.
 address_nif() {
     folder=$PWD/target/address-nif
     rm -rf "$folder"
     mkdir -p "$folder/rekindle/ebin" "$folder/rekindle/priv"
     sanitized address build --package rekindle_nif || return 1
     cp "target/address/$target/debug/librekindle_nif.so" "$folder/rekindle/priv/rekindle_nif.so"
-    erlc -o "$folder/rekindle/ebin" lib/*.erl test/rekindle_references.erl test/rekindle_fuzz.erl || return 1
+    erlc -o "$folder/rekindle/ebin" lib/*.erl test/support/rekindle_references.erl test/support/rekindle_fuzz.erl || return 1
     in_emulator rekindle_references main 10000 && in_emulator rekindle_fuzz main 5000 || return 1
     if grep -l -e rekindle_nif -e 'ERROR: AddressSanitizer' "$folder"/report.* 2>/dev/null; then
         grep -h -B 12 -A 12 -m 3 rekindle_nif "$folder"/report.*
@@ -72,7 +72,7 @@ address_nif() {
     fi
 }
 
-# A leak, which is what the emulator always has, must not change the exit status.
+# The emulator always has leaks, which must not change the exit status.
 in_emulator() {
     LD_PRELOAD=$(cc -print-file-name=libasan.so) ASAN_OPTIONS="log_path=$folder/report:handle_segv=0" \
         LSAN_OPTIONS=exitcode=0 erl -noshell -pa "$folder/rekindle/ebin" -run "$@"

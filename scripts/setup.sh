@@ -1,48 +1,67 @@
 #!/bin/sh
-# Sees to it that what the demo and the tests need is there: installs it with apt where it may, and
-# otherwise names what is missing and stops. Arguments: programs wanted as well, each in a package of its
-# name or one that package_of names, and Debian's packages of Erlang applications. Where valkey-server or
-# valkey-cli is not to be had, redis-server or redis-cli is taken.
+# setup.sh [--backports] [NAME...]: installs what the demo and the tests need with apt, if it may; otherwise it names what is
+# missing and fails. NAME is a further program, in the package of its name or the one that package_of names, or Debian's
+# package of an Erlang application. If Debian has no Valkey, the script installs Redis. With --backports, it first adds
+# Debian's backports to apt's sources, for Valkey.
 set -eu
+backports=
+if [ "${1:-}" = --backports ]; then
+    backports=yes
+    shift
+fi
 wanted="openssl curl python3 $*"
 
-# The Debian packages of what is missing.
+# Prints the Debian packages of all that is missing.
 missing() {
     can_link >/dev/null 2>&1 || echo gcc libc6-dev
-    # To fetch what cargo builds.
+    # For cargo's downloads.
     [ ! -e /etc/debian_version ] || [ -e /etc/ssl/certs/ca-certificates.crt ] || echo ca-certificates
-    # The package brings Erlang.
+    # The package rebar3 depends on Erlang.
     { command -v rebar3 && has_applications; } >/dev/null 2>&1 || echo rebar3
     for program in $wanted; do
         case $program in
             erlang-*) has_application "$program" ;;
+            valkey-*) has_pair valkey || has_pair redis || command -v "$program" ;;
+            lib*-dev) dpkg -s "$program" ;;
             *) command -v "$program" ;;
         esac >/dev/null 2>&1 || package_of "$program"
     done
+}
+
+# Whether both a server and its command line client are there.
+has_pair() {
+    command -v "$1-server" && command -v "$1-cli"
 }
 
 package_of() {
     case $1 in
         valkey-cli) echo valkey-tools ;;
         redis-cli) echo redis-tools ;;
+        gnutls-cli) echo gnutls-bin ;;
+        tstclnt) echo libnss3-tools ;;
         *) echo "$1" ;;
     esac
 }
 
-# Which of the packages apt does not know.
-unknown() {
-    for package in $packages; do
-        apt-cache show "$package" >/dev/null 2>&1 || echo "$package"
-    done
+# Sets $packages to the missing packages, with Redis in place of a Valkey that apt does not know.
+choose() {
+    packages=$(missing | tr '\n' ' ')
+    case $packages in
+        *valkey-*)
+            if ! apt-cache show valkey-server >/dev/null 2>&1; then
+                packages=$(echo "$packages" | sed -e 's/valkey-server/redis-server/' -e 's/valkey-tools/redis-tools/')
+            fi
+            ;;
+    esac
 }
 
-# Has apt look at Debian's backports as well, from where it has the release itself.
+# Adds Debian's backports to apt's sources, from the mirrors of the release.
 add_backports() {
     suite=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
     sources=$(mktemp -d)
     cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list 2>/dev/null |
         sed -n "s/^\(deb .*[[:space:]]\)$suite\([[:space:]].*\)/\1$suite-backports\2/p" >"$sources/list"
-    # A paragraph each.
+    # The other format has a paragraph for each source.
     awk -v RS= -v suite="$suite" '
         $0 ~ "(^|\n)Suites:[^\n]*[ \t]" suite "([ \t\n]|$)" {
             sub(/Suites:[^\n]*/, "Suites: " suite "-backports")
@@ -57,6 +76,23 @@ add_backports() {
         echo "Debian's backports of $suite cannot be had from where this machine gets its packages." >&2
         $as_root rm -f /etc/apt/sources.list.d/rekindle-backports.list /etc/apt/sources.list.d/rekindle-backports.sources
     fi
+}
+
+# The tests start servers of their own. Those of the packages start neither now nor when the system does.
+install_packages() {
+    policy=/usr/sbin/policy-rc.d
+    if ! [ -e "$policy" ]; then
+        trap '$as_root rm -f "$policy"' EXIT
+        trap 'exit 1' INT TERM
+        printf '#!/bin/sh\nexit 101\n' | $as_root tee "$policy" >/dev/null
+        $as_root chmod 755 "$policy"
+    fi
+    # sudo drops variables.
+    # shellcheck disable=SC2086 # A list.
+    $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages >/dev/null
+    for package in $packages; do
+        $as_root systemctl disable --quiet "$package" >/dev/null 2>&1 || true
+    done
 }
 
 # erlang-NAME-dev has the application NAME with its headers.
@@ -93,28 +129,18 @@ if [ "$(id -u)" -eq 0 ]; then
 elif command -v sudo >/dev/null 2>&1 && sudo -n true 2>/dev/null; then
     as_root="sudo -n"
 else
+    choose
     echo "Missing, and only root may install it. Run this as root, and then the command again:" >&2
     echo "    apt-get update && apt-get install --no-install-recommends $packages" >&2
     exit 1
 fi
-echo "Installing with apt-get: $packages"
 $as_root apt-get update -qq
-if [ -n "$(unknown)" ]; then
-    echo "Not in this release, so looked for in its backports: $(unknown | tr '\n' ' ')"
-    add_backports
-    for package in $(unknown); do
-        case $package in
-            valkey-*)
-                echo "apt has no $package: taking Redis instead." >&2
-                wanted=$(echo "$wanted" | sed 's/valkey-\(server\|cli\)/redis-\1/g')
-                ;;
-        esac
-    done
-    packages=$(missing | tr '\n' ' ')
-    [ -n "$packages" ] || exit 0
-fi
-# sudo keeps no variables.
-$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages >/dev/null
+case "$backports $packages" in
+    "yes "*valkey-*) apt-cache show valkey-server >/dev/null 2>&1 || add_backports ;;
+esac
+choose
+echo "Installing with apt-get: $packages"
+install_packages
 
 left=$(missing | tr '\n' ' ')
 if [ -n "$left" ]; then

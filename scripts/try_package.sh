@@ -1,7 +1,7 @@
 #!/bin/sh
-# Unpacks the package that `make package` has made in a root folder that has Debian's Erlang and openssl and nothing
-# else, least of all Rust, and lets openssl resume its session there. Debian only, as root. Nothing is installed or
-# mounted; the Debian packages are those of this machine's apt.
+# Unpacks the package of `make package` in a root folder with only Debian's Erlang and openssl, without Rust, and lets openssl
+# resume its session there. Needs Debian and root. The script installs and mounts nothing, and takes the Debian packages from
+# this machine's apt.
 set -eu
 cd "$(dirname "$0")/.."
 [ "$(id -u)" -eq 0 ] || { echo "Only root may change the root folder." >&2; exit 1; }
@@ -15,7 +15,7 @@ mkdir -p "$root/dev" "$root/tmp" "$work/archives/partial" "$work/helpers"
 apt-get -qq install --download-only -y --no-install-recommends \
     -o Dir::State::status="$work/status" -o Dir::Cache::archives="$work/archives" \
     base-files bash coreutils dash erlang-ssl grep libc-bin openssl sed >/dev/null
-# The first has the links that the others' paths go through.
+# The first package has links that the paths of the others use.
 for package in "$work"/archives/base-files_*.deb "$work"/archives/*.deb; do
     dpkg-deb -x "$package" "$root"
 done
@@ -24,7 +24,7 @@ mknod -m 666 "$root/dev/null" c 1 3
 echo '127.0.0.1 localhost' >"$root/etc/hosts"
 rm -rf "$work/archives"
 
-erlc -o "$work/helpers" test/rekindle_certs.erl test/rekindle_servers.erl test/rekindle_clients.erl
+erlc -o "$work/helpers" test/support/rekindle_certs.erl test/support/rekindle_servers.erl test/support/rekindle_clients.erl
 cp -R "$work/helpers" "$root/tmp"
 cp demo/sys.config "$root/tmp"
 mkdir -p "$root/opt/erlang"

@@ -1,10 +1,9 @@
-%% @doc Hours of what a server goes through, in minutes: devices that connect, resume and stay away too long, over TLS
-%% and DTLS, listeners that are closed and opened, connections and OTP's cache processes that are killed.
+%% @doc Puts hours of a server's life into minutes: devices connect, resume and stay away too long, over TLS and DTLS; listeners
+%% are closed and opened; connections and OTP's cache processes are killed.
 %% Started by run.sh.
 %%
-%% The server is a node of its own. Each device knows whether its session has to be resumed, or must not be, and
-%% tells when that is not so. The report at the end fails the run where any did, where the server logged an error
-%% that nobody provoked, or where its memory grew.
+%% The server is a node of its own. Each device knows whether its session has to resume, or must not, and reports a difference. The
+%% run fails if a device reports one, if the server logs an error that nobody provoked, or if its memory grows.
 -module(rekindle_soak).
 
 -export([start/1]).
@@ -12,7 +11,7 @@
 
 %% Seconds. The bounds are narrow, so that sessions expire and are evicted all the time.
 -define(LIFETIME, 30).
-%% What is left open, as clocks go in steps and a session is made before its device knows.
+%% Allowed difference, because clocks go in steps and a session is made before its device knows it.
 -define(DOUBT, 3).
 -define(MAX_SESSIONS, 300).
 
@@ -22,11 +21,11 @@
 %% OTP gives a cache supervisor up after four crashes an hour; two leave room for one that was not meant.
 -define(CACHE_KILLS_AN_HOUR, 2).
 
-%% Where a listener is `steady', it is never closed, and no session of it may be lost.
+%% A `steady' listener is never closed, and none of its sessions may be lost.
 -define(LISTENERS, [{steady, tls}, {steady_dtls, dtls}, {reopened, tls}, {reopened_dtls, dtls}, {killed, tls}]).
 -define(STEADY, [steady, steady_dtls]).
 
-%% What devices and the rest count in.
+%% The table of all counters.
 -define(TABLE, ?MODULE).
 
 %% @doc The arguments are minutes and an empty folder.
@@ -281,7 +280,7 @@ chaos(Node, Certs, Kills, N) ->
                     [{_, _, Port}] = ets:lookup(?TABLE, killed),
                     [_] = rekindle_node:call(Node, ?MODULE, kill_cache, [Port]),
                     count(killed_caches),
-                    %% What the listener is worth without its cache process differs between releases.
+                    %% Releases differ in what a listener without its cache process does.
                     timer:sleep(500),
                     open(Node, killed, tls, Certs),
                     chaos(Node, Certs, Later, N + 1);
@@ -296,7 +295,7 @@ reopen(Node, Name, Kind, Certs) ->
     open(Node, Name, Kind, Certs),
     count(reopened_listeners).
 
-%% As a hot upgrade does it: what runs in old code would be killed.
+%% Reloads as a hot upgrade does. Processes that run old code would be killed.
 reload(Node) ->
     _ = rekindle_node:call(Node, code, purge, [rekindle]),
     {module, rekindle} = rekindle_node:call(Node, code, load_file, [rekindle]),
@@ -315,7 +314,7 @@ sample(Node, Until, Samples) ->
 report(Seconds, Node, Samples) ->
     Infos = rekindle_node:call(Node, rekindle_admin, info, []),
     Reports = rekindle_node:run(Node, fun() -> counters:get(persistent_term:get(?MODULE), 1) end),
-    %% What the first fifth builds up is no growth.
+    %% The memory that the first fifth of the run takes does not count as growth.
     Rest = lists:nthtail(length(Samples) div 5, Samples),
     {First, Last} = {lists:sublist(Rest, length(Rest) div 4), lists:nthtail(3 * length(Rest) div 4, Rest)},
     Memory = fun(Place, Of) -> median([element(Place, Sample) || Sample <- Of]) end,

@@ -1,6 +1,6 @@
-%% Any term in any place of any native function: an answer or `badarg', and never the end of the node. The
-%% functions are those that rekindle_nif exports, and how to call them well is found by trying: a function
-%% that is new is covered, or the case says that it does not know how to call it.
+%% Calls every native function with any term in any place. It must answer or raise `badarg', and never end the node. The suite
+%% takes the functions that rekindle_nif exports, and finds out by trying how to call them correctly. So it covers a new function
+%% as well, or says that it does not know how to call it.
 -module(rekindle_bad_terms_SUITE).
 
 -include_lib("stdlib/include/assert.hrl").
@@ -21,7 +21,7 @@ suite() ->
 all() ->
     [any_term_in_any_place, large_terms_in_any_place, any_term_within_a_session, references_of_an_earlier_load].
 
-%% A node of its own, so that its end is seen as one.
+%% The node is separate, so that its end is noticed.
 init_per_testcase(_Case, Config) ->
     [{node, rekindle_node:start([])} | Config].
 
@@ -38,11 +38,17 @@ any_term_in_any_place(Config) ->
         attack(Function, Calls, terms() ++ [wrapped(Term) || Term <- terms()])
     end).
 
+%% One large term at a time, made once for all functions, and not in every company.
 large_terms_in_any_place(Config) ->
-    for_each_function(Config, fun(Function, Calls) ->
-        %% One at a time, and not in every company.
-        [attack(Function, one_for_each_store(Calls), [Large()]) || Large <- large_terms()]
-    end).
+    [
+        begin
+            ok = rekindle_node:run(proplists:get_value(node, Config), fun() -> persistent_term:put(?MODULE, Large()) end),
+            for_each_function(Config, fun(Function, Calls) ->
+                attack(Function, one_for_each_store(Calls), [persistent_term:get(?MODULE)])
+            end)
+        end
+     || Large <- large_terms()
+    ].
 
 any_term_within_a_session(Config) ->
     for_each_function(Config, fun(Function, Calls) ->
@@ -58,7 +64,7 @@ references_of_an_earlier_load(Config) ->
     rekindle_node:run(proplists:get_value(node, Config), fun() ->
         Old = stores(),
         true = code:delete(rekindle_nif),
-        %% Nobody runs in it: this process only calls it.
+        %% No process runs in that code: this process only calls it.
         _ = code:purge(rekindle_nif),
         {module, rekindle_nif} = code:load_file(rekindle_nif),
         ok = rekindle_nif:loaded(),
@@ -87,7 +93,7 @@ for_each_function(Config, Attack) ->
 functions() ->
     rekindle_nif:module_info(exports) -- [{module_info, 0}, {module_info, 1}, {loaded, 0}].
 
-%% All ways to fill the arguments that the function takes.
+%% All ways to fill the function's arguments with good terms.
 good_calls({_, 0}) ->
     [];
 good_calls({Name, Arity} = Function) ->
@@ -114,7 +120,7 @@ one_for_each_store([[First | _] = Args | Calls]) when is_reference(First) ->
 one_for_each_store([Args | _]) ->
     [Args].
 
-%% Each term in each place of each call. Where only stores are good, no other term is.
+%% Each term in each place of each call. Where a store is needed, any other term must fail.
 attack({Name, 0}, [], _) ->
     ?assert(is_answer(call(Name, [])));
 attack({Name, Arity}, Calls, Terms) ->
@@ -127,7 +133,7 @@ attack({Name, Arity}, Calls, Terms) ->
         end
      || Term <- Terms, Place <- lists:seq(1, Arity), Args <- Calls
     ],
-    %% What was stored is not to be there for the next one.
+    %% The next call must not find what this one has stored.
     [rekindle_nif:clear(Store) || [Store | _] <- Calls, is_store(Store)],
     garbage_collect().
 
@@ -169,12 +175,12 @@ assert_sane() ->
 stores() ->
     [rekindle_nif:open_server(server, undefined, false, {1 bsl 30, 1000, 60_000}), rekindle_nif:open_client(client)].
 
-%% Of OTP 25.
+%% A session record of OTP 25.
 session() ->
-    {session, ?ID, {1, 2}, <<1:800>>, [<<2:800>>], undefined, 0, <<192, 48>>, <<3:384>>, undefined, true, 1,
+    {session, ?ID, {1, 2}, rekindle_certs:shaped(<<1:800>>), [<<2:800>>], undefined, 0, <<192, 48>>, <<3:384>>, undefined, true, 1,
         {namedCurve, {1, 3, 132, 0, 34}}, undefined, undefined}.
 
-%% Of a folder that cannot be.
+%% The options of a journal in a folder that cannot exist.
 journal() ->
     #{
         scope => <<"s">>,
@@ -246,7 +252,7 @@ references() ->
         %% A resource of another library.
         crypto:hash_init(sha256),
         element(2, file:open(code:which(?MODULE), [read, raw])),
-        %% Of another node: NEWER_REFERENCE_EXT and NEW_REFERENCE_EXT.
+        %% References of another node: NEWER_REFERENCE_EXT and NEW_REFERENCE_EXT.
         binary_to_term(<<131, 90, 3:16, (atom_of(<<"a@elsewhere">>))/binary, 7:32, 1:32, 2:32, 3:32>>),
         binary_to_term(<<131, 114, 3:16, (atom_of(<<"a@elsewhere">>))/binary, 3, 1:32, 2:32, 3:32>>),
         of_a_dropped_store()
@@ -255,7 +261,7 @@ references() ->
 atom_of(Name) ->
     <<119, (byte_size(Name)), Name/binary>>.
 
-%% What is left of a store's reference when the store is gone: its number.
+%% A store's reference after the store is gone: only its number is left.
 of_a_dropped_store() ->
     Self = self(),
     {_, Monitor} = spawn_monitor(fun() -> Self ! {number, term_to_binary(hd(stores()))} end),

@@ -1,5 +1,5 @@
-%% @doc How nodes come up that have Rekindle: distributed over TLS, where caches are opened before the native library can
-%% be loaded; again in the same emulator; without debug information; out of an archive.
+%% @doc Tests how nodes with Rekindle start: distributed over TLS, where caches are opened before the native library can be
+%% loaded; again in the same emulator; without debug information; from an archive.
 -module(rekindle_boot_SUITE).
 
 -include_lib("stdlib/include/assert.hrl").
@@ -13,9 +13,10 @@
     a_listener_gets_its_store_when_the_library_can_be_loaded/1,
     upgraded_sockets_get_their_store_when_the_library_can_be_loaded/1,
     the_client_gets_its_store_when_the_library_can_be_loaded/1,
-    a_library_that_is_missing_then_is_told_in_one_line/1
+    a_library_that_is_missing_then_is_reported_in_one_line/1
 ]).
 -export([
+    a_listener_that_is_opened_again_has_the_options_of_now/1,
     a_node_that_is_restarted_by_init_resumes/1,
     a_release_without_debug_information_resumes/1,
     an_escript_with_the_application_on_disk_resumes/1,
@@ -23,7 +24,7 @@
 ]).
 -export([accept/3, boot/2, serve_once/1]).
 
-%% The element of OTP's session record that its order has.
+%% The element of OTP's session record that is in its order.
 -define(INTERNAL_ID, 3).
 
 -define(KEYS, [session_cb, server_session_cb, client_session_cb]).
@@ -45,9 +46,10 @@ groups() ->
             a_listener_gets_its_store_when_the_library_can_be_loaded,
             upgraded_sockets_get_their_store_when_the_library_can_be_loaded,
             the_client_gets_its_store_when_the_library_can_be_loaded,
-            a_library_that_is_missing_then_is_told_in_one_line
+            a_library_that_is_missing_then_is_reported_in_one_line
         ]},
         {ways, [], [
+            a_listener_that_is_opened_again_has_the_options_of_now,
             a_node_that_is_restarted_by_init_resumes,
             a_release_without_debug_information_resumes,
             an_escript_with_the_application_on_disk_resumes,
@@ -56,8 +58,7 @@ groups() ->
     ].
 
 init_per_suite(Config) ->
-    {ok, _} = application:ensure_all_started(public_key),
-    [{certs, rekindle_certs:make(proplists:get_value(priv_dir, Config))} | Config].
+    rekindle_certs:with_certs(Config).
 
 end_per_suite(_Config) ->
     ok.
@@ -91,7 +92,7 @@ resumes_distribution(Mode, Config) ->
     ?assert(books_agree(Client, ssl_manager_dist)),
     ?assertEqual([0, 0], [Faults || #{scope := client, faults := Faults} <- rekindle_node:call(Client, rekindle_admin, info, [])]),
     ?assertEqual(Managers, [whereis(Node, ssl_manager_dist) || Node <- Nodes]),
-    %% And other servers of the node.
+    %% Other servers of the node resume as well.
     {ok, _} = rekindle_node:call(Server, application, ensure_all_started, [ssl]),
     ?assertEqual({1, 5}, openssl_reconnect(serve(Server, tls, Config))),
     [rekindle_node:stop(Node) || Node <- Nodes].
@@ -127,7 +128,7 @@ start_release(Release, Mode, Args) ->
     {ok, Node, _} = peer:start(#{connection => standard_io, args => Common ++ Args}),
     [
         {module, _} = rekindle_node:call(Node, code, load_abs, [filename:rootname(code:which(Module))])
-     || Module <- [rekindle_node, rekindle_lines, rekindle_servers, ?MODULE]
+     || Module <- [rekindle_node, rekindle_log_lines, rekindle_servers, ?MODULE]
     ],
     Node.
 
@@ -140,7 +141,7 @@ dist_options(Config) ->
     ok = write_terms(File, [[{server, Server}, {client, Client}]]),
     File.
 
-%% The certificate has no node's host in it.
+%% The certificate does not contain the node's host.
 accept(_Certificate, {bad_cert, hostname_check_failed}, State) -> {valid, State};
 accept(_Certificate, {bad_cert, Reason}, _State) -> {fail, Reason};
 accept(_Certificate, {extension, _}, State) -> {unknown, State};
@@ -171,13 +172,15 @@ upgraded_sockets_get_their_store_when_the_library_can_be_loaded(Config) ->
 
 gets_its_store(Node, Port, Process) ->
     ?assertEqual({6, 0}, openssl_reconnect(Port)),
-    ?assertEqual([], rekindle_lines:taken(Node)),
+    ?assertEqual([], rekindle_log_lines:taken(Node)),
     load_library(Node),
+    %% The doctor does not take the caches for OTP's own.
+    ?assertEqual([], rekindle_node:call(Node, rekindle_admin, findings, [])),
     ?assertEqual({1, 5}, openssl_reconnect(Port)),
     ?assert(rekindle_node:call(Node, erlang, is_process_alive, [Process])),
     ?assertEqual(1, order_size(Node, Process)),
     ?assertMatch([#{sessions := 1, hits := 5, faults := 0}], servers(Node)),
-    ?assertEqual([], rekindle_lines:taken(Node)),
+    ?assertEqual([], rekindle_log_lines:taken(Node)),
     %% Nothing else keeps the store.
     ok = rekindle_node:call(Node, application, stop, [ssl]),
     rekindle_node:await(fun() -> servers(Node) =:= [] end).
@@ -198,11 +201,11 @@ the_client_gets_its_store_when_the_library_can_be_loaded(Config) ->
     ?assertEqual(1, order_size(Node, Manager)),
     ?assert(books_agree(Node, ssl_manager)),
     ?assertMatch(#{sessions := 1, faults := 0}, scope(Node, client)),
-    ?assertEqual([], rekindle_lines:taken(Node)),
+    ?assertEqual([], rekindle_log_lines:taken(Node)),
     rekindle_node:stop(Node).
 
 %% The listener works on: it is too late to refuse it.
-a_library_that_is_missing_then_is_told_in_one_line(Config) ->
+a_library_that_is_missing_then_is_reported_in_one_line(Config) ->
     App = filename:join(proplists:get_value(dir, Config), "rekindle"),
     ok = file:make_dir(App),
     {0, _} = rekindle_clients:run("cp", ["-R", filename:dirname(code:which(rekindle)), App], [], 60_000),
@@ -214,7 +217,7 @@ a_library_that_is_missing_then_is_told_in_one_line(Config) ->
     true = rekindle_node:call(Node, code, replace_path, [rekindle, filename:join(App, "ebin")]),
     load_library(Node),
     [?assertEqual({6, 0}, openssl_reconnect(Port)) || _ <- lists:seq(1, 2)],
-    Told = [Line || Line <- rekindle_lines:taken(Node), string:find(Line, "cannot be loaded") =/= nomatch],
+    Told = [Line || Line <- rekindle_log_lines:taken(Node), string:find(Line, "cannot be loaded") =/= nomatch],
     ?assertMatch([_], Told),
     ?assertNotEqual(nomatch, string:find(Told, filename:join(App, "priv/rekindle_nif.so"))),
     ?assertEqual(1, order_size(Node, listener_cache(Node))),
@@ -222,11 +225,10 @@ a_library_that_is_missing_then_is_told_in_one_line(Config) ->
 
 %% ---- a node in which it is too early ----
 
-%% As it is in embedded mode before the functions of modules have run that are to run when these are loaded: OTP knows
-%% the module, and it is not there.
+%% Makes the state of embedded mode before the modules' on_load functions have run: OTP knows the module, but it is not loaded.
 start_early(Config) ->
     Node = start_release(make_release(Config), "embedded", []),
-    ok = rekindle_lines:collect(Node),
+    ok = rekindle_log_lines:collect(Node),
     ok = rekindle_node:call(Node, application, stop, [ssl]),
     true = rekindle_node:call(Node, erlang, delete_module, [rekindle_nif]),
     true = rekindle_node:call(Node, erlang, purge_module, [rekindle_nif]),
@@ -239,13 +241,28 @@ load_library(Node) ->
 
 %% ---- other ways ----
 
+a_listener_that_is_opened_again_has_the_options_of_now(Config) ->
+    Node = rekindle_node:start_ssl([]),
+    {Server, Port} = rekindle_node:call(Node, rekindle_servers, start, [tls, tls_options(Config)]),
+    Folder = filename:join(proplists:get_value(dir, Config), "journal"),
+    Options = [{scope, #{Port => mqtt}}, {journal, {folder, Folder}}],
+    ok = rekindle_node:call(Node, application, set_env, [ssl, session_cb_init_args, Options]),
+    ?assertEqual({1, 5}, openssl_reconnect(Port)),
+    ?assertMatch([#{scope := {listener, tls, _}, journal := undefined}], servers(Node)),
+    ok = rekindle_node:call(Node, rekindle_servers, stop, [Server]),
+    {_, Port} = rekindle_node:call(Node, rekindle_servers, start, [tls, [{port, Port} | tls_options(Config)]]),
+    ?assertEqual({1, 5}, openssl_reconnect(Port)),
+    %% The scope of the closed listener can be there for a moment.
+    ?assertMatch([#{hits := 5, journal := #{}}], [Info || #{scope := {shared, tls, mqtt}} = Info <- servers(Node)]),
+    rekindle_node:stop(Node).
+
 a_node_that_is_restarted_by_init_resumes(Config) ->
     Boots = filename:join(proplists:get_value(dir, Config), "boots"),
     Eval = io_lib:format("~s:boot(~0p, ~0p).", [?MODULE, Boots, tls_options(Config)]),
     {0, Output} = erl(["-eval", lists:flatten(Eval)]),
     ?assertEqual([<<"0 1 5">>, <<"1 1 5">>, <<"2 1 5">>], told(Output)).
 
-%% What the node does at each boot, and then three times in all.
+%% Runs the fun at each of three boots.
 boot(Boots, Options) ->
     Number = case file:read_file(Boots) of {ok, Written} -> binary_to_integer(Written); {error, enoent} -> 0 end,
     ok = file:write_file(Boots, integer_to_binary(Number + 1)),
@@ -348,7 +365,7 @@ order(Node, Process) ->
     [Order] = [Field || {Size, _} = Field <- tuple_to_list(rekindle_node:call(Node, sys, get_state, [Process])), is_integer(Size)],
     Order.
 
-%% Whether the manager has in its order what is stored, and no more.
+%% Whether the manager's order has exactly the stored sessions.
 books_agree(Node, Manager) ->
     Stored = rekindle_node:run(Node, fun() ->
         [Cache] = [Field || Field <- tuple_to_list(sys:get_state(Manager)), is_tuple(Field), element(1, Field) =:= client],

@@ -32,7 +32,7 @@
 -define(TIMEOUT, 15_000).
 -define(HOST, "localhost").
 
-%% Elements of OTP's session record that are the same in all releases.
+%% Elements of OTP's session record at places that are the same in all releases.
 -define(SESSION_ID, 2).
 -define(INTERNAL_ID, 3).
 -define(PRIVATE_KEY, 6).
@@ -271,7 +271,7 @@ clients_with_certificates_resume(Config) ->
             visit(Port, Certs, [{reuse_sessions, save} | identity(KeyType, Certs)])
          || KeyType <- [rsa, ec]
         ],
-        %% Of the sessions selected, ssl offers one that was made with the same certificate.
+        %% ssl offers one of the selected sessions that was made with the same certificate.
         ?assertEqual(Ec, visit(Port, Certs, [{reuse_sessions, true} | identity(ec, Certs)])),
         ?assertEqual(Rsa, visit(Port, Certs, [{reuse_sessions, true} | identity(rsa, Certs)])),
         ?assertEqual([Rsa, Ec, Ec, Rsa], server_view(Server, 4))
@@ -284,7 +284,7 @@ equivalent_sessions_are_registered_once(Config) ->
         [Id | Others] = [visit(Port, Certs, [{reuse_sessions, true} | Opts]) || _ <- lists:seq(1, 3)],
         ?assertEqual([Id, Id], Others),
         ?assertEqual([Id, Id, Id], server_view(Server, 3)),
-        %% As a second connection that was made at the same time as the first would do.
+        %% A second connection that was made at the same time as the first does this.
         Twin = with_id(the_session(), new_id()),
         put(ssl_manager, ssl_manager),
         ok = ssl_manager:register_session(?HOST, Port, Twin, unique),
@@ -305,7 +305,7 @@ a_deleted_session_is_found_for_a_moment_by_who_has_chosen_it(Config) ->
         Lookup = fun() -> rekindle:lookup(Cache, Key) end,
         Select = fun() -> rekindle:select_session(Cache, {?HOST, Port}) end,
         [Named, Selected, Late, Later] = Connections = [connection() || _ <- lists:seq(1, 4)],
-        %% Told which session to offer, and not.
+        %% With and without the option that names the session to offer.
         [?assert(in_connection(Connection, Lookup) =:= Session) || Connection <- [Named, Late]],
         [?assertMatch([_], in_connection(Connection, Select)) || Connection <- [Selected, Later]],
         ?assert(Lookup() =:= Session),
@@ -317,7 +317,7 @@ a_deleted_session_is_found_for_a_moment_by_who_has_chosen_it(Config) ->
         assert_not_listed(Port),
         timer:sleep(1000),
         [?assert(in_connection(Connection, Lookup) =:= Session) || Connection <- [Named, Selected]],
-        %% Where they begin again, they do not offer it any more.
+        %% When these connections begin again, they no longer offer it.
         [?assertEqual(undefined, in_connection(Connection, Lookup)) || Connection <- [Named, Selected]],
         ?assertEqual([], in_connection(Later, Select)),
         ?assertEqual(undefined, in_connection(Later, Lookup)),
@@ -328,7 +328,7 @@ a_deleted_session_is_found_for_a_moment_by_who_has_chosen_it(Config) ->
         [exit(Connection, kill) || Connection <- Connections]
     end).
 
-%% As OTP's connections are.
+%% Makes this process look like one of OTP's connections.
 connection() ->
     spawn(fun() ->
         put(ssl_manager, ssl_manager),
@@ -474,7 +474,7 @@ compare(Step, Seed, Call, {Default, Ours}) ->
     Answer = answer(rekindle, Ours, Call),
     Expected =:= Answer orelse ct:fail({differs, Step, {seed, Seed}, Call, {default, Expected}, {rekindle, Answer}}).
 
-%% What update and delete answer means nothing to OTP.
+%% OTP ignores the results of update and delete.
 answer(Module, Cache, {update, Args}) ->
     _ = apply(Module, update, [Cache | Args]),
     done;
@@ -501,7 +501,7 @@ random_call() ->
 random_key() ->
     {random_peer(), one_of([<<N:256>> || N <- lists:seq(1, 5)] ++ [<<>>, <<1>>])}.
 
-%% Among them such as are the beginning of another, in Erlang or as bytes.
+%% Some keys are the beginning of another one, as a term or as bytes.
 random_peer() ->
     one_of([
         {"a", 1},
@@ -591,7 +591,7 @@ assert_same_manager() ->
 cache() ->
     element(2, manager_state()).
 
-%% Found by content: not in all releases is it the last field.
+%% It is found by content, because it is not the last field in all releases.
 order_place(State) ->
     [Place] = [Place || Place <- lists:seq(1, tuple_size(State)), is_gb_tree(element(Place, State))],
     Place.
@@ -601,7 +601,7 @@ is_gb_tree({Size, Root}) when is_integer(Size) ->
 is_gb_tree(_) ->
     false.
 
-%% The manager's order of sessions names just those that the cache holds.
+%% The manager's order has exactly the sessions of the cache.
 assert_books_agree() ->
     State = manager_state(),
     Ordered = gb_trees:values(element(order_place(State), State)),

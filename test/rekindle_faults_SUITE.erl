@@ -1,5 +1,5 @@
-%% Whatever fails in the native layer, OTP's processes live on: shown with a library that panics or
-%% refuses on demand (the cargo feature `testing`), built here and used in nodes of its own.
+%% Tests that OTP's processes survive whatever fails in the native library. The suite builds a library that panics or refuses on
+%% demand (the cargo feature `testing`), and uses it in nodes of its own.
 -module(rekindle_faults_SUITE).
 
 -include_lib("common_test/include/ct.hrl").
@@ -45,7 +45,7 @@ a_server_without_its_library_makes_full_handshakes(Config) ->
             inject(Node, Mode),
             ?assertEqual({6, 0}, reconnect(Port)),
             [#{faults := Faults}] = scopes(Node, server),
-            %% Six connections: six sessions to register and five to look up.
+            %% Six connections register six sessions and look up five.
             ?assertEqual({Mode, 11}, {Mode, Faults}),
             inject(Node, none),
             ?assertEqual({1, 5}, reconnect(Port)),
@@ -67,7 +67,7 @@ every_server_callback_answers(Config) ->
                 ?assertEqual(undefined, rekindle:lookup(Cache, Id)),
                 ?assertEqual(ok, rekindle:update(Cache, Id, another_term)),
                 ?assertEqual(ok, rekindle:delete(Cache, Id)),
-                %% It was no session that was registered.
+                %% The registered term was no session.
                 ?assertEqual(0, rekindle:size(Cache)),
                 ?assertEqual(0, elsewhere(fun() -> rekindle:size(Cache) end)),
                 ?assertEqual(ok, elsewhere(fun() -> rekindle:delete(Cache, Id) end)),
@@ -111,7 +111,7 @@ every_client_callback_answers(Config) ->
     end),
     rekindle_node:stop(Node).
 
-%% A session whose deletion failed is one the manager has no note of any more.
+%% The manager's order no longer has a session whose deletion failed.
 the_client_manager_starts_over_after_a_fault(Config) ->
     Node = start(Config),
     rekindle_node:run(Node, fun() ->
@@ -128,7 +128,7 @@ the_client_manager_starts_over_after_a_fault(Config) ->
         ?assertEqual(0, rekindle:size(Cache)),
         ok = rekindle_nif:inject_fault(none),
         ?assertEqual(undefined, rekindle:lookup(Cache, Key)),
-        ?assertError(books_adrift, rekindle:size(Cache)),
+        ?assertError(out_of_sync, rekindle:size(Cache)),
         ?assertEqual({a_term, 1}, elsewhere(fun() -> {rekindle:lookup(Cache, Key), rekindle:size(Cache)} end))
     end),
     rekindle_node:stop(Node).
@@ -149,7 +149,7 @@ a_client_without_its_library_makes_full_handshakes(Config) ->
      || Mode <- [panic, refusal]
     ],
     inject(Node, none),
-    %% The manager starts over where it would register the first of them.
+    %% The manager starts over when it is about to register the first of them.
     #{full := 2, resumed := 0} = erlang_client(Node, Port, Config),
     #{full := 1, resumed := 1} = erlang_client(Node, Port, Config),
     ?assertEqual(Manager, rekindle_node:call(Node, erlang, whereis, [ssl_manager])),
@@ -197,13 +197,13 @@ faults_are_logged_less_and_less_and_without_secrets(Config) ->
         timer:sleep(500),
         logged()
     end),
-    %% At 1, 2, 4, 8, 16, 32 and 64.
+    %% The lines are about faults 1, 2, 4, 8, 16, 32 and 64.
     ?assertEqual(7, length(Lines)),
     ?assertEqual([], [Line || Line <- Lines, string:find(Line, Secret) =/= nomatch]),
     [?assertMatch([_ | _], string:find(hd(Lines), Part)) || Part <- ["nif_panicked", "faults.rs:"]],
     rekindle_node:stop(Node).
 
-%% As ssl_manager does where one kind of call keeps failing.
+%% ssl_manager does this if one kind of call keeps failing.
 faults_of_a_client_that_starts_over_are_logged_less_and_less(Config) ->
     Node = start(Config),
     Lines = rekindle_node:run(Node, fun() ->
@@ -214,13 +214,13 @@ faults_of_a_client_that_starts_over_are_logged_less_and_less(Config) ->
                 ok = rekindle_nif:inject_fault(panic),
                 ok = rekindle:update(Cache, {{"localhost", 443}, <<N:256>>}, any),
                 ok = rekindle_nif:inject_fault(none),
-                ?assertError(books_adrift, rekindle:size(Cache))
+                ?assertError(out_of_sync, rekindle:size(Cache))
             end
          || N <- lists:seq(1, 100)
         ],
         [receive {logged, Line} -> Line after 10_000 -> none end || _ <- lists:seq(1, 7)] ++ logged()
     end),
-    %% Each from a process of its own, in any order.
+    %% Each line comes from a process of its own, in any order.
     ?assertEqual([1, 2, 4, 8, 16, 32, 64], lists:sort(counts(Lines))),
     rekindle_node:stop(Node).
 
@@ -239,7 +239,7 @@ caches_of_a_module_that_was_unloaded_and_loaded_itself_count_faults(Config) ->
     %% Each: six sessions to register, and five to look up.
     ?assertMatch([#{faults := 11}, #{faults := 11}], scopes(Node, server)),
     ?assertEqual([1, 1, 2, 2, 4, 4, 8, 8], counts_logged(Node, 8)),
-    %% What is opened with the module as it is now works.
+    %% A cache that is opened with the present module works.
     ok = rekindle_node:call(Node, rekindle_servers, stop, [Server]),
     {_, NextPort} = start_server(Node, Config),
     ?assertEqual({1, 5}, reconnect(NextPort)),
@@ -269,7 +269,7 @@ caches_of_a_module_that_is_gone_count_faults_and_log_them(Config) ->
     ?assertEqual(1, rekindle_node:run(Node, fun() -> value_of(rekindle_up) end)),
     rekindle_node:stop(Node).
 
-%% Nor its listener, where that starts another process.
+%% The same for a listener that starts another process.
 a_process_restarted_without_the_module_does_not_end_its_supervisor(Config) ->
     Node = start(Config),
     {_, UpgradePort} = start_server(Node, upgrade, Config),
@@ -345,7 +345,7 @@ unload(Node) ->
     true = rekindle_node:call(Node, code, delete, [rekindle_nif]),
     false = rekindle_node:call(Node, code, purge, [rekindle_nif]).
 
-%% Where the code server loads no module by itself, one that was unloaded has no function; nor has this one.
+%% In embedded mode, a module that was unloaded has no functions. Nor has the empty module that is loaded here.
 take_away(Node) ->
     {ok, rekindle_nif, Empty} = compile:forms([{attribute, 1, module, rekindle_nif}]),
     unload(Node),

@@ -1,5 +1,5 @@
-%% Sessions that several nodes share by Valkey or Redis: what is made on one node is resumed on the others, what is
-%% revoked on one is revoked on all, and nothing is shared by accident.
+%% Tests that nodes share sessions through Valkey or Redis: a session of one node resumes on the others, a revocation on one node
+%% holds on all, and nothing is shared by accident.
 -module(rekindle_fleet_SUITE).
 
 -include_lib("common_test/include/ct.hrl").
@@ -48,7 +48,8 @@ init_per_suite(Config) ->
 end_per_suite(_Config) ->
     ok.
 
-%% Where neither is installed, nothing is proved: that is a failure. Valkey's cases are Redis' where only that is.
+%% If neither server is installed, the suite fails, because it proves nothing then. If only Redis is installed, Valkey's cases use
+%% Redis.
 init_per_group(Group, Config) ->
     Program = atom_to_list(Group),
     case rekindle_valkey:programs() of
@@ -153,8 +154,8 @@ a_listener_without_a_name_shares_nothing(Config) ->
     ?assertMatch(#{resumed := 1}, offer(Saved, Port, Config)),
     [#{journal := undefined}] = servers(Node),
     ?assertEqual("0", rekindle_valkey:command(Valkey, ["DBSIZE"])),
-    [{warning, Line}] = rekindle_node:call(Node, rekindle_admin, doctor, []),
-    ?assertNotEqual(nomatch, string:find(Line, "write {scope, #{Port => Name}}")),
+    [{warning, Line}] = rekindle_node:call(Node, rekindle_admin, findings, []),
+    ?assertNotEqual(nomatch, string:find(Line, "write {scope, #{" ++ integer_to_list(Port) ++ " => ")),
     rekindle_node:stop(Node).
 
 names_are_kept_apart(Config) ->
@@ -179,7 +180,7 @@ other_keys_open_nothing(Config) ->
     Saved = save(1, FirstPort, Config),
     await(fun() -> maps:get(forged, journal(Second, skipped)) >= 2 end),
     ?assertMatch(#{resumed := 0}, offer(Saved, SecondPort, Config)),
-    ?assertMatch([{error, _}], rekindle_node:call(Second, rekindle_admin, doctor, [])),
+    ?assertMatch([{error, _}], rekindle_node:call(Second, rekindle_admin, findings, [])),
     stop_all([{First, 0}, {Second, 0}]).
 
 %% The fields of its records are the same. rekindle_layout_SUITE has those whose fields are not.
@@ -259,16 +260,16 @@ the_doctor_sees_what_is_wrong_in_a_fleet(Config) ->
     [{First, FirstPort}] = start_nodes(1, Valkey, Config),
     #{server := #{rsa := #{cert := Cert, key := Key}}} = ?config(certs, Config),
     {Second, _} = start_node(journal(Valkey, Config, []), [{certfile, Cert}, {keyfile, Key}], Config),
-    ?assertEqual([], rekindle_node:call(First, rekindle_admin, doctor, [])),
+    ?assertEqual([], rekindle_node:call(First, rekindle_admin, findings, [])),
     Port = proplists:get_value(port, servers_port(Second)),
     _ = save(1, FirstPort, Config),
     _ = save(2, Port, Config, #{cipher => "ECDHE-RSA-AES256-GCM-SHA384"}),
     await(fun() -> sessions(First) =:= 2 andalso sessions(Second) =:= 2 end),
-    [{note, Certificates}] = rekindle_node:call(First, rekindle_admin, doctor, []),
+    [{note, Certificates}] = rekindle_node:call(First, rekindle_admin, findings, []),
     ?assertNotEqual(nomatch, string:find(Certificates, "2 server certificates")),
     ok = rekindle_valkey:stop(Valkey),
     await(fun() -> journal(First, state) =:= down end),
-    [{error, Down} | _] = rekindle_node:call(First, rekindle_admin, doctor, []),
+    [{error, Down} | _] = rekindle_node:call(First, rekindle_admin, findings, []),
     ?assertNotEqual(nomatch, string:find(Down, "the journal does not work")),
     ?assertEqual(nomatch, string:find(Down, maps:get(password, Valkey))),
     stop_all([{First, 0}, {Second, 0}]).
@@ -276,7 +277,7 @@ the_doctor_sees_what_is_wrong_in_a_fleet(Config) ->
 the_doctor_says_what_is_not_promised_without_a_node_folder(Config) ->
     Valkey = start_valkey(Config),
     {Node, _} = start_node(journal(Valkey, Config, []) ++ [{node_folder, none}], [], Config),
-    [{note, Line}] = rekindle_node:call(Node, rekindle_admin, doctor, []),
+    [{note, Line}] = rekindle_node:call(Node, rekindle_admin, findings, []),
     [?assertNotEqual({Line, nomatch}, {Line, string:find(Line, Part)}) || Part <- ["node_folder", "A revocation is lost if", "wait_for_living_node"]],
     rekindle_node:stop(Node).
 
@@ -286,7 +287,7 @@ the_doctor_sees_clocks_that_differ(Config) ->
     rekindle_proxy:set(Proxy, {clock_ahead, 10}),
     {Node, _} = start_node(journal(Valkey#{port := rekindle_proxy:port(Proxy)}, Config, []), [], Config),
     await(fun() -> journal(Node, clock_ahead) > 5000 end),
-    [{warning, Line}] = rekindle_node:call(Node, rekindle_admin, doctor, []),
+    [{warning, Line}] = rekindle_node:call(Node, rekindle_admin, findings, []),
     ?assertMatch({Line, {match, _}}, {Line, re:run(Line, "clocks .* differ by (9\\.9|10\\.\\d) s")}),
     rekindle_node:stop(Node),
     rekindle_proxy:stop(Proxy).
@@ -299,14 +300,14 @@ without_a_key_file_nodes_wait_for_it(Config) ->
     Saved = save(1, FirstPort, Config),
     ?assertMatch(#{resumed := 1}, offer(Saved, FirstPort, Config)),
     ?assertMatch(#{resumed := 0}, offer(Saved, SecondPort, Config)),
-    [{error, Line}] = rekindle_node:call(First, rekindle_admin, doctor, []),
+    [{error, Line}] = rekindle_node:call(First, rekindle_admin, findings, []),
     ?assertNotEqual({Line, nomatch}, {Line, string:find(Line, KeyFile)}),
     %% It is the same on all: nobody makes one.
     ?assertNot(filelib:is_file(KeyFile)),
     write_keys(KeyFile, [key("a")]),
     await(fun() -> sessions(First) =:= 2 andalso sessions(Second) =:= 2 end),
     ?assertMatch(#{resumed := 1}, offer(Saved, SecondPort, Config)),
-    ?assertEqual([], rekindle_node:call(First, rekindle_admin, doctor, [])),
+    ?assertEqual([], rekindle_node:call(First, rekindle_admin, findings, [])),
     stop_all(Nodes).
 
 the_metrics_have_the_journal(Config) ->
@@ -376,7 +377,7 @@ it_works_with_a_cluster(Config) ->
     await(fun() -> string:find(rekindle_valkey:command(One, ["CLUSTER", "INFO"]), "cluster_state:ok") =/= nomatch end),
     Nodes = [{_, FirstPort}, {Second, SecondPort}] =
         [start_node(journal(One, Config, [{cluster, true}, {partitions, 8}]), [], Config) || _ <- [1, 2]],
-    %% What waits until the log is known goes to one of the servers.
+    %% Records that wait until the log is known go to one of the servers.
     await(fun() -> journal(element(1, hd(Nodes)), replay) =/= undefined end),
     Saved = [save(N, FirstPort, Config) || N <- lists:seq(1, 12)],
     await(fun() -> sessions(Second) =:= 12 end),
@@ -391,7 +392,7 @@ it_works_with_a_cluster(Config) ->
 
 %% ---- helpers ----
 
-%% So many sessions, and what they refer to: a template, a knowledge and a clock.
+%% This many sessions, and the records that they refer to: a template, a knowledge and a clock.
 await_written(Node, Sessions) ->
     await(fun() -> journal(Node, written) >= Sessions + 3 andalso journal(Node, queued) =:= 0 end).
 
@@ -444,8 +445,8 @@ stop_all(Nodes) ->
     [rekindle_node:stop(Node) || {Node, _} <- Nodes],
     ok.
 
-%% An authority, and a certificate for 127.0.0.1, as rustls wants them: public_key's test certificates name the curve
-%% where it does not belong.
+%% An authority, and a certificate for 127.0.0.1, in a form that rustls accepts. It rejects public_key's test certificates, which
+%% name the curve in the wrong place.
 openssl_certs(Dir) ->
     [Ca, CaKey, Request, Cert, Key] = [filename:join(Dir, File) || File <- ["ca.pem", "ca.key", "server.csr", "server.pem", "server.key"]],
     New = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=test"],

@@ -1,4 +1,4 @@
-%% @doc Listeners whose sockets are no ports: `inet_backend = socket', for the node or for one of them.
+%% @doc Tests listeners whose sockets are not ports: `inet_backend = socket', for the node or for one listener.
 -module(rekindle_inet_backend_SUITE).
 
 -include_lib("stdlib/include/assert.hrl").
@@ -23,7 +23,7 @@
 suite() ->
     [{timetrap, {minutes, 3}}].
 
-%% OTP 27 and later tell which socket a cache process is for.
+%% From OTP 27 on, a cache process's label has its socket.
 all() ->
     {module, _} = code:ensure_loaded(proc_lib),
     case erlang:function_exported(proc_lib, get_label, 1) of
@@ -48,8 +48,7 @@ groups() ->
     ].
 
 init_per_suite(Config) ->
-    {ok, _} = application:ensure_all_started(public_key),
-    [{certs, rekindle_certs:make(proplists:get_value(priv_dir, Config))} | Config].
+    rekindle_certs:with_certs(Config).
 
 end_per_suite(_Config) ->
     ok.
@@ -67,7 +66,7 @@ listeners_have_their_names(Config) ->
         end
      || Kind <- [tls, dtls]
     ],
-    ?assertEqual([], rekindle_lines:taken(Node)),
+    ?assertEqual([], rekindle_log_lines:taken(Node)),
     rekindle_node:stop(Node).
 
 upgraded_sockets_have_theirs(Config) ->
@@ -75,10 +74,10 @@ upgraded_sockets_have_theirs(Config) ->
     {_, Port} = serve(Node, upgrade, [], Config),
     ?assertEqual({1, 1}, full_and_resumed(tls, Port)),
     ?assertEqual([upgraded], scopes_with_hits(Node)),
-    ?assertEqual([], rekindle_lines:taken(Node)),
+    ?assertEqual([], rekindle_log_lines:taken(Node)),
     rekindle_node:stop(Node).
 
-%% Not every release's ssl takes these options.
+%% Not every release's ssl accepts these options.
 a_listener_may_have_the_backend_alone(Config) ->
     Node = start([], []),
     Options = [[{inet_backend, socket}], [{cb_info, {tls_socket_tcp, tcp, tcp_closed, tcp_error}}]],
@@ -90,11 +89,11 @@ a_listener_may_have_the_backend_alone(Config) ->
         end
      || {ok, Label} <- Opened
     ],
-    ?assertEqual([], rekindle_lines:taken(Node)),
+    ?assertEqual([], rekindle_log_lines:taken(Node)),
     rekindle_node:stop(Node),
     [ok || {ok, _} <- Opened] =/= [] orelse {skip, "ssl of this release takes no such option"}.
 
-%% The new scope's label.
+%% The new scope's name.
 open(Node, Options) ->
     rekindle_node:run(Node, fun() ->
         Before = [Number || #{number := Number} <- rekindle_admin:info()],
@@ -178,21 +177,21 @@ listeners_work_and_one_line_tells_what_they_lack(Config) ->
     ?assertNot(filelib:is_dir(Folder)),
     {_, Upgrade} = serve(Node, upgrade, [], Config),
     ?assertEqual({1, 1}, full_and_resumed(tls, Upgrade)),
-    Told = [Line || Line <- rekindle_lines:taken(Node), string:find(Line, "inet_backend") =/= nomatch],
-    ?assertMatch(["rekindle: a listener's socket is no port" ++ _], Told),
+    Told = [Line || Line <- rekindle_log_lines:taken(Node), string:find(Line, "inet_backend = ") =/= nomatch],
+    ?assertMatch(["rekindle: a listener's socket is not a port" ++ _], Told),
     rekindle_node:stop(Node),
-    %% Nothing is said where there is nothing to say.
+    %% No line is logged without a reason.
     Ordinary = start([], []),
     {_, Port} = serve(Ordinary, tls, [], Config),
     ?assertEqual({1, 1}, full_and_resumed(tls, Port)),
-    ?assertEqual([], rekindle_lines:taken(Ordinary)),
+    ?assertEqual([], rekindle_log_lines:taken(Ordinary)),
     rekindle_node:stop(Ordinary).
 
 %% ---- nodes, servers and clients ----
 
 start(Args, Options) ->
     Node = rekindle_node:start([{session_cb_init_args, Options}], [], Args),
-    ok = rekindle_lines:collect(Node),
+    ok = rekindle_log_lines:collect(Node),
     {ok, _} = rekindle_node:call(Node, application, ensure_all_started, [ssl]),
     Node.
 

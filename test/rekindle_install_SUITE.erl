@@ -1,4 +1,4 @@
-%% @doc The ways into a node, and out of it: what is missing, loaded again, released, depended on.
+%% @doc Tests how Rekindle gets into a node: missing libraries, modules that are loaded again, releases, dependencies.
 -module(rekindle_install_SUITE).
 
 -include_lib("stdlib/include/assert.hrl").
@@ -6,12 +6,13 @@
 -export([all/0, groups/0, init_per_suite/1, end_per_suite/1, init_per_testcase/2, end_per_testcase/2]).
 
 -export([
-    a_missing_library_is_told_in_one_line/1,
-    a_file_that_is_no_library_is_told_in_one_line/1,
-    the_library_of_another_module_is_told_in_one_line/1,
-    a_library_with_unknown_functions_is_told_in_one_line/1,
+    a_missing_library_is_reported_in_one_line/1,
+    a_file_that_is_no_library_is_reported_in_one_line/1,
+    the_library_of_another_module_is_reported_in_one_line/1,
+    a_library_with_unknown_functions_is_reported_in_one_line/1,
     a_missing_library_fails_listen_with_one_line/1,
-    a_library_that_comes_later_can_be_loaded/1
+    a_library_that_comes_later_can_be_loaded/1,
+    a_library_without_journals_says_which_feature_is_missing/1
 ]).
 -export([
     loading_the_callback_module_again_keeps_sessions/1,
@@ -19,7 +20,8 @@
     unloading_the_native_module_leaves_the_listeners_working/1,
     unloading_the_native_module_for_good_leaves_the_listeners_working/1,
     unloading_without_references_leaves_the_thread_its_code/1,
-    the_library_is_never_unmapped/1
+    the_library_is_never_unmapped/1,
+    the_library_is_small/1
 ]).
 -export([
     the_application_need_not_be_started/1,
@@ -33,6 +35,7 @@
 
 -define(KEYS, [session_cb, server_session_cb, client_session_cb]).
 -define(MINUTE, 60_000).
+-define(MAX_LIBRARY_BYTES, 4_500_000).
 
 all() ->
     [{group, missing}, {group, reloading}, {group, packaging}].
@@ -40,12 +43,13 @@ all() ->
 groups() ->
     [
         {missing, [], [
-            a_missing_library_is_told_in_one_line,
-            a_file_that_is_no_library_is_told_in_one_line,
-            the_library_of_another_module_is_told_in_one_line,
-            a_library_with_unknown_functions_is_told_in_one_line,
+            a_missing_library_is_reported_in_one_line,
+            a_file_that_is_no_library_is_reported_in_one_line,
+            the_library_of_another_module_is_reported_in_one_line,
+            a_library_with_unknown_functions_is_reported_in_one_line,
             a_missing_library_fails_listen_with_one_line,
-            a_library_that_comes_later_can_be_loaded
+            a_library_that_comes_later_can_be_loaded,
+            a_library_without_journals_says_which_feature_is_missing
         ]},
         {reloading, [], [
             loading_the_callback_module_again_keeps_sessions,
@@ -53,7 +57,8 @@ groups() ->
             unloading_the_native_module_leaves_the_listeners_working,
             unloading_the_native_module_for_good_leaves_the_listeners_working,
             unloading_without_references_leaves_the_thread_its_code,
-            the_library_is_never_unmapped
+            the_library_is_never_unmapped,
+            the_library_is_small
         ]},
         {packaging, [], [
             the_application_need_not_be_started,
@@ -67,8 +72,7 @@ groups() ->
     ].
 
 init_per_suite(Config) ->
-    {ok, _} = application:ensure_all_started(public_key),
-    [{certs, rekindle_certs:make(proplists:get_value(priv_dir, Config))} | Config].
+    rekindle_certs:with_certs(Config).
 
 end_per_suite(_Config) ->
     ok.
@@ -80,36 +84,36 @@ end_per_testcase(_Case, Config) ->
     %% Copies of the checkout are large.
     file:del_dir_r(proplists:get_value(dir, Config)).
 
-%% ---- a library that is not there, or not ours ----
+%% ---- a library that is missing, or not Rekindle's ----
 
-a_missing_library_is_told_in_one_line(Config) ->
+a_missing_library_is_reported_in_one_line(Config) ->
     refuses_to_start(copy_of_application(Config), "No such file or directory").
 
-a_file_that_is_no_library_is_told_in_one_line(Config) ->
+a_file_that_is_no_library_is_reported_in_one_line(Config) ->
     App = copy_of_application(Config),
     ok = file:write_file(library(App), "This is no library.\n"),
     refuses_to_start(App, "Failed to load NIF library").
 
-the_library_of_another_module_is_told_in_one_line(Config) ->
+the_library_of_another_module_is_reported_in_one_line(Config) ->
     App = copy_of_application(Config),
     {ok, _} = file:copy(filename:join([code:priv_dir(crypto), "lib", "crypto.so"]), library(App)),
     refuses_to_start(App, "Library module name 'crypto' does not match").
 
-%% As if the library were of a later version than the modules.
-a_library_with_unknown_functions_is_told_in_one_line(Config) ->
+%% The library is of a later version than the modules.
+a_library_with_unknown_functions_is_reported_in_one_line(Config) ->
     App = copy_of_application(Config),
     {ok, _} = file:copy(library(code:lib_dir(rekindle)), library(App)),
     ok = without_function(filename:join([App, "ebin", "rekindle_nif.beam"]), {size, 1}),
     refuses_to_start(App, "Function not found rekindle_nif:size/1").
 
-%% Where only the server's callback is ours, ssl starts; listening tells.
+%% If only the server's callback is Rekindle, ssl starts, and listening fails.
 a_missing_library_fails_listen_with_one_line(Config) ->
     App = copy_of_application(Config),
     Eval =
         "{ok, _} = application:ensure_all_started(ssl),"
         "[application:set_env(ssl, Key, rekindle) || Key <- [session_cb, server_session_cb]],"
         "Result = try ssl:listen(0, [{ip, {127, 0, 0, 1}}]) catch Class:Reason -> {Class, Reason} end,",
-    told_in_one_line(App, "No such file or directory", erl(App, [], Eval)).
+    reported_in_one_line(App, "No such file or directory", erl(App, [], Eval)).
 
 a_library_that_comes_later_can_be_loaded(Config) ->
     App = copy_of_application(Config),
@@ -121,6 +125,46 @@ a_library_that_comes_later_can_be_loaded(Config) ->
     ?assertEqual({1, 1}, full_and_resumed(serve(Node, tls, Config))),
     ?assertEqual(filename:join([App, "ebin", "rekindle.beam"]), rekindle_node:call(Node, code, which, [rekindle])),
     rekindle_node:stop(Node).
+
+%% The listener works without its journal.
+a_library_without_journals_says_which_feature_is_missing(Config) ->
+    case os:find_executable("rustc") of
+        false -> {skip, "rustc is not installed"};
+        _ -> says_which_feature_is_missing(without_journals(Config), Config)
+    end.
+
+says_which_feature_is_missing(App, Config) ->
+    Dir = proplists:get_value(dir, Config),
+    Port = rekindle_node:free_port(),
+    [
+        begin
+            Args = [{journal, Journal}, {scope, #{Port => mqtt}}],
+            Node = rekindle_node:start([{session_cb_init_args, Args}], [filename:join(App, "ebin")]),
+            ok = rekindle_log_lines:collect(Node),
+            {ok, _} = rekindle_node:call(Node, application, ensure_all_started, [ssl]),
+            {_, Port} = rekindle_node:call(Node, rekindle_servers, start, [tls, [{port, Port} | server_options(tls, Config)]]),
+            ?assertEqual({1, 1}, full_and_resumed(Port)),
+            ?assertEqual(
+                ["rekindle: no journal for tls shared: mqtt: the native library was built without the feature " ++ Feature ++
+                    " (see REKINDLE_FEATURES)"],
+                rekindle_log_lines:taken(Node)
+            ),
+            rekindle_node:stop(Node)
+        end
+     || {Feature, Journal} <- [
+            {"folder", {folder, filename:join(Dir, "journal")}},
+            {"valkey", {valkey, "valkey://127.0.0.1:1", [{key_file, filename:join(Dir, "keys")}]}}
+        ]
+    ].
+
+%% Not built for release, which takes longer. That of the suites that want faults is in the same place: they build it again.
+without_journals(Config) ->
+    Root = rekindle_checkout:root(Config),
+    Cargo = ["cargo", "build", "--quiet", "--locked", "--package", "rekindle_nif", "--no-default-features"],
+    {0, _} = rekindle_checkout:run_in(Root, Cargo ++ ["--target-dir", "target"], 5 * ?MINUTE),
+    App = copy_of_application(Config),
+    {ok, _} = file:copy(filename:join(Root, "target/debug/librekindle_nif.so"), library(App)),
+    App.
 
 %% The application as it is installed, but for its library.
 copy_of_application(Config) ->
@@ -156,7 +200,7 @@ without_function(File, {Name, Arity} = Function) ->
 
 refuses_to_start(App, Reason) ->
     Keys = lists:append([["-ssl", atom_to_list(Key), "rekindle"] || Key <- ?KEYS]),
-    told_in_one_line(App, Reason, erl(App, Keys, "Result = application:ensure_all_started(ssl),")).
+    reported_in_one_line(App, Reason, erl(App, Keys, "Result = application:ensure_all_started(ssl),")).
 
 %% A node without any other rekindle in its code path, which tells what became of `Result'.
 erl(App, Args, Eval) ->
@@ -166,7 +210,7 @@ erl(App, Args, Eval) ->
     rekindle_clients:run(Erl, Common ++ Args ++ ["-eval", Eval ++ Tell], [], ?MINUTE).
 
 %% The supervisors' reports hold the line as well, deep within.
-told_in_one_line(App, Reason, {Status, Output}) ->
+reported_in_one_line(App, Reason, {Status, Output}) ->
     Line = ["rekindle: the native library \\Q", library(App), "\\E cannot be loaded: .*\\Q", Reason, "\\E.*"],
     ?assertEqual(0, Status, Output),
     ?assertEqual(1, count(["(?m)^=ERROR REPORT====.*\\R", Line, "$"], Output), Output),
@@ -219,7 +263,7 @@ loading_the_native_module_again_is_refused(Config) ->
     ?assertEqual(0, faults(Node)),
     rekindle_node:stop(Node).
 
-%% The next call loads the module anew, whose library does not know the references of the old one.
+%% The next call loads the module again, whose library does not know the references of the old one.
 unloading_the_native_module_leaves_the_listeners_working(Config) ->
     Node = rekindle_node:start_ssl([]),
     Port = serve(Node, tls, Config),
@@ -230,7 +274,7 @@ unloading_the_native_module_leaves_the_listeners_working(Config) ->
     ?assertEqual({1, 1}, full_and_resumed(serve(Node, tls, Config))),
     rekindle_node:stop(Node).
 
-%% As in a node that does not load modules when they are called.
+%% The node does not load modules when they are called.
 unloading_the_native_module_for_good_leaves_the_listeners_working(Config) ->
     Node = rekindle_node:start_ssl([]),
     Port = serve(Node, tls, Config),
@@ -247,8 +291,8 @@ unloading_the_native_module_for_good_leaves_the_listeners_working(Config) ->
     works_without_sessions(Node, Port, Config),
     rekindle_node:stop(Node).
 
-%% The VM closes the library then, and the thread is in its code. Some C libraries keep it mapped for their
-%% own reasons, so this alone does not show that ours is linked to stay.
+%% The VM closes the library then, while the thread runs its code. Some C libraries keep a closed library mapped anyway, so this
+%% alone does not show that Rekindle's is linked never to be unmapped.
 unloading_without_references_leaves_the_thread_its_code(Config) ->
     Node = rekindle_node:start_ssl([]),
     Port = serve(Node, tls, Config),
@@ -269,6 +313,10 @@ the_library_is_never_unmapped(_Config) ->
             {0, Output} = rekindle_clients:run("readelf", ["-dW", library(code:lib_dir(rekindle))], [], ?MINUTE),
             ?assertEqual(1, count("\\(FLAGS_1\\).*\\bNODELETE\\b", Output), Output)
     end.
+
+%% With all kinds of journals. docs/installing.md has the sizes.
+the_library_is_small(_Config) ->
+    ?assert(filelib:file_size(library(code:lib_dir(rekindle))) =< ?MAX_LIBRARY_BYTES).
 
 load_again(Node, Module) ->
     _ = rekindle_node:call(Node, code, purge, [Module]),
@@ -291,7 +339,7 @@ works_without_sessions(Node, Port, Config) ->
     ?assertEqual([undefined, ok, undefined, ok, [], acc, true, ok], rekindle_node:run(Node, fun() -> ask(Cache) end)),
     ?assert(rekindle_node:call(Node, erlang, is_process_alive, [Cache])).
 
-%% All that OTP may call, in a row.
+%% All callbacks that OTP may call, one after the other.
 ask(Pid) ->
     Cache = reference(Pid),
     Id = <<1:256>>,
@@ -372,6 +420,8 @@ a_release_resumes_sessions(Config) ->
         ListenerPort = list_to_integer(eval(Release, Port, serve_there(Config))),
         ?assertEqual({1, 5}, openssl_reconnect(ListenerPort)),
         ?assertEqual("5", eval(Release, Port, "lists:sum([Hits || #{hits := Hits} <- rekindle_admin:info()])")),
+        Report = eval(Release, Port, "binary_to_list(rekindle_admin:report())"),
+        ?assertMatch({Report, {match, _}}, {Report, re:run(Report, "\"scope +sessions .*\ntls 127\\.0\\.0\\.1:.*\nNothing wrong found\\.\n", [multiline, dotall])}),
         Nif = eval(Release, Port, "code:which(rekindle_nif)"),
         ?assertNotEqual(nomatch, string:find(Nif, filename:join(Release, "lib/rekindle-")))
     after
@@ -472,7 +522,7 @@ a_checkout_dependency_is_built_and_resumes_sessions(Config) ->
     {0, _} = run_in(Project, ["rebar3", "compile"]),
     resumes_from(filename:join(Project, "_build/default/checkouts/rekindle"), Config).
 
-%% As from a release of OTP that warns of more.
+%% The compiler warns of more, like that of a later release.
 a_warning_fails_our_build_and_no_user_s(Config) ->
     Project = make_project([rekindle], Config),
     Checkout = filename:join(Project, "_checkouts/rekindle"),
@@ -485,7 +535,7 @@ a_warning_fails_our_build_and_no_user_s(Config) ->
     {Status, _} = run_in(Checkout, ["rebar3", "as", "ci", "compile"]),
     ?assertNotEqual(0, Status).
 
-%% What cargo has built is no part of the repository, but saves building all of it again.
+%% The files that cargo has built are not in the repository, but save another build.
 move_target_away(Checkout, Config) ->
     Target = filename:join(proplists:get_value(dir, Config), "target"),
     ok = file:rename(filename:join(Checkout, "target"), Target),

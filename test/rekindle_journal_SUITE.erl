@@ -1,5 +1,5 @@
-%% Sessions that outlive the node, in a folder: real clients resume what was made before a restart, and nothing that
-%% must not be resumed comes back.
+%% Tests journals in a folder: real clients resume sessions of the time before a restart, and no session comes back that must not
+%% be resumed.
 -module(rekindle_journal_SUITE).
 
 -include_lib("common_test/include/ct.hrl").
@@ -187,11 +187,11 @@ a_wrong_option_is_named_and_no_password_shown(_Config) ->
     Wrong = [
         {yes, "allowed: none, {folder, Dir}"},
         {{folder, 7}, "the folder is not a file name"},
-        {{folder, "x", [{keyfile, "y"}]}, "no option keyfile; allowed: [key_file]"},
+        {{folder, "x", [{keyfile, "y"}]}, "no option keyfile (did you mean key_file?); allowed: [key_file]"},
         {{valkey, "http://:hunter2@localhost", [{key_file, "k"}]}, "scheme is http; allowed: redis, rediss, valkey, valkeys"},
         {{valkey, "valkey://:hunter2@localhost", []}, "key_file is missing"},
         {{valkey, "valkey://:hunter2@localhost", [{key_file, "k"}, {partitions, 0}]}, "partitions has to be an integer from 1 to 64"},
-        {{valkey, "hunter2", [{key_file, "k"}]}, "the URL is none"}
+        {{valkey, "hunter2", [{key_file, "k"}]}, "the URL is not valid"}
     ],
     [
         begin
@@ -213,7 +213,7 @@ a_folder_that_cannot_be_used_costs_only_the_journal(Config) ->
     ?assertMatch(#{resumed := 1}, offer(Saved, Config)),
     await(fun() -> journal(Node, state) =:= down end),
     ?assertNotEqual(nomatch, string:find(journal(Node, last_error), Folder)),
-    [Line] = [Line || {error, Line} <- rekindle_node:call(Node, rekindle_admin, doctor, [])],
+    [Line] = [Line || {error, Line} <- rekindle_node:call(Node, rekindle_admin, findings, [])],
     ?assertNotEqual(nomatch, string:find(Line, "the journal does not work")),
     ok = file:delete(Folder),
     await_written(1, Node),
@@ -258,7 +258,7 @@ two_nodes_do_not_share_a_folder(Config) ->
     await_written(1, Second),
     rekindle_node:stop(Second).
 
-%% As a power cut leaves it: the newest file ends anywhere.
+%% After a power cut, the newest file may end anywhere.
 a_torn_log_gives_back_all_but_its_end(Config) ->
     First = start(Config, []),
     Saved = [save(N, Config) || N <- lists:seq(1, 4)],

@@ -1,6 +1,6 @@
-%% What can happen to a log happens to it while clients connect and resume without pause. None of them notices, OTP's
-%% processes stay what they were, the operator reads one line when it fails and one when it works again, what was made
-%% meanwhile gets to where it belongs, and what was revoked meanwhile is resumed nowhere.
+%% Makes logs fail in many ways while clients connect and resume without pause. No client notices it, and OTP's processes stay the
+%% same. The operator reads one line when the log fails and one when it works again. Sessions that were made in the meantime reach
+%% the log, and sessions that were revoked in the meantime resume nowhere.
 -module(rekindle_journal_faults_SUITE).
 
 -include_lib("common_test/include/ct.hrl").
@@ -198,26 +198,25 @@ the_folder_is_read_only_at_a_restart(Config) ->
     }).
 
 the_files_are_truncated(Config) ->
-    damage(fun(File) -> ok = truncate(File) end, Config).
+    damage(fun truncate/1, Config).
 
 the_files_are_deleted(Config) ->
-    damage(fun(File) -> ok = file:delete(File) end, Config).
+    damage(fun(Files) -> [ok = file:delete(File, [raw]) || File <- Files] end, Config).
 
-%% The log mends itself at once.
+%% The log mends itself at once. So no time may pass between the files, or those of the new log would be damaged as well.
 damage(Damage, Config) ->
     Single = single(Config),
     Folder = maps:get(folder, Single),
     fault(Single, Config, #{
-        break => fun() -> [Damage(File) || File <- filelib:wildcard(filename:join([Folder, "log-2", "*"]))] end,
+        break => fun() -> Damage(filelib:wildcard(filename:join([Folder, "log-2", "*"]))) end,
         mend => fun() -> ok end,
         is_brief => true
     }).
 
-truncate(File) ->
-    {ok, Device} = file:open(File, [read, write, raw]),
-    {ok, _} = file:position(Device, 0),
-    ok = file:truncate(Device),
-    file:close(Device).
+truncate(Files) ->
+    Devices = [element(2, {ok, _} = file:open(File, [read, write, raw])) || File <- Files],
+    [ok = file:truncate(Device) || Device <- Devices],
+    [ok = file:close(Device) || Device <- Devices].
 
 %% A disk of its own, where the system allows it.
 small_disk(Config) ->
@@ -250,7 +249,7 @@ fault(#{first := {Node, Port}, ports := Ports} = World, Config, #{break := Break
     (maps:get(settle, World))(Before),
     _ = Break(),
     case Expected of
-        #{is_brief := true} -> await(fun() -> length(lines(Node, "works again")) =:= 1 end);
+        #{is_brief := true} -> await(fun() -> length(lines(Node, "works again after")) =:= 1 end);
         %% By the node that is the first to write again what was lost.
         #{notices := Notice} -> await(fun() -> lists:any(fun(Peer) -> lines(Peer, Notice) =/= [] end, maps:get(nodes, World)) end);
         #{} -> await(fun() -> journal(Node, state) =:= down andalso is_named(Node) end)
@@ -265,7 +264,7 @@ fault(#{first := {Node, Port}, ports := Ports} = World, Config, #{break := Break
     _ = Mend(),
     await(fun() ->
         [?assertEqual(0, resumed(Short, To, Config)) || To <- Ports],
-        journal(Node, state) =:= up andalso (is_map_key(notices, Expected) orelse length(lines(Node, "works again")) >= 1)
+        journal(Node, state) =:= up andalso (is_map_key(notices, Expected) orelse length(lines(Node, "works again after")) >= 1)
     end),
     (maps:get(recovered, Expected, fun() -> ok end))(),
     Further = await_handshakes(?MEANWHILE, Traffic, Node),
@@ -285,7 +284,7 @@ fault(#{first := {Node, Port}, ports := Ports} = World, Config, #{break := Break
 
 %% By the operator's means, and without the password.
 is_named(Node) ->
-    Lines = [Line || {error, Line} <- rekindle_node:call(Node, rekindle_admin, doctor, [])],
+    Lines = [Line || {error, Line} <- rekindle_node:call(Node, rekindle_admin, findings, [])],
     Found = [Line || Line <- Lines, string:find(Line, "the journal does not work") =/= nomatch],
     [no_password(Line) || Line <- Found],
     Found =/= [].
@@ -302,9 +301,9 @@ check_log(Node, Expected) ->
         #{notices := _} ->
             ?assertEqual([], Down);
         #{comes_and_goes := true} ->
-            ?assertMatch({[_ | _], [_ | _]}, {Down, lines(Node, "works again")});
+            ?assertMatch({[_ | _], [_ | _]}, {Down, lines(Node, "works again after")});
         #{} ->
-            ?assertMatch({[_], [_]}, {Down, lines(Node, "works again")}),
+            ?assertMatch({[_], [_]}, {Down, lines(Node, "works again after")}),
             ?assertNotEqual(nomatch, string:find(Down, maps:get(says, Expected, "")))
     end.
 
@@ -357,7 +356,7 @@ connect(Port, Options, Config) ->
     ok = ssl:close(Socket),
     {Id, Data}.
 
-%% The longest queue of OTP's processes until there are so many more.
+%% Waits until this many more handshakes were made. Returns the longest message queue of OTP's processes in that time.
 await_handshakes(More, {Count, _} = Traffic, Node) ->
     await_handshakes(counters:get(Count, 1) + More, Traffic, Node, 0).
 
@@ -447,7 +446,7 @@ log(Event, _) ->
     Line = unicode:characters_to_list(logger_formatter:format(Event, #{single_line => true})),
     ets:insert(?MODULE, {erlang:unique_integer([monotonic]), string:trim(Line)}).
 
-%% What that node has logged that has this in it.
+%% The lines of that node's log that contain this text.
 lines(Node, Part) ->
     All = rekindle_node:call(Node, ets, tab2list, [?MODULE]),
     [Line || {_, Line} <- All, string:find(Line, Part) =/= nomatch].

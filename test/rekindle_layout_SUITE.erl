@@ -1,5 +1,5 @@
-%% How this node's ssl lays out its sessions: found for the releases we have, for stripped ones and for changed ones, and
-%% no session of another layout reaches OTP's process.
+%% Tests the record layout: it is found for the installed releases, for stripped ones and for changed ones, and no session of
+%% another layout reaches OTP's process.
 -module(rekindle_layout_SUITE).
 
 -include_lib("common_test/include/ct.hrl").
@@ -9,7 +9,7 @@
 
 -import(rekindle_journals, [journal/2]).
 
-%% Of what is without debug information, rekindle_layout knows these releases of OTP.
+%% rekindle_layout knows the layout of these OTP releases even without debug information.
 -define(RELEASES_IN_TABLE, ["25", "27"]).
 
 all() ->
@@ -21,6 +21,7 @@ all() ->
         other_fields_under_the_same_version_are_another_layout,
         another_shape_is_another_layout_also_without_debug_information,
         a_file_that_was_replaced_is_not_believed,
+        the_server_name_is_found,
         it_never_fails,
         a_session_of_other_fields_does_not_reach_otp
     ].
@@ -84,6 +85,14 @@ a_file_that_was_replaced_is_not_believed(Config) ->
     rekindle_node:stop(Node),
     ?assertNotEqual(layout([change(fun add_last/1)], Config), Layout).
 
+the_server_name_is_found(_Config) ->
+    Has = [<<"fields:session_id,sni">>, <<"fields:session_id,sni,ecc">>, <<"ssl-11.7.8:{17,11}:AB">>, <<"ssl-11.10:{17,11}:AB">>, <<"ssl-12.0:unknown:">>],
+    HasNot = [
+        <<"fields:session_id,sni_2">>, <<"fields:session_id">>, <<"ssl-11.7.7.9:{17,11}:AB">>, <<"ssl-11.7:{17,11}:AB">>, <<"ssl-10.9.1:unknown:">>,
+        <<"ssl-unknown:unknown:">>, <<"ssl-11.x:unknown:">>
+    ],
+    ?assertEqual(Has, [Layout || Layout <- Has ++ HasNot, rekindle_layout:has_server_name(Layout)]).
+
 it_never_fails(_Config) ->
     rekindle_node:run_in_new(fun() ->
         %% No ssl at all; and one that is quite different.
@@ -117,8 +126,8 @@ a_session_of_other_fields_does_not_reach_otp(Config) ->
     ?assertMatch(#{full := 1, resumed := 0}, rekindle_journals:offer(Saved, ?config(port, Config), Config)),
     ?assertMatch(#{layout := N} when N >= 1, journal(Second, skipped)),
     ?assertEqual(0, journal(Second, applied)),
-    Lines = [unicode:characters_to_list(Line) || {warning, Line} <- rekindle_node:call(Second, rekindle_admin, doctor, [])],
-    ?assertMatch([_], [Line || Line <- Lines, string:find(Line, "have other fields than those of this node's") =/= nomatch], Lines),
+    Lines = [unicode:characters_to_list(Line) || {warning, Line} <- rekindle_node:call(Second, rekindle_admin, findings, [])],
+    ?assertMatch([_], [Line || Line <- Lines, string:find(Line, "has other fields in its session records than this node's") =/= nomatch], Lines),
     Own = rekindle_journals:save(2, ?config(port, Config), Config),
     ?assertMatch(#{full := 0, resumed := 1}, rekindle_journals:offer(Own, ?config(port, Config), Config)),
     ?assertEqual(Processes, caches(Second)),

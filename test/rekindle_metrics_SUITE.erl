@@ -1,5 +1,5 @@
-%% What a node's monitoring gets to see, and its log. The groups prometheus and rabbitmq need programs that are
-%% not always there: `make metrics-test' gets them.
+%% Tests the metrics and the log lines of a node. The groups prometheus and rabbitmq need programs that a machine may not have:
+%% `make metrics-test' gets them.
 -module(rekindle_metrics_SUITE).
 
 -include_lib("common_test/include/ct.hrl").
@@ -18,6 +18,7 @@ groups() ->
     [
         {text, [], [
             the_metrics_are_the_numbers_of_info,
+            revocation_lists_are_shown_for_the_node,
             one_of_two_scopes_of_a_name_is_shown,
             without_the_library_that_is_all_there_is,
             the_documentation_has_the_metrics_there_are
@@ -92,7 +93,7 @@ metrics() ->
     ++ [{"rekindle_refused_sessions_total", [{"reason", Reason}]} || Reason <- reasons()].
 
 reasons() ->
-    ["too_large", "no_room", "private_key", "layout", "lifetime"].
+    ["too_large", "no_room", "private_key", "layout", "lifetime", "certificate"].
 
 expected({"rekindle_lookups_total", [{"result", "hit"}]}, #{hits := Hits}) -> Hits;
 expected({"rekindle_lookups_total", [{"result", "miss"}]}, #{misses := Misses}) -> Misses;
@@ -116,6 +117,24 @@ labels(#{role := Role, scope := Label}) ->
         client -> "client"
     end,
     [{"role", atom_to_list(Role)}, {"transport", atom_to_list(Transport)}, {"scope", Scope}].
+
+revocation_lists_are_shown_for_the_node(Config) ->
+    [File, Missing] = Files = [filename:join(?config(priv_dir, Config), Name) || Name <- ["ca.crl", "missing.crl"]],
+    Ca = rekindle_ca:new(filename:join(?config(priv_dir, Config), "ca_with_list"), "CA with a list"),
+    Before = erlang:system_time(second),
+    rekindle_ca:list(Ca, File),
+    with_busy_node(fleet, [{crls, Files}], Config, fun(Node) ->
+        Shown = fun() -> maps:filter(fun({Name, _}, _) -> string:prefix(Name, "rekindle_crl_") =/= nomatch end, parse(rekindle_node:call(Node, rekindle_prometheus, text, []))) end,
+        NextUpdate = {"rekindle_crl_next_update_timestamp_seconds", [{"issuer", "O=Example,CN=CA with a list"}]},
+        rekindle_node:await(fun() -> maps:is_key(NextUpdate, Shown()) end),
+        #{NextUpdate := Seconds} = First = Shown(),
+        ?assertEqual(#{{"rekindle_crl_unreadable_files", []} => 1}, maps:remove(NextUpdate, First)),
+        %% The authority's lists are good for 30 days.
+        ?assert(abs(Seconds - Before - 30 * 86_400) < 60),
+        rekindle_ca:list(Ca, Missing, ["-crldays", "40"]),
+        rekindle_node:await(fun() -> maps:get({"rekindle_crl_unreadable_files", []}, Shown()) =:= 0 end),
+        ?assert(maps:get(NextUpdate, Shown()) > Seconds + 9 * 86_400)
+    end).
 
 one_of_two_scopes_of_a_name_is_shown(_Config) ->
     Node = rekindle_node:start_ssl([]),
@@ -245,7 +264,7 @@ a_line_says_what_it_is_about(_Config) ->
         ok = logger:add_handler(?MODULE, ?MODULE, #{config => self()}),
         refused(fun() -> rekindle:init([{max_bytes, 0}]) end),
         Cache = rekindle:init([{role, server}, {another, 1}]),
-        %% Of another cache than the native library has ever made.
+        %% The reference of a cache that the native library has never made.
         undefined = rekindle:lookup(setelement(2, Cache, make_ref()), <<1:256>>),
         Fault = next_line(),
         {ok, _} = application:ensure_all_started(rekindle),
@@ -253,7 +272,7 @@ a_line_says_what_it_is_about(_Config) ->
         Topics = [{Level, Topic, maps:is_key(domain, Meta)} || {Level, #{rekindle := Topic} = Meta} <- Lines],
         ?assertEqual(length(Lines), length(Topics)),
         ?assertEqual(
-            [{error, bad_option, false}, {error, fault, false}, {notice, foreign_options, false}, {warning, finding, false}],
+            [{error, bad_option, false}, {error, fault, false}, {warning, finding, false}, {warning, unknown_options, false}],
             lists:usort(Topics))
     end),
     rekindle_node:stop(Node).
@@ -291,7 +310,7 @@ with_domain(Domain, Fun) ->
     rekindle_node:run(Node, Fun),
     rekindle_node:stop(Node).
 
-%% What OTP does for each socket that is upgraded, until there is a cache.
+%% Does what OTP does for each upgraded socket as long as there is no cache.
 clients_cannot_repeat_a_refusal(_Config) ->
     Node = rekindle_node:start_ssl([]),
     rekindle_node:run(Node, fun() ->
@@ -333,11 +352,12 @@ promtool_finds_nothing_wrong(Config) ->
 rules(Config) ->
     filename:join(?config(root, Config), "docs/prometheus/rekindle.rules.yml").
 
-%% On made-up series of three hours. Scope s evicts 6 % of what it stores and t 4 %; of the lookups of w 6 % ask for
+%% Uses invented series of three hours. Scope s evicts 6 % of what it stores and t 4 %; of the lookups of w 6 % ask for
 %% evicted sessions, of those of x 4 %. s has a fault after 100 minutes; it refuses a session whose layout it does not
 %% know after 150, one that it has no room for after 165, and thirty that are too large after 172, while t has refused
-%% nine of these after 120. The journal of s stops after 170, and reads forged records after 180. Of t, two revocations are
-%% unwritten, three missing, and the node folder fails, all after 190.
+%% nine of these after 120, and u thirty because of their certificates after 172. A revocation list ends after 155 minutes, and another is unreadable after 162; sessions of s are not
+%% resumed for want of a list after 173, and one of t because it is revoked after 183. The journal of s stops after 170, and
+%% reads forged records after 180. Of t, two revocations are unwritten, three missing, and the node folder fails, all after 190.
 alerts_are_raised_when_they_should_be(Config) ->
     Series = fun(Metric, Scope, Values) ->
         io_lib:format("      - {series: 'rekindle_~s{scope=\"~s\"}', values: '~s'}\n", [Metric, Scope, Values])
@@ -355,6 +375,9 @@ alerts_are_raised_when_they_should_be(Config) ->
     NotLoaded = {"RekindleNotLoaded", "u"},
     TooSmall = [{"RekindleTooSmall", "s"}, {"RekindleMissesEvicted", "w"}],
     Refusals = [{"RekindleRefuses", "s"}, {"RekindleNoRoom", "s"}],
+    CrlEnds = {"RekindleCrlEnds", "s"},
+    Crls = [CrlEnds, {"RekindleCrlUnreadable", "s"}],
+    KeptOut = [{"RekindleCrlsKeepSessionsOut", "s"}, {"RekindleRevokedClient", "t"}],
     File = filename:join(?config(priv_dir, Config), "alerts.yml"),
     ok = file:write_file(File, [
         "rule_files: ['", rules(Config), "']\n"
@@ -369,7 +392,12 @@ alerts_are_raised_when_they_should_be(Config) ->
         Series("evicted_misses_total", "w", "0+6x200"), Series("evicted_misses_total", "x", "0+4x200"),
         Series("faults_total", "s", "0x100 1x100"), Series("faults_total", "t", "3x200"),
         Refused("s", "layout", "0x150 1x50"), Refused("s", "no_room", "0x165 1x35"), Refused("s", "too_large", "0x172 30x28"),
-        Refused("t", "layout", "0x200"), Refused("t", "no_room", "0x200"), Refused("t", "too_large", "0x120 9x80"),
+        Refused("t", "layout", "0x200"), Refused("t", "no_room", "0x200"), Refused("t", "too_large", "0x120 9x80"), Refused("u", "certificate", "0x172 30x28"),
+        Series("crl_next_update_timestamp_seconds", "s", io_lib:format("~bx200", [86400 + 155 * 60 - 30])),
+        Series("crl_next_update_timestamp_seconds", "t", "1000000x200"),
+        Series("crl_unreadable_files", "s", "0x162 2x38"), Series("crl_unreadable_files", "t", "0x200"),
+        Labelled("ended_misses_total", "s", "reason", "unknown", "0x173 1+1x27"), Labelled("ended_misses_total", "s", "reason", "expired", "0+1x200"),
+        Labelled("ended_misses_total", "t", "reason", "revoked", "0x183 1x17"),
         Series("journal_up", "s", "1x170 0x30"), Series("journal_up", "t", "1x200"),
         Series("journal_unwritten_revocations", "s", "0x200"), Series("journal_unwritten_revocations", "t", "0x190 2x10"),
         Series("journal_missing_revocations", "s", "0x200"), Series("journal_missing_revocations", "t", "0x190 3x10"),
@@ -378,11 +406,11 @@ alerts_are_raised_when_they_should_be(Config) ->
         "    promql_expr_test:\n",
         Raised(30, []), Raised(75, TooSmall), Raised(95, [NotLoaded | TooSmall]),
         Raised(105, [NotLoaded, {"RekindleFaults", "s"} | TooSmall]),
-        Raised(160, [NotLoaded, {"RekindleRefuses", "s"} | TooSmall]),
-        Raised(168, [NotLoaded | Refusals] ++ TooSmall),
-        Raised(178, [NotLoaded, {"RekindleProbed", "s"}, {"RekindleJournalDown", "s"} | Refusals] ++ TooSmall),
-        Raised(185, [NotLoaded, {"RekindleProbed", "s"}, {"RekindleJournalDown", "s"}, {"RekindleForgedRecords", "s"} | Refusals] ++ TooSmall),
-        Raised(198, [NotLoaded, {"RekindleProbed", "s"}, {"RekindleJournalDown", "s"} | Refusals] ++ TooSmall ++
+        Raised(160, [NotLoaded, CrlEnds, {"RekindleRefuses", "s"} | TooSmall]),
+        Raised(168, [NotLoaded | Crls ++ Refusals] ++ TooSmall),
+        Raised(178, [NotLoaded, {"RekindleProbed", "s"}, {"RekindleProbed", "u"}, {"RekindleJournalDown", "s"} | Crls ++ Refusals] ++ TooSmall),
+        Raised(185, [NotLoaded, {"RekindleProbed", "s"}, {"RekindleProbed", "u"}, {"RekindleJournalDown", "s"}, {"RekindleForgedRecords", "s"} | Crls ++ KeptOut ++ Refusals] ++ TooSmall),
+        Raised(198, [NotLoaded, {"RekindleProbed", "s"}, {"RekindleProbed", "u"}, {"RekindleJournalDown", "s"} | Crls ++ KeptOut ++ Refusals] ++ TooSmall ++
             [{Alert, "t"} || Alert <- ["RekindleRevocationsUnwritten", "RekindleRevocationsMissing", "RekindleNodeFolderDown"]])
     ]),
     {Status, Output} = rekindle_clients:run("promtool", ["test", "rules", File], [], ?MINUTE),
@@ -392,7 +420,9 @@ alerts_are_raised_when_they_should_be(Config) ->
 every_panel_and_alert_has_data(Config) ->
     {ok, _} = application:ensure_all_started(inets),
     Journal = {journal, {folder, filename:join(?config(priv_dir, Config), "journal")}},
-    with_busy_node(fleet, [Journal], Config, fun(Node) ->
+    List = filename:join(?config(priv_dir, Config), "good.crl"),
+    rekindle_ca:list(rekindle_ca:new(filename:join(?config(priv_dir, Config), "ca_with_good_list"), "CA"), List),
+    with_busy_node(fleet, [Journal, {crls, [List]}], Config, fun(Node) ->
         Port = serve_metrics(Node, Config),
         with_prometheus(Port, Config, fun(Api) ->
             await_data(Api, "up{job=\"rekindle\"} == 1", fun() -> ok end),
@@ -404,7 +434,7 @@ every_panel_and_alert_has_data(Config) ->
             %% The alerts are evaluated, and none is raised.
             await("rules are evaluated", fun() ->
                 {200, Rules} = fetch(Api ++ "rules"),
-                length(matches("\"health\":\"(ok)\"", <<Rules/binary, "\"health\":\"ok\"">>)) =:= 1 + 12
+                length(matches("\"health\":\"(ok)\"", <<Rules/binary, "\"health\":\"ok\"">>)) =:= 1 + 16
             end, fun() -> ok end),
             {200, Alerts} = fetch(Api ++ "alerts"),
             ?assertNotEqual(nomatch, string:find(Alerts, "\"alerts\":[]"))

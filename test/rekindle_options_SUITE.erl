@@ -1,4 +1,4 @@
-%% @doc What the operator writes in ssl's environment: what is taken, what is refused, and who is told.
+%% @doc Tests which options of ssl's environment are accepted, which are refused, and what is logged.
 -module(rekindle_options_SUITE).
 
 -include_lib("stdlib/include/assert.hrl").
@@ -10,6 +10,9 @@
     what_is_left_out_has_a_default/1,
     the_first_of_two_wins/1,
     what_is_not_ours_is_handed_back/1,
+    unknown_names_are_reported_with_the_known_one_they_resemble/1,
+    the_documented_type_has_the_options_of_the_schema/1,
+    an_option_alone_is_true/1,
     a_bad_role_is_refused/1,
     a_bad_max_bytes_is_refused/1,
     a_bad_max_sessions_is_refused/1,
@@ -32,8 +35,8 @@
     no_room_for_sessions_fails_listen/1,
     one_session_is_room_enough/1,
     negative_room_is_room_enough/1,
-    options_of_others_are_told_of_once/1,
-    a_missing_key_is_told_of_once/1,
+    options_of_others_are_reported_once/1,
+    a_missing_key_is_reported_once/1,
     all_keys_set_is_nothing_to_tell/1,
     each_release_reads_its_own_keys/1,
     a_listener_has_the_bounds_that_were_set/1
@@ -57,6 +60,9 @@ groups() ->
             what_is_left_out_has_a_default,
             the_first_of_two_wins,
             what_is_not_ours_is_handed_back,
+            unknown_names_are_reported_with_the_known_one_they_resemble,
+            the_documented_type_has_the_options_of_the_schema,
+            an_option_alone_is_true,
             a_bad_role_is_refused,
             a_bad_max_bytes_is_refused,
             a_bad_max_sessions_is_refused,
@@ -79,8 +85,8 @@ groups() ->
             no_room_for_sessions_fails_listen,
             one_session_is_room_enough,
             negative_room_is_room_enough,
-            options_of_others_are_told_of_once,
-            a_missing_key_is_told_of_once,
+            options_of_others_are_reported_once,
+            a_missing_key_is_reported_once,
             all_keys_set_is_nothing_to_tell,
             each_release_reads_its_own_keys,
             a_listener_has_the_bounds_that_were_set
@@ -88,8 +94,7 @@ groups() ->
     ].
 
 init_per_suite(Config) ->
-    {ok, _} = application:ensure_all_started(public_key),
-    [{certs, rekindle_certs:make(proplists:get_value(priv_dir, Config))} | Config].
+    rekindle_certs:with_certs(Config).
 
 end_per_suite(_Config) ->
     ok.
@@ -157,6 +162,39 @@ what_is_not_ours_is_handed_back(_Config) ->
     ?assertEqual(Others, Foreign),
     ?assertMatch(#{max_bytes := 9, lifetime := 8}, Options).
 
+%% Without values: one may be a password.
+unknown_names_are_reported_with_the_known_one_they_resemble(_Config) ->
+    Told = fun(Foreign) -> lists:flatten(lists:join("; ", rekindle_options:unknown(Foreign))) end,
+    [
+        ?assertEqual({Name, Shown ++ " (did you mean " ++ Meant ++ "?)"}, {Name, Told([{Name, "password"}])})
+     || {Name, Shown, Meant} <- [
+            {max_byte, "max_byte", "max_bytes"},
+            {maxbytes, "maxbytes", "max_bytes"},
+            {max_session, "max_session", "max_sessions"},
+            {life_time, "life_time", "lifetime"},
+            {crl, "crl", "crls"},
+            {jurnal, "jurnal", "journal"},
+            {expired_certificate, "expired_certificate", "expired_certificates"},
+            {'Scope', "'Scope'", "scope"}
+        ]
+    ],
+    ?assertEqual("depth; compressed; ...; ...; ttl", Told([{depth, 3}, compressed, 17, {"max_bytes", 1}, {ttl, 1}])),
+    %% Options of a journal.
+    Line = refusal([{journal, {valkey, "valkey://a", [{key_file, "k"}, {pasword_file, "p"}]}}]),
+    ?assertEqual({prefix, "rekindle: option journal: it has no option pasword_file (did you mean password_file?); allowed: [key_file,"},
+        {prefix, prefix_of(Line, "rekindle: option journal: it has no option pasword_file (did you mean password_file?); allowed: [key_file,")}).
+
+the_documented_type_has_the_options_of_the_schema(_Config) ->
+    {ok, {_, [{abstract_code, {_, Forms}}]}} = beam_lib:chunks(code:which(rekindle), [abstract_code]),
+    [{type, _, union, Tuples}] = [Type || {attribute, _, type, {option, Type, []}} <- Forms],
+    Documented = [Option || {type, _, tuple, [{atom, _, Option}, _]} <- Tuples],
+    %% ssl sets the role.
+    ?assertEqual([role | lists:sort(Documented)], [role | lists:sort([Option || {Option, _, _} <- rekindle_options:schema(), Option =/= role])]),
+    [?assert(is_list(rekindle_options:notation(Type))) || {_, Type, _} <- rekindle_options:schema()].
+
+an_option_alone_is_true(_Config) ->
+    ?assertEqual(true, parsed(wait_for_living_node, [wait_for_living_node])).
+
 a_bad_role_is_refused(_Config) ->
     refused(role, "server or client", [both, "server", 1, undefined]).
 
@@ -207,7 +245,7 @@ a_journal_s_client_certificate_needs_its_key_and_tls(_Config) ->
         ]
     ].
 
-%% What is revoked before any listener is open is written there.
+%% A revocation before any listener is open is written there.
 the_node_folder_is_known_without_a_listener(_Config) ->
     Node = rekindle_node:start([]),
     Valkey = {journal, {valkey, "valkey://a", [{key_file, "k"}]}},
@@ -373,7 +411,7 @@ a_bad_option_fails_listen_until_it_is_corrected(Config) ->
     ?assertEqual(Manager, whereis(Node, ssl_manager)),
     rekindle_node:stop(Node).
 
-%% Where a cache process *ends* that often, OTP's supervisor gives up and takes all listeners along.
+%% If a cache process *ends* that often, OTP's supervisor ends as well, and all listeners with it.
 a_bad_option_does_not_harm_other_listeners(Config) ->
     Node = start_node([]),
     Port = serve(Node, tls, Config),
@@ -403,7 +441,7 @@ one_session_is_room_enough(Config) ->
 negative_room_is_room_enough(Config) ->
     sessions_resume(Config, [{session_cache_server_max, -3}]).
 
-%% As many as would crash the cache process if its book-keeping went wrong.
+%% This many sessions would crash the cache process if its book-keeping went wrong.
 sessions_resume(Config, SslEnv) ->
     Node = start_node(SslEnv),
     Port = serve(Node, tls, Config),
@@ -415,22 +453,22 @@ sessions_resume(Config, SslEnv) ->
     ?assertEqual([], take_lines(Node)),
     rekindle_node:stop(Node).
 
-%% ---- what is told of the configuration ----
+%% ---- log lines about the configuration ----
 
-options_of_others_are_told_of_once(Config) ->
-    Node = start_node([{session_cb_init_args, [{depth, 3}, {max_bytes, 1_000_000}, other]}]),
+options_of_others_are_reported_once(Config) ->
+    Node = start_node([{session_cb_init_args, [{depth, 3}, {max_bytes, 1_000_000}, {max_byte, 7}, other]}]),
     Ports = [serve(Node, Kind, Config) || Kind <- [tls, tls, dtls]],
     ?assertEqual(
-        [{notice, "rekindle: options left alone, they are not rekindle's: [depth,other]"}],
+        [{warning, "rekindle: unknown options are ignored: depth, max_byte (did you mean max_bytes?), other"}],
         take_lines(Node)
     ),
     ?assertEqual({1, 1}, full_and_resumed(tls, hd(Ports))),
     ?assertMatch([#{max_bytes := 1_000_000} | _], server_scopes(Node)),
     rekindle_node:stop(Node).
 
-%% Not session_cb: without it, the releases up to OTP 27 call nothing of ours that could tell. Sessions
-%% resume in any case, on later releases from OTP's own cache.
-a_missing_key_is_told_of_once(Config) ->
+%% Leaves out session_cb: without it, the first releases of OTP 27 and all before it do not call Rekindle, so nothing could log a
+%% line. Sessions resume in any case, on later releases from OTP's own cache.
+a_missing_key_is_reported_once(Config) ->
     [
         begin
             Node = start_node([{Key, unset} || Key <- Missing]),
@@ -474,13 +512,13 @@ roles(server_session_cb, true) -> [server];
 roles(client_session_cb, true) -> [client];
 roles(_, false) -> [].
 
-%% The node is of no use afterwards.
+%% The node cannot be used afterwards.
 knows_new_keys(Node) ->
     set_env(Node, server_session_cb, of_the_new_key),
     #{session_cb := Callback} = rekindle_node:call(Node, ssl_config, pre_1_3_session_opts, [server]),
     Callback =:= of_the_new_key.
 
-%% As a word: `session_cb' is within the names of the other keys, too.
+%% Matches whole words, because the other keys' names contain `session_cb'.
 names(Line, Key) ->
     match =:= re:run(Line, "\\b" ++ atom_to_list(Key) ++ "\\b", [{capture, none}]).
 
@@ -535,7 +573,7 @@ server_scopes(Node) ->
 
 %% ---- nodes, servers, clients ----
 
-%% With the log watched from before ssl's start on.
+%% The log is watched from before ssl starts.
 start_node(SslEnv) ->
     Node = rekindle_node:start(SslEnv),
     rekindle_node:run(Node, fun watch_log/0),
@@ -600,7 +638,7 @@ log(#{level := Level} = Event, _Config) ->
     Line = logger_formatter:format(Event, #{template => [msg], single_line => false}),
     ets:insert(?MODULE, {erlang:unique_integer([monotonic]), Level, unicode:characters_to_list(Line)}).
 
-%% What we logged since this was asked last.
+%% The lines that Rekindle has logged since the last call.
 take_lines(Node) ->
     rekindle_node:run(Node, fun() ->
         Events = ets:tab2list(?MODULE),

@@ -1,4 +1,4 @@
-%% @doc What is published is complete, says one version, and takes a library built elsewhere only where it fits.
+%% @doc Tests that the published files are complete and name one version, and that a build takes a prebuilt library only if it fits.
 -module(rekindle_package_SUITE).
 
 -include_lib("stdlib/include/assert.hrl").
@@ -12,10 +12,11 @@
     links_between_pages_lead_somewhere/1,
     links_to_sections_lead_to_one/1,
     what_the_guide_for_contributors_names_is_there/1,
-    modules_that_do_not_load_are_told/1,
+    modules_that_do_not_load_are_reported/1,
     a_library_that_was_asked_for_is_used_without_cargo/1,
     a_library_that_came_with_the_sources_is_used_without_cargo/1,
     a_library_of_other_sources_is_refused/1,
+    a_library_with_other_features_is_refused/1,
     a_library_that_was_changed_is_refused/1,
     a_library_for_another_processor_is_refused/1,
     a_library_for_another_c_library_is_refused/1,
@@ -23,10 +24,12 @@
     a_library_that_needs_a_newer_glibc_is_refused/1,
     the_library_for_this_platform_is_chosen_without_loading_it/1,
     no_library_is_taken_where_none_is_wanted/1,
-    a_library_that_came_with_other_sources_is_built_anew/1,
-    a_cargo_that_is_too_old_is_told_in_one_line/1,
-    the_library_is_built_for_the_target_that_cargo_is_told/1,
-    the_library_is_built_for_a_device_of_nerves/1
+    a_library_that_came_with_other_sources_is_built_again/1,
+    a_cargo_that_is_too_old_is_reported_in_one_line/1,
+    the_library_is_built_for_the_target_that_cargo_is_given/1,
+    the_library_is_built_for_a_device_of_nerves/1,
+    the_library_is_built_with_the_features_that_are_named/1,
+    a_feature_that_is_not_known_is_reported_in_one_line/1
 ]).
 
 all() ->
@@ -37,10 +40,11 @@ all() ->
         links_between_pages_lead_somewhere,
         links_to_sections_lead_to_one,
         what_the_guide_for_contributors_names_is_there,
-        modules_that_do_not_load_are_told,
+        modules_that_do_not_load_are_reported,
         a_library_that_was_asked_for_is_used_without_cargo,
         a_library_that_came_with_the_sources_is_used_without_cargo,
         a_library_of_other_sources_is_refused,
+        a_library_with_other_features_is_refused,
         a_library_that_was_changed_is_refused,
         a_library_for_another_processor_is_refused,
         a_library_for_another_c_library_is_refused,
@@ -48,10 +52,12 @@ all() ->
         a_library_that_needs_a_newer_glibc_is_refused,
         the_library_for_this_platform_is_chosen_without_loading_it,
         no_library_is_taken_where_none_is_wanted,
-        a_library_that_came_with_other_sources_is_built_anew,
-        a_cargo_that_is_too_old_is_told_in_one_line,
-        the_library_is_built_for_the_target_that_cargo_is_told,
-        the_library_is_built_for_a_device_of_nerves
+        a_library_that_came_with_other_sources_is_built_again,
+        a_cargo_that_is_too_old_is_reported_in_one_line,
+        the_library_is_built_for_the_target_that_cargo_is_given,
+        the_library_is_built_for_a_device_of_nerves,
+        the_library_is_built_with_the_features_that_are_named,
+        a_feature_that_is_not_known_is_reported_in_one_line
     ].
 
 init_per_testcase(Case, Config) ->
@@ -92,9 +98,11 @@ the_files_of_the_hex_package_suffice_to_build(Config) ->
 
 the_pages_of_the_reference_are_there(Config) ->
     {ok, Terms} = file:consult(in_root("rebar.config", Config)),
-    Pages = proplists:get_value(extras, proplists:get_value(ex_doc, Terms)),
+    Extras = proplists:get_value(extras, proplists:get_value(ex_doc, Terms)),
+    Pages = [case Extra of {Page, _} -> Page; Page -> Page end || Extra <- Extras],
     ?assertEqual([], [Page || Page <- Pages, not filelib:is_regular(in_root(Page, Config))]),
-    ?assertEqual([], filelib:wildcard("docs/*.md", proplists:get_value(root, Config)) -- Pages).
+    Root = proplists:get_value(root, Config),
+    ?assertEqual([], [Page || Dir <- ["docs/", "docs/guides/"], Page <- filelib:wildcard(Dir ++ "*.md", Root), not lists:member(Page, Pages)]).
 
 links_between_pages_lead_somewhere(Config) ->
     Links = [{Page, Link} || Page <- pages(Config), Link <- captured("\\]\\(([^)#:]+)(?:#[^)]*)?\\)", read(Page, Config))],
@@ -123,7 +131,7 @@ target(Page, Link) -> filename:join(filename:dirname(Page), Link).
 in_pairs([One, Other | Rest]) -> [{One, Other} | in_pairs(Rest)];
 in_pairs([]) -> [].
 
-%% What GitHub calls the sections of a page.
+%% The names that GitHub gives to the sections of a page.
 anchors(Page, Config) ->
     [
         string:lowercase(re:replace(re:replace(Title, "[^\\w\\- ]", "", [global, unicode, ucp]), " ", "-", [global, {return, binary}]))
@@ -139,8 +147,8 @@ what_the_guide_for_contributors_names_is_there(Config) ->
     ?assertNotEqual([], Suites),
     ?assertEqual([], [Suite || Suite <- Suites, not filelib:is_regular(in_root(<<"test/", Suite/binary, ".erl">>, Config))]).
 
-%% As if it were compiled by an OTP release of long ago. No other module needs it before somebody revokes.
-modules_that_do_not_load_are_told(Config) ->
+%% Makes a module that looks as if a much older OTP release had compiled it. No other module needs it before somebody revokes.
+modules_that_do_not_load_are_reported(Config) ->
     App = filename:join(proplists:get_value(dir, Config), "rekindle"),
     Lib = code:lib_dir(rekindle),
     ok = file:make_dir(App),
@@ -148,8 +156,8 @@ modules_that_do_not_load_are_told(Config) ->
     ok = file:write_file(filename:join(App, "ebin/rekindle_certificate.beam"), "FOR1 of another age"),
     Node = rekindle_node:start([], [filename:join(App, "ebin")]),
     {ok, _} = rekindle_node:call(Node, application, ensure_all_started, [rekindle]),
-    Told = [lists:flatten(Line) || {error, Line} <- rekindle_node:call(Node, rekindle_doctor, findings, [])],
-    ?assertMatch(["the module rekindle_certificate cannot be loaded: " ++ _], Told),
+    [{error, Line}] = rekindle_node:call(Node, rekindle_admin, findings, []),
+    ?assertMatch({match, _}, re:run(Line, "cannot load these modules of Rekindle: rekindle_certificate \\(badfile\\)\\.")),
     rekindle_node:stop(Node).
 
 %% ---- a library built elsewhere ----
@@ -175,6 +183,14 @@ a_library_of_other_sources_is_refused(Config) ->
     Folder = prebuilt("elsewhere", Config),
     change(Sources),
     refuses(Sources, Folder, "was not built from these sources").
+
+a_library_with_other_features_is_refused(Config) ->
+    Sources = sources(Config),
+    Folder = prebuilt("elsewhere", Config),
+    {Status, Output} = build(Sources, Folder, "exit 1", ["REKINDLE_FEATURES=none"]),
+    ?assertNotEqual(0, Status),
+    ?assertNotEqual(nomatch, string:find(the_line(Output), "was not built from these sources with the features none")),
+    {0, _} = build(Sources, Folder, "exit 1", ["REKINDLE_FEATURES=valkey,folder"]).
 
 a_library_that_was_changed_is_refused(Config) ->
     Sources = sources(Config),
@@ -210,7 +226,7 @@ a_library_that_needs_a_newer_glibc_is_refused(Config) ->
     {ok, Library} = file:read_file(library(Config)),
     refuses(Sources, prebuilt("elsewhere", Library, #{glibc => "2.99"}, Config), "needs glibc 2.99").
 
-%% What there is of it is its header, and the name of its C library.
+%% The file has only an ELF header and the name of its C library.
 the_library_for_this_platform_is_chosen_without_loading_it(Config) ->
     Sources = sources(Config),
     {ok, <<Start:64/binary, _/binary>>} = file:read_file(library(Config)),
@@ -230,7 +246,7 @@ no_library_is_taken_where_none_is_wanted(Config) ->
     ?assertNotEqual(nomatch, string:find(Output, "cargo was called")),
     ?assertNot(filelib:is_file(built(Sources))).
 
-a_library_that_came_with_other_sources_is_built_anew(Config) ->
+a_library_that_came_with_other_sources_is_built_again(Config) ->
     Sources = sources(Config),
     prebuilt("sources/native/prebuilt", Config),
     change(Sources),
@@ -240,18 +256,18 @@ a_library_that_came_with_other_sources_is_built_anew(Config) ->
     ?assertNotEqual(0, Status).
 
 %% The one of Debian 12 cannot read Cargo.lock.
-a_cargo_that_is_too_old_is_told_in_one_line(Config) ->
+a_cargo_that_is_too_old_is_reported_in_one_line(Config) ->
     Sources = sources(Config),
     {Status, Output} = build(Sources, "", "echo 'cargo 1.63.0 (fd9c4297c 2022-07-01)'"),
     ?assertNotEqual(0, Status),
     [Oldest] = captured("(?m)^rust-version = \"(.*)\"", read("Cargo.toml", Config)),
     ?assertEqual(
-        <<"rekindle: the native library is built with Rust ", Oldest/binary, " or later, and the one on the PATH is 1.63.0. "
-            "Get it from https://rustup.rs">>,
+        <<"rekindle: building the native library needs Rust ", Oldest/binary, " or later, but the cargo on the PATH is 1.63.0. "
+            "Get Rust from https://rustup.rs">>,
         the_line(Output)
     ).
 
-the_library_is_built_for_the_target_that_cargo_is_told(Config) ->
+the_library_is_built_for_the_target_that_cargo_is_given(Config) ->
     Sources = sources(Config),
     {0, Output} = build_for("aarch64-unknown-linux-musl", ["CARGO_BUILD_TARGET=aarch64-unknown-linux-musl"], Sources),
     ?assertNotEqual(nomatch, string:find(Output, "'-Ctarget-feature=-crt-static'")),
@@ -263,6 +279,33 @@ the_library_is_built_for_a_device_of_nerves(Config) ->
     {0, Output} = build_for("arm-unknown-linux-gnueabihf", Nerves, Sources),
     ?assertNotEqual(nomatch, string:find(Output, "linker: /opt/nerves/bin/armv6-nerves-linux-gnueabihf-gcc")),
     ?assertEqual(nomatch, string:find(Output, "crt-static")).
+
+the_library_is_built_with_the_features_that_are_named(Config) ->
+    Sources = sources(Config),
+    Target = "x86_64-unknown-linux-gnu",
+    [
+        begin
+            Env = ["CARGO_BUILD_TARGET=" ++ Target | ["REKINDLE_FEATURES=" ++ Value || Value =/= unset]],
+            {0, Output} = build_for(Target, Env, Sources),
+            ?assertEqual(Said, captured("(--no-default-features|--features [\\w,]+)", Output), Value),
+            ok = file:delete(built(Sources))
+        end
+     || {Value, Said} <- [
+            {unset, [<<"--no-default-features">>, <<"--features folder,valkey">>]},
+            {"", [<<"--no-default-features">>, <<"--features folder,valkey">>]},
+            {"valkey,folder", [<<"--no-default-features">>, <<"--features folder,valkey">>]},
+            {"folder", [<<"--no-default-features">>, <<"--features folder">>]},
+            {"none", [<<"--no-default-features">>]}
+        ]
+    ].
+
+a_feature_that_is_not_known_is_reported_in_one_line(Config) ->
+    Sources = sources(Config),
+    {Status, Output} = build(Sources, "", "echo cargo was called", ["REKINDLE_FEATURES=sqlite"]),
+    ?assertNotEqual(0, Status),
+    ?assertEqual(
+        <<"rekindle: REKINDLE_FEATURES is sqlite, and can be folder, valkey, folder,valkey or none">>, string:trim(Output)
+    ).
 
 %% With a cargo that says what it was told, and makes what is looked for.
 build_for(Target, Env, Sources) ->
@@ -292,7 +335,7 @@ refuses(Sources, Folder, Reason) ->
     ?assertEqual(nomatch, string:find(Output, "cargo was called")),
     ?assertNot(filelib:is_file(built(Sources))).
 
-%% Where cargo is one that fails.
+%% Runs with a cargo that fails.
 build(Sources, Folder) ->
     build(Sources, Folder, "echo cargo was called\nexit 1").
 

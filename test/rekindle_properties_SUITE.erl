@@ -1,4 +1,4 @@
-%% Properties of the callbacks, and of OTP's processes on top of them, on random sequences.
+%% Tests properties of the callbacks, and of OTP's processes that call them, with random sequences.
 %%
 %% `PROPERTY_CASES=200000 rebar3 ct --suite test/rekindle_properties_SUITE' runs more cases than usual. A
 %% property that fails writes down its counterexample and prints how to run just that again.
@@ -105,7 +105,7 @@ check({Module, Property}, Cases) ->
 check_again({Module, Property}, Counterexample) ->
     with_output(fun(Options) -> proper:check(Module:Property(), Counterexample, Options) end).
 
-%% What is printed in the node would not come here by itself.
+%% The node's output must be sent here.
 with_output(Run) ->
     Leader = spawn_link(fun() -> collect([]) end),
     group_leader(Leader, self()),
@@ -115,7 +115,7 @@ with_output(Run) ->
         {Leader, Output} -> {Result, Output}
     end.
 
-%% As much of Erlang's I/O protocol as printing takes.
+%% The part of Erlang's I/O protocol that printing needs.
 collect(Output) ->
     receive
         {io_request, From, ReplyAs, Request} ->

@@ -1,4 +1,4 @@
-%% @doc What the README tells its reader to write is what works.
+%% @doc Tests that the lines and commands of the README and of the pages on installing and options work.
 -module(rekindle_readme_SUITE).
 
 -include_lib("stdlib/include/assert.hrl").
@@ -6,13 +6,19 @@
 -export([all/0, init_per_suite/1, end_per_suite/1, init_per_testcase/2, end_per_testcase/2]).
 
 -export([
+    the_readme_is_short/1,
+    the_figures_are_those_of_the_results/1,
     the_sys_config_is_that_of_the_demo/1,
     a_node_with_the_sys_config_resumes_sessions/1,
+    tickets_resume_tls_1_3/1,
     a_rebar3_project_builds_the_dependency/1,
     a_mix_project_resumes_sessions/1,
+    the_page_on_installing_has_the_same_lines/1,
+    the_pages_name_this_version/1,
     the_options_are_those_there_are/1,
     the_defaults_are_those_there_are/1,
     the_make_commands_are_there/1,
+    the_help_lists_every_target/1,
     the_files_it_links_to_are_there/1
 ]).
 
@@ -20,13 +26,19 @@
 
 all() ->
     [
+        the_readme_is_short,
+        the_figures_are_those_of_the_results,
         the_sys_config_is_that_of_the_demo,
         a_node_with_the_sys_config_resumes_sessions,
+        tickets_resume_tls_1_3,
         a_rebar3_project_builds_the_dependency,
         a_mix_project_resumes_sessions,
+        the_page_on_installing_has_the_same_lines,
+        the_pages_name_this_version,
         the_options_are_those_there_are,
         the_defaults_are_those_there_are,
         the_make_commands_are_there,
+        the_help_lists_every_target,
         the_files_it_links_to_are_there
     ].
 
@@ -44,8 +56,33 @@ init_per_testcase(Case, Config) ->
     rekindle_checkout:with_dir(Case, Config).
 
 end_per_testcase(_Case, Config) ->
-    %% What cargo builds is large.
+    %% The files that cargo builds are large.
     file:del_dir_r(proplists:get_value(dir, Config)).
+
+%% ---- the first screen ----
+
+-define(MOST_WORDS, 700).
+
+the_readme_is_short(Config) ->
+    ?assert(length(words(proplists:get_value(readme, Config))) =< ?MOST_WORDS).
+
+%% Those of prose and tables: without code blocks, comments and the addresses of links.
+words(Page) ->
+    Without = fun(Regexp, Text) -> re:replace(Text, Regexp, "", [global, unicode, {return, binary}]) end,
+    Prose = lists:foldl(Without, Page, ["(?ms)^```.*?^```$", "(?m)^    .*$", "<!--.*?-->", "(?<=\\])\\([^)]*\\)"]),
+    [Word || Word <- re:split(Prose, "\\s+", [unicode]), re:run(Word, "\\w", [unicode, ucp]) =/= nomatch].
+
+the_figures_are_those_of_the_results(Config) ->
+    {ok, Results} = file:read_file(in_root("bench/results/results.json", Config)),
+    case binary:match(Results, <<"\"rows\"">>) of
+        nomatch ->
+            {skip, "NOT TRIED, bench/results/results.json has the form of an earlier version: run make bench"};
+        _ ->
+            [
+                ?assertEqual({0, <<>>}, run_in(in_root(".", Config), ["python3", "bench/figures.py", "--check", "bench/results", Page]))
+             || Page <- ["README.md", "docs/sizing.md"]
+            ]
+    end.
 
 %% ---- sys.config ----
 
@@ -58,16 +95,37 @@ a_node_with_the_sys_config_resumes_sessions(Config) ->
     {ok, Node, _} = peer:start(#{connection => standard_io, args => Args, wait_boot => 30_000}),
     {ok, _} = rekindle_node:call(Node, application, ensure_all_started, [ssl]),
     {_, Port} = rekindle_node:call(Node, rekindle_servers, start, [tls, server_options(Config)]),
-    ?assertMatch(#{full := 1, resumed := 5}, rekindle_clients:openssl_reconnect(Port, #{})),
+    [Command] = blocks("sh", "See that it works", Config),
+    [Printed] = blocks("text", "See that it works", Config),
+    ?assertEqual({0, Printed}, run_in(in_root(".", Config), ["sh", "-c", with_port(Command, Port)])),
     Info = rekindle_node:call(Node, rekindle_admin, info, []),
     ?assertMatch([#{scope := {listener, tls, {_, Port}}, hits := 5}], of_role(server, Info)),
     ?assertMatch([#{scope := client}], of_role(client, Info)),
     %% And what the README says to type next works.
-    [_, Example] = blocks("erlang", "Turn it on", Config),
+    [Example] = blocks("erlang", "See that it works", Config),
     ?assertEqual([<<"print">>, <<"doctor">>], captured("rekindle_admin:(\\w+)\\(\\)\\.", Example)),
     ?assertEqual(ok, rekindle_node:call(Node, rekindle_admin, print, [])),
-    ?assertEqual([], rekindle_node:call(Node, rekindle_admin, doctor, [])),
+    ?assertEqual(ok, rekindle_node:call(Node, rekindle_admin, doctor, [])),
+    ?assertEqual([], rekindle_node:call(Node, rekindle_admin, findings, [])),
     rekindle_node:stop(Node).
+
+with_port(Command, Port) ->
+    unicode:characters_to_list(string:replace(Command, "127.0.0.1:8443", ["127.0.0.1:", integer_to_list(Port)])).
+
+tickets_resume_tls_1_3(Config) ->
+    [Option] = captured("(?m)^\\|.* TLS 1\\.3 only .*`(\\{session_tickets, \\w+\\})`", proplists:get_value(readme, Config)),
+    {ok, Tokens, _} = erl_scan:string(binary_to_list(Option) ++ "."),
+    {ok, Tickets} = erl_parse:parse_term(Tokens),
+    {_, Port} = rekindle_servers:start(tls, [Tickets | lists:keyreplace(versions, 1, server_options(Config), {versions, ['tlsv1.3']})]),
+    File = filename:join(proplists:get_value(dir, Config), "ticket"),
+    %% A ticket comes after the handshake.
+    ?assertEqual([<<"New">>], openssl_tls_1_3(["while [ ! -s ", File, " ]; do sleep 0.1; done"], Port, ["-sess_out ", File], Config)),
+    ?assertEqual([<<"Reused">>], openssl_tls_1_3("true", Port, ["-sess_in ", File], Config)).
+
+openssl_tls_1_3(Input, Port, Arguments, Config) ->
+    Client = ["openssl s_client -connect 127.0.0.1:", integer_to_list(Port), " -tls1_3 ", Arguments],
+    {0, Output} = run_in(in_root(".", Config), ["sh", "-c", lists:flatten([Input, " | ", Client])]),
+    captured("(?m)^(New|Reused), TLSv1\\.3", Output).
 
 sys_config(Config) ->
     File = filename:join(proplists:get_value(dir, Config), "sys.config"),
@@ -85,7 +143,7 @@ server_options(Config) ->
 %% ---- dependencies ----
 
 a_rebar3_project_builds_the_dependency(Config) ->
-    [Block] = blocks("erlang", "Depend on it", Config),
+    [Block] = blocks("erlang", "Install", Config),
     Project = project([{"rebar.config", with_origin(Block, Config)}, {"src/user.app.src", app()}], Config),
     {0, _} = run_in(Project, ["rebar3", "get-deps"]),
     Dependency = filename:join(Project, "_build/default/lib/rekindle"),
@@ -99,7 +157,7 @@ app() ->
 
 %% First with config/config.exs, then with config/runtime.exs.
 a_mix_project_resumes_sessions(Config) ->
-    [Dependency] = blocks("elixir", "Depend on it", Config),
+    [Dependency] = blocks("elixir", "Install", Config),
     [Settings] = blocks("elixir", "Turn it on", Config),
     Project = project(
         [
@@ -182,23 +240,34 @@ project(Files, Config) ->
 run_in(Dir, Command) ->
     rekindle_checkout:run_in(Dir, Command, 5 * ?MINUTE).
 
+the_page_on_installing_has_the_same_lines(Config) ->
+    {ok, Page} = file:read_file(in_root("docs/installing.md", Config)),
+    Lines = [Block || Language <- ["erlang", "elixir"], Block <- blocks(Language, "Install", Config)],
+    ?assertEqual([], [Block || Block <- Lines, string:find(Page, Block) =:= nomatch]).
+
+%% All places where a reader finds a dependency to copy.
+the_pages_name_this_version(Config) ->
+    Pages = ["README.md" | filelib:wildcard("docs/**/*.md", proplists:get_value(root, Config))],
+    Named = [
+        {Page, Version}
+     || Page <- Pages, {ok, Text} <- [file:read_file(in_root(Page, Config))], Version <- captured("\\btag(?:,|:) \"v([\\d.]+)\"", Text)
+    ],
+    ?assert(length(Named) > 4),
+    Version = list_to_binary(rekindle_checkout:version(Config)),
+    ?assertEqual([], [Other || {_, Found} = Other <- Named, Found =/= Version]).
+
 %% ---- options ----
 
+%% ssl sets the role.
 the_options_are_those_there_are(Config) ->
-    {ok, Defaults, []} = rekindle_options:parse([]),
-    %% ssl sets the role.
-    ?assertEqual(lists:sort(maps:keys(Defaults)), lists:sort([role | [Option || {Option, _, _} <- options(Config)]])),
-    [
-        ?assertMatch({ok, #{Option := Value}, []}, rekindle_options:parse([{Option, Value}]))
-     || {Option, Type, _} <- options(Config),
-        Value <- values(Type)
-    ].
+    Schema = [{Option, unicode:characters_to_binary(rekindle_options:notation(Type))} || {Option, Type, _} <- rekindle_options:schema()],
+    ?assertEqual(lists:sort(lists:keydelete(role, 1, Schema)), lists:sort([{Option, Type} || {Option, Type, _} <- options(Config)])).
 
 the_defaults_are_those_there_are(Config) ->
-    {ok, Defaults, []} = rekindle_options:parse([]),
+    Defaults = maps:from_list([{Option, Default} || {Option, _, Default} <- rekindle_options:schema()]),
     [
         case maps:get(Option, Defaults) of
-            %% Left to ssl's environment or to other options, which the README names in words.
+            %% Left to ssl's environment or to other options, which the page names in words.
             undefined -> ?assertNotMatch(<<"`", _/binary>>, Default);
             [] -> ?assertEqual(<<"`[]`">>, Default);
             Atom when is_atom(Atom) -> ?assertEqual(<<"`", (atom_to_binary(Atom))/binary, "`">>, Default);
@@ -209,21 +278,10 @@ the_defaults_are_those_there_are(Config) ->
 
 %% The rows of the table: the option, what is allowed, and the default.
 options(Config) ->
+    {ok, Page} = file:read_file(in_root("docs/options.md", Config)),
     Row = "(?m)^\\| `\\{(\\w+), (.*)\\}` \\| (.*?) \\| .* \\|$",
-    {match, Rows} = re:run(section("Options", Config), Row, [global, unicode, {capture, all_but_first, binary}]),
-    [{binary_to_atom(Option), Type, Default} || [Option, Type, Default] <- Rows].
-
-%% Some of each type as the README writes it.
-values(<<"pos_integer()">>) -> [1, 67_108_864];
-values(<<"pos_integer() \\| infinity">>) -> [1, 1000, infinity];
-values(<<"Seconds">>) -> [1, 86_400];
-values(<<"none \\| {folder, Dir} \\| {valkey, Url, Options}">>) ->
-    [none, {folder, "/var/lib/sessions"}, {valkey, "valkey://127.0.0.1", [{key_file, "/etc/keys"}]}];
-values(<<"full_handshake \\| resume">>) -> [full_handshake, resume];
-values(<<"Dir">>) -> ["/var/lib/app", <<"dir">>];
-values(<<"boolean()">>) -> [true, false];
-values(<<"[Path]">>) -> [[], ["/etc/ssl/crls", <<"ca.crl">>]];
-values(<<"listener \\| #{Port => Name}">>) -> [listener, #{8883 => a, {{127, 0, 0, 1}, 8883} => b}].
+    {match, Rows} = re:run(Page, Row, [global, unicode, {capture, all_but_first, binary}]),
+    [{binary_to_atom(Option), iolist_to_binary(string:replace(Type, "\\|", "|", all)), Default} || [Option, Type, Default] <- Rows].
 
 %% ---- commands and files ----
 
@@ -232,6 +290,11 @@ the_make_commands_are_there(Config) ->
     Commands = captured("(?m)(?:^    |`)make ([\\w-]+)", proplists:get_value(readme, Config)),
     ?assertEqual([], [<<"demo">>, <<"test">>] -- Commands),
     ?assertEqual([], lists:usort(Commands) -- captured("(?m)^([\\w-]+):", Makefile)).
+
+the_help_lists_every_target(Config) ->
+    {ok, Makefile} = file:read_file(in_root("Makefile", Config)),
+    {0, Help} = run_in(in_root(".", Config), ["make", "--no-print-directory", "help"]),
+    ?assertEqual(captured("(?m)^([\\w-]+):", Makefile), captured("(?m)^make ([\\w-]+) ", Help)).
 
 the_files_it_links_to_are_there(Config) ->
     Links = captured("\\]\\(([^)#:]+)\\)", proplists:get_value(readme, Config)),

@@ -1,4 +1,4 @@
-%% Listeners that come and go leave nothing.
+%% Tests that listeners which are opened and closed leave nothing behind.
 -module(rekindle_references_SUITE).
 
 -include_lib("stdlib/include/assert.hrl").
@@ -27,7 +27,7 @@ ten_thousand_references_leave_nothing(_Config) ->
             {skip, "no /proc/self/status to read"}
     end.
 
-%% The first round makes Erlang's own memory what it will be.
+%% The first round lets Erlang's own memory grow.
 measure() ->
     [ok = rekindle_references:come_and_go(?NUMBER) || _ <- [1]],
     {Resident, Mapped} = settled(rekindle_references:memory(), 100),
@@ -37,7 +37,7 @@ measure() ->
     {Now, NowMapped} = until(Returned, 600),
     lists:concat([Resident, " KiB resident, then ", Now, "; ", Mapped, " KiB mapped, then ", NowMapped]).
 
-%% What the janitor still drops goes down.
+%% The number falls while the janitor still drops scopes.
 settled(Before, Patience) ->
     receive after 100 -> ok end,
     case rekindle_references:memory() of

@@ -1,5 +1,5 @@
-%% What is revoked stays revoked, whatever happens to the log, to nodes, to clocks and to keys: real nodes, real servers, and
-%% openssl as the device that must not be resumed.
+%% Tests that a revocation holds, whatever happens to the log, to nodes, to clocks and to keys, with real nodes, real servers, and
+%% openssl as the device whose session must not resume.
 -module(rekindle_revocation_SUITE).
 
 -include_lib("common_test/include/ct.hrl").
@@ -25,7 +25,7 @@ groups() ->
             several_devices_are_revoked_in_one_call,
             the_answer_says_what_is_pending_and_a_kill_changes_nothing,
             the_answer_says_what_is_pending_and_a_stop_changes_nothing,
-            a_server_that_hangs_is_told_when_it_goes_on,
+            a_server_that_hangs_gets_the_revocation_when_it_goes_on,
             a_node_that_waits_for_a_living_one_waits_for_it
         ]},
         {lost, [], [
@@ -33,7 +33,7 @@ groups() ->
             a_lost_control_stream_is_filled_by_a_living_node,
             a_lost_control_stream_is_noticed_when_nobody_lives,
             keys_that_are_evicted_come_back,
-            a_replica_that_lagged_is_told
+            a_replica_that_lagged_is_reported
         ]},
         {attack, [], [
             copies_of_records_in_any_order_bring_nothing_back,
@@ -42,7 +42,7 @@ groups() ->
         {folder, [], [
             it_holds_right_behind_the_answer,
             it_holds_for_listeners_that_open_later,
-            a_full_disk_is_told_and_written_later,
+            a_full_disk_is_reported_and_written_later,
             a_copied_node_folder_keeps_what_both_revoke,
             it_holds_when_init_restarts_the_node,
             a_folder_that_others_can_write_is_not_used
@@ -134,7 +134,7 @@ the_answer_says_what_is_pending_and_a_stop_changes_nothing(Config) ->
         Config
     ),
     {ok, Logged} = file:read_file(LogFile),
-    ?assertMatch([_], [Line || Line <- string:lexemes(binary_to_list(Logged), "\n"), string:find(Line, "are in no log yet") =/= nomatch]).
+    ?assertMatch([_], [Line || Line <- string:lexemes(binary_to_list(Logged), "\n"), string:find(Line, "rekindle: the application stops before ") =/= nomatch]).
 
 %% The log is set back to a time before, too.
 pending(End, Config) ->
@@ -162,7 +162,7 @@ pending(End, Config) ->
     ?assertEqual({0, 1}, {resumed(Stolen, Other, Config), resumed(Kept, Other, Config)}),
     stop_all([Again, Other]).
 
-a_server_that_hangs_is_told_when_it_goes_on(Config) ->
+a_server_that_hangs_gets_the_revocation_when_it_goes_on(Config) ->
     Server = server(Config),
     [First, Second] = start_all([1, 2], valkey(Config), Config),
     {Stolen, Kept} = save_both(First, Config),
@@ -228,7 +228,7 @@ keys_that_are_evicted_come_back(Config) ->
         "OK" = rekindle_valkey:command(Server, ["CONFIG", "SET", Name, Value])
      || {Name, Value} <- [{"maxmemory", "0"}, {"maxmemory-policy", "noeviction"}]
     ],
-    %% What was in the log is gone with it; what is made now is there for others.
+    %% The log's records are lost with it. New sessions reach the other nodes.
     Later = save(later, First, other, Config),
     await(fun() -> journal(node_of(First), state) =:= up andalso streams(Server) =/= [] end),
     Third = start(3, valkey(Config), Config),
@@ -238,7 +238,7 @@ keys_that_are_evicted_come_back(Config) ->
     stop_all([First, Third]).
 
 %% A failover to a replica that had not heard of it.
-a_replica_that_lagged_is_told(Config) ->
+a_replica_that_lagged_is_reported(Config) ->
     Server = server(Config),
     First = start(1, valkey(Config), Config),
     {Stolen, Kept} = save_both(First, Config),
@@ -283,7 +283,7 @@ a_lost_control_stream_is_noticed_when_nobody_lives(Config) ->
     ?assertMatch([_], findings(Second, "control records are lost")),
     ?assertEqual({ok, 1}, rekindle_node:call(node_of(Second), rekindle_admin, replay_anyway, [{name, f}])),
     await(fun() -> journal(node_of(Second), state) =:= up end),
-    %% What the sessions refer to is gone with the revocation.
+    %% The records that the sessions refer to are lost with the revocation.
     ?assertEqual({0, 0}, {resumed(Stolen, Second, Config), resumed(Later, Second, Config)}),
     ?assertEqual({ok, 0}, rekindle_node:call(node_of(Second), rekindle_admin, replay_anyway, [all])),
     stop_all([Second]).
@@ -391,7 +391,7 @@ revoke_and_die({Node, _}, Config) ->
     {ok, Written} = file:read_file(Answer),
     binary_to_term(Written).
 
-%% Of a scope that this node has not opened, in the session's record only.
+%% Revokes before the node has opened the scope, while its sessions are only in the log.
 it_holds_for_listeners_that_open_later(Config) ->
     Server = server(Config),
     [
@@ -418,7 +418,7 @@ it_holds_for_listeners_that_open_later(Config) ->
     ],
     rekindle_valkey:stop(Server).
 
-a_full_disk_is_told_and_written_later(Config) ->
+a_full_disk_is_reported_and_written_later(Config) ->
     os:find_executable("mount") =/= false orelse throw({skip, "mount IS NOT INSTALLED"}),
     Disk = path("disk", Config),
     ok = file:make_dir(Disk),
@@ -443,7 +443,7 @@ a_full_disk_is_told_and_written_later(Config) ->
     ?assertEqual({0, 1}, {resumed(Stolen, Again, Config), resumed(Kept, Again, Config)}),
     kill(node_of(Again)).
 
-%% As where a machine's image is made from another's.
+%% This happens if a machine's image is a copy of another one's.
 a_copied_node_folder_keeps_what_both_revoke(Config) ->
     _ = server(Config),
     First = start(1, [memory(1, Config) | valkey(Config)], Config),
@@ -470,7 +470,7 @@ it_holds_when_init_restarts_the_node(Config) ->
     {0, Output} = rekindle_clients:run("erl", Args ++ ["-eval", lists:flatten(Eval)], [], 60_000),
     ?assertMatch({match, [<<"0 1">>]}, re:run(Output, "told: (\\d \\d)", [{capture, all_but_first, binary}]), Output).
 
-%% What that node does at each boot: the first time it revokes.
+%% The node runs this at each boot. Only at its first boot it revokes.
 boot(Map) ->
     Config = maps:to_list(Map),
     Args = [scope(Config) | folder(Config)],
@@ -553,7 +553,7 @@ keys_that_others_may_read_are_read_once_they_may_not(Config) ->
     ?assertEqual(0, resumed(Stolen, Second, Config)),
     stop_all([First, Second]).
 
-%% Revoked while another file of that name was there, or none.
+%% The node starts and revokes while the disk with its key file is away.
 keys_on_a_disk_that_is_away_are_not_made(Config) ->
     [Mounted, Away] = [path(Name, Config) || Name <- ["mounted", "away"]],
     ok = file:make_dir(Mounted),
@@ -622,7 +622,7 @@ a_clock_that_is_behind_at_the_start_loses_nothing(Config) ->
 a_clock_that_is_ahead_at_the_start_loses_nothing(Config) ->
     wrong_clock("+400d", Config).
 
-%% What is made while the clock is wrong may go.
+%% Sessions that are made while the clock is wrong may be lost.
 wrong_clock(Offset, Config) ->
     Clock = path("clock", Config),
     Set = fun(To) ->

@@ -1,5 +1,5 @@
-%% What must hold for the server role: real clients resume, OTP's cache process lives on, no session
-%% leaves its scope, no private key enters.
+%% Tests the server role: real clients resume, OTP's cache process does not crash, no session leaves its scope, and no private key
+%% is stored.
 -module(rekindle_server_SUITE).
 
 -include_lib("common_test/include/ct.hrl").
@@ -143,7 +143,7 @@ a_killed_cache_process_is_replaced_or_missed(Config) ->
      || Kind <- [tls, dtls]
     ].
 
-%% Where a listener sees to it, the supervisor does not.
+%% If the listener starts another process, the supervisor does not.
 listeners_replace_cache_processes(Node) ->
     {ok, {_, [#{restart := Restart}]}} = rekindle_node:call(Node, ssl_server_session_cache_sup, init, [[]]),
     Restart =:= temporary.
@@ -194,7 +194,7 @@ server_names_make_no_templates(Config) ->
     ],
     rekindle_node:stop(Node).
 
-%% With {verify, verify_peer}, OTP 29 does not resume unless it is told to.
+%% With {verify, verify_peer}, OTP 29 resumes only with {reuse_sessions, true}.
 a_server_that_verifies_its_clients_resumes_by_default_or_when_told_to(Config) ->
     #{ca := Ca, client := #{ec := Client}} = ?config(certs, Config),
     Verify = [{verify, verify_peer}, {fail_if_no_peer_cert, true}, {cacertfile, Ca} | server_opts(Config)],
@@ -207,7 +207,7 @@ a_server_that_verifies_its_clients_resumes_by_default_or_when_told_to(Config) ->
         {option_reuse_sessions(Node, Server), Counts, {Sessions, Hits, Misses}}
     end,
     Resumed = {true, {0, 1}, {1, 1, 0}},
-    %% The cache is not even asked.
+    %% ssl does not call the cache.
     NotResumed = {false, {1, 0}, {0, 0, 0}},
     Default = Resumes(Verify),
     ?assert(Default =:= Resumed orelse Default =:= NotResumed, Default),
@@ -216,7 +216,7 @@ a_server_that_verifies_its_clients_resumes_by_default_or_when_told_to(Config) ->
     ?assertEqual(Resumed, Resumes(server_opts(Config))),
     rekindle_node:stop(Node).
 
-%% As ssl has filled it in: somewhere in the listen socket is the map of all options.
+%% The options as ssl has completed them: the listen socket contains the map of all options.
 option_reuse_sessions(Node, Server) ->
     Socket = rekindle_node:call(Node, rekindle_servers, listen_socket, [Server]),
     [Reuse] = lists:usort(reuse_sessions(Socket)),
@@ -305,7 +305,7 @@ its_order_holds_one_session_whatever_the_maximum_is_or_becomes(Config) ->
      || {Kind, First} <- [{tls, 500}, {tls, 1}, {tls, 3}, {tls, -1}, {tls, 1 bsl 70}, {dtls, 500}, {upgrade, 500}]
     ].
 
-%% Of OTP's book-keeping, and not of the store.
+%% The maximum of OTP's book-keeping, and not of the store.
 maximum(Max) ->
     [{session_cache_server_max, Max}, {session_cb_init_args, [{max_sessions, infinity}]}].
 
@@ -353,7 +353,7 @@ after_kill(Killed, Supervisor) ->
     [Restarted] = children_of([Supervisor]),
     Restarted.
 
-%% Where it is the listener that sees to another process, and reads the maximum anew.
+%% If the listener starts another process, that process reads the maximum again.
 a_replaced_one_survives_another_maximum(Config) ->
     Node = rekindle_node:start_ssl(maximum(500)),
     Replaces = listeners_replace_cache_processes(Node),
@@ -379,8 +379,8 @@ a_replaced_one_survives_another_maximum(Kind, Node, Config) ->
 supervisor_of(tls) -> ssl_server_session_cache_sup;
 supervisor_of(dtls) -> dtls_server_session_cache_sup.
 
-%% What a new listener is refused with. Where an open one starts another cache process, or OTP's supervisor does, it
-%% would end what works.
+%% These options refuse a new listener. But if an open listener, or OTP's supervisor, starts another cache process, a refusal would
+%% end what works.
 a_listener_survives_a_refusal_to_its_next_one(Config) ->
     Refusals = [{session_cache_server_max, 0, 10}, {session_cb_init_args, [{max_bytes, 0}], []}],
     [
@@ -435,7 +435,7 @@ what_it_finds_expired_holds_nothing_of_a_session(Config) ->
             LookUp()
         end),
         ?assertEqual(First, element(2, Session)),
-        %% Whatever the lifetime.
+        %% The lifetime does not matter.
         [?assertNot(ssl_session:valid_session(Stub, Lifetime)) || Lifetime <- [0, 86_400, 1 bsl 64]],
         [session, Newest, {Stamp, Unique} | Fields] = tuple_to_list(Stub),
         ?assert(is_integer(Stamp) andalso is_integer(Unique)),
@@ -447,7 +447,7 @@ what_it_finds_expired_holds_nothing_of_a_session(Config) ->
         ?assertEqual(Ids, [element(2, Found) || Found <- as_cache_process(Cache, LookUp)])
     end).
 
-%% Of twenty kinds of session.
+%% Sessions of twenty kinds.
 it_keeps_little_on_its_heap_and_no_secret(Config) ->
     with_cache_process(tls, [{session_cb_init_args, [{max_bytes, 1 bsl 30}]}], [], Config, fun(Cache, Sample) ->
         Sessions = [of_kind(N rem 20, with_id(Sample, crypto:hash(sha256, <<N:64>>))) || N <- lists:seq(1, 20_000)],
@@ -466,7 +466,7 @@ it_keeps_little_on_its_heap_and_no_secret(Config) ->
         ?assertEqual(nomatch, binary:match(Encoded, Secret))
     end).
 
-%% By its cipher suite.
+%% The kind differs by its cipher suite.
 of_kind(Number, Session) ->
     list_to_tuple([case Field of <<_:16>> -> <<Number:16>>; _ -> Field end || Field <- tuple_to_list(Session)]).
 
@@ -615,7 +615,7 @@ a_client_certificate_check_is_not_bypassed(Config) ->
     [Port, OtherPort] = unused_ports(2),
     Bypass = [{scope, #{Port => careless, OtherPort => careless}}],
     ?assertEqual(full_handshake_refused, outcome_at_other_authority([], Port, OtherPort, Config)),
-    %% What the documentation warns of, so that the test above is known to be able to fail.
+    %% The documentation warns of this case. It shows that the test above can fail.
     ?assertEqual(resumed, outcome_at_other_authority(Bypass, Port, OtherPort, Config)).
 
 outcome_at_other_authority(InitArgs, Port, OtherPort, Config) ->
@@ -796,7 +796,7 @@ session_file(Name, Config) ->
 counts(#{full := Full, resumed := Resumed}) ->
     {Full, Resumed}.
 
-%% How many sessions the server saw, and in how many handshakes.
+%% The number of sessions that the server saw, and of handshakes.
 await_handshakes(Node, Server, Number) ->
     rekindle_node:await(fun() -> length(rekindle_node:call(Node, rekindle_servers, handshakes, [Server])) >= Number end),
     Ids = [Id || #{session_id := Id} <- rekindle_node:call(Node, rekindle_servers, handshakes, [Server])],
@@ -901,7 +901,7 @@ register_all(Cache, Sample, Ids) ->
     _ = sys:get_state(Cache),
     ok.
 
-%% A session as a connection would register it: with a stamp of its own.
+%% A session as a connection registers it, with a stamp of its own.
 with_id(Sample, Id) ->
     {Stamp, _} = element(3, Sample),
     Now = erlang:monotonic_time(),

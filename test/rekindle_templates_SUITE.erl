@@ -1,5 +1,5 @@
-%% What OTP's process keeps of its sessions on its own heap: it is of use, bounded, and no secret; whatever else is in
-%% its place does no harm; and every session comes back as it was.
+%% Tests the templates that OTP's process keeps on its own heap: they are used, they are bounded, they contain no secret, any other
+%% term in their place does no harm, and every session comes back unchanged.
 -module(rekindle_templates_SUITE).
 
 -include_lib("stdlib/include/assert.hrl").
@@ -23,16 +23,16 @@
     own_certificates_are_listed_once/1
 ]).
 
-%% Where `rekindle' keeps it.
+%% The key in the process dictionary.
 -define(TEMPLATES, rekindle_templates).
 
 -define(PEER_CERTIFICATE, 4).
 -define(OWN_CERTIFICATES, 5).
 -define(PRIVATE_KEY, 6).
 
-%% As many as there are at most.
+%% Most templates of a process.
 -define(MOST, 8).
-%% In a full one, one lookup in so many may replace one.
+%% In a full tuple, one in this many lookups may replace a template.
 -define(LOOKUPS_PER_REPLACEMENT, 16).
 
 suite() ->
@@ -110,7 +110,7 @@ what_is_kept_is_small_and_no_secret(_Config) ->
     Kept = term_to_binary(get(?TEMPLATES)),
     Private = [Field || Session <- Sessions, Field <- private_fields(Session)],
     ?assertEqual([], [Field || Field <- Private, binary:match(Kept, Field) =/= nomatch]),
-    %% The search finds what is there.
+    %% The search finds a secret that is there.
     [Certificate | _] = element(?OWN_CERTIFICATES, hd(Sessions)),
     ?assertNotEqual(nomatch, binary:match(Kept, Certificate)).
 
@@ -152,7 +152,7 @@ anything_in_its_place_does_no_harm(_Config) ->
         ]
     ].
 
-%% Of this load of the library, and yet not as it made it.
+%% A tuple of this load of the library that somebody has changed.
 parts_of_it_that_are_broken_do_no_harm(_Config) ->
     Cache = open(),
     [First, Second] = Sessions = kinds(2),
@@ -196,7 +196,7 @@ others_than_the_owner_keep_nothing(_Config) ->
     elsewhere(fun() ->
         [assert_handed_out(Cache, Session) || _ <- [1, 2], Session <- Sessions],
         ?assertEqual(undefined, get(?TEMPLATES)),
-        %% Nor do they use what they have.
+        %% These processes do not use a tuple that they have, either.
         put(?TEMPLATES, something),
         [assert_handed_out(Cache, Session) || Session <- Sessions],
         ?assertEqual(something, get(?TEMPLATES)),
@@ -229,7 +229,7 @@ terms_that_look_like_answers_come_back(_Config) ->
 %% Sessions that differ in one field only, looked up in turn.
 fields_of_any_kind_are_told_apart(_Config) ->
     Cache = open(),
-    Certificate = binary:copy(<<"certificate">>, 100),
+    Certificate = rekindle_certs:sized(1100),
     <<_:8, Shifted/binary>> = <<0:4, Certificate/binary, 0:4>>,
     Terms = [
         undefined, true, '', 0, 1, -1, 0.0, 1.0,
@@ -256,7 +256,7 @@ fields_of_any_kind_are_told_apart(_Config) ->
 
 caches_of_one_process_do_not_mix(_Config) ->
     Caches = [open() || _ <- [1, 2, 3]],
-    %% The same ids, and other sessions in each.
+    %% The scopes have the same ids, and other sessions.
     Of = fun(Cache) -> [
         begin
             Session = session(otp_27, verified, Kind),
@@ -290,7 +290,7 @@ it_outlives_the_module_it_came_by(_Config) ->
         ?assertMatch(#{faults := 0}, info(Cache))
     end).
 
-%% It is another file, and its numbers begin again.
+%% The library is another file, and its numbers begin again.
 what_another_load_of_the_library_left_is_replaced(Config) ->
     [First | _] = Copies = [copy_of_rekindle(Version, Config) || Version <- ["1", "2", "3"]],
     Node = rekindle_node:start([], [filename:join(First, "ebin")]),
@@ -331,7 +331,7 @@ a_kind_takes_little_beside_the_certificates_they_share(_Config) ->
     end,
     {One, Many} = {Held(1), Held(2000)},
     ?assert((Many - One) div 1999 < 600, {One, Many}),
-    %% And they are counted at all.
+    %% The counter works at all.
     ?assert((Many - One) div 1999 > 200, {One, Many}).
 
 own_certificates_are_listed_once(_Config) ->
@@ -346,7 +346,7 @@ own_certificates_are_listed_once(_Config) ->
 kinds(Number) ->
     [session(otp_29_1_2, verified, Kind) || Kind <- lists:seq(1, Number)].
 
-%% A new one. Its kind is its cipher suite.
+%% A new session. Its cipher suite decides its kind.
 session(Layout, Verified, Kind) ->
     Id = crypto:strong_rand_bytes(32),
     Session = rekindle_sessions:make({session, Layout, Verified, rand:uniform(16#FFFF)}, Id),
@@ -359,7 +359,7 @@ session(Layout, Verified, Kind) ->
      || Field <- tuple_to_list(Session)
     ]).
 
-%% What must be in no one's hands but those of who looks the session up.
+%% The parts that only the process which looks the session up may have.
 private_fields(Session) ->
     [Secret] = [Field || <<_:384>> = Field <- tuple_to_list(Session)],
     {'ECPrivateKey', _, Key, _, _} = element(?PRIVATE_KEY, Session),

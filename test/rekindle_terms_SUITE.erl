@@ -1,5 +1,5 @@
-%% What becomes of a term in the cache: any key and any session come back as they were, but for OTP's own
-%% server sessions, which lose their private key and get new time stamps.
+%% Tests that any key and any session come back from the cache unchanged, except for OTP's own server sessions, which lose their
+%% private key and get new time stamps.
 -module(rekindle_terms_SUITE).
 
 -include_lib("stdlib/include/assert.hrl").
@@ -14,7 +14,7 @@
     a_session_is_overwritten/1,
     a_session_is_deleted/1,
     huge_and_deep_terms_do_no_harm/1,
-    server_sessions_of_all_releases_lose_their_key_and_are_stamped_anew/1,
+    server_sessions_of_all_releases_lose_their_key_and_are_stamped_again/1,
     no_kind_of_private_key_comes_back/1,
     no_private_key_is_in_the_memory_of_the_node/1,
     sessions_of_unknown_shape_are_refused/1,
@@ -36,7 +36,7 @@
 -define(INTERNAL_ID, 3).
 -define(PRIVATE_KEY, 6).
 
-%% Enough of them to tell what is stored from what is left over on Erlang's heaps.
+%% Enough sessions to distinguish stored copies from garbage on Erlang's heaps.
 -define(COPIES, 1000).
 
 suite() ->
@@ -46,7 +46,7 @@ all() ->
     [
         {group, server},
         {group, client},
-        server_sessions_of_all_releases_lose_their_key_and_are_stamped_anew,
+        server_sessions_of_all_releases_lose_their_key_and_are_stamped_again,
         no_kind_of_private_key_comes_back,
         no_private_key_is_in_the_memory_of_the_node,
         sessions_of_unknown_shape_are_refused,
@@ -104,7 +104,7 @@ any_term_is_a_key(Config) ->
     [?assertEqual({session_of, N}, lookup(Cache, Key)) || {N, Key} <- Pairs],
     ?assertEqual(length(Pairs), size_of(Cache)),
     assert_same(sorted([Key || {_, Key} <- Pairs]), sorted([Key || {Key, _} <- fold(Cache)])),
-    %% As a client's half of a key, too.
+    %% The same for a client's half of a key.
     [rekindle:update(Cache, {Key, id}, {selected, N}) || {N, Key} <- Pairs],
     [assert_selected(Config, Cache, Key, [{selected, N}]) || {N, Key} <- Pairs],
     ?assertMatch(#{refused := 0, faults := 0}, info(Cache)).
@@ -202,21 +202,21 @@ nested_terms(Depth) ->
 
 %% ---- OTP's server sessions ----
 
-server_sessions_of_all_releases_lose_their_key_and_are_stamped_anew(_Config) ->
+server_sessions_of_all_releases_lose_their_key_and_are_stamped_again(_Config) ->
     Cache = open_server(),
     [
         begin
             {Id, Session} = server_session(Layout, Key),
             rekindle:update(Cache, Id, Session),
-            assert_stamped_anew(Session, fun() -> lookup(Cache, Id) end),
-            assert_stamped_anew(Session, fun() -> proplists:get_value(Id, fold(Cache)) end)
+            assert_stamped_again(Session, fun() -> lookup(Cache, Id) end),
+            assert_stamped_again(Session, fun() -> proplists:get_value(Id, fold(Cache)) end)
         end
      || Layout <- layouts(), Key <- [undefined, #{}, rsa_key(secret())]
     ],
     ?assertMatch(#{refused := 0, faults := 0}, info(Cache)).
 
-%% As a session that is kept for hours: its stamps are not those that it was stored with.
-assert_stamped_anew(Session, Ask) ->
+%% A session that was stored for hours comes back with other stamps than it had.
+assert_stamped_again(Session, Ask) ->
     Answer = Ask(),
     {Stamp, Unique} = element(?INTERNAL_ID, Answer),
     ?assert(rekindle_sessions:is_in_far_future(Stamp, erlang:monotonic_time())),
@@ -281,15 +281,15 @@ sessions_of_unknown_shape_are_refused(_Config) ->
 
 %% The reasons that sessions were refused for in between, each as often as it was counted.
 new_refusals(#{refused_by := Before}, #{refused_by := Now}) ->
-    ?assertEqual([layout, lifetime, no_room, private_key, too_large], lists:sort(maps:keys(Now))),
+    ?assertEqual([certificate, layout, lifetime, no_room, private_key, too_large], lists:sort(maps:keys(Now))),
     lists:append([lists:duplicate(Count - maps:get(Reason, Before), Reason) || {Reason, Count} <- maps:to_list(Now)]).
 
-%% Each limit, and one byte more. What is a server's own does not count.
+%% Each limit, and one byte more. The listener's own parts do not count.
 what_is_too_large_is_refused(_Config) ->
     Cache = open_server(),
     {_, Session} = server_session(otp_29_1_2, undefined),
     Name = fun(Bytes) -> setelement(tuple_size(Session), Session, lists:duplicate(Bytes, $a)) end,
-    Certificate = fun(Bytes) -> setelement(4, Session, binary:copy(<<1>>, Bytes)) end,
+    Certificate = fun(Bytes) -> setelement(4, Session, rekindle_certs:sized(Bytes)) end,
     %% Which of its secrets is the master secret cannot be told, so it has no template.
     Odd = fun(Certificates, Own, Bytes) ->
         Both = setelement(5, setelement(4, Session, Certificates), Own),
@@ -310,13 +310,13 @@ what_is_too_large_is_refused(_Config) ->
         {kept, Name(255)}, {too_large, Name(256)}, {too_large, Name(60_000)}, {too_large, Name(70_000)},
         {kept, Certificate(65_536)}, {too_large, Certificate(65_537)},
         {kept, Odd(undefined, [Der(1000)], 6_500)}, {too_large, Odd(undefined, [Der(1000)], 8_192)},
-        %% Without a template the listener's certificates count, but not the client's.
-        {kept, Odd(Der(60_000), [Der(1_000), Der(1_000)], 5_500)},
-        %% A slot of 96 bytes, two for the length, and seven that the term is encoded with.
+        %% Without a template, the listener's certificates count, but not the client's.
+        {kept, Odd(rekindle_certs:sized(60_000), [Der(1_000), Der(1_000)], 5_500)},
+        %% A slot has 96 bytes; two are for the length, and seven for the encoding of the term.
         {kept, Plain(8_192 - 105)}, {too_large, Plain(8_192 - 104)}
     ],
     ?assertEqual([Expected || {Expected, _} <- Sessions], [Outcome(<<N:256>>, Term) || {N, {_, Term}} <- numbered(Sessions)]),
-    %% Beside another key, as much less has room.
+    %% With another key, there is less room, by the size of the key.
     Key = fun(Byte) -> binary:copy(Byte, 4_000) end,
     ?assertEqual(kept, Outcome(Key(<<5>>), Plain(8_192 - 4_000 - 113))),
     ?assertEqual(too_large, Outcome(Key(<<6>>), Plain(8_192 - 4_000 - 112))).
@@ -336,8 +336,8 @@ a_session_without_room_or_lifetime_is_refused(_Config) ->
         ]
     ].
 
-%% Nobody knows them, so what is the key and what are the stamps is told by content only, and all the rest must be
-%% as it was: OTP would resume something else.
+%% Nobody knows these records, so Rekindle finds the key and the stamps by their content. All other fields must come back unchanged,
+%% because otherwise OTP would resume another session.
 sessions_of_a_future_shape_come_back_whole_or_are_refused(_Config) ->
     Cache = open_server(),
     Outcomes = [
@@ -345,7 +345,7 @@ sessions_of_a_future_shape_come_back_whole_or_are_refused(_Config) ->
      || Layout <- layouts(), {Name, Change} <- future_changes(tuple_size(element(2, server_session(Layout, undefined))))
     ],
     ?assertEqual([], [Outcome || {_, What} = Outcome <- Outcomes, What =/= kept, What =/= refused]),
-    %% What the store need not understand is no reason to refuse.
+    %% Fields that the store need not understand are no reason to refuse.
     ?assertEqual([], [Shape || {{_, {must_be_kept, _}} = Shape, refused} <- Outcomes]),
     Refused = length([refused || {_, refused} <- Outcomes]),
     ?assert(Refused > 0),
@@ -373,7 +373,7 @@ outcome(Cache, Layout, Change) ->
             {unexpected, Other}
     end.
 
-%% Of the fields of a session, `session' first.
+%% The fields of a session, with `session' first.
 future_changes(Size) ->
     Kept = [
         {fields_added, fun(Fields) -> Fields ++ [undefined, true, {a, 1}, <<"binary">>, 17, 1.5] end},
@@ -433,8 +433,8 @@ a_server_name_is_the_sessions_own(_Config) ->
      || Name <- Names ++ Many, Certificate <- [undefined, element(4, Session)]
     ],
     [rekindle:update(Cache, Id, setelement(2, S, Id)) || {Id, S} <- Sessions],
-    [assert_stamped_anew(setelement(2, S, Id), fun() -> lookup(Cache, Id) end) || {Id, S} <- Sessions],
-    %% For no name, for the empty one, and for all others.
+    [assert_stamped_again(setelement(2, S, Id), fun() -> lookup(Cache, Id) end) || {Id, S} <- Sessions],
+    %% One template for no name and the empty name, and one for all other names.
     ?assertMatch(#{templates := 3, refused := 0, faults := 0}, info(Cache)).
 
 a_session_without_server_name_is_no_larger(_Config) ->
@@ -497,7 +497,7 @@ client_sessions_come_back_exactly(_Config) ->
 
 %% ---- terms ----
 
-%% A server's cache takes what has 8 KiB with its key.
+%% A server's cache accepts terms of up to 8 KiB with their key.
 terms(Config) ->
     case proplists:get_value(role, Config) of
         client -> terms();
@@ -564,7 +564,7 @@ terms() ->
         {not_found, undefined, #{}}
     ].
 
-%% Of a name that nobody has heard of: a careful decoder refuses it.
+%% An atom that does not exist yet. A careful decoder refuses it.
 fun_of_no_module() ->
     Name = list_to_atom("module" ++ integer_to_list(erlang:unique_integer([positive]))),
     erlang:make_fun(Name, function, 1).
@@ -639,12 +639,12 @@ rsa_key(Secret) ->
 layouts() ->
     [otp_25, otp_27, otp_29_1_1, otp_29_1_2].
 
-%% As OTP stores it: its stamps are some days old, so that new ones can be told from them.
+%% A session as OTP stores it. Its stamps are some days old, so that they differ from new ones.
 server_session(Layout, PrivateKey) ->
     Id = crypto:strong_rand_bytes(32),
     Stamp = erlang:monotonic_time() - erlang:convert_time_unit(300_000, second, native),
     Chain = [crypto:strong_rand_bytes(900), crypto:strong_rand_bytes(700)],
-    Head = [session, Id, {Stamp, -576460752303423000}, crypto:strong_rand_bytes(800), Chain, PrivateKey],
+    Head = [session, Id, {Stamp, -576460752303423000}, rekindle_certs:sized(800), Chain, PrivateKey],
     Cipher = <<192, 48>>,
     Secret = crypto:strong_rand_bytes(48),
     Tail = [undefined, true, Stamp, {namedCurve, {1, 3, 132, 0, 34}}, undefined, undefined],
@@ -766,17 +766,17 @@ open(Config) ->
 open_server() ->
     rekindle:init([{role, server}]).
 
-%% Of the cache opened last, which `Cache' has to be.
+%% The info of the cache that was opened last. `Cache' must be that one.
 info(Cache) ->
     Info = lists:last(rekindle_admin:info()),
-    %% A use of it after: nobody else refers to it, and it would be gone otherwise.
+    %% This use keeps the reference alive until here: otherwise it could be garbage-collected before.
     _ = size_of(Cache),
     Info.
 
 lookup(Cache, Key) ->
     rekindle:lookup(Cache, Key).
 
-%% The process that opened a server's cache is taken for OTP's, and is told another number.
+%% The process that opened a server's cache counts as OTP's process, and gets another number.
 size_of(Cache) ->
     elsewhere(fun() -> rekindle:size(Cache) end).
 

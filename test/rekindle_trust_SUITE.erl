@@ -1,4 +1,4 @@
-%% A resumption is checked like a handshake: sessions of certificates that have ended or are revoked.
+%% Tests the checks of a resumption: sessions of expired and of revoked certificates must not resume.
 -module(rekindle_trust_SUITE).
 
 -include_lib("common_test/include/ct.hrl").
@@ -15,6 +15,7 @@ groups() ->
             a_session_is_not_resumed_after_its_certificate_has_ended,
             sessions_of_certificates_that_have_ended_are_resumed_where_that_is_wanted,
             a_session_in_a_journal_is_not_resumed_after_its_certificate_has_ended,
+            a_certificate_in_another_form_is_not_resumed,
             wrong_options_are_refused
         ]},
         {lists, [], [
@@ -23,8 +24,11 @@ groups() ->
             what_was_read_holds_when_a_list_is_lost,
             nothing_is_resumed_until_all_lists_were_read,
             a_list_that_is_too_old_ends_resumptions_of_its_issuer,
+            lists_that_do_without_another_one_are_found,
+            a_list_that_is_gone_does_not_end_resumptions,
             a_session_in_a_journal_is_not_replayed_when_it_is_revoked,
-            lists_say_what_public_key_says
+            lists_say_what_public_key_says,
+            a_watcher_that_ends_sees_a_list_that_is_opened
         ]},
         {selectors, [], [
             an_authority_is_named_in_any_spelling,
@@ -34,8 +38,12 @@ groups() ->
             authorities_that_have_changed_are_found,
             revocation_lists_of_the_listener_alone_are_found,
             cipher_suites_that_were_taken_away_are_found,
+            cipher_suites_of_server_names_are_no_reason_to_flush,
+            cipher_suites_that_were_taken_away_are_not_resumed_from_a_journal,
+            cipher_suites_that_another_listener_under_the_name_allows_are_resumed,
+            cipher_suites_that_were_taken_away_are_logged_when_a_journal_was_read,
             server_names_with_checks_of_their_own_are_found,
-            random_ids_are_told_from_lost_sessions
+            random_ids_are_distinguished_from_lost_sessions
         ]}
     ].
 
@@ -75,7 +83,7 @@ a_session_is_not_resumed_after_its_certificate_has_ended(Config) ->
             ?assertEqual(refused, connect(Server, Short, Config)),
             ?assertEqual(resumed, connect(Server, Long, Config)),
             ?assertMatch(#{ended := 1, ended_by := #{expired := 1, revoked := 0, unknown := 0}, misses := 1}, info(Node, Server)),
-            %% It is not dropped.
+            %% The session is not dropped.
             ?assertEqual([0], time_left(Node, Server, "short"))
         end
      || Server <- [Tls, Dtls]
@@ -92,6 +100,64 @@ sessions_of_certificates_that_have_ended_are_resumed_where_that_is_wanted(Config
     ?assertMatch(#{ended := 0, hits := 1}, info(Node, Server)),
     ?assertMatch([Left] when Left > 80_000, time_left(Node, Server, "tolerated")),
     rekindle_node:stop(Node).
+
+%% OTP verifies what is signed. A client can write the rest of its certificate as it likes, and would have a session whose end,
+%% issuer and fingerprint nobody finds.
+a_certificate_in_another_form_is_not_resumed(Config) ->
+    Node = start_node([]),
+    Server = {tls, Port} = {tls, start(Node, tls, Config)},
+    #{cert := Cert, key := Key} = rekindle_ca:issue(?config(ca, Config), "formed"),
+    {ok, Pem} = file:read_file(Cert),
+    [{'Certificate', Der, not_encrypted}] = public_key:pem_decode(Pem),
+    Twice = fun(Form) ->
+        case visit(Port, Form, Key, {reuse_sessions, false}) of
+            {Id, _} = Session -> [Id, element(1, visit(Port, Form, Key, {reuse_session, Session}))];
+            refused -> refused
+        end
+    end,
+    ?assertMatch([Id, Id] when is_binary(Id), Twice(Der)),
+    Visits = [{Name, Twice(Form)} || {Name, Form} <- forms(Der)],
+    ?assertEqual([], [Visit || {_, [Id, Id]} = Visit <- Visits]),
+    Accepted = [Name || {Name, Ids} <- Visits, Ids =/= refused],
+    Refused = 2 * length(Accepted),
+    ?assertMatch(#{refused_by := #{certificate := Refused}, sessions := 1}, info(Node, Server)),
+    rekindle_node:stop(Node),
+    {comment, io_lib:format("OTP accepts ~0p", [Accepted])}.
+
+%% Of one certificate. What is signed is the same in all.
+forms(<<16#30, 16#82, Length:16, Content/binary>> = Der) ->
+    SignedBytes = length_of(Content),
+    <<Signed:SignedBytes/binary, AlgorithmAndSignature/binary>> = Content,
+    AlgorithmBytes = length_of(AlgorithmAndSignature),
+    <<Algorithm:AlgorithmBytes/binary, 3, SignatureBytes, Signature/binary>> = AlgorithmAndSignature,
+    [
+        {longer_length, <<16#30, 16#83, 0, Length:16, Content/binary>>},
+        {indefinite_length, <<16#30, 16#80, Content/binary, 0, 0>>},
+        {longer_tag, <<16#3F, 16#10, 16#82, Length:16, Content/binary>>},
+        {bytes_at_the_end, <<Der/binary, 0>>},
+        {longer_length_of_the_signature,
+            <<16#30, 16#82, (Length + 1):16, Signed/binary, Algorithm/binary, 3, 16#81, SignatureBytes, Signature/binary>>},
+        {an_element_more, <<16#30, 16#82, (Length + 2):16, Content/binary, 5, 0>>}
+    ].
+
+%% Of the first element, with its tag and length.
+length_of(<<16#30, 16#82, Length:16, _/binary>>) -> 4 + Length;
+length_of(<<16#30, 16#81, Length, _/binary>>) -> 3 + Length;
+length_of(<<16#30, Length, _/binary>>) when Length < 16#80 -> 2 + Length.
+
+%% The session.
+visit(Port, Der, Key, Reuse) ->
+    Options = [{cert, Der}, {keyfile, Key}, {verify, verify_none}, {versions, ['tlsv1.2']}, {active, false}, Reuse],
+    case ssl:connect("127.0.0.1", Port, Options, 10_000) of
+        {ok, Socket} ->
+            ok = ssl:send(Socket, "echo\n"),
+            {ok, _} = ssl:recv(Socket, 0, 10_000),
+            {ok, Session} = ssl:connection_information(Socket, [session_id, session_data]),
+            ok = ssl:close(Socket),
+            {proplists:get_value(session_id, Session), proplists:get_value(session_data, Session)};
+        {error, _} ->
+            refused
+    end.
 
 a_session_in_a_journal_is_not_resumed_after_its_certificate_has_ended(Config) ->
     {Short, End} = ending_in(8, "journaled", Config),
@@ -178,11 +244,11 @@ a_list_is_read_again_when_it_changes(Config) ->
     await_lists(Node, 0),
     [full = connect(Server, Client, Config) || Client <- Clients],
     Replace = [
-        %% By rename.
+        %% The file is replaced by a rename.
         fun(Source) -> ok = file:rename(Source, File) end,
-        %% In place.
+        %% The file is rewritten in place.
         fun(Source) -> {ok, List} = file:read_file(Source), ok = file:write_file(File, List) end,
-        %% As DER, by a link.
+        %% The list is DER, behind a link.
         fun(Source) ->
             Der = Source ++ ".der",
             {0, _} = rekindle_clients:run("openssl", ["crl", "-in", Source, "-outform", "DER", "-out", Der], [], 15_000),
@@ -235,23 +301,33 @@ what_was_read_holds_when_a_list_is_lost(Config) ->
         [ok = file:write_file(Name, Content) || {Name, Content} <- [{File, Empty}, {InFolder, List}]],
         rekindle_node:await(fun() -> findings(Node) =:= [] end)
     end,
-    %% Cut off.
+    %% The file is cut off.
     ok = file:write_file(InFolder, binary:part(List, 0, byte_size(List) - 40)),
-    Holds("lists/ca.crl cannot be read again: it ends too early", "lists/ca.crl: cannot be read again: it ends too early"),
+    Holds("lists/ca.crl cannot be read again: it ends too early", "lists/ca.crl cannot be read again: it ends too early"),
     Mend(),
-    %% What a failed download leaves.
+    %% A failed download leaves such a file.
     ok = file:write_file(InFolder, "<html>404</html>"),
-    Holds("it is no revocation list", "lists/ca.crl: cannot be read again: it is no revocation list"),
+    Holds("it is not a revocation list", "lists/ca.crl cannot be read again: it is not a revocation list"),
     Mend(),
     ok = file:delete(File),
-    Holds("ca.crl cannot be read again: it is not there", "/ca.crl: cannot be read again: it is not there"),
+    Holds("ca.crl cannot be read again: it is not there", "/ca.crl cannot be read again: it is not there"),
+    Mend(),
+    %% Root may read everything, but not a link to itself.
+    ok = file:delete(InFolder),
+    ok = file:make_symlink(InFolder, InFolder),
+    Holds("lists/ca.crl cannot be read again: it cannot be read: ", "lists/ca.crl cannot be read again: it cannot be read: "),
+    ok = file:delete(InFolder),
+    Mend(),
+    %% The only list in a file is replaced by that of another authority.
+    rekindle_ca:list(?config(ca, Config), InFolder),
+    Holds("lists/ca.crl cannot be read again: a list is no longer in it", "lists/ca.crl cannot be read again: a list is no longer in it"),
     Mend(),
     ok = file:del_dir_r(Folder),
-    Holds("lists cannot be read again: it is not there", "lists: cannot be read again: it is not there"),
+    Holds("lists cannot be read again: it is not there", "lists cannot be read again: it is not there"),
     Mend(),
     ok = file:delete(InFolder),
     rekindle_node:await(fun() -> findings(Node) =/= [] end),
-    Holds("lists/ca.crl cannot be read again: it is no longer there", "lists/ca.crl: is no longer there"),
+    Holds("lists/ca.crl cannot be read again: it is no longer there", "lists/ca.crl is no longer there"),
     rekindle_node:stop(Node).
 
 nothing_is_resumed_until_all_lists_were_read(Config) ->
@@ -290,19 +366,79 @@ a_list_that_is_too_old_ends_resumptions_of_its_issuer(Config) ->
     [full = connect(S, C, Config) || S <- [Server, Tolerated], C <- [Client, Stranger]],
     ?assertEqual(resumed, connect(Server, Client, Config)),
     [{warning, Soon}] = findings(Node),
-    ?assertMatch({match, _}, re:run(Soon, "the revocation list of O=Example,CN=old in .*ca.crl ends at")),
+    ?assertMatch({match, _}, re:run(Soon, "the revocation list of O=Example,CN=old in .*ca.crl expires at")),
     await_end(End + 1),
     ?assertEqual(full, connect(Server, Client, Config)),
     ?assertEqual(resumed, connect(Server, Stranger, Config)),
     ?assertEqual(resumed, connect(Tolerated, Client, Config)),
     ?assertMatch(#{ended := 1, ended_by := #{unknown := 1}}, info(Node, Server)),
     [{error, Ended}] = findings(Node),
-    ?assertMatch({match, _}, re:run(Ended, "the revocation list of O=Example,CN=old in .*ca.crl ended at")),
-    rekindle_node:await(fun() -> logged(Log, "the list of O=Example,CN=old ended at") =:= 1 end),
+    ?assertMatch({match, _}, re:run(Ended, "the revocation list of O=Example,CN=old in .*ca.crl expired at")),
+    rekindle_node:await(fun() -> logged(Log, "the list of O=Example,CN=old expired at") =:= 1 end),
     rekindle_ca:list(Ca, File),
     rekindle_node:await(fun() -> connect(Server, Client, Config) =:= resumed end),
     ?assertEqual([], findings(Node)),
     [rekindle_node:stop(N) || N <- [Node, Tolerant]].
+
+%% Whenever the sessions of an authority are not resumed, the doctor and the log say why.
+lists_that_do_without_another_one_are_found(Config) ->
+    Ca = rekindle_ca:new(dir("ca", Config), "Partial CA"),
+    Client = rekindle_ca:issue(Ca, "client"),
+    Folder = dir("lists", Config),
+    [Delta, Whole, Part] = [filename:join(Folder, Name) || Name <- ["delta.crl", "whole.crl", "part.crl"]],
+    rekindle_ca:list(Ca, Delta, ["-crlexts", "delta_list"]),
+    Log = filename:join(?config(dir, Config), "log"),
+    Node = start_node([{crls, [Folder]}]),
+    log_to(Node, Log),
+    Server = {tls, start(Node, tls, [{cacertfile, maps:get(cert, Ca)}], Config)},
+    await_lists(Node, 0),
+    full = connect(Server, Client, Config),
+    ?assertEqual(full, connect(Server, Client, Config)),
+    [{error, Lone}] = findings(Node),
+    ?assertMatch({match, _}, re:run(Lone, "delta.crl is a delta list of O=Example,CN=Partial CA, and its base list is not there")),
+    rekindle_node:await(fun() -> logged(Log, "delta.crl is a delta list of") =:= 1 end),
+    rekindle_ca:list(Ca, Whole),
+    rekindle_node:await(fun() -> findings(Node) =:= [] end),
+    ?assertEqual(resumed, connect(Server, Client, Config)),
+    %% The list of one part does not help where that of another part has ended.
+    rekindle_ca:list(Ca, Part, ["-crlexts", "part_list", "-crlsec", "2"]),
+    rekindle_node:await(fun() -> connect(Server, Client, Config) =:= full end),
+    rekindle_node:await(fun() -> logged(Log, "part.crl: the list of O=Example,CN=Partial CA expired at") =:= 1 end),
+    [{error, Ended}] = findings(Node),
+    ?assertMatch({match, _}, re:run(Ended, "the revocation list of O=Example,CN=Partial CA in .*part.crl expired at")),
+    [{_, End}] = rekindle_node:call(Node, rekindle_crls, next_updates, []),
+    ?assert(End < erlang:system_time(second)),
+    rekindle_node:stop(Node).
+
+%% The authority adds a distribution point, so no list ever replaces the old one.
+a_list_that_is_gone_does_not_end_resumptions(Config) ->
+    Ca = rekindle_ca:new(dir("ca", Config), "Moving CA"),
+    [Good, Bad] = [rekindle_ca:issue(Ca, Name) || Name <- ["good", "bad"]],
+    Folder = dir("lists", Config),
+    [Old, New] = [filename:join(Folder, Name) || Name <- ["old.crl", "new.crl"]],
+    Log = filename:join(?config(dir, Config), "log"),
+    Node = start_node([{crls, [Folder]}]),
+    log_to(Node, Log),
+    Server = {tls, start(Node, tls, [{cacertfile, maps:get(cert, Ca)}], Config)},
+    [full = connect(Server, Client, Config) || Client <- [Good, Bad]],
+    rekindle_ca:revoke(Ca, Bad),
+    End = erlang:system_time(second) + 6,
+    rekindle_ca:list(Ca, Old, ["-crlsec", "6"]),
+    await_lists(Node, 1),
+    ?assertEqual([resumed, full], [connect(Server, Client, Config) || Client <- [Good, Bad]]),
+    %% Times in lists are whole seconds.
+    timer:sleep(1100),
+    rekindle_ca:list(Ca, New, ["-crlexts", "part_list"]),
+    ok = file:delete(Old),
+    rekindle_node:await(fun() -> logged(Log, "old.crl is no longer there") =:= 1 end),
+    await_end(End + 1),
+    ?assertEqual([resumed, full], [connect(Server, Client, Config) || Client <- [Good, Bad]]),
+    [{warning, Gone}] = findings(Node),
+    ?assertMatch({match, _}, re:run(Gone, "old.crl cannot be read again: it is no longer there")),
+    [{_, Next}] = rekindle_node:call(Node, rekindle_crls, next_updates, []),
+    ?assert(Next > erlang:system_time(second) + 1000),
+    ?assertEqual(0, logged(Log, "expired at")),
+    rekindle_node:stop(Node).
 
 a_session_in_a_journal_is_not_replayed_when_it_is_revoked(Config) ->
     Ca = rekindle_ca:new(dir("ca", Config), "Journal CA"),
@@ -392,6 +528,51 @@ hexadecimal(Serial) ->
     Digits = integer_to_list(Serial, 16),
     lists:duplicate(length(Digits) rem 2, $0) ++ Digits.
 
+%% The list is opened when the watcher has asked for the last time. The watcher's name is still registered then, so that no other
+%% one starts.
+a_watcher_that_ends_sees_a_list_that_is_opened(_Config) ->
+    Test = self(),
+    Asked = fun(Watcher) -> receive {Watcher, asks} -> ok after 5000 -> ct:fail("the watcher does not ask") end end,
+    Start = fun() ->
+        Watcher = spawn_link(fun() ->
+            true = register(?MODULE, self()),
+            put(test, Test),
+            rekindle_watcher:watch(?MODULE, 1)
+        end),
+        Asked(Watcher),
+        Watcher ! {answer, false},
+        Watcher
+    end,
+    Watcher = Start(),
+    ok = rekindle_watcher:start(?MODULE),
+    Asked(Watcher),
+    Watcher ! {answer, true},
+    Asked(Watcher),
+    ?assertEqual(Watcher, whereis(?MODULE)),
+    unlink(Watcher),
+    exit(Watcher, kill),
+    rekindle_node:await(fun() -> whereis(?MODULE) =:= undefined end),
+    %% Another one has started in the meantime, or nothing was opened.
+    [
+        begin
+            Ending = Start(),
+            Reference = monitor(process, Ending),
+            Asked(Ending),
+            ?assertEqual(undefined, whereis(?MODULE)),
+            IsReplaced andalso register(?MODULE, self()),
+            Ending ! {answer, IsReplaced},
+            receive {'DOWN', Reference, process, Ending, Why} -> ?assertEqual(normal, Why) after 5000 -> ct:fail("it does not end") end,
+            IsReplaced andalso unregister(?MODULE)
+        end
+     || IsReplaced <- [true, false]
+    ],
+    ok.
+
+%% Called by the watcher.
+log_events() ->
+    get(test) ! {self(), asks},
+    receive {answer, IsMoreToCome} -> IsMoreToCome end.
+
 %% ---- selectors ----
 
 an_authority_is_named_in_any_spelling(Config) ->
@@ -445,28 +626,48 @@ authorities_that_have_changed_are_found(Config) ->
     #{cert := CaFile} = Ca = rekindle_ca:new(dir("ca", Config), "Changed CA"),
     Client = rekindle_ca:issue(Ca, "client"),
     Node = start_node([]),
-    {_, Port} = Server = {tls, start(Node, tls, [{cacertfile, CaFile}], Config)},
-    full = connect(Server, Client, Config),
+    Servers = [{Proto, start(Node, Proto, [{cacertfile, CaFile}], Config)} || Proto <- [tls, dtls]],
+    [full = connect(Server, Client, Config) || Server <- Servers],
     ?assertEqual([], findings(Node)),
     {ok, Pem} = file:read_file(CaFile),
-    rekindle_node:await(fun() -> ok = file:write_file(CaFile, Pem), findings(Node) =/= [] end),
-    [{warning, Line}] = findings(Node),
-    ?assertMatch({match, _}, re:run(Line, "ca.pem. have changed since 1 sessions were made.*rekindle_admin:flush." ++ integer_to_list(Port))),
-    {ok, 1} = rekindle_node:call(Node, rekindle_admin, flush, [Port]),
+    rekindle_node:await(fun() -> ok = file:write_file(CaFile, Pem), length(findings(Node)) =:= 2 end),
+    Found = [Line || {warning, Line} <- findings(Node)],
+    [
+        begin
+            Name = lists:concat([Proto, " 127.0.0.1:", Port]),
+            [Line] = [Line || Line <- Found, lists:prefix(Name, Line)],
+            ?assertMatch({match, _}, re:run(Line, "ca.pem. have changed since 1 of its sessions were made.*rekindle_admin:flush\\(\"" ++ Name ++ "\"\\)")),
+            {ok, 1} = rekindle_node:call(Node, rekindle_admin, flush, [Name])
+        end
+     || {Proto, Port} <- Servers
+    ],
     ?assertEqual([], findings(Node)),
     rekindle_node:stop(Node).
 
 revocation_lists_of_the_listener_alone_are_found(Config) ->
     Folder = dir("lists", Config),
+    Open = fun(Node) ->
+        [
+            {Proto, start(Node, Proto, [{crl_check, peer}, {crl_cache, {ssl_crl_hash_dir, {internal, [{dir, Folder}]}}}], Config)}
+         || Proto <- [tls, dtls]
+        ]
+    end,
     Node = start_node([]),
-    _ = start(Node, tls, [{crl_check, peer}, {crl_cache, {ssl_crl_hash_dir, {internal, [{dir, Folder}]}}}], Config),
-    [{warning, Line}] = findings(Node),
-    ?assertNotEqual(nomatch, string:find(Line, "write {crls, [\"" ++ Folder ++ "\"]} in session_cb_init_args")),
+    Opened = Open(Node),
+    Found = [Line || {warning, Line} <- findings(Node)],
+    [
+        begin
+            Name = lists:concat([Proto, " 127.0.0.1:", Port, " checks revocation lists"]),
+            [Line] = [Line || Line <- Found, lists:prefix(Name, Line)],
+            ?assertNotEqual(nomatch, string:find(Line, "Write {crls, [\"" ++ Folder ++ "\"]} into session_cb_init_args"))
+        end
+     || {Proto, Port} <- Opened
+    ],
     rekindle_node:stop(Node),
-    %% As it says.
+    %% Follow the finding's advice.
     rekindle_ca:list(?config(ca, Config), filename:join(Folder, "ca.r0")),
     Checked = start_node([{crls, [Folder]}]),
-    _ = start(Checked, tls, [{crl_check, peer}, {crl_cache, {ssl_crl_hash_dir, {internal, [{dir, Folder}]}}}], Config),
+    _ = Open(Checked),
     rekindle_node:await(fun() -> findings(Checked) =:= [] end),
     rekindle_node:stop(Checked).
 
@@ -479,29 +680,208 @@ cipher_suites_that_were_taken_away_are_found(Config) ->
     ?assertEqual([], findings(Node)),
     _ = start(Node, tls, [{port, Other}, {ciphers, ["ECDHE-ECDSA-CHACHA20-POLY1305"]}], Config),
     [{warning, Line}] = findings(Node),
-    ?assertMatch({match, _}, re:run(Line, "^1 sessions of the listener 127.0.0.1:" ++ integer_to_list(Other) ++ " have cipher suites")),
+    ?assertMatch({match, _}, re:run(Line, "^tls 127.0.0.1:" ++ integer_to_list(Other) ++ ": 1 of its sessions have cipher suites")),
+    %% Follow the finding's advice.
+    {match, [Call]} = re:run(Line, "rekindle_admin:flush\\((.*)\\)", [{capture, all_but_first, list}]),
+    {ok, Tokens, _} = erl_scan:string(Call ++ "."),
+    {ok, Which} = erl_parse:parse_term(Tokens),
+    ?assertEqual({ok, 1}, rekindle_node:call(Node, rekindle_admin, flush, [Which])),
+    ?assertEqual([], findings(Node)),
     rekindle_node:stop(Node).
+
+cipher_suites_of_server_names_are_no_reason_to_flush(Config) ->
+    #{cert := Cert, key := Key} = rekindle_ca:issue(?config(ca, Config), "suites_of_names"),
+    Client = #{cafile => maps:get(ca, ?config(certs, Config)), certfile => Cert, keyfile => Key, extra => ["-servername", "localhost"]},
+    Node = start_node([]),
+    Options = [{ciphers, ["ECDHE-ECDSA-CHACHA20-POLY1305"]}, {sni_fun, fun rekindle_trust_SUITE:with_old_suite/1}],
+    Port = start(Node, tls, Options, Config),
+    #{full := 1} = rekindle_clients:openssl_save(tls, Port, filename:join(?config(dir, Config), "session"), Client),
+    IsNoted = fun(Found) ->
+        [{note, Line}] = Found,
+        ?assertMatch({match, _}, re:run(Line, "1 of its sessions have cipher suites that its option ciphers does not allow")),
+        ?assertMatch({match, _}, re:run(Line, "may allow them for some server names. If not, rekindle_admin:flush")),
+        ?assertEqual(nomatch, re:run(Line, "Call "))
+    end,
+    IsNoted([Finding || {_, Line} = Finding <- findings(Node), string:find(Line, "cipher suites") =/= nomatch]),
+    %% OTP 25 does not accept the option ciphers for a host.
+    Infos = [info(Node, {tls, Port})],
+    Suites = fun(Hosts) ->
+        rekindle_node:call(Node, rekindle_trust, suites, ["tls", #{ciphers => [<<16#CCA9:16>>], sni_fun => undefined, sni_hosts => Hosts}, Infos])
+    end,
+    IsNoted(Suites([{"a.example", []}, {"b.example", [{ciphers, [<<16#C02B:16>>]}]}])),
+    ?assertMatch([{warning, _}], Suites([{"a.example", [{honor_cipher_order, true}]}])),
+    rekindle_node:stop(Node).
+
+with_old_suite(_ServerName) ->
+    [{ciphers, ["ECDHE-ECDSA-AES128-GCM-SHA256"]}].
+
+%% The client always offers both suites.
+cipher_suites_that_were_taken_away_are_not_resumed_from_a_journal(Config) ->
+    Log = filename:join(?config(dir, Config), "log"),
+    [Old, New] = Suites = ["ECDHE-ECDSA-AES128-GCM-SHA256", "ECDHE-ECDSA-CHACHA20-POLY1305"],
+    #{cert := Cert, key := Key} = rekindle_ca:issue(?config(ca, Config), "hardened"),
+    Client = #{cafile => maps:get(ca, ?config(certs, Config)), certfile => Cert, keyfile => Key},
+    Node = start_node([{journal, {folder, filename:join(?config(dir, Config), "journal")}}]),
+    log_to(Node, Log),
+    [cipher_suites_that_were_taken_away(Proto, Node, Log, Client, Old, New, Suites, Config) || Proto <- [tls, dtls]],
+    rekindle_node:stop(Node).
+
+cipher_suites_that_were_taken_away(Proto, Node, Log, Client, Old, New, Suites, Config) ->
+    Port = rekindle_node:free_port(),
+    Name = lists:concat([Proto, " 127.0.0.1:", Port]),
+    File = fun(Suite) -> filename:join(?config(dir, Config), lists:concat([Proto, ".", Suite])) end,
+    Offer = fun(Suite) ->
+        Offered = Client#{cipher => lists:concat([Old, ":", New])},
+        case rekindle_clients:openssl_offer(Proto, Port, File(Suite), Offered) of
+            #{full := 1, resumed := 0} -> full;
+            #{full := 0, resumed := 1} -> resumed
+        end
+    end,
+    Info = fun() -> rekindle_node:call(Node, rekindle_admin, info, [Port]) end,
+    %% Opens the listener with these options, waits until this many sessions were left out, and closes it again.
+    With = fun(Options, LeftOut, Use) ->
+        {Server, Port} = listen(Node, Proto, [{port, Port} | Options], Config),
+        rekindle_node:await(fun() ->
+            case Info() of
+                [#{journal := #{replay := Replay, skipped := #{suite := LeftOut}}}] -> is_integer(Replay);
+                _ -> false
+            end
+        end),
+        Use(),
+        ok = rekindle_node:call(Node, rekindle_servers, stop, [Server]),
+        rekindle_node:await(fun() -> Info() =:= [] end)
+    end,
+    With([], 0, fun() ->
+        [#{full := 1} = rekindle_clients:openssl_save(Proto, Port, File(Suite), Client#{cipher => Suite}) || Suite <- Suites],
+        rekindle_node:await(fun() ->
+            [#{sessions := Sessions, journal := #{queued := Queued, written := Written}}] = Info(),
+            Sessions =:= 2 andalso Queued =:= 0 andalso Written >= 4
+        end)
+    end),
+    Line = Name ++ ": 1 sessions of its journal are not resumed",
+    Warning = Name ++ ": 1 of its sessions have cipher suites that its option ciphers does not allow",
+    With([{ciphers, [New]}], 1, fun() ->
+        ?assertEqual(full, Offer(Old)),
+        ?assertEqual(resumed, Offer(New)),
+        rekindle_node:await(fun() -> logged(Log, Line) =:= 1 end),
+        ?assertEqual([], findings(Node))
+    end),
+    With([{ciphers, Suites}], 0, fun() -> [?assertEqual({Suite, resumed}, {Suite, Offer(Suite)}) || Suite <- Suites] end),
+    %% The listener's options do not say what it allows under another name.
+    With([{ciphers, [New]}, {sni_hosts, [{"old.example", [{honor_cipher_order, true}]}]}], 0, fun() ->
+        rekindle_node:await(fun() -> logged(Log, Warning) > 0 end),
+        ?assertEqual(resumed, Offer(Old))
+    end),
+    ?assertEqual(1, logged(Log, Line)).
+
+cipher_suites_that_another_listener_under_the_name_allows_are_resumed(Config) ->
+    [One, Other] = Ports = [rekindle_node:free_port(), rekindle_node:free_port()],
+    Node = start_node([
+        {scope, maps:from_list([{Port, both} || Port <- Ports])},
+        {journal, {folder, filename:join(?config(dir, Config), "journal")}}
+    ]),
+    Client = rekindle_ca:issue(?config(ca, Config), "shared_suites"),
+    Info = fun() -> rekindle_node:call(Node, rekindle_admin, info, [{name, both}]) end,
+    {First, One} = listen(Node, tls, [{port, One}], Config),
+    full = connect({tls, One}, Client, Config),
+    rekindle_node:await(fun() -> [#{journal := #{written := Written}}] = Info(), Written >= 2 end),
+    ok = rekindle_node:call(Node, rekindle_servers, stop, [First]),
+    rekindle_node:await(fun() -> Info() =:= [] end),
+    One = start(Node, tls, [{port, One}, {ciphers, ["ECDHE-ECDSA-CHACHA20-POLY1305"]}], Config),
+    rekindle_node:await(fun() ->
+        [#{sessions := Sessions, journal := #{skipped := #{suite := LeftOut}}}] = Info(),
+        {Sessions, LeftOut} =:= {0, 1}
+    end),
+    HasSessions = fun(Count) ->
+        rekindle_node:await(fun() -> [#{sessions := Sessions}] = Info(), Sessions =:= Count end)
+    end,
+    {Second, Other} = listen(Node, tls, [{port, Other}], Config),
+    HasSessions(1),
+    ?assertEqual(resumed, connect({tls, One}, Client, Config)),
+    %% This listener makes one of its own, with the suite that only it allows.
+    full = connect({tls, Other}, rekindle_ca:issue(?config(ca, Config), "shared_suites_2"), Config),
+    HasSessions(2),
+    ok = rekindle_node:call(Node, rekindle_servers, stop, [Second]),
+    HasSessions(0),
+    Other = start(Node, tls, [{port, Other}], Config),
+    HasSessions(2),
+    ?assertEqual(resumed, connect({tls, One}, Client, Config)),
+    rekindle_node:stop(Node).
+
+cipher_suites_that_were_taken_away_are_logged_when_a_journal_was_read(Config) ->
+    Port = rekindle_node:free_port(),
+    Client = rekindle_ca:issue(?config(ca, Config), "journal_suites"),
+    Line = "1 sessions of its journal are not resumed, because its option ciphers does not allow their cipher suites",
+    %% How often a node with these options logs the line.
+    Logged = fun(Name, Options, Use) ->
+        Log = filename:join(?config(dir, Config), Name),
+        Node = start_node([{journal, {folder, filename:join(?config(dir, Config), "journal")}}]),
+        log_to(Node, Log),
+        Server = {tls, start(Node, tls, [{port, Port} | Options], Config)},
+        Use(Node, Server, Log),
+        ok = rekindle_node:call(Node, init, stop, []),
+        rekindle_node:stop(Node),
+        logged(Log, Line)
+    end,
+    Make = fun(Node, Server, _) ->
+        full = connect(Server, Client, Config),
+        rekindle_node:await(fun() -> maps:get(written, maps:get(journal, info(Node, Server))) >= 2 end)
+    end,
+    Read = fun(_, _, Log) -> rekindle_node:await(fun() -> logged(Log, ": 1 sessions were read") =:= 1 end) end,
+    LeftOut = fun(_, _, Log) -> rekindle_node:await(fun() -> logged(Log, Line) > 0 end) end,
+    ?assertEqual(0, Logged("first", [], Make)),
+    ?assertEqual(0, Logged("same", [], Read)),
+    ?assertEqual(1, Logged("hardened", [{ciphers, ["ECDHE-ECDSA-CHACHA20-POLY1305"]}], LeftOut)).
 
 server_names_with_checks_of_their_own_are_found(Config) ->
-    #{other_ca := OtherCa} = ?config(certs, Config),
+    #{other_ca := OtherCa, server := #{rsa := #{cert := Cert, key := Key}}} = ?config(certs, Config),
     Node = start_node([]),
-    Plain = [{"one.example", [{honor_cipher_order, true}]}],
-    _ = start(Node, tls, [{sni_hosts, Plain}], Config),
-    ?assertEqual([], findings(Node)),
-    Port = start(Node, tls, [{sni_hosts, [{"two.example", [{cacertfile, OtherCa}]} | Plain]}], Config),
-    Expected = "the listener 127.0.0.1:" ++ integer_to_list(Port) ++ " decides by the server name whom it lets in (sni_hosts)",
-    case list_to_integer(erlang:system_info(otp_release)) < 29 of
-        true -> ?assertMatch([{warning, _}], findings(Node));
-        false -> ?assertEqual([], findings(Node))
+    HasName = rekindle_node:call(Node, rekindle_layout, has_server_name, [rekindle_node:call(Node, rekindle_layout, layout, [])]),
+    Found = fun(Options) ->
+        Name = "tls 127.0.0.1:" ++ integer_to_list(start(Node, tls, Options, Config)) ++ " ",
+        [{Level, Line} || {Level, Line} <- findings(Node), lists:prefix(Name, Line)]
     end,
-    [?assertNotEqual(nomatch, string:find(Line, Expected)) || {_, Line} <- findings(Node)],
-    rekindle_node:stop(Node).
+    Loose = [{verify, verify_none}, {fail_if_no_peer_cert, false}],
+    Checks = [{cacertfile, OtherCa}],
+    Other = [{certfile, Cert}, {keyfile, Key}],
+    Plain = {"plain.example", [{honor_cipher_order, true}]},
+    Sni = fun(Hosts) -> {sni_hosts, [Plain | [{Name, Own} || {Name, Own} <- lists:zip(["a.example", "b.example"], Hosts)]]} end,
+    Quiet = [
+        [{sni_hosts, [Plain]}],
+        %% No client is asked for a certificate.
+        [Sni([Checks, []]) | Loose],
+        %% No other name has its certificate.
+        [Sni([Other ++ Checks, []])],
+        [Sni([[{certs_keys, [maps:from_list(Other)]} | Checks], []])],
+        [{sni_fun, fun rekindle_trust_SUITE:options_of/1} | Loose]
+    ],
+    [?assertEqual({Options, []}, {Options, Found(Options)}) || Options <- Quiet],
+    Warned = [
+        [Sni([Checks, []])],
+        [Sni([[{verify, verify_peer}], []]) | Loose],
+        [Sni([Loose, []])],
+        [Sni([Other ++ Checks, Other])],
+        [Sni([Other ++ Checks, [{certs_keys, [maps:from_list(Other)]}]])]
+    ],
+    Lines = [{Options, Found(Options)} || Options <- Warned ++ [[{sni_fun, fun rekindle_trust_SUITE:options_of/1}]]],
+    rekindle_node:stop(Node),
+    case HasName of
+        true ->
+            [?assertEqual({Options, []}, {Options, Some}) || {Options, Some} <- Lines];
+        false ->
+            [?assertMatch({_, [{warning, _}]}, Line) || Line <- lists:droplast(Lines)],
+            [{note, Note}] = element(2, lists:last(Lines)),
+            ?assertMatch({match, _}, re:run(Note, "has an sni_fun. If it lets in different clients"))
+    end.
 
-random_ids_are_told_from_lost_sessions(Config) ->
+options_of(_ServerName) ->
+    [].
+
+random_ids_are_distinguished_from_lost_sessions(Config) ->
     Node = start_node([]),
     Server = {tls, Port} = {tls, start(Node, tls, Config)},
     #{cert := Cert, key := Key} = rekindle_ca:issue(?config(ca, Config), "random"),
-    %% It can do TLS 1.3.
+    %% The client supports TLS 1.3.
     Args = ["s_client", "-connect", "127.0.0.1:" ++ integer_to_list(Port), "-cert", Cert, "-key", Key],
     [{0, _} = rekindle_clients:run("openssl", Args, [{expect, "New, TLSv1.2"}, <<"Q\n">>], 15_000) || _ <- [1, 2, 3]],
     ?assertMatch(#{misses := 3, unknown_misses := 3, lost_misses := 0, inserts := 3}, info(Node, Server)),
@@ -524,6 +904,10 @@ start(Node, Proto, Config) ->
     start(Node, Proto, [], Config).
 
 start(Node, Proto, More, Config) ->
+    {_, Port} = listen(Node, Proto, More, Config),
+    Port.
+
+listen(Node, Proto, More, Config) ->
     #{server := #{ec := #{cert := Cert, key := Key}}} = ?config(certs, Config),
     #{cert := Ca} = ?config(ca, Config),
     Version = maps:get(Proto, #{tls => 'tlsv1.2', dtls => 'dtlsv1.2'}),
@@ -531,8 +915,7 @@ start(Node, Proto, More, Config) ->
         {certfile, Cert}, {keyfile, Key}, {cacertfile, Ca}, {versions, [Version]}, {verify, verify_peer},
         {fail_if_no_peer_cert, true}, {reuse_sessions, true}
     ],
-    {_, Port} = rekindle_node:call(Node, rekindle_servers, start, [Proto, More ++ [Option || {Name, _} = Option <- Options, not lists:keymember(Name, 1, More)]]),
-    Port.
+    rekindle_node:call(Node, rekindle_servers, start, [Proto, More ++ [Option || {Name, _} = Option <- Options, not lists:keymember(Name, 1, More)]]).
 
 %% Offers the client's session of the last time if there was one: `full', `resumed', or `refused'.
 connect({Proto, Port}, #{cert := Cert, key := Key} = Client, Config) ->
@@ -552,7 +935,7 @@ connect({Proto, Port}, #{cert := Cert, key := Key} = Client, Config) ->
 session_file(Port, #{cert := Cert}) ->
     lists:concat([Cert, ".", Port, ".session"]).
 
-%% A certificate that ends so many seconds from now, and the last second in which it is valid.
+%% A certificate that expires in this many seconds, and the last second in which it is valid.
 ending_in(Seconds, Name, Config) ->
     End = erlang:system_time(second) + Seconds,
     {{Year, Month, Day}, {Hour, Minute, Second}} = calendar:system_time_to_universal_time(End, second),
@@ -562,7 +945,7 @@ ending_in(Seconds, Name, Config) ->
 await_end(End) ->
     timer:sleep(max(0, 1000 * (End + 1) - erlang:system_time(millisecond))).
 
-%% Waits until all lists were read, and have so many entries.
+%% Waits until all lists were read and have this many entries.
 await_lists(Node, Entries) ->
     rekindle_node:await(fun() ->
         case rekindle_node:call(Node, rekindle_nif, crls, []) of
@@ -591,7 +974,7 @@ info(Node, {_, Port}) ->
     [Info] = rekindle_node:call(Node, rekindle_admin, info, [Port]),
     Info.
 
-%% Of the sessions of the client with this name.
+%% The sessions of the client with this name.
 time_left(Node, {_, Port}, Name) ->
     #{sessions := Sessions} = rekindle_node:call(Node, rekindle_admin, sessions, [Port]),
     Subject = iolist_to_binary(["O=Example,CN=", Name]),

@@ -8,12 +8,14 @@
 -export([all/0, init_per_suite/1, end_per_suite/1, init_per_testcase/2, end_per_testcase/2]).
 
 -export([
+    otp/1,
     rabbitmq/1,
     rabbitmq_with_advanced_config/1,
     yaws/1,
     cowboy/1,
     cowboy_in_rebar3_shell/1,
     upgraded/1,
+    distribution/1,
     elixir/1,
     elixir_before_the_dependency_is_there/1,
     rebar3_release/1,
@@ -25,12 +27,14 @@
 
 all() ->
     [
+        otp,
         rabbitmq,
         rabbitmq_with_advanced_config,
         yaws,
         cowboy,
         cowboy_in_rebar3_shell,
         upgraded,
+        distribution,
         elixir,
         elixir_before_the_dependency_is_there,
         rebar3_release,
@@ -84,6 +88,12 @@ end_per_testcase(_Case, Config) ->
     remove_fetched(Dir).
 
 %% ---- servers ----
+
+otp(Config) ->
+    follow("otp.md", place(ports([8443]), Config), Config).
+
+distribution(Config) ->
+    follow("distribution.md", place(ports([8443]), Config), Config).
 
 rabbitmq(Config) ->
     follow("rabbitmq.md", fun(Title) -> Title =/= <<"Not in advanced.config">> end, rabbitmq_place(Config), Config).

@@ -1,4 +1,4 @@
-//! What a session takes: as the store counts it, and as the process grows.
+//! Measures the memory per session, by the store's count and by the growth of the process.
 //!
 //! `cargo bench --bench memory -- [--quick] [FOLDER]`
 //!
@@ -13,10 +13,10 @@ use std::fs;
 use std::process::Command;
 use support::{at_most, insert, lookup, rounded, scatter, Arguments, Table, CERTIFICATE};
 
-/// What a store has been through before it is measured.
+/// The history of a store before it is measured.
 const LIVES: [&str; 3] = ["filled", "churned", "survivors"];
 
-/// Says that this process is to measure one line, and which.
+/// The variable that names the line which this process measures.
 const LINE: &str = "REKINDLE_BENCH_MEMORY";
 
 fn main() {
@@ -76,7 +76,7 @@ fn in_a_process(sessions: u64, certificate: usize, life: &str) -> Vec<serde_json
     ]
 }
 
-/// Prints how many sessions the store holds, what it counts for them, and what it takes.
+/// Prints how many sessions the store has, its count of bytes, and the growth of the process.
 fn measure(line: &str) {
     let words: Vec<&str> = line.split(' ').collect();
     let (sessions, certificate) = (words[0].parse().unwrap(), words[1].parse().unwrap());
@@ -108,7 +108,7 @@ fn live(life: &str, sessions: u64, certificate: usize) -> ServerStore<()> {
     store
 }
 
-/// Three times as many sessions come as there are; one in five that is looked up is found again.
+/// Three times as many sessions come as the store has. One in five lookups finds its session.
 fn churn(store: &ServerStore<()>, sessions: u64, certificate: usize) {
     for n in sessions..4 * sessions {
         insert(store, n, certificate);

@@ -1,11 +1,11 @@
-//! What a call takes, from a thousand sessions to ten million.
+//! Measures single calls, with a thousand to ten million sessions.
 //!
 //! `cargo bench --bench operations -- [--quick] [FILTER]`
 //!
-//! `hit`, `miss`, `insert` into free room, `evict` (insert at the bound) and `delete`, on stores of so many
-//! sessions without and with a certificate; some by one thread and by two, of which each makes half of the calls:
-//! the time is that of the whole by the number of calls. Criterion leaves
-//! its numbers in `target/criterion/<call>/<certificate>_<threads>/<sessions>/new/estimates.json`.
+//! The calls are `hit`, `miss`, `insert` into free room, `evict` (insert at the bound) and `delete`, on stores of sessions
+//! without and with a certificate. Some run with one thread, and again with two threads that make half
+//! of the calls each. The result is the whole time divided by the number of calls. Criterion writes its numbers to
+//! `target/criterion/<call>/<certificate>_<threads>/<sessions>/new/estimates.json`.
 
 mod support;
 
@@ -21,17 +21,17 @@ use support::{at_most, delete, filled, insert, lookup, scatter, CERTIFICATE, OPE
 const PLAIN: [u64; 5] = [1_000, 10_000, 100_000, 1_000_000, 10_000_000];
 const LONG: [u64; 4] = [1_000, 10_000, 100_000, 1_000_000];
 
-/// A store of the sessions 0 to `sessions`, and then some.
+/// A store of the sessions 0 to `sessions`, to which others are added.
 struct Bench {
     store: ServerStore<()>,
     sessions: u64,
     certificate: usize,
-    /// The next that was never stored.
+    /// The number of the next session that was never stored.
     next: u64,
     threads: u64,
 }
 
-/// A call, and how many times it is to be made, to the time it took.
+/// Makes a call this many times, and returns the time that it took.
 type Call = fn(&mut Bench, u64) -> Duration;
 
 /// Calls, and on how many threads. The sessions that come and go for the others leave too little to do
@@ -122,7 +122,7 @@ fn delete_some(bench: &mut Bench, calls: u64) -> Duration {
     parts(sessions, calls).map(part).sum()
 }
 
-/// The store's bound has been set to what it holds.
+/// The store's bound is its present number of sessions.
 fn evict(bench: &mut Bench, calls: u64) -> Duration {
     let range = bench.fresh(calls);
     bench.time(range, |store, n| _ = insert(store, n, bench.certificate))

@@ -1,15 +1,15 @@
-//! The longest single calls, as each of them may be waited for by a scheduler of the BEAM.
+//! Measures the longest single calls, because a scheduler of the BEAM may wait for each of them.
 //!
 //! `cargo bench --bench stalls -- [--quick] [FOLDER]`
 //!
-//! The machine takes the thread off its core now and then, which is not the store's doing. So of what one
-//! thread does alone the processor time counts, the system's work for it included, or the real time where
-//! that is shorter, as a virtual machine may count what its host took; and of what waits for another
-//! thread the real time. Each case runs a few times, the slowest calls of each run are ranked, and of each
-//! rank the quickest run counts.
+//! Now and then the system suspends a thread, which is not the store's fault. So for calls of a single thread the CPU time
+//! counts, including the system's work; or the real time if that is shorter, because a virtual machine may count time that
+//! its host took. For calls that wait for another thread, the real time counts. Each case runs a few times. The slowest calls
+//! of each run are ranked, and for each rank the quickest run counts.
 
 mod support;
 
+use memmap2::{Advice, MmapMut};
 use rekindle_core::{Limits, ServerStore};
 use rustix::time::{clock_gettime, ClockId};
 use serde_json::json;
@@ -24,13 +24,20 @@ use support::{
 /// How many sessions the janitor drops under one hold of the lock.
 const SLICE: usize = 128;
 
-/// Of what a thread does alone.
+/// The case of the memory that stores grow into.
+const NEW_PAGE: &str = "first write to a new page";
+
+/// Bytes of a session, index included, and of a page.
+const SESSION: usize = 108;
+const PAGE: usize = 4096;
+
+/// Times of calls of a single thread.
 const ALONE: &[ClockId] = &[ClockId::Monotonic, ClockId::ThreadCPUTime];
 
-/// Of what waits for other threads.
+/// Times of calls that wait for other threads.
 const BESIDE: &[ClockId] = &[ClockId::Monotonic];
 
-/// The slowest calls of one run, or the quickest of such of several runs.
+/// The slowest calls of one run, or for each rank the quickest of several runs.
 struct Slowest {
     calls: u64,
     total_ns: u64,
@@ -45,7 +52,7 @@ impl Slowest {
         numbers: impl Iterator<Item = u64>,
         mut call: impl FnMut(u64),
     ) -> Self {
-        // All room at once: growing would take longer than the calls.
+        // Reserved at once, because growing would take longer than the calls.
         let most = numbers.size_hint().1.unwrap_or(1 << 23);
         let mut times: Vec<u32> = Vec::with_capacity(most);
         let mut before = read(clocks);
@@ -67,7 +74,7 @@ impl Slowest {
         }
     }
 
-    /// The quicker of two runs, rank for rank.
+    /// The quicker of two runs for each rank.
     fn or(self, other: Self) -> Self {
         Slowest {
             calls: self.calls.min(other.calls),
@@ -102,7 +109,7 @@ fn read(clocks: &[ClockId]) -> [Duration; 2] {
     times
 }
 
-/// A case: what is measured, and how.
+/// A case, and how it is measured.
 struct Case {
     name: &'static str,
     sessions: u64,
@@ -110,7 +117,7 @@ struct Case {
     run: Run,
 }
 
-/// With so many sessions, with certificates of so many bytes.
+/// A store with this many sessions, whose certificates have this many bytes.
 type Run = fn(u64, usize) -> Slowest;
 
 fn cases(quick: bool) -> Vec<Case> {
@@ -118,6 +125,7 @@ fn cases(quick: bool) -> Vec<Case> {
     let mut cases = vec![
         case("insert, growing to the bound", million, growing_to_bound),
         case("insert, growing without a bound", million, growing),
+        case(NEW_PAGE, million, writing_to_new_pages),
         case("insert at the bound", million, evicting),
         case("insert, bound narrowed", million, narrowed),
         case(
@@ -159,6 +167,7 @@ fn cases(quick: bool) -> Vec<Case> {
     if !quick {
         let most = 10_000_000;
         cases.push(case("insert, growing to the bound", most, growing_to_bound));
+        cases.push(case(NEW_PAGE, most, writing_to_new_pages));
     }
     let long: [(_, Run); 5] = [
         ("insert, growing to the bound", growing_to_bound),
@@ -193,6 +202,18 @@ fn growing_to_bound(sessions: u64, certificate: usize) -> Slowest {
 fn growing(sessions: u64, certificate: usize) -> Slowest {
     let store = ServerStore::new(OPEN);
     Slowest::of(ALONE, 0..sessions, |n| _ = insert(&store, n, certificate))
+}
+
+/// What the system alone takes: the first write to a page, for as many pages as the sessions need.
+fn writing_to_new_pages(sessions: u64, _: usize) -> Slowest {
+    let pages = sessions as usize * SESSION / PAGE;
+    let mut memory = MmapMut::map_anon(pages * PAGE).expect("there is memory");
+    memory
+        .advise(Advice::NoHugePage)
+        .expect("the advice is known");
+    Slowest::of(ALONE, 0..pages as u64, |page| {
+        memory[page as usize * PAGE] = 1
+    })
 }
 
 fn evicting(sessions: u64, certificate: usize) -> Slowest {
@@ -326,7 +347,7 @@ fn lookup_while_growing(sessions: u64, certificate: usize) -> Slowest {
     )
 }
 
-/// Runs `work` on another thread beside `measured`, which is told by a flag how long.
+/// Runs `work` on another thread beside `measured`, to which a flag says how long.
 fn meanwhile(work: impl FnOnce() + Send, measured: impl FnOnce(&AtomicBool) -> Slowest) -> Slowest {
     let running = AtomicBool::new(true);
     thread::scope(|threads| {

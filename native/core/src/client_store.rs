@@ -11,17 +11,16 @@ const LINGER_MS: u64 = 5_000;
 /// Most deleted sessions to keep findable at a time.
 const MAX_LINGERING: usize = 1_024;
 
-/// The sessions of a client manager, exactly as it keeps them: nothing is bounded, expired or
-/// reordered here, because the manager's own book-keeping does that and fails where the two differ.
+/// The sessions of a client manager, exactly as it stored them. The store has no bound and no expiry, because the manager's
+/// own book-keeping does both, and fails if the two differ.
 ///
-/// A connection that offered a session to its server looks it up again when the server agrees. If it
-/// was deleted in between, that handshake fails; so those who chose a session before it was deleted
-/// can still find it for a moment. Nobody else can: a session may be deleted because it must not be
-/// resumed.
+/// A connection that offered a session to its server looks it up again when the server agrees. If the session was deleted in
+/// between, that handshake fails. So a caller that chose a session before it was deleted can still find it for a moment. No
+/// other caller can: a session may be deleted because it must not be resumed.
 pub struct ClientStore {
     sessions: RwLock<Sessions>,
     bytes: AtomicU64,
-    /// Changed while `sessions` is locked.
+    /// Written while `sessions` is locked.
     deletions: AtomicU64,
     counters: Counters,
 }
@@ -56,7 +55,7 @@ impl ClientStore {
         }
     }
 
-    /// What happened in this store.
+    /// The events in this store.
     pub fn counters(&self) -> &Counters {
         &self.counters
     }
@@ -71,12 +70,12 @@ impl ClientStore {
         self.bytes.load(Relaxed)
     }
 
-    /// How many sessions were deleted so far: the time, for those who choose a session.
+    /// How many sessions were deleted so far. It serves as the time at which a caller chooses a session.
     pub fn deletions(&self) -> u64 {
         self.deletions.load(Relaxed)
     }
 
-    /// Stores `session`, in place of one that may be there.
+    /// Stores `session`, and replaces one under the same key.
     pub fn insert(&self, key: &[u8], session: Secret) {
         let cost = cost(key, &session);
         let mut sessions = self.sessions.write();
@@ -93,8 +92,8 @@ impl ClientStore {
         Counters::add(&self.counters.inserts);
     }
 
-    /// The session under `key`; also one that was deleted a moment ago, for who chose it before, when
-    /// there were `chosen_at` deletions. Counted as a hit or a miss.
+    /// The session under `key`; also one that was deleted a moment ago, if the caller chose it before, when there were
+    /// `chosen_at` deletions. Counted as a hit or a miss. `now_ms` is by [`now_ms`](crate::now_ms).
     pub fn lookup(&self, key: &[u8], chosen_at: Option<u64>, now_ms: u64) -> Option<Arc<Secret>> {
         let sessions = self.sessions.read();
         let lingering = || {
@@ -112,14 +111,14 @@ impl ClientStore {
         found.cloned()
     }
 
-    /// The live session under `key`, not counted.
+    /// The live session under `key`. Not counted.
     pub fn peek(&self, key: &[u8]) -> Option<Arc<Secret>> {
         let sessions = self.sessions.read();
         sessions.live.get(key).map(|live| Arc::clone(&live.session))
     }
 
-    /// The sessions whose keys begin with `prefix`, newest first: the caller tries them in this order,
-    /// and a server that was started anew knows only the newest.
+    /// The sessions whose keys begin with `prefix`, newest first. The caller tries them in this order, and a server that was
+    /// restarted knows only the newest.
     pub fn select(&self, prefix: &[u8]) -> Vec<Arc<Secret>> {
         let sessions = self.sessions.read();
         let mut selected: Vec<&Live> = sessions
@@ -135,7 +134,7 @@ impl ClientStore {
             .collect()
     }
 
-    /// Deletes the session under `key`; it lingers for those who have chosen it.
+    /// Deletes the session under `key`. It lingers for callers that have chosen it.
     pub fn delete(&self, key: &[u8], now_ms: u64) {
         let mut sessions = self.sessions.write();
         if let Some((key, Live { session, .. })) = sessions.live.remove_entry(key) {
@@ -160,7 +159,7 @@ impl ClientStore {
             .retain(|_, lingering| now_ms < lingering.until_ms);
     }
 
-    /// Drops everything, and tells how many sessions that were.
+    /// Drops everything, and returns how many sessions it dropped.
     pub fn clear(&self) -> u64 {
         let dropped = std::mem::take(&mut *self.sessions.write());
         for (key, live) in &dropped.live {
@@ -201,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn keeps_exactly_what_it_is_told() {
+    fn keeps_exactly_what_is_stored() {
         let store = ClientStore::new();
         for n in 0..200u8 {
             store.insert(&[n], Secret::new(&[n]));
@@ -308,7 +307,8 @@ mod tests {
             ..ProptestConfig::default()
         })]
 
-        /// Beside a list of live sessions, oldest first, and one of deleted ones. A session was chosen some deletions ago.
+        /// Compares the store with a list of live sessions, oldest first, and one of deleted ones. A session was chosen some
+        /// deletions ago.
         #[test]
         fn agrees_with_two_lists(calls in vec(call(), 1..200)) {
             let store = ClientStore::new();

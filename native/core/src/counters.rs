@@ -6,30 +6,33 @@ use std::sync::Arc;
 /// Why a session was not stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
-    /// Its server name, its certificate or what is kept of it besides is larger than what the store takes.
+    /// Its server name, its certificate or the rest of it is larger than the store accepts.
     TooLarge,
     /// The bounds are too narrow for this session alone, or the system has no memory.
     NoRoom,
     /// A field could hold a private key.
     PrivateKey,
-    /// It is a session record of a shape that is not understood.
+    /// It is a session record with unknown fields.
     Layout,
     /// It would be expired at once.
     Lifetime,
+    /// Its client certificate is not [in canonical form](crate::is_canonical).
+    Certificate,
 }
 
 impl Refusal {
     /// All of them, in the order of [`Counts::refused`].
-    pub const ALL: [Refusal; 5] = [
+    pub const ALL: [Refusal; 6] = [
         Refusal::TooLarge,
         Refusal::NoRoom,
         Refusal::PrivateKey,
         Refusal::Layout,
         Refusal::Lifetime,
+        Refusal::Certificate,
     ];
 }
 
-/// What happened in a scope since it was opened. Each is counted as it happens.
+/// Counts of events in a scope since it was opened. Each event is counted as it happens.
 #[derive(Debug, Default)]
 pub struct Counters {
     /// Sessions stored.
@@ -40,7 +43,7 @@ pub struct Counters {
     pub evicted: AtomicU64,
     /// Sessions and certificates that were moved to give pages back to the system.
     pub moved: AtomicU64,
-    /// Calls that failed below OTP's callback and were answered as if the store were empty.
+    /// Calls that failed below OTP's callback, which then answered as an empty store would.
     pub faults: AtomicU64,
     refused: [AtomicU64; Refusal::ALL.len()],
     pub(crate) lookups: Arc<Lookups>,
@@ -55,12 +58,11 @@ pub struct Counts {
     pub hits: u64,
     /// Lookups that found none, or only an expired one.
     pub misses: u64,
-    /// Those of the misses whose sessions were evicted not long ago.
+    /// Misses of sessions that were evicted recently.
     pub evicted_misses: u64,
-    /// Those of the misses whose sessions were here not long ago and went for another reason: they expired, or somebody
-    /// dropped them.
+    /// Misses of sessions that went recently for another reason: they expired, or an operator or ssl dropped them.
     pub lost_misses: u64,
-    /// Those of the misses whose sessions are there and must not be resumed, in the order of [`Ended::ALL`].
+    /// Misses of sessions that are stored but must not be resumed, in the order of [`Ended::ALL`].
     pub ended: [u64; Ended::ALL.len()],
     pub expired: u64,
     pub evicted: u64,
@@ -71,19 +73,19 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// Sessions not stored, for whatever reason.
+    /// Sessions not stored, for all reasons together.
     pub fn refused_total(&self) -> u64 {
         self.refused.iter().sum()
     }
 
-    /// Misses of ids of which nothing is known: this store did not make them, or it is too long ago.
+    /// Misses of ids that the store does not know: it never had them, or too long ago.
     pub fn unknown_misses(&self) -> u64 {
-        // They are read one after the other.
+        // The counters are read one after the other, so the sum may be larger.
         self.misses
             .saturating_sub(self.evicted_misses + self.lost_misses + self.ended_total())
     }
 
-    /// Misses of sessions that must not be resumed, for whatever reason.
+    /// Misses of sessions that must not be resumed, for all reasons together.
     pub fn ended_total(&self) -> u64 {
         self.ended.iter().sum()
     }

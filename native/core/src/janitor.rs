@@ -1,6 +1,6 @@
 //! The thread that drops sessions, so that no scheduler of the BEAM has to.
 //!
-//! It works on all scopes by turns, a slice at a time: none waits for another that has much to be done.
+//! It works on all scopes in turn, a slice at a time, so that no scope waits for one with much work.
 
 use crate::sync::mpsc::{channel, Receiver, RecvTimeoutError, Sender};
 use crate::sync::thread;
@@ -11,20 +11,20 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How often each scope is looked after.
+/// How often the janitor visits each scope.
 const TICK: Duration = Duration::from_millis(900);
 
-/// What insertions have between two rounds of slices.
+/// A pause between two rounds, in which insertions get the locks.
 const PAUSE: Duration = Duration::from_micros(50);
 
-/// Slices of one scope in a round. Between two of them, those who wait for a lock get it.
+/// Slices of one scope in a round. Between two slices, threads that wait for a lock get it.
 const SLICES_PER_ROUND: usize = 8;
 
-/// Tasks that are taken over between two rounds.
+/// Most tasks that the thread accepts between two rounds.
 const MAX_SENT_PER_ROUND: usize = 1000;
 
-/// Channel to the thread; `None` if the system could not start one. Then what ends is dropped where it ends, and what
-/// has expired when its place is needed.
+/// Channel to the thread; `None` if no thread could start. Then the caller drops a scope that ends, and an expired session
+/// goes when its place is needed.
 pub(crate) struct Janitor<T> {
     tasks: OnceCell<Option<Sender<Task<T>>>>,
 }
@@ -53,23 +53,23 @@ impl<T: Send + Sync + 'static> Janitor<T> {
         self.send(Task::clear(scope));
     }
 
-    /// Has a scope looked after now, and not at the next tick.
+    /// Makes the janitor visit a scope now, and not at the next tick.
     pub fn look_after(&self, scope: Arc<Scope<T>>) {
         self.send(Task::tidy(scope));
     }
 
     fn send(&self, task: Task<T>) {
         if let Some(Some(janitor)) = self.tasks.get() {
-            // An error hands the scope back, and it is dropped here.
+            // On an error the scope comes back, and is dropped here.
             let _ = janitor.send(task);
         }
     }
 }
 
-/// A scope that is worked on.
+/// A scope that the janitor works on.
 struct Task<T> {
     scope: Arc<Scope<T>>,
-    /// It has no references left: everything goes.
+    /// Whether the scope has no references left, so that all sessions go.
     has_ended: bool,
 }
 
@@ -88,7 +88,7 @@ impl<T> Task<T> {
         }
     }
 
-    /// Does a few slices, and tells whether there is more. One scope's trouble must not end the work for all others.
+    /// Does a few slices, and returns whether there is more to do. A panic over one scope must not end the work on the others.
     fn step(&self) -> bool {
         let slice = || match self.has_ended {
             true => self.scope.clear_slice(),
@@ -97,6 +97,11 @@ impl<T> Task<T> {
         let slices = || (0..SLICES_PER_ROUND).all(|_| slice());
         catch_unwind(AssertUnwindSafe(slices)).unwrap_or(false)
     }
+}
+
+/// Works on each scope for a short time, and keeps those with more to do.
+fn round<T>(tasks: &mut Vec<Task<T>>) {
+    tasks.retain(Task::step);
 }
 
 fn work<T: Send + Sync>(registry: &'static Registry<T>, sent: &Receiver<Task<T>>) {
@@ -112,7 +117,7 @@ fn work<T: Send + Sync>(registry: &'static Registry<T>, sent: &Receiver<Task<T>>
                 Err(RecvTimeoutError::Disconnected) => return,
             }
         }
-        // Not more at once: there is other work.
+        // The bound leaves time for the tasks that are there.
         let others = std::iter::from_fn(|| sent.try_recv().ok());
         tasks.extend(others.take(MAX_SENT_PER_ROUND));
         if Instant::now() >= next_tick {
@@ -121,14 +126,59 @@ fn work<T: Send + Sync>(registry: &'static Registry<T>, sent: &Receiver<Task<T>>
             let idle = scopes.filter(|scope| !at_work.contains(&scope.number()));
             tasks.extend(idle.map(Task::tidy));
             if std::mem::take(&mut has_cleared) {
-                memory::give_back();
+                memory::trim();
             }
             next_tick = Instant::now() + TICK;
         }
         has_cleared |= tasks.iter().any(|task| task.has_ended);
-        tasks.retain(Task::step);
+        round(&mut tasks);
         if !tasks.is_empty() {
             thread::sleep(PAUSE);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Limits, NewSession, ServerStore, SessionKey, Store};
+
+    const LIFETIME_MS: u64 = 1000;
+
+    /// A task for the janitor: a scope with this many sessions, which have all expired.
+    fn expired(sessions: u64) -> Task<()> {
+        let store = ServerStore::new(Limits {
+            max_bytes: u64::MAX,
+            max_sessions: u64::MAX,
+            lifetime_ms: LIFETIME_MS,
+        });
+        for number in 0..sessions {
+            let mut id = [0; 32];
+            id[..8].copy_from_slice(&number.to_be_bytes());
+            let session = NewSession {
+                key: SessionKey::Id(&id),
+                secret: &[7; 48],
+                template: None,
+                certificate: None,
+                tail: b"",
+            };
+            store
+                .insert(session, clock::now_ms() - 2 * LIFETIME_MS)
+                .unwrap();
+        }
+        Task::tidy(Arc::new(Scope::new(1, b"", Store::Server(store))))
+    }
+
+    /// The large scope needs many rounds, however fast the machine is.
+    #[test]
+    fn a_scope_that_expires_as_a_whole_does_not_hold_up_others() {
+        let mut tasks = vec![expired(400_000), expired(10)];
+        let small = Arc::clone(&tasks[1].scope);
+        round(&mut tasks);
+        assert_eq!(small.sessions(), 0);
+        assert!(tasks[0].scope.sessions() > 0);
+        while !tasks.is_empty() {
+            round(&mut tasks);
         }
     }
 }

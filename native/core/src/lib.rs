@@ -1,16 +1,13 @@
-//! The store behind Rekindle, without a word of Erlang.
+//! The store behind Rekindle. It knows nothing of Erlang.
 //!
-//! A [`Scope`] is a partition that no session leaves: the sessions of one listener, of a group of
-//! listeners the operator named, or of one client manager. A scope holds either a [`ServerStore`],
-//! which bounds and expires itself, or a [`ClientStore`], which keeps exactly what it is told.
-//! A [`Registry`] opens scopes. Callers hold them through [`Reference`]s; when the last one is dropped
-//! the scope is handed to the registry's janitor thread, which also drops what has expired.
+//! A [`Scope`] is a partition that no session leaves: the sessions of one listener, of a group of listeners that the
+//! operator named, or of one client manager. A scope has either a [`ServerStore`], which bounds and expires its sessions, or a
+//! [`ClientStore`], which keeps exactly what its caller stores. A [`Registry`] opens scopes. Callers hold them through
+//! [`Reference`]s. When the last one is dropped, the registry's janitor thread drops the sessions; it also drops those that
+//! have expired.
 //!
-//! Sessions are opaque bytes here: wiped when dropped, never printed. What many sessions of a server
-//! have in common is the caller's type `T`, kept once; see [`Pattern`].
-
-#![deny(missing_docs)]
-#![deny(unsafe_code)]
+//! Sessions are opaque bytes here, wiped when dropped and never printed. The store keeps the common parts of a server's
+//! sessions once, as the caller's type `T`; see [`Pattern`].
 
 mod client_store;
 mod clock;
@@ -28,10 +25,10 @@ mod x509;
 
 pub use client_store::ClientStore;
 #[cfg(feature = "testing")]
-pub use clock::advance_ms;
+pub use clock::{advance_ms, set_wall::WALL_S};
 pub use clock::{advanced_ms, now_ms, wall_s, BEGIN_MS};
 pub use counters::{Counters, Counts, Refusal};
-pub use memory::give_back;
+pub use memory::trim;
 pub use registry::{Join, Reference, Registry};
 pub use scope::{Scope, Store};
 pub use secret::Secret;
@@ -43,4 +40,4 @@ pub use server::{
     LONGEST_LIFETIME_MS, MAX_SESSION_BYTES,
 };
 pub use trust::{Ended, IssuerHash, IssuerLists, Known, Lists, Trust};
-pub use x509::{canonical_name, is_same_name, issuer_and_serial, seconds};
+pub use x509::{canonical_name, is_canonical, is_same_name, issuer_and_serial, seconds};

@@ -1,21 +1,21 @@
-//! What lookups write: which bucket is being read, and counts. Threads that look up at once must not write to one
-//! cache line, which would go back and forth between their processors: each has a line of its own.
+//! The data that lookups write: which bucket they read, and counters. Threads that look up at the same time must not write to
+//! one cache line, which would move between their processors. So each thread has a line of its own.
 //!
-//! # Readers that lock nothing
+//! # Readers without a lock
 //!
-//! A reader announces a bucket in its line, and reads the bucket if its lock is free then. A writer takes the lock,
-//! and waits until nobody has the bucket announced. Of these four steps the announcement and the look at the lock are
-//! in one order for all threads, and so are the taking of the lock and the look at the lines (`SeqCst`). So either the
-//! reader sees the lock taken, or the writer sees the announcement. A reader that sees the lock taken withdraws, and
+//! A reader announces a bucket in its line, and then reads the bucket if its lock is free. A writer takes the lock, and then
+//! waits until no line has the bucket. All threads see these four accesses in one order (`SeqCst`): the reader's announcement
+//! before its look at the lock, and the writer's taking of the lock before its look at the lines. So either the reader sees
+//! that the lock is taken, or the writer sees the announcement. A reader that sees that the lock is taken withdraws, and
 //! waits for the lock as a writer does.
 //!
-//! A reader's announcement ends with a store that releases what it read to the writer that sees it.
+//! A reader ends its announcement with a release store. A writer that sees it also sees that the reads before it are over.
 
 use crate::sync::{line_of_thread, Pause};
 use crate::trust::Ended;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::*};
 
-/// Threads that share a line do not wait for each other: the second one locks the bucket.
+/// More threads than this share lines. They do not wait for each other: the second one locks the bucket instead.
 const LINES: usize = if cfg!(shuttle) { 2 } else { 16 };
 
 /// Nothing is announced.
@@ -24,30 +24,30 @@ const NOTHING: usize = 0;
 #[derive(Debug, Default)]
 pub(crate) struct Lookups {
     lines: [Line; LINES],
-    /// For those whose line is taken.
+    /// The counters of threads whose line is in use.
     common: Line,
 }
 
-/// Two cache lines, as processors fetch them in pairs.
+/// Two cache lines, because processors fetch them in pairs.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub(crate) struct Line {
-    /// The address of a bucket. The line is its reader's alone meanwhile.
+    /// The address of a bucket. Meanwhile only its reader writes to the line.
     announced: AtomicUsize,
     pub hits: AtomicU64,
     pub misses: AtomicU64,
-    /// Misses of sessions that were there, and were not evicted.
+    /// Misses of sessions that went for another reason than eviction.
     pub lost: AtomicU64,
-    /// Misses of sessions that are there and must not be resumed, by reason.
+    /// Misses of sessions that are stored but must not be resumed, by reason.
     pub ended: [AtomicU64; Ended::ALL.len()],
     /// Hits of sessions that the policy keeps, by class.
     pub kept_hits: [AtomicU64; 2],
-    /// Misses of sessions that were evicted not long ago, by class.
+    /// Misses of sessions that were evicted recently, by class.
     pub returns: [AtomicU64; 2],
 }
 
 impl Lookups {
-    /// Announces a bucket until the answer is dropped. `None` if another reader has the line.
+    /// Announces a bucket until the result is dropped. `None` if another reader uses the line.
     #[inline]
     pub fn announce(&self, bucket: usize) -> Option<Announced<'_>> {
         #[cfg(shuttle)]
@@ -61,14 +61,14 @@ impl Lookups {
         announced.ok().map(|_| Announced(line))
     }
 
-    /// Waits until nobody reads this bucket. For whoever has its lock.
+    /// Waits until no thread reads this bucket. Only for the thread that has its lock.
     pub fn await_readers_of(&self, bucket: usize) {
         for line in &self.lines {
             line.await_change(|announced| announced == bucket);
         }
     }
 
-    /// Waits until all that is announced now has ended: nobody reads any more what nobody comes to since then.
+    /// Waits until all present announcements have ended. After that, no thread reads data that was unreachable before the call.
     pub fn await_all(&self) {
         for line in &self.lines {
             let announced = line.announced.load(SeqCst);
@@ -76,7 +76,7 @@ impl Lookups {
         }
     }
 
-    /// For who has announced nothing.
+    /// The counters for threads without an announcement.
     pub fn common(&self) -> &Line {
         &self.common
     }
@@ -88,8 +88,8 @@ impl Lookups {
 }
 
 impl Line {
-    /// Sleeps where it takes long, and is not woken: to look whether somebody waits, each reader would need another
-    /// exchange. Readers take less than a microsecond, unless the system has taken the processor away from one.
+    /// Sleeps if it takes long, and nobody wakes it: to check for waiting threads, each reader would need another atomic
+    /// exchange. A reader takes less than a microsecond, unless the system has suspended it.
     fn await_change(&self, is_awaited: impl Fn(usize) -> bool) {
         let mut pause = Pause::new();
         loop {
@@ -107,7 +107,7 @@ impl Line {
 pub(crate) struct Announced<'a>(&'a Line);
 
 impl Announced<'_> {
-    /// Adds one to a counter. Nobody else writes to the line, so this needs no exchange.
+    /// Adds one to a counter. No other thread writes to the line, so this needs no atomic addition.
     pub fn count(&self, counter: impl Fn(&Line) -> &AtomicU64) {
         let counter = counter(self.0);
         counter.store(counter.load(Relaxed) + 1, Relaxed);

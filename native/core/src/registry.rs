@@ -1,4 +1,4 @@
-//! Which scopes there are, who holds them, and who may join one.
+//! The open scopes, who holds them, and who may join one.
 
 use crate::janitor::Janitor;
 use crate::sync::Mutex;
@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 
-/// The open scopes. There is one for the life of the process, as references point to it.
+/// The open scopes. A registry lives as long as the process, because references point to it.
 pub struct Registry<T: 'static> {
     table: Mutex<Table<T>>,
     janitor: Janitor<T>,
@@ -16,7 +16,7 @@ pub struct Registry<T: 'static> {
 struct Table<T> {
     next: u64,
     open: HashMap<u64, Open<T>>,
-    /// The newest scope of each label: the one that may be joined.
+    /// The newest scope of each name, which callers may join.
     newest: HashMap<Box<[u8]>, u64>,
 }
 
@@ -26,24 +26,24 @@ struct Open<T> {
     sockets: Vec<Box<[u8]>>,
 }
 
-/// Whether a new reference shares the scope that is open under its label.
+/// Whether a new reference shares the scope that is open under its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Join {
     /// Shares it; opens one if there is none.
     IfOpen,
-    /// Opens a new one, which takes over the label. The other stays with those who hold it.
+    /// Opens a new one, which takes the name over. The other one stays with its holders.
     Never,
 }
 
-/// A hold on a scope. The scope ends when its last reference is dropped; the sessions are dropped by
-/// the janitor, not by the thread that drops the reference.
+/// A hold on a scope. The scope ends when its last reference is dropped. The janitor then drops the sessions, not the thread
+/// that drops the reference.
 pub struct Reference<T: Send + Sync + 'static> {
     registry: &'static Registry<T>,
     scope: Arc<Scope<T>>,
     socket: Option<Box<[u8]>>,
 }
 
-// The scope's locks do not poison and its state is only changed by operations that leave it whole.
+// The scope's locks do not poison, and each operation leaves its state whole.
 impl<T: Send + Sync> UnwindSafe for Reference<T> {}
 impl<T: Send + Sync> RefUnwindSafe for Reference<T> {}
 
@@ -76,21 +76,20 @@ impl<T: Send + Sync> Registry<T> {
         }
     }
 
-    /// Opens a scope for server sessions under `label`, or joins the one open there. The `limits` of the
-    /// last one to open count for all. `socket` is any name for the listening socket; see
-    /// [`sockets`](Self::sockets).
+    /// Returns a reference to a scope for server sessions called `name`: to the open one or to a new one, as `join` says. The
+    /// scope then has these limits. `socket` is any name for the listening socket; see [`sockets`](Self::sockets).
     pub fn open_server(
         &'static self,
-        label: &[u8],
+        name: &[u8],
         socket: Option<&[u8]>,
         join: Join,
         limits: Limits,
     ) -> Reference<T> {
         self.janitor.start(self);
         let mut table = self.table.lock();
-        let number = match (join, table.newest.get(label)) {
+        let number = match (join, table.newest.get(name)) {
             (Join::IfOpen, Some(number)) => *number,
-            _ => table.open(label, Store::Server(ServerStore::new(limits))),
+            _ => table.open(name, Store::Server(ServerStore::new(limits))),
         };
         let reference = table.enter(self, number, socket);
         if let Store::Server(store) = reference.scope.store() {
@@ -99,15 +98,15 @@ impl<T: Send + Sync> Registry<T> {
         reference
     }
 
-    /// Opens a scope for client sessions. It is never joined.
-    pub fn open_client(&'static self, label: &[u8]) -> Reference<T> {
+    /// Opens a scope for client sessions, which nobody can join.
+    pub fn open_client(&'static self, name: &[u8]) -> Reference<T> {
         self.janitor.start(self);
         let mut table = self.table.lock();
-        let number = table.open(label, Store::Client(ClientStore::new()));
+        let number = table.open(name, Store::Client(ClientStore::new()));
         table.enter(self, number, None)
     }
 
-    /// Puts new limits of a server scope in force, and has the janitor see to it now. `false` if there is no such scope.
+    /// Sets new limits of a server scope, and wakes the janitor. `false` if there is no such scope.
     pub fn set_limits(&self, number: u64, limits: Limits) -> bool {
         let Some(scope) = self.scope(number) else {
             return false;
@@ -120,10 +119,10 @@ impl<T: Send + Sync> Registry<T> {
         true
     }
 
-    /// The sockets of the references to the scope that may be joined under `label`.
-    pub fn sockets(&self, label: &[u8]) -> Vec<Box<[u8]>> {
+    /// The sockets of all references to the scope that a caller may join under `name`.
+    pub fn sockets(&self, name: &[u8]) -> Vec<Box<[u8]>> {
         let table = self.table.lock();
-        match table.newest.get(label) {
+        match table.newest.get(name) {
             Some(number) => table.open[number].sockets.clone(),
             None => Vec::new(),
         }
@@ -135,7 +134,7 @@ impl<T: Send + Sync> Registry<T> {
         Some(Arc::clone(&table.open.get(&number)?.scope))
     }
 
-    /// All open scopes, the first opened first.
+    /// All open scopes, in the order in which they were opened.
     pub fn scopes(&self) -> Vec<Arc<Scope<T>>> {
         let table = self.table.lock();
         let mut open: Vec<_> = table.open.iter().collect();
@@ -147,12 +146,12 @@ impl<T: Send + Sync> Registry<T> {
 }
 
 impl<T: Send + Sync> Table<T> {
-    fn open(&mut self, label: &[u8], store: Store<T>) -> u64 {
+    fn open(&mut self, name: &[u8], store: Store<T>) -> u64 {
         let number = self.next;
         self.next += 1;
-        self.newest.insert(Box::from(label), number);
+        self.newest.insert(Box::from(name), number);
         let open = Open {
-            scope: Arc::new(Scope::new(number, label, store)),
+            scope: Arc::new(Scope::new(number, name, store)),
             references: 0,
             sockets: Vec::new(),
         };
@@ -177,7 +176,7 @@ impl<T: Send + Sync> Table<T> {
         }
     }
 
-    /// Takes `reference` out; `true` if it was the last to its scope.
+    /// Removes `reference`; `true` if it was the last one to its scope.
     fn leave(&mut self, reference: &Reference<T>) -> bool {
         let Some(open) = self.open.get_mut(&reference.scope.number()) else {
             return false;
@@ -192,8 +191,8 @@ impl<T: Send + Sync> Table<T> {
             return false;
         }
         self.open.remove(&reference.scope.number());
-        if self.newest.get(reference.scope.label()) == Some(&reference.scope.number()) {
-            self.newest.remove(reference.scope.label());
+        if self.newest.get(reference.scope.name()) == Some(&reference.scope.number()) {
+            self.newest.remove(reference.scope.name());
         }
         true
     }
@@ -215,16 +214,16 @@ mod tests {
     static REGISTRY: Lazy<Registry<()>> = Lazy::new(Registry::new);
 
     fn open_server(
-        label: &[u8],
+        name: &[u8],
         socket: Option<&[u8]>,
         join: Join,
         limits: Limits,
     ) -> Reference<()> {
-        REGISTRY.open_server(label, socket, join, limits)
+        REGISTRY.open_server(name, socket, join, limits)
     }
 
-    fn sockets(label: &[u8]) -> Vec<Box<[u8]>> {
-        REGISTRY.sockets(label)
+    fn sockets(name: &[u8]) -> Vec<Box<[u8]>> {
+        REGISTRY.sockets(name)
     }
 
     fn insert(reference: &Reference<()>, n: u8) {
@@ -246,12 +245,12 @@ mod tests {
         }
     }
 
-    fn is_open(label: &[u8]) -> bool {
-        REGISTRY.scopes().iter().any(|scope| scope.label() == label)
+    fn is_open(name: &[u8]) -> bool {
+        REGISTRY.scopes().iter().any(|scope| scope.name() == name)
     }
 
     #[test]
-    fn joining_shares_and_a_new_scope_takes_the_label_over() {
+    fn joining_shares_and_a_new_scope_takes_the_name_over() {
         let first = open_server(b"share", Some(b"1"), Join::IfOpen, LIMITS);
         let second = open_server(b"share", Some(b"2"), Join::IfOpen, LIMITS);
         insert(&first, 1);

@@ -5,15 +5,15 @@ use std::any::Any;
 /// Most sessions dropped under one hold of a lock.
 const SLICE: usize = 128;
 
-/// A partition that no session leaves, and what it is called.
+/// A partition that no session leaves, and its name.
 pub struct Scope<T> {
     number: u64,
-    label: Box<[u8]>,
+    name: Box<[u8]>,
     store: Store<T>,
     attached: OnceCell<Box<dyn Any + Send + Sync>>,
 }
 
-/// What a scope holds.
+/// The content of a scope.
 // There are few scopes, and a lookup would follow one more pointer.
 #[allow(clippy::large_enum_variant)]
 pub enum Store<T> {
@@ -24,33 +24,33 @@ pub enum Store<T> {
 }
 
 impl<T> Scope<T> {
-    pub(crate) fn new(number: u64, label: &[u8], store: Store<T>) -> Self {
+    pub(crate) fn new(number: u64, name: &[u8], store: Store<T>) -> Self {
         Scope {
             number,
-            label: Box::from(label),
+            name: Box::from(name),
             store,
             attached: OnceCell::new(),
         }
     }
 
-    /// Gives the scope something that ends with it. `false` if it has something already.
+    /// Attaches a value that is dropped with the scope. `false` if the scope has one already.
     pub fn attach(&self, value: impl Any + Send + Sync) -> bool {
         self.attached.set(Box::new(value)).is_ok()
     }
 
-    /// What was attached, if it is of this type.
+    /// The attached value, if it has this type.
     pub fn attached<A: Any>(&self) -> Option<&A> {
         self.attached.get()?.downcast_ref()
     }
 
-    /// Tells this scope from all others of its registry, also from those under the same label.
+    /// A number that distinguishes this scope from all others of its registry, also from those with the same name.
     pub fn number(&self) -> u64 {
         self.number
     }
 
     /// The name the scope was opened with, in the caller's encoding.
-    pub fn label(&self) -> &[u8] {
-        &self.label
+    pub fn name(&self) -> &[u8] {
+        &self.name
     }
 
     /// The sessions.
@@ -58,7 +58,7 @@ impl<T> Scope<T> {
         &self.store
     }
 
-    /// What happened in this scope.
+    /// The events in this scope.
     pub fn counters(&self) -> &Counters {
         match &self.store {
             Store::Server(store) => store.counters(),
@@ -66,7 +66,7 @@ impl<T> Scope<T> {
         }
     }
 
-    /// How many sessions are held.
+    /// How many sessions the scope has.
     pub fn sessions(&self) -> u64 {
         match &self.store {
             Store::Server(store) => store.sessions(),
@@ -74,7 +74,7 @@ impl<T> Scope<T> {
         }
     }
 
-    /// How many bytes are held.
+    /// How many bytes the sessions take.
     pub fn bytes(&self) -> u64 {
         match &self.store {
             Store::Server(store) => store.bytes(),
@@ -82,7 +82,7 @@ impl<T> Scope<T> {
         }
     }
 
-    /// Does a slice of what is to be done, and tells whether there is more: drops what has expired and what exceeds a
+    /// Does a slice of the janitor's work, and returns whether there is more: drops sessions that have expired or exceed a
     /// bound, and gives memory back.
     pub(crate) fn tidy(&self, now_ms: u64) -> bool {
         match &self.store {
@@ -94,7 +94,7 @@ impl<T> Scope<T> {
         }
     }
 
-    /// Drops a slice of everything, and tells whether there is more.
+    /// Drops a slice of all sessions, and returns whether there are more.
     pub(crate) fn clear_slice(&self) -> bool {
         match &self.store {
             Store::Server(store) => store.clear(SLICE) == SLICE,
@@ -105,8 +105,8 @@ impl<T> Scope<T> {
         }
     }
 
-    /// Drops everything, and tells how many sessions that were. Takes half a second for a million sessions:
-    /// not for a scheduler's thread.
+    /// Drops all sessions, and returns how many. That takes half a second for a million sessions, so do not call it on a
+    /// scheduler thread.
     pub fn clear(&self) -> u64 {
         match &self.store {
             Store::Client(store) => store.clear(),

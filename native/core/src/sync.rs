@@ -1,5 +1,4 @@
-//! What threads wait for each other with. Under `--cfg shuttle` a test chooses who goes first; see
-//! `tests/schedules.rs`.
+//! Locks, channels and pauses. Under `--cfg shuttle` a test chooses which thread runs next; see `tests/schedules.rs`.
 
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering::*};
 use std::time::Duration;
@@ -10,7 +9,7 @@ pub(crate) use {
     std::{sync::mpsc, thread},
 };
 
-/// Unlocks for whoever waits, before the caller can lock again.
+/// Unlocks, and lets waiting threads have the lock before the caller.
 #[cfg(not(shuttle))]
 pub(crate) fn unlock_fair<T>(guard: MutexGuard<T>) {
     MutexGuard::unlock_fair(guard);
@@ -50,20 +49,20 @@ use std::thread_local;
 #[cfg(shuttle)]
 use shuttle::thread_local;
 
-/// A number for this thread, for it to have a line of its own in [`crate::lookups`].
+/// A number for this thread, which chooses its line in [`crate::lookups`].
 pub(crate) fn line_of_thread() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     thread_local! {
         static LINE: usize = NEXT.fetch_add(1, Relaxed);
     }
-    // A thread that is ending has none any more.
+    // A thread that is ending has lost its number.
     LINE.try_with(|line| *line).unwrap_or(0)
 }
 
-/// How long to sleep for what takes less than a microsecond, if it is not there after a few looks.
+/// How long a waiting thread sleeps after a few attempts, for an event that usually takes less than a microsecond.
 const PAUSE: Duration = Duration::from_micros(50);
 
-/// For what cannot wake who waits for it.
+/// Waits for an event that wakes nobody: spins, then sleeps.
 pub(crate) struct Pause(parking::Spin);
 
 impl Pause {
@@ -78,14 +77,14 @@ impl Pause {
     }
 }
 
-/// Nobody has it. A lock is made of zeros, as a page from the system is.
+/// No thread has the lock. The value is 0, because a new page consists of zeros.
 const UNLOCKED: u8 = 0;
 const LOCKED: u8 = 1;
-/// Somebody has it, and somebody may be parked.
+/// A thread has the lock, and others may be parked.
 const AWAITED: u8 = 2;
 const CLOSED: u8 = 3;
 
-/// A lock of one byte that waiters park at. It can be closed, before the page that it lies in is given back.
+/// A lock of one byte at which waiters park. It can be closed before its page is given back.
 pub(crate) struct RawLock(AtomicU8);
 
 impl RawLock {
@@ -98,13 +97,13 @@ impl RawLock {
         state.is_ok() || self.wait_and_lock()
     }
 
-    /// Whether nobody has it: for who has announced himself to those who take it, see [`crate::lookups`].
+    /// Whether no thread has the lock. Only for a thread that has announced itself; see [`crate::lookups`].
     #[inline]
     pub fn is_free(&self) -> bool {
         self.0.load(SeqCst) == UNLOCKED
     }
 
-    /// For whoever has the lock.
+    /// Only for the thread that has the lock.
     #[inline]
     pub fn unlock(&self) {
         if self.0.swap(UNLOCKED, Release) == AWAITED {
@@ -112,7 +111,7 @@ impl RawLock {
         }
     }
 
-    /// For whoever has the lock: nobody gets it any more, and those who wait are told.
+    /// Only for the thread that has the lock. No thread gets it any more, and `lock` returns `false` to those that wait.
     pub fn close(&self) {
         if self.0.swap(CLOSED, AcqRel) == AWAITED {
             parking::unpark_all(&self.0);
@@ -132,7 +131,7 @@ impl RawLock {
             let next = match state {
                 CLOSED => return false,
                 LOCKED if spin.spin() => continue,
-                // Another one may be parked, and has to be woken by this one.
+                // Another thread may be parked, and this one has to wake it.
                 _ => AWAITED,
             };
             if self
@@ -163,7 +162,7 @@ mod parking {
         byte as *const AtomicU8 as usize
     }
 
-    /// Until somebody unparks this thread, or at once if the byte is another one.
+    /// Parks this thread, unless the byte has another value.
     pub fn park_while(byte: &AtomicU8, value: u8) {
         let is_still_so = || byte.load(Relaxed) == value;
         // SAFETY: the key is an address that this lock controls, and no function given here panics or parks.
@@ -181,7 +180,7 @@ mod parking {
     }
 }
 
-/// The scheduler is asked before each try, and those who wait ask again.
+/// The scheduler chooses before each attempt, and a waiting thread tries again.
 #[cfg(shuttle)]
 mod parking {
     use std::sync::atomic::AtomicU8;
@@ -238,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn those_who_wait_are_told_that_it_is_closed() {
+    fn waiting_threads_learn_that_it_is_closed() {
         let lock = RawLock(AtomicU8::new(0));
         assert!(lock.lock());
         thread::scope(|threads| {

@@ -1,33 +1,32 @@
-//! Whether a session may be resumed as far as its client's certificate is concerned: it has not ended, and no revocation
-//! list has it.
+//! Whether a client's certificate lets its session be resumed: it has not expired, and is on no revocation list.
 //!
-//! A resumption skips the checks of a handshake, so they are made here, at each lookup. To refuse costs the client one
-//! full handshake, in which the listener decides: so what is not known is refused, and a hash in place of a serial number
-//! will do.
+//! A resumption skips the checks of a handshake, so the store makes these at each lookup. A refusal costs the client one full
+//! handshake, in which the listener decides. So the store refuses when it does not know, and a hash of the serial number
+//! suffices.
 //!
-//! What is looked up is replaced as a whole, and read without a lock.
+//! A thread replaces the lists as a whole, and lookups read them without a lock.
 
 use crate::clock::wall_s;
-use crate::x509::{canonical_name, issuer_and_serial, last_second, NEVER};
+use crate::x509::{canonical_name, issuer_and_serial, last_second, shortest, NEVER};
 use arc_swap::{ArcSwapOption, Guard};
 use foldhash::quality::RandomState;
 use once_cell::sync::Lazy;
 use std::collections::HashMap;
 use std::hash::BuildHasher;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::*};
 use std::sync::Arc;
 
-/// The same for all stores and lists of this process, and unknown to whoever makes certificates.
+/// The same for all stores and lists of this process, and unknown to those who make certificates.
 static KEYS: Lazy<RandomState> = Lazy::new(RandomState::default);
 
-/// Why a session is not resumed although it is there.
+/// Why a session is not resumed although the store has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
-    /// Its client's certificate has ended.
+    /// Its client's certificate has expired.
     Expired,
-    /// A revocation list has its client's certificate.
+    /// Its client's certificate is on a revocation list.
     Revoked,
-    /// The revocation lists were not read yet, or the one of the certificate's issuer is too old.
+    /// The revocation lists were not read yet, or the list of the certificate's issuer is too old.
     Unknown,
 }
 
@@ -36,22 +35,22 @@ impl Ended {
     pub const ALL: [Ended; 3] = [Ended::Expired, Ended::Revoked, Ended::Unknown];
 }
 
-/// The name of an authority: the hash of its canonical form.
+/// The name of an authority, as the hash of its canonical form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct IssuerHash(u64);
 
 impl IssuerHash {
-    /// Of a name in DER.
+    /// The hash of a name in DER.
     pub fn of(name: &[u8]) -> Self {
         Self::of_canonical(&canonical_name(name))
     }
 
     pub(crate) fn of_canonical(canonical: &[u8]) -> Self {
-        // 0 stands for none.
+        // 0 stands for no name.
         IssuerHash(KEYS.hash_one(canonical).max(1))
     }
 
-    /// As a number that is not 0.
+    /// The hash as a number, which is not 0.
     pub(crate) fn get(self) -> u64 {
         self.0
     }
@@ -67,27 +66,19 @@ impl IssuerHash {
     }
 }
 
-/// A serial number without leading bytes that say nothing. Some authorities write more than one.
-fn shortest(mut serial: &[u8]) -> &[u8] {
-    while matches!(serial, [0, 0..=127, ..] | [255, 128..=255, ..]) {
-        serial = &serial[1..];
-    }
-    serial
-}
-
-/// What the check needs to know of a certificate. It is kept with it.
+/// What the check needs to know of a certificate. The store keeps it with the certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Claims {
-    /// The last second of its validity, since 1970.
+    /// The last second of its validity, in seconds since 1970.
     pub last_second: u32,
     /// Its issuer, or `None` if it is no certificate.
     pub issuer: Option<IssuerHash>,
-    /// As [`IssuerHash::certificate`] has it.
+    /// The hash by [`IssuerHash::certificate`].
     pub certificate: u64,
 }
 
 impl Claims {
-    /// Those of a certificate in DER.
+    /// The claims of a certificate in DER.
     pub fn of(certificate: &[u8]) -> Self {
         let Some((issuer, serial)) = issuer_and_serial(certificate) else {
             return Claims::NONE;
@@ -100,7 +91,7 @@ impl Claims {
         }
     }
 
-    /// Those of what is no certificate.
+    /// The claims of bytes that are no certificate.
     pub const NONE: Claims = Claims {
         last_second: NEVER,
         issuer: None,
@@ -108,16 +99,16 @@ impl Claims {
     };
 }
 
-/// What revocation lists say of the certificates of one authority.
+/// What revocation lists say about the certificates of one authority.
 #[derive(Debug, Clone, Default)]
 pub struct IssuerLists {
     /// Until when they are current, in seconds since 1970.
     pub current_until_s: u64,
-    /// What they have: sorted, as [`IssuerHash::certificate`] has it.
+    /// The revoked certificates, as sorted hashes by [`IssuerHash::certificate`].
     pub revoked: Vec<Arc<[u64]>>,
 }
 
-/// What is known of all revocation lists at one moment.
+/// The content of all revocation lists at one moment.
 #[derive(Debug, Default)]
 pub struct Known {
     issuers: HashMap<IssuerHash, IssuerLists, foldhash::fast::RandomState>,
@@ -125,7 +116,7 @@ pub struct Known {
 }
 
 impl Known {
-    /// `is_complete` tells whether all lists that there are to be were read at least once.
+    /// `is_complete` says whether each configured list was read at least once.
     pub fn new(
         issuers: impl IntoIterator<Item = (IssuerHash, IssuerLists)>,
         is_complete: bool,
@@ -138,11 +129,11 @@ impl Known {
 
     fn check(&self, claims: &Claims, allows_stale: bool) -> Result<(), Ended> {
         let Some(issuer) = claims.issuer else {
-            // OTP has verified something that cannot be looked up.
+            // OTP has verified something that this library cannot parse.
             return Err(Ended::Unknown);
         };
         let lists = self.issuers.get(&issuer);
-        let has = |list: &Arc<[u64]>| list.binary_search(&claims.certificate).is_ok();
+        let has = |list: &Arc<[u64]>| has(list, claims.certificate);
         if lists.is_some_and(|lists| lists.revoked.iter().any(has)) {
             return Err(Ended::Revoked);
         }
@@ -154,17 +145,41 @@ impl Known {
     }
 }
 
-/// Revocation lists, of one or more stores. What is known of them is replaced now and then.
+/// Whether sorted hashes contain this one. Hashes are spread evenly, so it is near the place that its value says. Each step of a
+/// binary search among 100,000 would wait for memory instead.
+fn has(sorted: &[u64], hash: u64) -> bool {
+    let share = |part: u64| ((u128::from(part) * sorted.len() as u128) >> u64::BITS) as usize;
+    let Some(near) = sorted.get(share(hash)) else {
+        return false;
+    };
+    let last = sorted.len() - 1;
+    let nearer = match *near <= hash {
+        true => (share(hash) + share(hash - near)).min(last),
+        false => share(hash).saturating_sub(share(near - hash)),
+    };
+    let (mut low, mut high, mut step) = (nearer, nearer, 8);
+    while low > 0 && sorted[low] > hash {
+        low = low.saturating_sub(step);
+        step *= 2;
+    }
+    while high < last && sorted[high] < hash {
+        high = (high + step).min(last);
+        step *= 2;
+    }
+    sorted[low..=high].binary_search(&hash).is_ok()
+}
+
+/// The revocation lists of one or more stores. A thread replaces their content when it has changed.
 #[derive(Debug, Default)]
 pub struct Lists(ArcSwapOption<Known>);
 
 impl Lists {
-    /// Nothing is known of them, and so no session with a certificate is resumed.
+    /// Lists that were not read yet, so that no session with a certificate is resumed.
     pub fn new() -> Self {
         Lists::default()
     }
 
-    /// From now on, this is known of them.
+    /// Replaces the content.
     pub fn publish(&self, known: Known) {
         self.0.store(Some(Arc::new(known)));
     }
@@ -174,23 +189,25 @@ impl Lists {
     }
 }
 
-/// What a store checks of a certificate before it hands a session out.
+/// The checks of a certificate before a lookup returns its session.
 #[derive(Debug, Clone, Default)]
 pub struct Trust {
-    /// Whether sessions are resumed after their client's certificate has ended.
+    /// Whether sessions are resumed after their client's certificate has expired.
     pub allows_expired: bool,
-    /// Whether sessions are resumed on the word of a revocation list that is too old or could not be read. Not before it
-    /// was tried.
+    /// Whether sessions are resumed if a revocation list is too old or could not be read. Even then none is resumed before the
+    /// first attempt to read it.
     pub allows_stale: bool,
-    /// The revocation lists, if there are to be any.
+    /// The revocation lists, if any are configured.
     pub lists: Option<Arc<Lists>>,
 }
 
-/// As [`Trust`], to be read and replaced by any thread.
+/// A [`Trust`] that any thread may read and replace.
 #[derive(Debug, Default)]
 pub(crate) struct TrustCell {
     allows_expired: AtomicBool,
     allows_stale: AtomicBool,
+    /// Whether there are `lists`: most stores have none, and this is quicker to read.
+    has_lists: AtomicBool,
     lists: ArcSwapOption<Lists>,
 }
 
@@ -198,13 +215,18 @@ impl TrustCell {
     pub fn set(&self, trust: Trust) {
         self.allows_expired.store(trust.allows_expired, Relaxed);
         self.allows_stale.store(trust.allows_stale, Relaxed);
+        let has_lists = trust.lists.is_some();
         self.lists.store(trust.lists);
+        self.has_lists.store(has_lists, Release);
     }
 
     /// Whether a session with this certificate may be resumed now.
     pub fn check(&self, claims: &Claims) -> Result<(), Ended> {
         if self.has_expired(claims) {
             return Err(Ended::Expired);
+        }
+        if !self.has_lists.load(Acquire) {
+            return Ok(());
         }
         let lists = self.lists.load();
         match &*lists {
@@ -221,8 +243,8 @@ impl TrustCell {
         ends && wall_s() > claims.last_second.into()
     }
 
-    /// For how many seconds a session with this certificate may still be resumed, as far as is known. `None` if nothing
-    /// of the certificate ends it.
+    /// For how many seconds the certificate still lets its session be resumed, as far as is known. `None` if the certificate
+    /// sets no end.
     pub fn seconds_left(&self, claims: &Claims) -> Option<u64> {
         if self.check(claims).is_err() {
             return Some(0);
@@ -314,6 +336,33 @@ mod tests {
             assert_eq!(cell.check(&one), Err(Ended::Revoked));
             assert_eq!(cell.check(&other), expected, "{until_s} {is_complete}");
             assert_eq!(cell.check(&stranger).is_ok(), is_complete || allows_stale);
+        }
+    }
+
+    #[test]
+    fn hashes_are_found_however_they_are_spread() {
+        let spread = |n: u64| KEYS.hash_one(n);
+        let lists: [&dyn Fn(u64) -> u64; 5] = [
+            &spread,
+            &|n| n * 2,
+            &|n| u64::MAX - n * 2,
+            &|n| n << 63 | spread(n) >> 40,
+            &|_| 7,
+        ];
+        for of in lists {
+            for length in [0, 1, 2, 3, 10, 1000] {
+                let mut list: Vec<u64> = (0..length).map(of).collect();
+                list.sort_unstable();
+                let near = list
+                    .iter()
+                    .flat_map(|hash| [hash.wrapping_sub(1), *hash, hash.wrapping_add(1)]);
+                for hash in near
+                    .chain([0, 1, 1 << 63, u64::MAX])
+                    .chain((0..100).map(spread))
+                {
+                    assert_eq!(has(&list, hash), list.contains(&hash), "{hash} {list:?}");
+                }
+            }
         }
     }
 

@@ -1,22 +1,53 @@
-//! What is read of a client's certificate: who issued it, its serial number, and when it ends (RFC 5280, 4.1).
+//! The fields that are read from a client's certificate: its issuer, serial number and end of validity (RFC 5280, 4.1).
 
 use der::asn1::{AnyRef, GeneralizedTime, UtcTime};
 use der::{Decode, Reader, SliceReader, Tag, Tagged};
 
-/// The issuer's name, as the DER of the certificate has it, and the value of the serial number without tag and
-/// length. `None` if this is no certificate.
+/// The issuer's name, as it is in the certificate, and the value of the serial number in as few bytes as possible, without tag
+/// and length. `None` if this is no certificate.
 pub fn issuer_and_serial(certificate: &[u8]) -> Option<(&[u8], &[u8])> {
-    let (issuer, serial, _) = up_to_issuer(certificate)?;
-    Some((issuer, serial))
+    let signed = Signed::of(certificate)?;
+    Some((signed.issuer, shortest(signed.serial)))
 }
 
-/// The last second of a certificate's validity, in seconds since 1970. [`NEVER`] if it is later than 32 bits can tell,
-/// or this is no certificate; 0 if the time cannot be read.
+/// Whether a certificate is written in the form that its authority gave it: in DER, with the signature algorithm that the
+/// signed part names, and with nothing behind it.
+///
+/// The signature covers only a part of a certificate. OTP accepts other forms of the rest, such as longer lengths or bytes at
+/// the end. So a client could send one certificate in any number of forms, each with a fingerprint of its own.
+pub fn is_canonical(certificate: &[u8]) -> bool {
+    has_canonical_form(certificate).unwrap_or(false)
+}
+
+fn has_canonical_form(certificate: &[u8]) -> Option<bool> {
+    let mut signed = Signed::of(certificate)?;
+    sequence(AnyRef::decode(&mut signed.validity_and_rest).ok()?)?;
+    let mut whole = SliceReader::new(certificate).ok()?;
+    let mut parts = SliceReader::new(sequence(AnyRef::decode(&mut whole).ok()?)?).ok()?;
+    AnyRef::decode(&mut parts).ok()?;
+    let algorithm = parts.tlv_bytes().ok()?;
+    let signature = AnyRef::decode(&mut parts).ok()?;
+    let has_signature = signature.tag() == Tag::BitString && signature.value().first() == Some(&0);
+    let is_whole = whole.is_finished() && parts.is_finished();
+    Some(is_whole && has_signature && algorithm == signed.algorithm)
+}
+
+/// A serial number without superfluous leading bytes, which some authorities write.
+pub(crate) fn shortest(mut serial: &[u8]) -> &[u8] {
+    while matches!(serial, [0, 0..=127, ..] | [255, 128..=255, ..]) {
+        serial = &serial[1..];
+    }
+    serial
+}
+
+/// The last second of a certificate's validity, in seconds since 1970. [`NEVER`] if it does not fit into 32 bits, or this is no
+/// certificate; 0 if the time cannot be parsed.
 pub(crate) fn last_second(certificate: &[u8]) -> u32 {
-    let Some((_, _, mut rest)) = up_to_issuer(certificate) else {
+    let Some(mut signed) = Signed::of(certificate) else {
         return NEVER;
     };
-    let Some(validity) = AnyRef::decode(&mut rest).ok().and_then(sequence) else {
+    let validity = AnyRef::decode(&mut signed.validity_and_rest);
+    let Some(validity) = validity.ok().and_then(sequence) else {
         return NEVER;
     };
     let not_after = || {
@@ -30,7 +61,7 @@ pub(crate) fn last_second(certificate: &[u8]) -> u32 {
 /// An end of validity that never comes.
 pub(crate) const NEVER: u32 = u32::MAX;
 
-/// A time in seconds since 1970. `None` if it is none, or before 1970.
+/// A time in seconds since 1970. `None` if the value is no time, or before 1970.
 pub fn seconds(time: AnyRef) -> Option<u64> {
     let since = match time.tag() {
         Tag::UtcTime => time.decode_as::<UtcTime>().ok()?.to_unix_duration(),
@@ -43,31 +74,43 @@ pub fn seconds(time: AnyRef) -> Option<u64> {
     Some(since.as_secs())
 }
 
-/// Issuer and serial number, and what follows them.
-fn up_to_issuer(certificate: &[u8]) -> Option<(&[u8], &[u8], SliceReader<'_>)> {
-    let certificate = SliceReader::new(certificate).ok()?.decode().ok()?;
-    let mut certificate = SliceReader::new(sequence(certificate)?).ok()?;
-    let mut signed = SliceReader::new(sequence(certificate.decode().ok()?)?).ok()?;
-    let mut field = AnyRef::decode(&mut signed).ok()?;
-    if matches!(field.tag(), Tag::ContextSpecific { .. }) {
-        // The version.
-        field = AnyRef::decode(&mut signed).ok()?;
+/// The beginning of the part that is signed.
+struct Signed<'a> {
+    serial: &'a [u8],
+    algorithm: &'a [u8],
+    issuer: &'a [u8],
+    validity_and_rest: SliceReader<'a>,
+}
+
+impl<'a> Signed<'a> {
+    /// `None` if this is no certificate.
+    fn of(certificate: &'a [u8]) -> Option<Self> {
+        let certificate = SliceReader::new(certificate).ok()?.decode().ok()?;
+        let mut certificate = SliceReader::new(sequence(certificate)?).ok()?;
+        let mut signed = SliceReader::new(sequence(certificate.decode().ok()?)?).ok()?;
+        let mut field = AnyRef::decode(&mut signed).ok()?;
+        if matches!(field.tag(), Tag::ContextSpecific { .. }) {
+            // The version.
+            field = AnyRef::decode(&mut signed).ok()?;
+        }
+        if field.tag() != Tag::Integer {
+            return None;
+        }
+        Some(Signed {
+            serial: field.value(),
+            algorithm: signed.tlv_bytes().ok()?,
+            issuer: signed.tlv_bytes().ok()?,
+            validity_and_rest: signed,
+        })
     }
-    if field.tag() != Tag::Integer {
-        return None;
-    }
-    // The signature algorithm.
-    AnyRef::decode(&mut signed).ok()?;
-    let issuer = signed.tlv_bytes().ok()?;
-    Some((issuer, field.value(), signed))
 }
 
 fn sequence<'a>(any: AnyRef<'a>) -> Option<&'a [u8]> {
     (any.tag() == Tag::Sequence).then(|| any.value())
 }
 
-/// A name in a form that is the same however it is written: strings as UTF-8, in lower case, with single spaces
-/// between words and none around them (RFC 5280, 7.1, as OpenSSL does it). What is no name is left as it is.
+/// A name in canonical form: strings as UTF-8, in lower case, with single spaces between words and none around them (RFC 5280,
+/// 7.1, as in OpenSSL). Bytes that are no name stay as they are.
 pub fn canonical_name(name: &[u8]) -> Vec<u8> {
     canonical(name).unwrap_or_else(|| name.to_vec())
 }
@@ -102,7 +145,7 @@ fn canonical(name: &[u8]) -> Option<Vec<u8>> {
                 None => (kind, value.value().to_vec()),
             });
         }
-        // They are in the order of their encodings, which differs between string types.
+        // DER sorts them by their encodings, which differ between string types.
         in_set.sort_unstable();
         for (kind, value) in &in_set {
             push(kind);
@@ -113,7 +156,7 @@ fn canonical(name: &[u8]) -> Option<Vec<u8>> {
     Some(canonical)
 }
 
-/// The characters of a string, of whichever type. `None` for anything else.
+/// The characters of a string of any type. `None` for anything else.
 fn text(value: AnyRef) -> Option<String> {
     let bytes = value.value();
     match value.tag() {
@@ -175,7 +218,7 @@ mod tests {
         ));
     }
 
-    /// A certificate of which only what comes before the subject is there, and nothing is signed.
+    /// A certificate that ends before the subject, without a signature.
     fn certificate(validity: &[u8]) -> Vec<u8> {
         let fields = [
             tlv(2, &[7]),
@@ -239,6 +282,49 @@ mod tests {
         assert!(is_same_name(b"abc", b"abc"));
         assert!(!is_same_name(b"abc", b"abd"));
         assert!(!is_same_name(b"", &name(12, b"")));
+    }
+
+    #[test]
+    fn a_serial_number_has_no_superfluous_bytes() {
+        let certificate = |serial: &[u8]| {
+            let fields = [tlv(2, serial), tlv(0x30, &[]), name(12, b"ca")].concat();
+            tlv(0x30, &tlv(0x30, &fields))
+        };
+        for (serial, expected) in [(&[0, 0, 5][..], &[5][..]), (&[0, 200], &[0, 200])] {
+            let der = certificate(serial);
+            assert_eq!(issuer_and_serial(&der).unwrap().1, expected);
+        }
+    }
+
+    #[test]
+    fn only_the_form_that_the_authority_gave_is_canonical() {
+        let (ecdsa, rsa) = (tlv(0x30, &tlv(6, &[1, 2])), tlv(0x30, &tlv(6, &[1, 3])));
+        let signed = [tlv(2, &[5]), ecdsa.clone(), name(12, b"ca"), tlv(0x30, &[])].concat();
+        let (signed, signature) = (tlv(0x30, &signed), tlv(3, &[0, 9, 9]));
+        let whole = |parts: &[&[u8]]| tlv(0x30, &parts.concat());
+        let good = whole(&[&signed, &ecdsa, &signature]);
+        assert!(is_canonical(&good));
+
+        let with_header = |header: &[u8]| [header, &good[2..]].concat();
+        let length = good[1];
+        for other in [
+            [&good[..], &[0]].concat(),
+            [&good[..], &good].concat(),
+            with_header(&[0x30, 0x81, length]),
+            with_header(&[0x30, 0x82, 0, length]),
+            [&with_header(&[0x30, 0x80])[..], &[0, 0]].concat(),
+            whole(&[&signed, &rsa, &signature]),
+            whole(&[&signed, &ecdsa, &signature, &[5, 0]]),
+            whole(&[&signed, &ecdsa, &[3, 0x81, 3, 0, 9, 9]]),
+            whole(&[&signed, &ecdsa, &tlv(3, &[1, 9, 8])]),
+            whole(&[&signed, &ecdsa, &tlv(4, &[0, 9, 9])]),
+            whole(&[&signed, &ecdsa]),
+            whole(&[&signed]),
+            b"no certificate".to_vec(),
+            Vec::new(),
+        ] {
+            assert!(!is_canonical(&other), "{other:?}");
+        }
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! What devices keep while others connect: workloads of the benchmark of the same name on the store, with a
-//! room for 2,000 sessions instead of 10,000, one seed, and the same targets.
+//! Tests how many devices keep their sessions while others connect: the workloads of the benchmark of the same name on the
+//! store, with room for 2,000 sessions instead of 10,000, one seed, and the same targets.
 
 #![cfg(not(shuttle))]
 

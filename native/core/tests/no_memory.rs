@@ -1,16 +1,17 @@
-//! A system that has no memory to give. Sessions go then, and the process stays.
+//! Tests on a system without memory: sessions go, and the process stays.
 //!
-//! Each test runs in a process of its own, of which the address space is bounded after it began.
+//! Each test runs in a process of its own, which bounds its address space after it has started.
 
 #![cfg(target_os = "linux")]
 #![cfg(not(shuttle))]
+#![allow(unsafe_code)]
 
 use rekindle_core::{Limits, NewSession, ServerStore, SessionKey};
 use std::env;
 use std::fs;
 use std::process::Command;
 
-/// Says that this process is to have no memory.
+/// The variable that makes this process bound its memory.
 const CHILD: &str = "REKINDLE_TEST_NO_MEMORY";
 
 const MIB: u64 = 1 << 20;
@@ -33,7 +34,7 @@ fn in_a_process(name: &str, test: fn()) {
     );
 }
 
-/// From now on the address space may grow by so many bytes.
+/// From now on the address space may grow by at most `bytes` bytes.
 fn bound_memory(bytes: u64) {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let size = status.lines().find_map(|line| line.strip_prefix("VmSize:"));

@@ -1,4 +1,4 @@
-//! The same few calls in thousands of schedules, chosen by shuttle:
+//! Runs a few calls in thousands of schedules, which shuttle chooses:
 //!
 //! ```sh
 //! RUSTFLAGS="--cfg shuttle" cargo test -p rekindle_core --test schedules --target-dir target/shuttle
@@ -50,11 +50,11 @@ fn refuse(store: &ServerStore<u8>) {
     assert!(!insert_with(store, 0, 0, 2, &[0; 10_000]));
 }
 
-/// The secret of a session that is whole.
+/// The secret of an intact session.
 fn lookup(store: &ServerStore<u8>, n: u8) -> Option<u8> {
     store.lookup(SessionKey::Id(&[n; 32]), 0, |session| {
         let secret = session.secret[0];
-        // Others go on while it is read.
+        // Other threads run while the session is read.
         thread::yield_now();
         assert_eq!(session.template.map(|template| **template), Some(n % 2));
         assert_eq!(session.secret, &[secret; 48]);
@@ -87,7 +87,7 @@ fn a_scope_lives_exactly_as_long_as_it_is_held() {
         // SAFETY: it is there until nobody else has it.
         let registry: &'static Registry<u8> = unsafe { &*place };
         let open = move |socket: u8, join| -> Reference<u8> {
-            registry.open_server(b"label", Some(&[socket]), join, OPEN)
+            registry.open_server(b"name", Some(&[socket]), join, OPEN)
         };
         let first = open(0, Join::IfOpen);
         let threads = [(1, Join::IfOpen), (2, Join::IfOpen), (3, Join::Never)].map(|(n, join)| {
@@ -97,8 +97,8 @@ fn a_scope_lives_exactly_as_long_as_it_is_held() {
                 assert!(insert(store, n, n));
                 thread::yield_now();
                 assert_eq!(lookup(store, n), Some(n));
-                // Nobody else takes the label over.
-                assert!(join == Join::IfOpen || registry.sockets(b"label").contains(&[n].into()));
+                // No other thread takes the name over.
+                assert!(join == Join::IfOpen || registry.sockets(b"name").contains(&[n].into()));
                 let again = open(n, Join::IfOpen);
                 drop(reference);
                 let store = server(again.scope());
@@ -108,13 +108,13 @@ fn a_scope_lives_exactly_as_long_as_it_is_held() {
             })
         });
         let seen = registry.scopes();
-        assert!(!seen.is_empty() && registry.sockets(b"label").len() <= 7);
+        assert!(!seen.is_empty() && registry.sockets(b"name").len() <= 7);
         drop(first);
         for thread in threads {
             thread.join().unwrap();
         }
         assert!(registry.scopes().is_empty());
-        assert!(registry.sockets(b"label").is_empty());
+        assert!(registry.sockets(b"name").is_empty());
         for scope in seen {
             // Until the janitor has done its part.
             while Arc::strong_count(&scope) > 1 {
@@ -172,7 +172,7 @@ fn what_comes_and_goes_at_once_leaves_nothing() {
     check_random(schedule, SCHEDULES);
 }
 
-/// Some of the readers share a line, and one of them locks the bucket then.
+/// Some of the readers share a line, and then one of them locks the bucket.
 #[test]
 fn nobody_writes_to_what_is_read() {
     let schedule = || {

@@ -1,5 +1,5 @@
-//! Once a session is gone, no copy of its secret is in the process's memory: not in its slot, not where it was moved
-//! from, not on the stack of the thread that inserted it. Found as an attacker would find it: by a search of all memory.
+//! Once a session is gone, no copy of its secret may be in the process's memory: not in its slot, not in the slot that it was
+//! moved from, not on the stack of the thread that inserted it. The tests search all memory, as an attacker would.
 
 #![cfg(all(target_os = "linux", not(miri), not(shuttle)))]
 
@@ -28,10 +28,10 @@ const LIMITS: Limits = Limits {
     lifetime_ms: 1_000_000,
 };
 
-/// Lengths of what sessions hold beside their secret.
+/// The lengths of the other parts of sessions.
 const TAILS: Range<usize> = 0..256;
 
-/// A secret that is nowhere in memory but while [`expose`](Self::expose) runs: the exclusive or of two random halves.
+/// A secret that is in memory only while [`expose`](Self::expose) runs: the exclusive or of two random halves.
 struct Hidden {
     halves: [[u8; 48]; 2],
 }
@@ -68,14 +68,14 @@ impl Hidden {
         let mut found = [0; 2];
         for range in writable() {
             for from in range.clone().step_by(WINDOW) {
-                // What begins in a window may end behind it.
+                // A match may begin in a window and end behind it.
                 let to = range.end.min(from + WINDOW + HALF);
                 let is_read = memory.read_exact_at(&mut window[..to - from], from as u64);
                 if is_read.is_err() || window[..to - from] == [0; WINDOW + HALF][..to - from] {
                     continue;
                 }
                 for at in 0..WINDOW.min(to - from) {
-                    // What was read is in the window as well.
+                    // The bytes of the window itself are in memory as well.
                     if !own.contains(&(from + at)) {
                         found[0] += usize::from(self.is_half(0, &window[at..to - from]));
                         found[1] += usize::from(self.is_half(HALF, &window[at..to - from]));
@@ -112,8 +112,8 @@ fn writable() -> Vec<Range<usize>> {
     maps.lines().filter_map(range).collect()
 }
 
-fn open(label: &[u8], limits: Limits) -> Reference<u8> {
-    REGISTRY.open_server(label, None, Join::Never, limits)
+fn open(name: &[u8], limits: Limits) -> Reference<u8> {
+    REGISTRY.open_server(name, None, Join::Never, limits)
 }
 
 fn server(reference: &Reference<u8>) -> &ServerStore<u8> {
@@ -208,7 +208,7 @@ fn no_secret_stays_where_a_session_was_moved_from() {
     wait_for(|| hidden.occurrences() == 0);
 }
 
-/// Of sessions of all sizes, one in fifty stays.
+/// One in fifty sessions of all sizes stays.
 fn thin_out(store: &ServerStore<u8>, hidden: &Hidden) -> usize {
     hidden.expose(|secret| {
         for n in 0..10_000 {
@@ -221,7 +221,7 @@ fn thin_out(store: &ServerStore<u8>, hidden: &Hidden) -> usize {
     store.sessions() as usize
 }
 
-/// What the janitor does takes some time.
+/// Waits for the janitor.
 fn wait_for(is_so: impl Fn() -> bool) {
     let begun = Instant::now();
     while !is_so() {

@@ -1,5 +1,5 @@
-//! A few calls of several threads at once, small enough for Miri to run in many schedules, of which it
-//! chooses the turns anywhere and not at locks alone. ThreadSanitizer runs them as well.
+//! A few calls of several threads at once. They are few enough for Miri to run them in many schedules, in which threads take
+//! turns anywhere and not only at locks. ThreadSanitizer runs them as well.
 
 #![cfg(not(shuttle))]
 
@@ -40,7 +40,7 @@ fn insert_certified(
     store.insert(session, 0).is_ok()
 }
 
-/// A session's parts are of one insertion, and its certificate is the one of its key.
+/// Checks that all parts of a session come from one insertion, and that its certificate belongs to its key.
 fn assert_whole(store: &ServerStore<u8>, n: u8) {
     store.lookup(SessionKey::Id(&[n; 32]), 0, |session| {
         let secret = session.secret[0];
@@ -155,7 +155,7 @@ fn sessions_are_revoked_while_others_come() {
     assert_eq!((store.sessions(), store.certificates()), (4, 4));
 }
 
-/// Their links to each other change under those who read them.
+/// The links between sessions change while other threads read the sessions.
 #[test]
 fn sessions_of_one_certificate_come_and_go_while_another_is_read() {
     let store = ServerStore::new(Limits {
@@ -213,7 +213,7 @@ fn scopes_are_opened_and_dropped_at_once() {
         thread::scope(|threads| {
             for (n, join) in [(1, Join::IfOpen), (2, Join::IfOpen), (3, Join::Never)] {
                 threads.spawn(move || {
-                    let reference = REGISTRY.open_server(b"label", Some(&[n]), join, FEW);
+                    let reference = REGISTRY.open_server(b"name", Some(&[n]), join, FEW);
                     let Store::Server(store) = reference.scope().store() else {
                         unreachable!("opened for a server");
                     };
@@ -223,6 +223,6 @@ fn scopes_are_opened_and_dropped_at_once() {
             }
         });
         assert!(REGISTRY.scopes().is_empty());
-        assert!(REGISTRY.sockets(b"label").is_empty());
+        assert!(REGISTRY.sockets(b"name").is_empty());
     }
 }

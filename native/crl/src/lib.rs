@@ -1,11 +1,8 @@
-//! Revocation lists: read from files and folders by a thread of their own, and again when these change.
+//! Revocation lists. A thread reads them from files and folders, and reads them again when these change.
 //!
-//! What is known of them goes to the stores as [`rekindle_core::Lists`], whose lookups wait for nothing here. The lists'
-//! signatures are not checked: who could change these files could change the list that the listener reads as well, and
-//! an entry that should not be there costs one full handshake.
-
-#![deny(missing_docs)]
-#![deny(unsafe_code)]
+//! The thread publishes the content to the stores as [`rekindle_core::Lists`], whose lookups never wait for it. Nothing
+//! checks the lists' signatures: anyone who can change these files could also change the lists that the listener reads, and an
+//! entry too many costs one full handshake.
 
 mod list;
 mod merge;
@@ -15,4 +12,5 @@ mod testing;
 mod watch;
 
 pub use list::{parse, List, Revoked};
-pub use watch::{are_any_open, open, take_events, Event, FileStatus, Happened, Status};
+pub use merge::Held;
+pub use watch::{are_any_open, open, take_events, Event, EventKind, FileStatus, Status};

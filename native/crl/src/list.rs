@@ -1,4 +1,4 @@
-//! A revocation list out of its file (RFC 5280, 5): PEM or DER, also several in one.
+//! Parses revocation lists (RFC 5280, 5): PEM or DER, also several in one file.
 
 use base64ct::{Base64, Encoding};
 use der::asn1::AnyRef;
@@ -19,41 +19,52 @@ const DELTA_INDICATOR: &[u8] = &[0x55, 0x1d, 27];
 const DISTRIBUTION_POINT: &[u8] = &[0x55, 0x1d, 28];
 const CERTIFICATE_ISSUER: &[u8] = &[0x55, 0x1d, 29];
 
-/// The reason of an entry that takes another one back.
+/// The reason of an entry that cancels another entry.
 const REMOVE_FROM_LIST: &[u8] = &[8];
+
+/// Most authorities that an entry names. There should be one. Each of the following entries counts for all of them, so without
+/// this bound a small file could fill the memory.
+const MAX_AUTHORITIES: usize = 16;
 
 /// The context-specific tag of a distinguished name among general names.
 const DIRECTORY_NAME: TagNumber = TagNumber(4);
 
-/// Hashes of certificates by authority, each sorted.
+/// Sorted hashes of certificates, by authority.
 pub type Revoked = Vec<(IssuerHash, Arc<[u64]>)>;
 
-/// What is kept of one list.
+/// The content of one list.
 #[derive(Debug, PartialEq, Eq)]
 pub struct List {
-    /// Who has issued it.
+    /// The issuer.
     pub issuer: IssuerHash,
-    /// The same in DER.
+    /// The issuer's name in DER.
     pub issuer_name: Box<[u8]>,
     /// When it was made, in seconds since 1970.
     pub this_update_s: u64,
-    /// When there is to be a newer one. `None` if it does not say.
+    /// When a newer one is due, in seconds since 1970. `None` if the list does not say.
     pub next_update_s: Option<u64>,
-    /// Whether it has only what has changed since another list.
+    /// Whether it is a delta list, with only the changes since another list.
     pub is_delta: bool,
-    /// Which certificates it is for, if not for all: its distribution point in DER.
+    /// The part of the certificates that it covers, as its distribution point in DER. Empty if it covers all.
     pub part: Box<[u8]>,
     /// How many entries it has.
     pub entries: usize,
-    /// The certificates on it: those of other authorities, too, if it is an indirect list.
+    /// The certificates on it. An indirect list has those of other authorities, too.
     pub revoked: Revoked,
 }
 
-/// All lists of a file. There are none in a file with other things in PEM. An error says what is wrong.
+impl List {
+    /// Whether the other list is of the same issuer and kind, for the same certificates.
+    pub fn is_alike(&self, other: &List) -> bool {
+        (self.issuer, self.is_delta, &self.part) == (other.issuer, other.is_delta, &other.part)
+    }
+}
+
+/// All lists of a file. A PEM file may have none. The error says what is wrong.
 pub fn parse(bytes: &[u8]) -> Result<Vec<List>, String> {
     match bytes {
         [] => Err("it is empty".into()),
-        // The second byte is none of a text. Only the shortest lists have another one there.
+        // In text, the second byte is smaller. In DER, only the shortest lists have a smaller byte there.
         [0x30, 0x80..=0xff, ..] => parse_ders(bytes),
         [0x30, ..] if outer_length(bytes) == Ok(bytes.len()) => parse_ders(bytes),
         _ => parse_pem(bytes),
@@ -68,6 +79,8 @@ fn parse_pem(text: &[u8]) -> Result<Vec<List>, String> {
         let line = line.trim_ascii();
         match &mut block {
             None if line == BEGIN => block = Some(Vec::new()),
+            // Something stands before the beginning, such as a byte order mark.
+            None if line == END => return Err("a list in it has no beginning".into()),
             None => is_pem |= line.starts_with(BEGIN_ANY) && line.ends_with(END_ANY),
             Some(base64) if line == END => {
                 let der = Base64::decode_in_place(base64).map_err(|_| "it is no base64")?;
@@ -80,7 +93,7 @@ fn parse_pem(text: &[u8]) -> Result<Vec<List>, String> {
     }
     match block {
         Some(_) => Err(cut_off()),
-        None if lists.is_empty() && !is_pem => Err("it is no revocation list".into()),
+        None if lists.is_empty() && !is_pem => Err(NO_LIST.into()),
         None => Ok(lists),
     }
 }
@@ -94,17 +107,17 @@ fn parse_ders(mut bytes: &[u8]) -> Result<Vec<List>, String> {
     while !bytes.is_empty() {
         let length = outer_length(bytes)?;
         let (der, rest) = bytes.split_at_checked(length).ok_or_else(cut_off)?;
-        lists.push(parse_der(der).ok_or("it is no revocation list")?);
+        lists.push(parse_der(der)?);
         bytes = rest;
     }
     Ok(lists)
 }
 
-/// How long what begins here says that it is.
+/// The length, in bytes, of the DER value that begins here, by its header.
 fn outer_length(bytes: &[u8]) -> Result<usize, String> {
     let (tag, rest) = bytes.split_first().ok_or_else(cut_off)?;
     if *tag != 0x30 {
-        return Err("it is no revocation list, or something follows it".into());
+        return Err("it is not a revocation list, or more data follows it".into());
     }
     let (first, rest) = rest.split_first().ok_or_else(cut_off)?;
     match first {
@@ -117,18 +130,23 @@ fn outer_length(bytes: &[u8]) -> Result<usize, String> {
                 .fold(0, |sum, byte| sum << 8 | usize::from(*byte));
             Ok(2 + digits.len() + length)
         }
-        _ => Err("it is no revocation list".into()),
+        _ => Err(NO_LIST.into()),
     }
 }
 
-fn parse_der(der: &[u8]) -> Option<List> {
-    let mut outer = SliceReader::new(value(AnyRef::from_der(der).ok()?, Tag::Sequence)?).ok()?;
-    let mut signed = SliceReader::new(value(next(&mut outer)?, Tag::Sequence)?).ok()?;
+/// The error says what is wrong.
+type Parsed<T> = Result<T, &'static str>;
+
+const NO_LIST: &str = "it is not a revocation list";
+
+fn parse_der(der: &[u8]) -> Parsed<List> {
+    let mut outer = reader(value(whole(der)?, Tag::Sequence)?)?;
+    let mut signed = reader(value(next(&mut outer)?, Tag::Sequence)?)?;
     // The signature's algorithm, and the signature.
     value(next(&mut outer)?, Tag::Sequence)?;
     value(next(&mut outer)?, Tag::BitString)?;
     if !outer.is_finished() {
-        return None;
+        return Err(NO_LIST);
     }
     let mut field = next(&mut signed)?;
     if field.tag() == Tag::Integer {
@@ -137,9 +155,9 @@ fn parse_der(der: &[u8]) -> Option<List> {
     }
     // The signature's algorithm once more.
     value(field, Tag::Sequence)?;
-    let issuer_name = signed.tlv_bytes().ok()?;
+    let issuer_name = signed.tlv_bytes().map_err(|_| NO_LIST)?;
     let issuer = IssuerHash::of(issuer_name);
-    let this_update_s = seconds(next(&mut signed)?)?;
+    let this_update_s = seconds(next(&mut signed)?).ok_or(NO_LIST)?;
     let mut entries = Entries::new(issuer);
     let mut list = List {
         issuer,
@@ -154,30 +172,32 @@ fn parse_der(der: &[u8]) -> Option<List> {
     while !signed.is_finished() {
         let field = next(&mut signed)?;
         match field.tag() {
-            Tag::UtcTime | Tag::GeneralizedTime => list.next_update_s = Some(seconds(field)?),
+            Tag::UtcTime | Tag::GeneralizedTime => {
+                list.next_update_s = Some(seconds(field).ok_or(NO_LIST)?);
+            }
             Tag::Sequence => entries.read(field.value())?,
             Tag::ContextSpecific { .. } => {
-                let extensions = AnyRef::from_der(field.value()).ok()?;
+                let extensions = whole(field.value())?;
                 for_each_extension(value(extensions, Tag::Sequence)?, |kind, content| {
                     match kind {
                         DELTA_INDICATOR => list.is_delta = true,
                         DISTRIBUTION_POINT => list.part = content.into(),
                         _ => {}
                     }
-                    Some(())
+                    Ok(())
                 })?;
             }
-            _ => return None,
+            _ => return Err(NO_LIST),
         }
     }
     (list.entries, list.revoked) = entries.finish();
-    Some(list)
+    Ok(list)
 }
 
 /// The entries of a list while it is read.
 struct Entries {
     number: usize,
-    /// Whose certificates the present entries are.
+    /// The issuers of the certificates that the following entries revoke.
     authorities: Vec<IssuerHash>,
     own: IssuerHash,
     of_own: Vec<u64>,
@@ -195,11 +215,11 @@ impl Entries {
         }
     }
 
-    fn read(&mut self, entries: &[u8]) -> Option<()> {
-        let mut entries = SliceReader::new(entries).ok()?;
+    fn read(&mut self, entries: &[u8]) -> Parsed<()> {
+        let mut entries = reader(entries)?;
         while !entries.is_finished() {
             let entry = value(next(&mut entries)?, Tag::Sequence)?;
-            let mut entry = SliceReader::new(entry).ok()?;
+            let mut entry = reader(entry)?;
             let serial = value(next(&mut entry)?, Tag::Integer)?;
             // When it was revoked.
             next(&mut entry)?;
@@ -209,13 +229,13 @@ impl Entries {
                 for_each_extension(extensions, |kind, content| {
                     match kind {
                         REASON_CODE => {
-                            let reason = AnyRef::from_der(content).ok()?;
+                            let reason = whole(content)?;
                             is_taken_back = value(reason, Tag::Enumerated)? == REMOVE_FROM_LIST;
                         }
                         CERTIFICATE_ISSUER => self.authorities = directory_names(content)?,
                         _ => {}
                     }
-                    Some(())
+                    Ok(())
                 })?;
             }
             self.number += 1;
@@ -223,7 +243,7 @@ impl Entries {
                 self.add(serial);
             }
         }
-        Some(())
+        Ok(())
     }
 
     fn add(&mut self, serial: &[u8]) {
@@ -247,10 +267,9 @@ impl Entries {
     }
 }
 
-/// The names, among general names, that certificates can have as their issuer's.
-fn directory_names(names: &[u8]) -> Option<Vec<IssuerHash>> {
-    let names = value(AnyRef::from_der(names).ok()?, Tag::Sequence)?;
-    let mut names = SliceReader::new(names).ok()?;
+/// The directory names among general names: only these can be a certificate's issuer.
+fn directory_names(names: &[u8]) -> Parsed<Vec<IssuerHash>> {
+    let mut names = reader(value(whole(names)?, Tag::Sequence)?)?;
     let mut found = Vec::new();
     while !names.is_finished() {
         let name = next(&mut names)?;
@@ -260,18 +279,21 @@ fn directory_names(names: &[u8]) -> Option<Vec<IssuerHash>> {
             }
         }
     }
-    Some(found)
+    match found.len() {
+        0 => Err("an entry does not name the issuer of its certificate by a directory name"),
+        1..=MAX_AUTHORITIES => Ok(found),
+        _ => Err("an entry names too many issuers of its certificate"),
+    }
 }
 
-/// Calls `visit` with the identifier and the content of each extension, until it answers `None`.
+/// Calls `visit` with the identifier and the content of each extension, until it fails.
 fn for_each_extension(
     extensions: &[u8],
-    mut visit: impl FnMut(&[u8], &[u8]) -> Option<()>,
-) -> Option<()> {
-    let mut extensions = SliceReader::new(extensions).ok()?;
+    mut visit: impl FnMut(&[u8], &[u8]) -> Parsed<()>,
+) -> Parsed<()> {
+    let mut extensions = reader(extensions)?;
     while !extensions.is_finished() {
-        let extension = value(next(&mut extensions)?, Tag::Sequence)?;
-        let mut extension = SliceReader::new(extension).ok()?;
+        let mut extension = reader(value(next(&mut extensions)?, Tag::Sequence)?)?;
         let kind = value(next(&mut extension)?, Tag::ObjectIdentifier)?;
         let mut content = next(&mut extension)?;
         if content.tag() == Tag::Boolean {
@@ -280,15 +302,27 @@ fn for_each_extension(
         }
         visit(kind, value(content, Tag::OctetString)?)?;
     }
-    Some(())
+    Ok(())
 }
 
-fn next<'a>(reader: &mut SliceReader<'a>) -> Option<AnyRef<'a>> {
-    AnyRef::decode(reader).ok()
+fn reader(bytes: &[u8]) -> Parsed<SliceReader<'_>> {
+    SliceReader::new(bytes).map_err(|_| NO_LIST)
 }
 
-fn value(any: AnyRef<'_>, tag: Tag) -> Option<&[u8]> {
-    (any.tag() == tag).then(|| any.value())
+/// The only value in these bytes.
+fn whole(der: &[u8]) -> Parsed<AnyRef<'_>> {
+    AnyRef::from_der(der).map_err(|_| NO_LIST)
+}
+
+fn next<'a>(reader: &mut SliceReader<'a>) -> Parsed<AnyRef<'a>> {
+    AnyRef::decode(reader).map_err(|_| NO_LIST)
+}
+
+fn value(any: AnyRef<'_>, tag: Tag) -> Parsed<&[u8]> {
+    match any.tag() == tag {
+        true => Ok(any.value()),
+        false => Err(NO_LIST),
+    }
 }
 
 #[cfg(test)]

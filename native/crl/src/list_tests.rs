@@ -134,6 +134,38 @@ fn entries_of_an_indirect_list_are_of_the_authority_that_was_named_last() {
 }
 
 #[test]
+fn a_list_that_names_many_authorities_for_an_entry_is_refused() {
+    let list = |authorities: usize| {
+        let names = tlv(0xa4, &name("other")).repeat(authorities);
+        let issuers = extension(&[0x55, 0x1d, 29], true, &tlv(0x30, &names));
+        parse(&crl("ca", &[entry(&[1], &[issuers])], Crl::default()))
+    };
+    assert!(list(MAX_AUTHORITIES).is_ok());
+    let error = "an entry names too many issuers of its certificate";
+    assert_eq!(list(MAX_AUTHORITIES + 1), Err(error.into()));
+}
+
+/// Without a name, nobody knows whose certificates this entry and the following ones revoke.
+#[test]
+fn a_list_that_names_an_authority_in_another_form_is_refused() {
+    let list = |names: &[Vec<u8>]| {
+        let issuers = extension(&[0x55, 0x1d, 29], true, &tlv(0x30, &names.concat()));
+        let entries = [entry(&[1], &[issuers]), entry(&[2], &[])];
+        let der = crl("ca", &entries, Crl::default());
+        parse(&[der, crl("ca", &[], Crl::default())].concat())
+    };
+    let uri = tlv(0x86, b"http://ca");
+    let directory_name = tlv(0xa4, &name("other"));
+    let found = &list(&[uri.clone(), directory_name]).unwrap()[0];
+    let expected = sorted(vec![hash("other", &[1]), hash("other", &[2])]);
+    assert_eq!(revoked(found, "other"), expected);
+    for names in [vec![uri], vec![]] {
+        let error = "an entry does not name the issuer of its certificate by a directory name";
+        assert_eq!(list(&names), Err(error.into()));
+    }
+}
+
+#[test]
 fn entries_with_extensions_that_nobody_knows_count() {
     let unknown = extension(&[0x2a, 3], true, b"?");
     let entries = [entry(&[1], std::slice::from_ref(&unknown))];
@@ -168,11 +200,13 @@ fn a_file_that_was_cut_off_is_seen_at_every_length() {
 }
 
 #[test]
-fn what_is_no_list_is_told() {
+fn what_is_no_list_is_reported() {
+    let list = crl("ca", &[], Crl::default());
     for file in [
         &b""[..],
         b"<html>404</html>",
         b"-----BEGIN X509 CRL-----\n!\n-----END X509 CRL-----\n",
+        &[b"\xef\xbb\xbf", &pem(&list)[..], &pem(&list)].concat(),
         b"-----BEGIN X509 CRL-----\n-----BEGIN X509 CRL-----\n-----END X509 CRL-----\n",
         &tlv(0x30, &[0; 200]),
         &[0x30, 0x84, 255, 255, 255, 255],

@@ -1,46 +1,93 @@
-//! What all lists together say.
+//! Merges all lists into one view.
 
 use crate::List;
 use rekindle_core::{IssuerHash, IssuerLists, Known};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// A list without an end.
+/// The end of a list without `nextUpdate`.
 const NEVER_S: u64 = u64::MAX;
 
-/// Whether a list that is no longer there says nothing that another one does not say better: it is newer, or the same.
+/// A list that holds.
+#[derive(Debug, Clone)]
+pub struct Held {
+    /// The list.
+    pub list: Arc<List>,
+    /// Whether its `nextUpdate` counts: without a newer list, no session of its certificates is resumed after that.
+    pub has_end: bool,
+}
+
+/// When the newest list of each issuer was made. Delta lists do not count.
+pub type Newest = HashMap<IssuerHash, u64>;
+
+/// The newest of these lists.
+pub fn newest<'a>(present: impl Iterator<Item = &'a Arc<List>>) -> Newest {
+    let mut newest = Newest::new();
+    for list in present.filter(|list| !list.is_delta) {
+        let made_s = newest.entry(list.issuer).or_default();
+        *made_s = list.this_update_s.max(*made_s);
+    }
+    newest
+}
+
+impl Held {
+    /// A list that is there.
+    pub fn present(list: &Arc<List>) -> Self {
+        Held {
+            list: Arc::clone(list),
+            has_end: true,
+        }
+    }
+
+    /// A list that is no longer there. If its issuer has made a newer one since, perhaps with another distribution point, this
+    /// one may have no successor, and so its entries count, but not its `nextUpdate`.
+    pub fn gone(list: &Arc<List>, newest: &Newest) -> Self {
+        let newest = newest.get(&list.issuer);
+        Held {
+            list: Arc::clone(list),
+            has_end: newest.is_none_or(|made_s| *made_s <= list.this_update_s),
+        }
+    }
+}
+
+/// Whether another list replaces a list that is no longer there: a newer one for the same certificates or for all, or the same
+/// one. A delta list replaces only delta lists.
 pub fn is_superseded(gone: &List, present: &[Arc<List>]) -> bool {
     present.iter().any(|other| {
-        let is_alike =
-            (other.issuer, other.is_delta, &other.part) == (gone.issuer, gone.is_delta, &gone.part);
-        is_alike && (other.this_update_s > gone.this_update_s || **other == *gone)
+        let covers_it = other.part == gone.part || other.part.is_empty();
+        let has_all = !other.is_delta && covers_it;
+        other.issuer == gone.issuer
+            && ((other.is_alike(gone) || has_all) && other.this_update_s > gone.this_update_s
+                || **other == *gone)
     })
 }
 
-/// All of them, as stores look at them.
+/// Merges all lists into the form that stores read.
 ///
-/// Of several lists for the same certificates, the newest tells until when they are current; entries of all count, as an
-/// entry too many costs one full handshake. A list that has only what has changed counts in entries alone: without
-/// the list that it goes with, it is current never.
-pub fn merge(lists: &[Arc<List>], is_complete: bool) -> Known {
+/// If there are several lists for the same certificates, the latest `nextUpdate` decides until when they are current. The
+/// entries of all count, because an entry too many costs one full handshake. A delta list contributes only entries: without
+/// its base list it is never current.
+///
+/// A list without an end contributes only entries, too.
+pub fn merge(lists: &[Held], is_complete: bool) -> Known {
     let mut ends: HashMap<(IssuerHash, &[u8]), u64> = HashMap::new();
-    for list in lists {
+    for Held { list, .. } in lists.iter().filter(|held| held.has_end) {
         let end = ends.entry((list.issuer, &list.part)).or_default();
         if !list.is_delta {
             *end = (*end).max(list.next_update_s.unwrap_or(NEVER_S));
         }
     }
     let mut merged: HashMap<IssuerHash, IssuerLists> = HashMap::new();
-    for list in lists {
-        // A change may be for another part than the list that it goes with.
-        let is_base = ends[&(list.issuer, &*list.part)] > 0;
+    for Held { list, has_end } in lists {
+        // A delta list may cover another part than its base list.
+        let end_of_part = || ends[&(list.issuer, &*list.part)];
         let has_base = || {
             ends.iter()
                 .any(|((issuer, _), end)| *issuer == list.issuer && *end > 0)
         };
-        let end = match is_base || !has_base() {
-            true => ends[&(list.issuer, &*list.part)],
-            false => NEVER_S,
+        let end = match has_end {
+            true if end_of_part() > 0 || !has_base() => end_of_part(),
+            _ => NEVER_S,
         };
         for (authority, revoked) in &list.revoked {
             let of_authority = merged.entry(*authority).or_insert_with(|| IssuerLists {
@@ -92,6 +139,10 @@ mod tests {
 
     /// Which of the certificates 1 to 4 of an authority a store lets resume.
     fn resumed(issuer: &str, lists: &[Arc<List>]) -> Vec<u8> {
+        resumed_with(issuer, &lists.iter().map(Held::present).collect::<Vec<_>>())
+    }
+
+    fn resumed_with(issuer: &str, lists: &[Held]) -> Vec<u8> {
         let store = ServerStore::<()>::new(Limits {
             max_bytes: 1 << 20,
             max_sessions: 100,
@@ -105,11 +156,12 @@ mod tests {
         });
         let is_resumed = |serial: &u8| {
             let id = [*serial; 32];
+            let certificate = certificate(&name(issuer), &[*serial]);
             let session = NewSession {
                 key: SessionKey::Id(&id),
                 secret: &[0; 48],
                 template: None,
-                certificate: Some(&certificate(&name(issuer), &[*serial])),
+                certificate: Some(&certificate),
                 tail: b"",
             };
             store.insert(session, 0).unwrap();
@@ -157,5 +209,44 @@ mod tests {
         let in_part = list("ca", &[1], FUTURE, vec![delta(), part(1)]);
         let whole = list("ca", &[2], FUTURE, vec![]);
         assert_eq!(resumed("ca", &[in_part, whole]), [3, 4]);
+    }
+
+    #[test]
+    fn a_list_that_is_gone_has_no_end_once_its_issuer_has_a_newer_one() {
+        let made = |this_update, number, end, extensions| {
+            let of = Crl {
+                this_update,
+                next_update: end,
+                extensions,
+                ..Crl::default()
+            };
+            let der = crl("ca", &[entry(&[number], &[])], of);
+            Arc::new(parse(&der).unwrap().remove(0))
+        };
+        let (old, new) = (b"190101000000Z", b"190102000000Z");
+        // The issuer gets a distribution point, or another one, or has none any more.
+        for (before, after) in [
+            (vec![], vec![part(1)]),
+            (vec![part(1)], vec![part(2)]),
+            (vec![part(1)], vec![]),
+        ] {
+            let gone = made(old, 1, PAST, before.clone());
+            let resumed_beside = |present: Arc<List>| {
+                let newest = newest([&present].into_iter());
+                let lists = [Held::gone(&gone, &newest), Held::present(&present)];
+                resumed_with("ca", &lists)
+            };
+            assert_eq!(resumed_beside(made(new, 2, FUTURE, after.clone())), [3, 4]);
+            let is_gone = is_superseded(&gone, &[made(new, 2, FUTURE, after.clone())]);
+            assert_eq!(is_gone, after.is_empty());
+            // The newer one may end as well, and neither an older one nor changes have the place of the list.
+            assert_eq!(resumed_beside(made(new, 2, PAST, after.clone())), []);
+            assert_eq!(resumed_beside(made(old, 2, FUTURE, after.clone())), []);
+            let changes = [after, vec![delta()]].concat();
+            assert_eq!(resumed_beside(made(new, 2, FUTURE, changes)), []);
+        }
+        let newest = newest([].into_iter());
+        let alone = Held::gone(&made(old, 1, PAST, vec![]), &newest);
+        assert_eq!(resumed_with("ca", &[alone]), []);
     }
 }

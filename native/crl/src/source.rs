@@ -1,7 +1,8 @@
-//! The files that lists come from, and what was read of them.
+//! The files with lists, and what was read from them.
 
+use crate::merge::{is_superseded, newest, Held, Newest};
 use crate::{parse, List};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
@@ -9,16 +10,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-/// Most bytes of a file: some three million entries.
+/// Most bytes of a file, which is about three million entries.
 const MAX_FILE_BYTES: u64 = 128 << 20;
 
 /// Most files of a folder.
 const MAX_FILES: usize = 10_000;
 
-/// A file that was changed this long ago may still be being written, and may change again without another time.
+/// A file that was changed more recently may still be written to, and may change again without a new time stamp.
 const SETTLED: Duration = Duration::from_secs(1);
 
-/// By which a file is known to have changed.
+/// Identifies the content of a file: if it has changed, the version has changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Version {
     device: u64,
@@ -32,7 +33,7 @@ impl Version {
         Version {
             device: found.dev(),
             inode: found.ino(),
-            // By the inode: copies may keep the time of the content.
+            // The time of the inode's change, because a copy may keep the time of the content.
             changed: (found.ctime(), found.ctime_nsec()),
             bytes: found.len(),
         }
@@ -42,44 +43,47 @@ impl Version {
         let (seconds, nanoseconds) = self.changed;
         let changed = Duration::new(seconds.max(0) as u64, nanoseconds.max(0) as u32);
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        // A file out of the future is looked at once.
+        // A file from the future is read once.
         now.is_ok_and(|now| now < changed || now - changed > SETTLED)
     }
 }
 
-/// A file with lists, and what was last read of it.
+/// A file with lists, and what was last read from it.
 #[derive(Debug, Default)]
 pub struct Source {
-    /// The version that was read, or tried. `None` if it is to be read again.
+    /// The version of the last attempt. `None` if the file is to be read again.
     version: Option<Version>,
-    /// What holds, also if the file is no longer there or can no longer be read.
+    /// What was last read from it. It holds even if the file can no longer be read.
     pub lists: Vec<Arc<List>>,
-    /// Whether it was read at least once.
+    /// Lists that it had, while it now has none for the same certificates: it may be cut off between two lists, or gone. They
+    /// hold, too.
+    pub lost: Vec<Arc<List>>,
+    /// Whether the file was read at least once.
     pub is_known: bool,
     /// What is wrong with it now.
     pub error: Option<String>,
-    /// Whether it was there when its folder was last looked at.
+    /// Whether the file was there when its folder was last listed.
     pub is_there: bool,
 }
 
-/// What a look at a file or a folder has changed.
+/// A change that was found when a file or a folder was checked.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Change {
     /// A file was read.
     Read(PathBuf),
-    /// A file or a folder that an operator has named can be read again.
+    /// A file or a folder of the option can be read again.
     Recovered(PathBuf),
-    /// A file or a folder cannot be read, or is not what it is to be.
+    /// A file or a folder cannot be read, or is of the wrong kind.
     Failed(PathBuf, String),
-    /// A file that was read is not there any more.
+    /// A file that was read is no longer there.
     Gone(PathBuf),
 }
 
-/// The files and folders that an operator has named.
+/// The files and folders of the option.
 #[derive(Debug)]
 pub struct Sources {
     paths: Vec<PathBuf>,
-    /// What is wrong with a path that is no file.
+    /// What is wrong with the folders, and with paths that are missing.
     pub errors: BTreeMap<PathBuf, String>,
     /// The folders among the paths that were listed at least once.
     listed: Vec<PathBuf>,
@@ -96,7 +100,7 @@ impl Sources {
         }
     }
 
-    /// Looks at all of them, and reads what has changed.
+    /// Checks all of them, and reads the files that have changed.
     pub fn look(&mut self) -> Vec<Change> {
         let mut changes = Vec::new();
         for path in self.paths.clone() {
@@ -109,7 +113,7 @@ impl Sources {
         changes
     }
 
-    /// Whether all that there is to be was read at least once.
+    /// Whether each path, and each file in the folders, was read at least once.
     pub fn is_complete(&self) -> bool {
         let is_known = |path: &PathBuf| self.listed.contains(path) || self.files.contains_key(path);
         let mut there = self.files.values().filter(|file| file.is_there);
@@ -124,7 +128,7 @@ impl Sources {
     }
 
     fn look_at(&mut self, path: &Path, changes: &mut Vec<Change>) -> Result<(), String> {
-        let found = fs::metadata(path).map_err(|error| told(&error))?;
+        let found = fs::metadata(path).map_err(|error| described(&error))?;
         if found.is_dir() {
             return self.look_into(path, changes);
         }
@@ -138,12 +142,12 @@ impl Sources {
     }
 
     fn look_into(&mut self, folder: &Path, changes: &mut Vec<Change>) -> Result<(), String> {
-        let mut there = Vec::new();
-        for entry in fs::read_dir(folder).map_err(|error| told(&error))? {
-            let name = entry.map_err(|error| told(&error))?.file_name();
-            // Those are of programs that write files, and of Kubernetes.
+        let mut there = BTreeSet::new();
+        for entry in fs::read_dir(folder).map_err(|error| described(&error))? {
+            let name = entry.map_err(|error| described(&error))?.file_name();
+            // Programs that write files, and Kubernetes, use such names.
             if !name.as_encoded_bytes().starts_with(b".") {
-                there.push(folder.join(name));
+                there.insert(folder.join(name));
             }
         }
         if there.len() > MAX_FILES {
@@ -155,7 +159,7 @@ impl Sources {
             }
         }
         for path in there {
-            // A link to nothing is not there, as for OpenSSL, and what is in a folder's folders is not looked at.
+            // A dangling link counts as missing, as for OpenSSL. Folders in the folder are skipped.
             let found = match fs::metadata(&path) {
                 Ok(found) if found.is_dir() => continue,
                 Ok(found) => Ok(found),
@@ -165,7 +169,7 @@ impl Sources {
                     }
                     continue;
                 }
-                Err(error) => Err(told(&error)),
+                Err(error) => Err(described(&error)),
             };
             let file = self.files.entry(path.clone()).or_default();
             file.is_there = true;
@@ -186,59 +190,87 @@ impl Sources {
         let is_gone = |path: &Path, file: &Source| path.parent() == Some(folder) && !file.is_there;
         for (path, file) in &mut self.files {
             if is_gone(path, file) && file.error.as_deref() != Some(GONE) {
-                if !file.lists.is_empty() {
+                file.lost.append(&mut file.lists);
+                if !file.lost.is_empty() {
                     changes.push(Change::Gone(path.clone()));
                 }
                 (file.error, file.version) = (Some(GONE.into()), None);
             }
         }
         self.files
-            .retain(|path, file| !is_gone(path, file) || !file.lists.is_empty());
+            .retain(|path, file| !is_gone(path, file) || !file.lost.is_empty());
     }
 
-    /// Forgets files that are gone and say nothing that others do not say. All lists that hold are the answer.
-    pub fn lists(&mut self) -> Vec<Arc<List>> {
-        let of = |is_there: bool, files: &BTreeMap<PathBuf, Source>| {
-            let files = files.values().filter(|file| file.is_there == is_there);
-            files
-                .flat_map(|file| file.lists.iter().map(Arc::clone))
-                .collect::<Vec<_>>()
-        };
-        let mut lists = of(true, &self.files);
-        for file in self.files.values_mut().filter(|file| !file.is_there) {
-            file.lists
-                .retain(|list| !crate::merge::is_superseded(list, &lists));
+    /// Forgets lists that are gone and superseded by others. Returns all lists that hold.
+    pub fn lists(&mut self) -> Vec<Held> {
+        let present: Vec<_> = self.present().cloned().collect();
+        for file in self.files.values_mut() {
+            file.lost.retain(|list| !is_superseded(list, &present));
+            if file.lost.is_empty() && file.error.as_deref() == Some(LOST) {
+                file.error = None;
+            }
         }
         self.files
-            .retain(|_, file| file.is_there || !file.lists.is_empty());
-        lists.append(&mut of(false, &self.files));
-        lists
+            .retain(|_, file| file.is_there || !file.lost.is_empty());
+        let newest = self.newest();
+        let files = self.files.values();
+        files.flat_map(|file| file.held(&newest)).collect()
+    }
+
+    /// The newest of the lists that are there.
+    pub fn newest(&self) -> Newest {
+        newest(self.present())
+    }
+
+    fn present(&self) -> impl Iterator<Item = &Arc<List>> {
+        self.files.values().flat_map(|file| &file.lists)
     }
 }
 
-/// What there is to say of a file that is no longer in its folder.
+/// The error of a file that no longer has a list.
+pub const LOST: &str = "a list is no longer in it";
+
+/// The error of a file that is no longer in its folder.
 const GONE: &str = "it is no longer there";
 
 impl Source {
+    /// The lists that hold.
+    pub fn held(&self, newest: &Newest) -> Vec<Held> {
+        let lost = self.lost.iter().map(|list| Held::gone(list, newest));
+        self.lists.iter().map(Held::present).chain(lost).collect()
+    }
+
     fn look(&mut self, path: &Path, found: &Metadata, has_to_be: bool, changes: &mut Vec<Change>) {
         if self.version == Some(Version::of(found)) {
             return;
         }
         match read(path, has_to_be) {
             Ok((version, lists)) => {
-                self.version = version.is_settled().then_some(version);
+                let is_settled = version.is_settled();
+                self.version = is_settled.then_some(version);
                 let lists: Vec<_> = lists.into_iter().map(Arc::new).collect();
+                let former = self.lists.iter().chain(&self.lost);
+                // The file decides which list it has for the same certificates, even if that is an older one.
+                let is_lost = |list: &List| {
+                    !lists.iter().any(|other| other.is_alike(list)) && !is_superseded(list, &lists)
+                };
+                let lost: Vec<_> = former.filter(|list| is_lost(list)).cloned().collect();
                 if !self.is_known || self.lists != lists || self.error.is_some() {
                     changes.push(Change::Read(path.into()));
-                    self.lists = lists;
                 }
+                (self.lists, self.lost) = (lists, lost);
                 (self.is_known, self.error) = (true, None);
+                // Another program may still be writing it.
+                if !self.lost.is_empty() && is_settled {
+                    self.error = Some(LOST.into());
+                    changes.push(Change::Failed(path.into(), LOST.into()));
+                }
             }
-            // It may be about to be written.
+            // Another program may still be writing it.
             Err(_) if !Version::of(found).is_settled() => {}
             Err(Failure::Content(error)) => {
                 self.fail(path, error, changes);
-                // As long as it stays as it is, so does what is wrong with it.
+                // The error stays as long as the file does not change.
                 self.version = Some(Version::of(found));
             }
             Err(Failure::System(error)) => self.fail(path, error, changes),
@@ -256,18 +288,18 @@ impl Source {
 
 /// Why a file cannot be read.
 enum Failure {
-    /// It would be the same the next time.
+    /// The content is wrong, so retrying cannot help before the file changes.
     Content(String),
     System(String),
 }
 
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
-        Failure::System(told(&error))
+        Failure::System(described(&error))
     }
 }
 
-/// The lists of a file, and its version before they were read. A file that an operator has named has to have some.
+/// The lists of a file, and its version before they were read. With `has_to_be`, a file without a list is an error.
 fn read(path: &Path, has_to_be: bool) -> Result<(Version, Vec<List>), Failure> {
     let file = File::open(path)?;
     let found = file.metadata()?;
@@ -282,16 +314,16 @@ fn read(path: &Path, has_to_be: bool) -> Result<(Version, Vec<List>), Failure> {
     file.take(MAX_FILE_BYTES).read_to_end(&mut bytes)?;
     let lists = parse(&bytes).map_err(Failure::Content)?;
     if lists.is_empty() && has_to_be {
-        let error = "it has no revocation list".into();
+        let error = "it contains no revocation list".into();
         return Err(Failure::Content(error));
     }
     Ok((Version::of(&found), lists))
 }
 
-fn told(error: &io::Error) -> String {
+fn described(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::NotFound => "it is not there".into(),
-        io::ErrorKind::PermissionDenied => "it may not be read".into(),
+        io::ErrorKind::PermissionDenied => "this node's user may not read it".into(),
         _ => format!("it cannot be read: {error}"),
     }
 }

@@ -1,4 +1,4 @@
-//! Lists that nobody has signed, for tests.
+//! Unsigned lists for tests.
 
 use base64ct::{Base64, Encoding};
 
@@ -105,7 +105,7 @@ pub fn pem(der: &[u8]) -> Vec<u8> {
     .into_bytes()
 }
 
-/// A certificate as far as its issuer and its number go.
+/// A certificate that ends after its issuer and its number.
 pub fn certificate(issuer: &[u8], serial: &[u8]) -> Vec<u8> {
     let fields = [tlv(2, serial), tlv(0x30, &[]), issuer.to_vec()].concat();
     tlv(0x30, &tlv(0x30, &fields))

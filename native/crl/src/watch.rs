@@ -1,11 +1,10 @@
-//! The thread that reads lists again when they change, and what it tells.
+//! The thread that reads lists again when they change, and its events.
 
-use crate::merge::merge;
-use crate::source::{Change, Sources};
-use crate::List;
+use crate::merge::{merge, Held};
+use crate::source::{Change, Sources, LOST};
 use once_cell::sync::Lazy;
 use parking_lot::Mutex;
-use rekindle_core::{wall_s, Lists};
+use rekindle_core::{wall_s, IssuerHash, Lists};
 use std::collections::{HashMap, HashSet};
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
@@ -13,19 +12,24 @@ use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How often files are looked at.
+/// How often the thread checks the files.
 const EVERY: Duration = Duration::from_millis(500);
 
-/// Longest pause where a look takes long.
+/// The longest pause, if a check takes long.
 const LONGEST_PAUSE: Duration = Duration::from_millis(1200);
 
-/// A look takes at most this part of the time.
+const _: () = assert!(
+    LONGEST_PAUSE.as_millis() <= 1500,
+    "a change must be read within two seconds"
+);
+
+/// The pause is this many times as long as the check, within these bounds.
 const SHARE: u32 = 20;
 
-/// Events that wait to be asked for.
+/// Most events that are kept until the next [`take_events`].
 const MAX_EVENTS: usize = 1000;
 
-/// The lists of these paths that stores have, and what is known of their files.
+/// The lists that stores have, by their paths, and the state of the files.
 static OPEN: Lazy<Mutex<HashMap<Vec<PathBuf>, Open>>> = Lazy::new(Mutex::default);
 
 static EVENTS: Lazy<Mutex<Vec<Event>>> = Lazy::new(Mutex::default);
@@ -35,18 +39,18 @@ struct Open {
     status: Arc<Mutex<Status>>,
 }
 
-/// What happened to a file or a folder.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// An event of a file or a folder.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Event {
-    /// Its name.
+    /// Its path.
     pub path: PathBuf,
-    /// What it was.
-    pub what: Happened,
+    /// What happened.
+    pub kind: EventKind,
 }
 
 /// What happened.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Happened {
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum EventKind {
     /// Its lists were read.
     Read {
         /// How many lists it has.
@@ -56,50 +60,55 @@ pub enum Happened {
     },
     /// It can be read again.
     Recovered,
-    /// It cannot be read. `is_known` tells whether it was before, and holds.
+    /// It cannot be read.
     Failed {
         /// What is wrong with it.
         error: String,
-        /// Whether it was read before. What was read then holds.
+        /// Whether it was read before. Those lists hold.
         is_known: bool,
     },
-    /// It is not there any more. What was read of it holds.
+    /// It is no longer there. What was read from it holds.
     Gone,
     /// A list is too old.
     Ended {
         /// Its issuer's name in DER.
         issuer: Box<[u8]>,
-        /// When there was to be a newer one, in seconds since 1970.
+        /// When a newer one was due, in seconds since 1970.
         next_update_s: u64,
+    },
+    /// There is a delta list of this issuer, but not the list that it changes.
+    OnlyChanges {
+        /// Its issuer's name in DER.
+        issuer: Box<[u8]>,
     },
 }
 
-/// What is known of the lists of some paths.
+/// The state of the lists of some paths.
 #[derive(Debug, Clone, Default)]
 pub struct Status {
-    /// Whether they were read once, as far as that was possible.
+    /// Whether the first attempt to read them is over.
     pub is_read: bool,
-    /// Whether all that there is to be was read at least once.
+    /// Whether each path, and each file in the folders, was read at least once.
     pub is_complete: bool,
-    /// The files and folders, by name.
+    /// The files and folders.
     pub files: Vec<FileStatus>,
 }
 
-/// What is known of a file or a folder.
+/// The state of a file or a folder.
 #[derive(Debug, Clone)]
 pub struct FileStatus {
-    /// Its name.
+    /// Its path.
     pub path: PathBuf,
     /// The lists that hold.
-    pub lists: Vec<Arc<List>>,
+    pub lists: Vec<Held>,
     /// What is wrong with it now.
     pub error: Option<String>,
-    /// Whether it was read before. What was read then holds.
+    /// Whether it was read before. Those lists hold.
     pub is_known: bool,
 }
 
-/// The lists in these files, and in the files of these folders. A thread reads them, and again when they change, for as
-/// long as somebody has them. An error is the system's, if it has no thread to give.
+/// Opens the lists in these files, and in the files of these folders. A thread reads them, and reads them again when they
+/// change, until the last holder drops them. Fails if the system cannot start a thread.
 pub fn open(paths: Vec<PathBuf>) -> std::io::Result<Arc<Lists>> {
     let mut open = OPEN.lock();
     open.retain(|_, open| open.lists.strong_count() > 0);
@@ -111,7 +120,7 @@ pub fn open(paths: Vec<PathBuf>) -> std::io::Result<Arc<Lists>> {
         lists: Arc::downgrade(&lists),
         status: Arc::clone(&status),
         sources: Sources::new(paths.clone()),
-        ended: HashSet::new(),
+        not_current: HashSet::new(),
     };
     let started = thread::Builder::new().name("rekindle-crl".into());
     started.spawn(move || watcher.run())?;
@@ -127,7 +136,7 @@ pub fn open(paths: Vec<PathBuf>) -> std::io::Result<Arc<Lists>> {
 }
 
 impl Status {
-    /// Of all lists that stores have now.
+    /// The state of all lists that stores have now.
     pub fn all() -> Vec<Status> {
         let open = OPEN.lock();
         let live = open.values().filter(|open| open.lists.strong_count() > 0);
@@ -141,7 +150,7 @@ pub fn are_any_open() -> bool {
     open.values().any(|open| open.lists.strong_count() > 0)
 }
 
-/// What happened since the last call, the oldest first.
+/// The events since the last call, the oldest first.
 pub fn take_events() -> Vec<Event> {
     std::mem::take(&mut *EVENTS.lock())
 }
@@ -150,17 +159,17 @@ struct Watcher {
     lists: Weak<Lists>,
     status: Arc<Mutex<Status>>,
     sources: Sources,
-    /// Lists of which it was told that they are too old.
-    ended: HashSet<(PathBuf, Box<[u8]>, u64)>,
+    /// The events that were emitted for lists that are still not current. Each is emitted once.
+    not_current: HashSet<Event>,
 }
 
 impl Watcher {
     fn run(mut self) {
-        // If it ends by a defect, what was known holds until it is too old.
+        // If a defect ends the thread, the lists hold until they are too old.
         let _ = catch_unwind(AssertUnwindSafe(|| while self.turn() {}));
     }
 
-    /// `false` when nobody has the lists any more.
+    /// Checks the files once. `false` if no store has the lists any more.
     fn turn(&mut self) -> bool {
         let begun = Instant::now();
         let changes = self.sources.look();
@@ -176,22 +185,23 @@ impl Watcher {
             lists.publish(merge(&self.sources.lists(), is_complete));
             changes
                 .into_iter()
-                .for_each(|change| self.tell_change(change));
+                .for_each(|change| self.emit_change(change));
             *self.status.lock() = self.new_status(is_complete);
-            // What a file was read into is many times what is kept of it.
-            rekindle_core::give_back();
+            // The buffers of the files were many times as large as the lists.
+            rekindle_core::trim();
         }
-        self.tell_ended();
+        self.emit_not_current();
         drop(lists);
         thread::sleep((begun.elapsed() * SHARE).clamp(EVERY, LONGEST_PAUSE));
         true
     }
 
     fn new_status(&self, is_complete: bool) -> Status {
+        let newest = self.sources.newest();
         let files = self.sources.files.iter();
         let files = files.map(|(path, file)| FileStatus {
             path: path.clone(),
-            lists: file.lists.clone(),
+            lists: file.held(&newest),
             error: self
                 .sources
                 .errors
@@ -215,79 +225,85 @@ impl Watcher {
         }
     }
 
-    /// Whether a file, or one in this folder, was read before.
+    /// Whether this file, or a file in this folder, was read before.
     fn is_known(&self, path: &Path) -> bool {
-        let is_in = |file: &Path| file == path || file.parent() == Some(path);
+        if let Some(file) = self.sources.files.get(path) {
+            return file.is_known;
+        }
         let mut files = self.sources.files.iter();
-        files.any(|(name, file)| is_in(name) && file.is_known)
+        files.any(|(name, file)| name.parent() == Some(path) && file.is_known)
     }
 
-    fn tell_change(&self, change: Change) {
+    /// Whether lists that were in this file still hold.
+    fn lacks_list(&self, path: &Path) -> bool {
+        let file = self.sources.files.get(path);
+        file.is_some_and(|file| !file.lost.is_empty())
+    }
+
+    fn emit_change(&self, change: Change) {
         let lists = |path: &Path| {
             let file = self.sources.files.get(path);
             file.map_or(&[][..], |file| &file.lists)
         };
-        let (path, what) = match change {
+        let (path, kind) = match change {
             Change::Read(path) => {
                 let entries = lists(&path).iter().map(|list| list.entries).sum();
                 let lists = lists(&path).len();
-                (path, Happened::Read { lists, entries })
+                (path, EventKind::Read { lists, entries })
             }
+            // Other lists have replaced those that are no longer in it.
+            Change::Failed(path, error) if error == LOST && !self.lacks_list(&path) => return,
             Change::Failed(path, error) => {
                 let is_known = self.is_known(&path);
-                (path, Happened::Failed { error, is_known })
+                (path, EventKind::Failed { error, is_known })
             }
-            Change::Recovered(path) => (path, Happened::Recovered),
-            // Others may say the same by now.
+            Change::Recovered(path) => (path, EventKind::Recovered),
+            // Another list has replaced it by now.
             Change::Gone(path) if !self.sources.files.contains_key(&path) => return,
-            Change::Gone(path) => (path, Happened::Gone),
+            Change::Gone(path) => (path, EventKind::Gone),
         };
-        tell(path, what);
+        emit(path, kind);
     }
 
-    /// Once for each list that is too old now, if no other list of its issuer is newer.
-    fn tell_ended(&mut self) {
+    /// Emits an event for each list that is no longer current, unless another list for the same certificates is.
+    fn emit_not_current(&mut self) {
         let now_s = wall_s();
-        let files = &self.sources.files;
-        let is_over = |list: &List| list.next_update_s.is_some_and(|end| end < now_s);
-        let is_replaced = |list: &List| {
-            let mut others = files.values().flat_map(|file| &file.lists);
-            others.any(|other| {
-                (other.issuer, &other.part) == (list.issuer, &list.part)
-                    && !other.is_delta
-                    && !is_over(other)
-            })
-        };
-        let mut ended = HashSet::new();
-        for (path, file) in files {
-            for list in file
-                .lists
-                .iter()
-                .filter(|list| !list.is_delta && is_over(list))
-            {
-                if !is_replaced(list) {
-                    let next_update_s = list.next_update_s.unwrap_or_default();
-                    ended.insert((path.clone(), list.issuer_name.clone(), next_update_s));
-                }
-            }
-        }
-        for (path, issuer, next_update_s) in ended.difference(&self.ended) {
-            let (issuer, next_update_s) = (issuer.clone(), *next_update_s);
-            tell(
-                path.clone(),
-                Happened::Ended {
+        let newest = self.sources.newest();
+        let files = self.sources.files.iter();
+        let lists = files.flat_map(|(path, file)| {
+            let held = file.held(&newest).into_iter();
+            held.filter(|held| held.has_end)
+                .map(move |held| (path, held.list))
+        });
+        let lists: Vec<_> = lists.collect();
+        let whole = lists.iter().filter(|(_, list)| !list.is_delta);
+        let with_whole: HashSet<IssuerHash> = whole.clone().map(|(_, list)| list.issuer).collect();
+        let current = whole.filter(|(_, list)| list.next_update_s.is_none_or(|end| end >= now_s));
+        let current: HashSet<_> = current.map(|(_, list)| (list.issuer, &list.part)).collect();
+        let mut not_current = HashSet::new();
+        for (path, list) in &lists {
+            let issuer = list.issuer_name.clone();
+            let kind = match list.is_delta {
+                true if !with_whole.contains(&list.issuer) => EventKind::OnlyChanges { issuer },
+                false if !current.contains(&(list.issuer, &list.part)) => EventKind::Ended {
                     issuer,
-                    next_update_s,
+                    next_update_s: list.next_update_s.unwrap_or_default(),
                 },
-            );
+                _ => continue,
+            };
+            let path = path.to_path_buf();
+            not_current.insert(Event { path, kind });
         }
-        self.ended = ended;
+        for event in not_current.difference(&self.not_current) {
+            emit(event.path.clone(), event.kind.clone());
+        }
+        self.not_current = not_current;
     }
 }
 
-fn tell(path: PathBuf, what: Happened) {
+fn emit(path: PathBuf, kind: EventKind) {
     let mut events = EVENTS.lock();
     if events.len() < MAX_EVENTS {
-        events.push(Event { path, what });
+        events.push(Event { path, kind });
     }
 }

@@ -39,7 +39,7 @@ impl Certificate {
         let tag = [12, 19, 20, 22, 30, string_type][usize::from(string_type % 6)];
         let attribute = [tlv(6, &[0x55, 4, 3]), tlv(tag, text.as_bytes())].concat();
         let name = tlv(0x30, &tlv(0x31, &tlv(0x30, &attribute)));
-        // As most certificates of an authority are alike.
+        // Most certificates of an authority are alike.
         let rest = tlv(4, &[&[7; 300][..], &key].concat());
         let fields = [tlv(2, &serial), tlv(0x30, b""), name, rest].concat();
         tlv(0x30, &tlv(0x30, &fields))
@@ -68,13 +68,13 @@ fn read(der: &[u8]) {
 }
 
 fuzz_target!(|certificates: Vec<Certificate>| {
-    // Little room, so that certificates are compressed.
+    // There is little room, so that certificates are compressed.
     let store = ServerStore::<()>::new(Limits {
         max_bytes: 1 << 17,
         max_sessions: u64::MAX,
         lifetime_ms: 1_000_000,
     });
-    // Those that have ended are to be found as well.
+    // Lookups must find expired certificates as well.
     store.set_trust(Trust {
         allows_expired: true,
         ..Trust::default()

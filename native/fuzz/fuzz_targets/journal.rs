@@ -1,4 +1,4 @@
-//! What whoever has a log could put there: any bytes, and records of another node that were changed. Nothing of
+//! Reads what anyone with access to a log could put there: any bytes, and changed records of another node. Nothing of
 //! it may change anything. Also any bodies sealed with a key of the fleet, which must do no harm.
 
 #![no_main]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 const FIRST: Duration = Duration::from_millis(100);
 const LAST: Duration = Duration::from_secs(2);
 
-/// Waits that double from one failure to the next.
+/// Waiting times that double from one failure to the next.
 #[derive(Default)]
 pub(crate) struct Backoff {
     next: Option<Duration>,
@@ -24,14 +24,14 @@ impl Backoff {
         self.until.is_none_or(|until| instant() >= until)
     }
 
-    /// How long to wait until then.
+    /// How long to wait until the next try.
     pub fn left(&self) -> Duration {
         self.until.map_or(Duration::ZERO, |until| {
             until.saturating_duration_since(instant())
         })
     }
 
-    /// Notes how a try went.
+    /// Notes whether a try succeeded.
     pub fn note(&mut self, is_ok: bool) {
         if is_ok {
             *self = Backoff::default();

@@ -1,4 +1,4 @@
-//! The time. A test may have one of its own, in its own thread.
+//! The time. A test can move the clocks of its own thread.
 
 use rekindle_core as core;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -15,7 +15,7 @@ pub fn wall_ms() -> u64 {
     (wall_ms + core::advanced_ms()).saturating_add_signed(moved().1)
 }
 
-/// A precise time for what waits.
+/// A precise time, for waits.
 pub fn instant() -> Instant {
     Instant::now() + Duration::from_millis(moved().0)
 }
@@ -42,7 +42,7 @@ mod own {
         MOVED.get()
     }
 
-    /// Puts this thread's clocks forward, and its wall clock perhaps back.
+    /// Puts this thread's clocks forward. The wall clock may also go back.
     pub fn set_moved(now_ms: u64, wall_ms: i64) {
         MOVED.set((now_ms, wall_ms));
     }

@@ -1,6 +1,7 @@
-//! Follows a log that other nodes write to: one thread for all scopes that have this log.
+//! Follows a log that other nodes write to. One thread does this for all scopes with this log.
 
 use crate::backoff::Backoff;
+use crate::clock::now_ms;
 use crate::hub::Hub;
 use crate::reader::Unread;
 use crate::record::Skipped;
@@ -15,13 +16,13 @@ use std::time::Duration;
 /// Records read at once.
 const PAGE: usize = if cfg!(test) { 50 } else { 1000 };
 
-/// How long the log may keep the thread waiting for something new.
+/// How long a read may wait for new records.
 const WAIT: Duration = Duration::from_millis(500);
 
-/// How often the thread looks for scopes to follow while there are none.
+/// How often the thread looks for scopes to follow while it has none.
 const TICK: Duration = Duration::from_millis(50);
 
-/// Nodes write again what a log has lost within this time, each after a time of its own.
+/// If a log has lost records, nodes write them again within this time, each after a delay of its own.
 const COMPLETE_WITHIN_MS: u64 = 500;
 
 pub(crate) struct Follower<T> {
@@ -45,34 +46,40 @@ impl<T: TemplateCodec> Follower<T> {
     pub fn run(mut self) {
         while !self.hub.has_ended() {
             if !self.turn() {
-                self.hub.sleep(TICK);
+                self.hub.sleep_until_mark(TICK);
             }
         }
     }
 
-    /// Reads once, unless there is nothing to follow or the last error was just now. Tells whether it has.
+    /// Reads once, unless there is nothing to follow or it must wait after an error. Returns whether it has read.
     pub fn turn(&mut self) -> bool {
         self.choose();
         if self.followed.is_empty() || !self.backoff.is_over() {
             return false;
         }
+        let began_ms = now_ms();
         let found = self.log.newer(PAGE, WAIT);
         self.backoff.note(found.is_ok());
         let state = found.as_ref().map(drop).map_err(|error| error.0.clone());
         for journal in &self.followed {
             journal.set(Part::Reader, state.clone());
             if state.is_err() {
-                // It may have lost something when it is back.
+                // The log may have lost records when it is back.
                 self.complete(journal);
             }
         }
         if let Ok(news) = found {
             self.apply(&news);
+            if news.records.len() < PAGE {
+                self.followed
+                    .iter()
+                    .for_each(|journal| journal.note_read(began_ms));
+            }
         }
         true
     }
 
-    /// Takes scopes that were read up to a mark, and leaves those that have ended.
+    /// Begins to follow scopes that were read up to a mark, and leaves those that have ended.
     fn choose(&mut self) {
         for (journal, mark) in self.hub.take_marks() {
             self.log.follow(&journal.name, &mark);
@@ -100,7 +107,7 @@ impl<T: TemplateCodec> Follower<T> {
                 let missing = journal.remembered.revocations().missing();
                 let mut replay = journal.replay.lock();
                 if missing > 0 && !replay.is_held {
-                    // Sessions come once they are there.
+                    // The sessions are read once the missing revocations are there.
                     replay.is_held = true;
                     replay.want_replay(Duration::from_millis(100));
                 } else if missing == 0 && was_missing > 0 && replay.is_held {
@@ -126,7 +133,7 @@ fn apply_sessions<'a, T: TemplateCodec>(
     records: impl Iterator<Item = &'a Record>,
 ) {
     if journal.replay.lock().is_held {
-        // The replay reads them.
+        // The replay will read them.
         return;
     }
     journal.with_store(|_, store| {

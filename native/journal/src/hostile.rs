@@ -1,4 +1,4 @@
-//! A node that is fed with records by hand, which whoever has the log could have put there.
+//! Feeds a node with records that anybody with access to the log could have put there.
 
 use crate::clock::now_ms;
 use crate::node_memory::NodeMemory;
@@ -33,7 +33,7 @@ pub struct Node {
 /// Id, secret, certificate.
 type Row = (Vec<u8>, Vec<u8>, Vec<u8>);
 
-/// All that a record could change.
+/// Everything that a record could change.
 #[derive(Debug, PartialEq, Eq)]
 struct Content {
     sessions: Vec<Row>,
@@ -68,7 +68,7 @@ fn nothing() -> Vec<u8> {
     Statement::default().encode()
 }
 
-/// A session of another node that knew of no revocation.
+/// A session of another node that knew no revocation.
 fn sealed_session(n: u32, after_ms: i64, certificate: &[u8]) -> Record {
     let (id, secret, template): (_, _, ContentHash) = (id(n), secret(n), content_hash(b"template"));
     let body = Body::Session {
@@ -87,7 +87,7 @@ fn clock(revision: u64) -> Body<'static> {
     Body::Clock { zero_ms, revision }
 }
 
-/// What the node knows already: a template, a knowledge, a clock, sessions.
+/// Records that the node knows already: a template, a knowledge, a clock, sessions.
 fn known() -> Vec<(Stream, Record)> {
     let nothing = nothing();
     let bodies = [
@@ -101,7 +101,7 @@ fn known() -> Vec<(Stream, Record)> {
     control.chain((0..SESSIONS).map(session)).collect()
 }
 
-/// Of each kind one or more that are not known yet.
+/// For each kind, one or more records that the node does not know yet.
 fn others(context: &Context) -> Vec<(Stream, Record)> {
     let (serial, name): (Box<[u8]>, Box<[u8]>) = ([1].into(), (*b"issuer").into());
     let targets = [
@@ -180,7 +180,7 @@ impl Default for Node {
 }
 
 impl Node {
-    /// What becomes of a record: the reason if it is left out. Each is counted once.
+    /// What the node does with a record: the reason if it does not use it. Each record is counted once.
     fn feed(&self, stream: Stream, record: &[u8]) -> Option<Skipped> {
         let status = &self.shared.status;
         let counts = || {
@@ -255,7 +255,7 @@ impl Node {
         assert_eq!(self.content(), before);
     }
 
-    /// Whoever has a key may have anything done, but not what is neither counted nor allowed.
+    /// Somebody with a key may do anything, but each record must be counted and have an allowed effect.
     fn check_whole(&self, stream: Stream, record: &[u8]) {
         let before = self.content();
         let reason = self.feed(stream, record);
@@ -316,21 +316,22 @@ pub enum Edit {
     Cut(u16),
     Drop(u16),
     Insert(u16, u8),
-    /// From this place on it goes on as another one.
+    /// From this byte on it continues as another record.
     Splice(u16, u8),
-    /// To the other stream.
+    /// Moves to the other stream.
     Move,
 }
 
-/// A record that is fed.
+/// A record to feed.
 #[derive(Debug, Clone)]
 #[cfg_attr(fuzzing, derive(arbitrary::Arbitrary))]
 #[allow(missing_docs)]
 pub enum Feed {
     Bytes(bool, Vec<u8>),
-    /// One that another node wrote, changed.
+    /// A record of another node, with a change.
     Edited(u8, Vec<Edit>),
-    /// Sealed with a key of the fleet, but a body of any bytes: of another version, or of whoever has the key.
+    /// A record that is sealed with a key of the fleet but has any bytes as its body: of another version, or of
+    /// somebody with the key.
     Sealed {
         kind: u8,
         after_s: i16,
@@ -345,7 +346,7 @@ pub enum Feed {
     },
 }
 
-/// Feeds a node with records, and panics if one that was not sealed with a key changes anything.
+/// Feeds a node with records. Panics if a record that was not sealed with a key changes anything.
 pub fn check(feeds: &[Feed]) {
     let node = Node::default();
     for feed in feeds {
@@ -399,7 +400,7 @@ mod tests {
     use proptest::collection::vec;
     use proptest::prelude::*;
 
-    /// Nothing of these is applied, and each is counted under one reason.
+    /// None of these records is applied, and each is counted under one reason.
     fn reasons(records: impl IntoIterator<Item = (Stream, Record)>) -> Vec<Skipped> {
         let node = Node::default();
         let before = node.content();
@@ -418,7 +419,7 @@ mod tests {
         assert_eq!(node.content().sessions.len(), SESSIONS as usize);
         for (stream, record) in node.valid.clone() {
             let reason = node.feed(stream, &record);
-            // One revocation is for all of them, and was written after the knowledge of theirs.
+            // One revocation covers all of them: their knowledge is older.
             let is_after = stream == Stream::Sessions && node.content().sessions.is_empty();
             assert_eq!(reason, is_after.then_some(Skipped::Revoked));
         }
@@ -439,7 +440,7 @@ mod tests {
         let mut record = seal(&keys(&KEYS), &context(), stamp, &body).unwrap();
         let left_out = |record: &Record| reasons([(Stream::Control, record.clone())]);
         assert_eq!(left_out(&record), [Skipped::Log]);
-        // Made to look like ours.
+        // The tag is changed to that of this scope.
         record[10..18].copy_from_slice(&LOG);
         assert_eq!(left_out(&record), [Skipped::Forged]);
         let moved = Node::default().valid.into_iter();
@@ -460,7 +461,7 @@ mod tests {
             (elsewhere.into_iter()).partition(|(_, record)| is_of_layout(record));
         assert_eq!((of_layout.len(), of_any.len()), (1, 11));
         assert_eq!(reasons(of_layout), [Skipped::Layout]);
-        // Revocations are for all layouts.
+        // Revocations count for all layouts.
         let node = Node::default();
         for (stream, record) in of_any {
             assert_eq!(node.feed(stream, &record), None);

@@ -1,5 +1,5 @@
-//! The threads of a log: a writer, a reader for replays and, if others write to the log, a follower. They serve all scopes
-//! of the node that have this log, and end with the last of them.
+//! The threads of a log: a writer, a reader for replays and, if other nodes write to the log, a follower. They serve
+//! all scopes of the node with this log, and end with the last of them.
 
 use crate::follow::Follower;
 use crate::queue::Waker;
@@ -15,9 +15,9 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// A log, and the journals that have it.
+/// A log, and the journals that use it.
 pub struct Hub<T> {
     pub(crate) log: Arc<dyn Log>,
     pub(crate) waker: Arc<Waker>,
@@ -33,7 +33,7 @@ struct State<T> {
 }
 
 impl<T: TemplateCodec> Hub<T> {
-    /// No threads yet: they start with the first journal.
+    /// Starts no threads yet: they start with the first journal.
     pub fn new(log: Arc<dyn Log>) -> Arc<Hub<T>> {
         Arc::new(Hub {
             log,
@@ -48,7 +48,7 @@ impl<T: TemplateCodec> Hub<T> {
         })
     }
 
-    /// A hub whose threads a test takes the part of.
+    /// A hub without threads: a test does their work.
     #[cfg(test)]
     pub fn without_threads(log: Arc<dyn Log>) -> Arc<Hub<T>> {
         let hub = Hub::new(log);
@@ -56,7 +56,7 @@ impl<T: TemplateCodec> Hub<T> {
         hub
     }
 
-    /// Takes a journal in. `false` if the hub has ended: another one is to be made.
+    /// Adds a journal. `false` if the hub has ended: the caller then makes another one.
     pub(crate) fn add(self: &Arc<Self>, journal: &Arc<Shared<T>>) -> io::Result<bool> {
         let mut state = self.state.lock();
         if self.has_ended() {
@@ -84,7 +84,7 @@ impl<T: TemplateCodec> Hub<T> {
         Ok(())
     }
 
-    /// A panic ends one thread and not the node; the journals then say that they are down.
+    /// A panic ends the threads of this log and not the node. The journals then report it.
     fn spawn(
         self: &Arc<Self>,
         name: &str,
@@ -106,26 +106,28 @@ impl<T: TemplateCodec> Hub<T> {
             .map(drop)
     }
 
-    /// The journals that have this log.
+    /// The journals that use this log.
     pub(crate) fn journals(&self) -> Vec<Arc<Shared<T>>> {
         self.state.lock().journals.clone()
     }
 
-    /// Whether there are more journals, or fewer.
+    /// Whether journals have been added or removed.
     pub(crate) fn has_changed(&self, count: usize) -> bool {
         self.state.lock().journals.len() != count
     }
 
-    /// Lets go of a journal that has ended.
+    /// Removes a journal that has ended.
     pub(crate) fn remove(&self, journal: &Arc<Shared<T>>) {
         let mut state = self.state.lock();
         state.journals.retain(|other| !Arc::ptr_eq(other, journal));
     }
 
-    /// Has the follower go on from a mark.
+    /// Tells the follower, if there is one, to follow a journal from a mark on.
     pub(crate) fn follow(&self, journal: &Arc<Shared<T>>, mark: Mark) {
-        self.state.lock().marks.push((Arc::clone(journal), mark));
-        self.woken.notify_all();
+        if self.log.is_shared() {
+            self.state.lock().marks.push((Arc::clone(journal), mark));
+            self.woken.notify_all();
+        }
     }
 
     /// The marks that the follower has not taken yet.
@@ -133,7 +135,7 @@ impl<T: TemplateCodec> Hub<T> {
         std::mem::take(&mut self.state.lock().marks)
     }
 
-    /// Ends the hub if no journal is left, and tells whether it has.
+    /// Ends the hub if no journal is left, and returns whether it has.
     pub(crate) fn end_if_unused(&self) -> bool {
         let state = self.state.lock();
         if state.journals.is_empty() {
@@ -147,16 +149,28 @@ impl<T: TemplateCodec> Hub<T> {
         self.woken.notify_all();
     }
 
-    /// Whether the threads are to end.
+    /// Whether the threads have to end.
     pub(crate) fn has_ended(&self) -> bool {
         self.has_ended.load(SeqCst)
     }
 
-    /// Sleeps, but not if the hub ends or there is a mark.
+    /// Sleeps until the time is over or the hub ends.
     pub(crate) fn sleep(&self, time: Duration) {
+        self.sleep_unless(time, |_| false);
+    }
+
+    /// Sleeps until the time is over, the hub ends or there is a mark.
+    pub(crate) fn sleep_until_mark(&self, time: Duration) {
+        self.sleep_unless(time, |state| !state.marks.is_empty());
+    }
+
+    fn sleep_unless(&self, time: Duration, is_woken: impl Fn(&State<T>) -> bool) {
+        let deadline = Instant::now() + time;
         let mut state = self.state.lock();
-        if !self.has_ended() && state.marks.is_empty() {
-            self.woken.wait_for(&mut state, time);
+        while !self.has_ended() && !is_woken(&state) {
+            if self.woken.wait_until(&mut state, deadline).timed_out() {
+                return;
+            }
         }
     }
 }

@@ -1,33 +1,38 @@
-//! A scope's journal: what its listener tells it, what its operator asks of it.
+//! A scope's journal, as its listener and its operator use it.
 
 use crate::clock::now_ms;
 use crate::hub::Hub;
 use crate::node_memory::NodeMemory;
-use crate::queue::{NewSession, Note};
+use crate::queue::{ControlRecord, NewSession};
 use crate::reader::carry_out;
+use crate::record::Skipped;
 use crate::revocations::Knowledge;
 use crate::shared::{Options, Shared};
 use crate::status::Report;
+use crate::suites::Suite;
 use crate::target::Target;
 use crate::template::{EncodedTemplate, TemplateCodec};
-use rekindle_core::Scope;
-use std::collections::BTreeMap;
+use rekindle_core::{Scope, ServerStore, SessionKey};
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How long a revocation waits until it is in every log.
+/// How long `revoke` waits until the revocation is in every log.
 const DURABLE_WITHIN: Duration = Duration::from_secs(2);
 
-/// A journal at work. It ends when it is dropped, after what it was told is written.
+/// Sessions that are looked at under one hold of a lock.
+const PAGE: usize = if cfg!(test) { 5 } else { 1000 };
+
+/// An open journal. It ends when it is dropped, after it has written what it was given.
 pub struct Journal<T: TemplateCodec>(pub(crate) Arc<Shared<T>>);
 
 impl<T: TemplateCodec> Journal<T> {
-    /// Starts the journal of a server scope: puts what is in the log into its store, and follows the log if it is
-    /// shared. `hub` answers the hub of the log: a new one if the last has ended. An error is one of the system's: no
-    /// thread, no random number.
+    /// Starts the journal of a server scope: it puts what is in the log into the scope's store, and follows the log if
+    /// that is shared. `hub` returns the hub of the log, and a new one if the last has ended. Errors are the system's:
+    /// no thread, or no random number.
     pub fn start(
         scope: &Arc<Scope<T>>,
         options: Options,
@@ -37,7 +42,7 @@ impl<T: TemplateCodec> Journal<T> {
         Self::start_with(scope, options, memory, hub)
     }
 
-    /// As [`start`](Self::start), of a node with this memory.
+    /// Like [`start`](Self::start), with this memory of the node.
     pub(crate) fn start_with(
         scope: &Arc<Scope<T>>,
         options: Options,
@@ -64,14 +69,14 @@ impl<T: TemplateCodec> Journal<T> {
         Ok(Journal(shared))
     }
 
-    /// What is known now, for a session that is about to be stored: taken before it is stored, so that a revocation made
-    /// meanwhile covers it.
+    /// The revocations that are known now. The caller takes this before it stores a session, so that a revocation made
+    /// in the meantime covers the session.
     pub fn knowledge(&self) -> Arc<Knowledge> {
         self.0.remembered.knowledge()
     }
 
-    /// Notes that a session was stored just now, with its client's certificate, which is empty if there is none.
-    /// Never waits for the log.
+    /// Notes a session that was just stored, with its client's certificate (empty if there is none). Never waits for
+    /// the log.
     #[allow(clippy::too_many_arguments)]
     pub fn add(
         &self,
@@ -102,31 +107,31 @@ impl<T: TemplateCodec> Journal<T> {
         self.0.status.dropped.fetch_add(1, Relaxed);
     }
 
-    /// Revokes one session, to be dropped from the store by the caller. Waits for nothing: it is remembered and written a moment
-    /// later.
+    /// Revokes one session. The caller drops it from the store. Does not wait: the revocation is remembered and written
+    /// a moment later.
     pub fn forget(&self, id: &[u8; 32]) {
         let target = Target::Session(*id);
         let keep_ms = self.0.keep_ms();
         let expires_ms = self.0.memory.running_ms().saturating_add(keep_ms);
-        let made = |revocations: &mut crate::revocations::Revocations| {
-            revocations.make(&target, expires_ms)
-        };
-        let id = self.0.remembered.change(made);
-        self.0.queue.push_note(Note::Revocation {
-            id,
-            keep_ms,
-            target,
-            is_remembered: false,
+        // It is queued before anybody can read that it is known.
+        self.0.remembered.change(|revocations| {
+            let id = revocations.make(&target, expires_ms);
+            self.0.queue.push_record(ControlRecord::Revocation {
+                id,
+                keep_ms,
+                target,
+                is_remembered: false,
+            });
         });
     }
 
-    /// Reads the key file again, and answers the names of the keys, the newest last.
+    /// Reads the key file again, and returns the names of the keys, the newest last.
     pub fn reload_keys(&self) -> Result<Vec<String>, String> {
         self.0.load_keys()?;
         Ok(self.0.key_ids())
     }
 
-    /// Replays the log although revocations may be missing: the operator's decision.
+    /// Replays the log although revocations may be missing. This is the operator's decision.
     pub fn replay_anyway(&self) {
         let shared = &self.0;
         let give_up =
@@ -137,6 +142,46 @@ impl<T: TemplateCodec> Journal<T> {
         let mut replay = shared.replay.lock();
         replay.is_overridden = true;
         replay.want_replay(Duration::ZERO);
+    }
+
+    /// Lets only sessions with these cipher suites come from the log, or all if `None` is given. Sessions with other
+    /// suites are dropped from the store, and sessions that were left out are read if they may be now. Returns how many
+    /// were left out or dropped since the last call.
+    pub fn allow_suites(&self, allowed: Option<HashSet<Suite>>) -> u64 {
+        let shared = &self.0;
+        // One change is complete before the next one begins.
+        let _change = shared.suites_change.lock();
+        if shared.suites.lock().allow(allowed.clone()) {
+            shared.replay.lock().want_replay(Duration::ZERO);
+        }
+        if let Some(allowed) = allowed {
+            shared.with_store(|_, store| self.drop_others(store, &allowed));
+        }
+        shared.suites.lock().report()
+    }
+
+    /// Drops the sessions with other suites.
+    fn drop_others(&self, store: &ServerStore<T>, allowed: &HashSet<Suite>) {
+        let shared = &self.0;
+        let other = |template: &T| template.suite().filter(|suite| !allowed.contains(suite));
+        let mut others = Vec::new();
+        store.for_each_template(|template| others.extend(other(template)));
+        let mut dropped = 0;
+        let mut from = (!others.is_empty()).then_some(0);
+        while let Some(position) = from {
+            let mut ids = Vec::new();
+            from = store.page(position, PAGE, now_ms(), |listed| {
+                let template = listed.session.template;
+                let is_other = template.is_some_and(|template| other(template).is_some());
+                if let (SessionKey::Id(id), true) = (listed.key, is_other) {
+                    ids.push(*id);
+                }
+            });
+            let keys = ids.iter().map(SessionKey::Id);
+            dropped += keys.filter(|key| store.delete(*key)).count() as u64;
+        }
+        shared.suites.lock().note_dropped(dropped, others);
+        shared.status.skipped[Skipped::Suite.index()].fetch_add(dropped, Relaxed);
     }
 
     /// Revocations that are not in the log yet.
@@ -195,17 +240,18 @@ impl<T: TemplateCodec> Drop for Journal<T> {
     }
 }
 
-/// What came of revoking.
+/// The result of a revocation.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Revoked {
     /// Sessions dropped from the stores of this node.
     pub dropped: u64,
-    /// Scopes for which the revocation is not durable yet, by name, and why.
+    /// The names of scopes for which the revocation is not durable yet, and why. Instead of a scope it may be a node
+    /// folder, if that could not be used and no scope is known.
     pub pending: BTreeMap<String, String>,
 }
 
-/// Revokes in these scopes, and waits until that is durable, but not for long. Revocations for everything also hold in
-/// scopes that open later with one of these memories: the folders of this node, or `None` for the process's own.
+/// Revokes in these scopes, and waits a short time until that is durable. With `is_for_all`, it also holds in scopes
+/// that open later with one of these memories: folders of this node, or `None` for the process's own memory.
 pub fn revoke<T: TemplateCodec>(
     scopes: &[Arc<Scope<T>>],
     is_for_all: bool,
@@ -217,7 +263,7 @@ pub fn revoke<T: TemplateCodec>(
     revoked
 }
 
-/// Revokes in this node, and has the logs' threads write it.
+/// Revokes in this node, and queues the revocations for the logs.
 pub(crate) fn carry_out_here<T: TemplateCodec>(
     scopes: &[Arc<Scope<T>>],
     is_for_all: bool,
@@ -246,6 +292,11 @@ pub(crate) fn carry_out_here<T: TemplateCodec>(
             }
         }
         let (made, written) = memory.revoke(&here, is_for_all, targets);
+        memory.keep_unsaved();
+        if let (Err(error), [], Some(folder)) = (&written, &made[..], memory.folder()) {
+            let name = format!("node folder {}", folder.display());
+            revoked.pending.insert(name, error.clone());
+        }
         for made in made {
             let name = made.scope.name.to_string();
             if let Err(error) = &written {
@@ -256,17 +307,17 @@ pub(crate) fn carry_out_here<T: TemplateCodec>(
                 .collect();
             for journal in &open {
                 let keep_ms = journal.0.keep_ms();
-                let notes = made
-                    .ids
-                    .iter()
-                    .zip(targets)
-                    .map(|(id, target)| Note::Revocation {
-                        id: *id,
-                        keep_ms,
-                        target: target.clone(),
-                        is_remembered: true,
-                    });
-                journal.0.queue.push_notes(notes);
+                let records =
+                    made.ids
+                        .iter()
+                        .zip(targets)
+                        .map(|(id, target)| ControlRecord::Revocation {
+                            id: *id,
+                            keep_ms,
+                            target: target.clone(),
+                            is_remembered: true,
+                        });
+                journal.0.queue.push_records(records);
             }
             let is_durable = memory.folder().is_some() && made.scope.has_own_log();
             if open.is_empty() && !is_durable {
@@ -275,15 +326,20 @@ pub(crate) fn carry_out_here<T: TemplateCodec>(
             }
         }
     }
-    for scope in scopes {
-        if let rekindle_core::Store::Server(store) = scope.store() {
-            revoked.dropped += carry_out(scope, store, targets);
-        }
-    }
+    revoked.dropped = drop_sessions(scopes, targets);
     revoked
 }
 
-/// Waits until the logs have all revocations, and notes for which scopes they have not.
+/// Drops the sessions that these scopes have now. Neither a journal nor this node's memory takes note of it.
+pub fn drop_sessions<T: TemplateCodec>(scopes: &[Arc<Scope<T>>], targets: &[Target]) -> u64 {
+    let drop_in = |scope: &Arc<Scope<T>>| match scope.store() {
+        rekindle_core::Store::Server(store) => carry_out(scope, store, targets),
+        rekindle_core::Store::Client(_) => 0,
+    };
+    scopes.iter().map(drop_in).sum()
+}
+
+/// Waits until the logs have all revocations, and notes the scopes for which they have not.
 pub(crate) fn wait_written<T: TemplateCodec>(
     scopes: &[Arc<Scope<T>>],
     deadline: Instant,

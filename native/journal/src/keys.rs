@@ -11,14 +11,14 @@ use zeroize::Zeroizing;
 
 const KEY_BYTES: usize = 32;
 
-/// Longest name of a key.
-pub const MAX_ID: usize = 16;
+/// Longest name of a key, in bytes.
+const MAX_ID: usize = 16;
 
-/// Most bytes of a key file: some hundred keys.
+/// Largest key file, in bytes: room for some hundred keys.
 const MAX_FILE: u64 = 8 * 1024;
 
 const FORMAT: &str =
-    "a key a line: a name of up to 16 letters, digits, '-', '_' or '.', a space, 32 bytes in base64";
+    "one key per line: a name of up to 16 letters, digits, '-', '_' or '.', a space, 32 bytes in base64";
 
 /// The keys in force, the newest last. Wiped when dropped.
 pub struct Keys(Vec<Key>);
@@ -29,9 +29,9 @@ struct Key {
 }
 
 impl Keys {
-    /// Reads the lines of a key file. Empty lines and those that begin with `#` are left out.
+    /// Reads the lines of a key file. Skips empty lines and those that begin with `#`.
     pub fn parse(text: &str) -> Result<Keys, String> {
-        // Large enough from the start, as in `try_load`.
+        // Has its full size from the start, as in `try_load`.
         let mut keys: Vec<Key> = Vec::with_capacity(text.lines().count());
         for (number, line) in text.lines().enumerate() {
             let line = line.trim();
@@ -51,8 +51,8 @@ impl Keys {
         Ok(Keys(keys))
     }
 
-    /// The key to seal with, and its name: the last but one, so that every node knows a key before
-    /// anyone uses it; or the only one.
+    /// The key to seal with, and its name: the second-to-last key, so that every node knows a key before any node uses
+    /// it; or the only key.
     pub fn sealing(&self) -> (&str, &XChaCha20Poly1305) {
         let key = match self.0.as_slice() {
             [.., sealing, _] => sealing,
@@ -62,13 +62,14 @@ impl Keys {
         (&key.id, &key.cipher)
     }
 
-    /// The key of this name, to open with.
+    /// The key with this name, to open records with.
     pub fn find(&self, id: &[u8]) -> Option<&XChaCha20Poly1305> {
         let key = self.0.iter().find(|key| key.id.as_bytes() == id)?;
         Some(&key.cipher)
     }
 
-    /// Whether a record sealed with this key can be opened as long as one that is sealed now: with the sealing key, or a newer.
+    /// Whether this is the sealing key or a newer one, so that records sealed with it stay readable as long as new
+    /// ones.
     pub fn is_current(&self, id: &[u8]) -> bool {
         let sealing = self.0.len().saturating_sub(2);
         self.0[sealing..].iter().any(|key| key.id.as_bytes() == id)
@@ -80,10 +81,15 @@ impl Keys {
     }
 }
 
+/// Whether a key can have this name.
+pub fn is_id(name: &[u8]) -> bool {
+    let is_allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.".contains(byte);
+    (1..=MAX_ID).contains(&name.len()) && name.iter().all(is_allowed)
+}
+
 fn parse_line(line: &str) -> Option<Key> {
     let (id, encoded) = line.split_once(char::is_whitespace)?;
-    let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    if id.is_empty() || id.len() > MAX_ID || !id.chars().all(allowed) {
+    if !is_id(id.as_bytes()) {
         return None;
     }
     let mut bytes = Zeroizing::new([0; KEY_BYTES + 3]);
@@ -94,34 +100,34 @@ fn parse_line(line: &str) -> Option<Key> {
     })
 }
 
-/// Where the keys are.
+/// The key file, and whether it may be made.
 #[derive(Debug, Clone)]
 pub struct KeyFile {
     /// The file. Only its owner may have rights on it.
     pub path: PathBuf,
-    /// Whether a file with one new key may be made if there is none.
+    /// Whether to make a file with one new key if there is none.
     pub make: bool,
-    /// But not if one of these exists: a key was used then, and has to come back.
+    /// But not if one of these exists: then a key was used before, and has to come back.
     pub unless: Vec<PathBuf>,
 }
 
-/// By which a file is known to have changed.
+/// A file's version, to notice that it has changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Version {
     inode: u64,
-    /// By the inode, which tells more than the time of the content: rights, and copies that keep that time.
+    /// The inode's time of change. It also shows changed rights, and copies that keep the time of the content.
     changed: (i64, i64),
     size: u64,
 }
 
 impl KeyFile {
-    /// Reads the file. An error is a line that names the file and what is wrong with it, and nothing of what it holds.
+    /// Reads the file. An error is a line that names the file and what is wrong with it, without any of its content.
     pub fn load(&self) -> Result<(Keys, Version), String> {
         self.try_load()
             .map_err(|error| format!("key file {}: {error}", self.path.display()))
     }
 
-    /// The file as it is now, or `None` if it cannot be looked at.
+    /// The file's present version, or `None` if there is no file to look at.
     pub fn version(&self) -> Option<Version> {
         fs::metadata(&self.path).ok().map(|found| version(&found))
     }
@@ -150,13 +156,13 @@ impl KeyFile {
         if found.mode() & 0o077 != 0 {
             let mode = found.mode() & 0o777;
             return Err(format!(
-                "others than its owner have rights on it (mode {mode:o}); allowed: 600 or 400"
+                "users other than its owner have rights on it (mode {mode:o}); allowed: 600 or 400"
             ));
         }
         if found.len() > MAX_FILE {
             return Err(format!("is larger than {MAX_FILE} bytes"));
         }
-        // Large enough from the start, or the bytes would be left behind where they were at first.
+        // Has its full size from the start: a string that grows would leave its bytes behind in memory.
         let mut text = Zeroizing::new(String::with_capacity(MAX_FILE as usize + 1));
         file.take(MAX_FILE)
             .read_to_string(&mut text)
@@ -165,7 +171,7 @@ impl KeyFile {
     }
 }
 
-/// Who can write to the folder can put another file in the place of the keys.
+/// Anyone who can write to the folder can replace the key file.
 fn check_folder(path: &Path) -> Result<(), String> {
     let Some(folder) = path
         .parent()
@@ -203,11 +209,12 @@ fn version(found: &fs::Metadata) -> Version {
     }
 }
 
-/// Made under another name first: what is there is whole, and another's file is not written over.
+/// Makes the file under another name first, so that the key file is always whole and another process's file is not
+/// overwritten.
 fn make(path: &Path) -> io::Result<()> {
     let key = Zeroizing::new(<[u8; KEY_BYTES]>::try_generate().map_err(io::Error::other)?);
     let line = Zeroizing::new(format!(
-        "# Made by Rekindle. Who has this can read the sessions in the log.\n1 {}\n",
+        "# Made by Rekindle. Anyone who has this file can read the sessions in the log.\n1 {}\n",
         *Zeroizing::new(Base64::encode_string(&*key))
     ));
     if let Some(folder) = path.parent() {
@@ -245,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_but_one_seals_and_all_open() {
+    fn the_second_to_last_key_seals_and_all_open() {
         let sealing = |ids: &[&str]| {
             let text: String = ids.iter().map(|id| line(id, 7)).collect();
             Keys::parse(&text).unwrap().sealing().0.to_owned()

@@ -1,8 +1,5 @@
-//! The journals of a node's scopes: sessions and revocations are appended, sealed, to a log, and what is in the log is
-//! put into the scope's store, at the start and, if other nodes write to it as well, all the time.
-
-#![deny(missing_docs)]
-#![deny(unsafe_code)]
+//! The journals of a node's scopes. A journal seals sessions and revocations and appends them to a log. At the start it
+//! puts what is in the log into the scope's store; if other nodes write to the log as well, it goes on doing so.
 
 mod backoff;
 mod clock;
@@ -22,6 +19,7 @@ mod replay;
 mod revocations;
 mod shared;
 mod status;
+mod suites;
 mod target;
 mod template;
 #[cfg(any(test, fuzzing))]
@@ -31,11 +29,12 @@ mod tests;
 mod writer;
 
 pub use hub::Hub;
-pub use journal::{revoke, Journal, Revoked};
+pub use journal::{drop_sessions, revoke, Journal, Revoked};
 pub use keys::KeyFile;
 pub use record::Skipped;
 pub use revocations::{Knowledge, Known, RevocationId};
 pub use shared::Options;
 pub use status::{take_events, Event, EventKind, Report};
+pub use suites::Suite;
 pub use target::{CertificateSelector, Target};
 pub use template::{EncodedTemplate, TemplateCodec};

@@ -1,10 +1,12 @@
-//! Several nodes on one log, step by step and in a time of their own, beside an attacker who has the log and no key.
+//! A model of several nodes on one log, step by step and in a time of their own, with an attacker who has the log and
+//! no key.
 //!
-//! What must be true: once `revoke` has answered without `pending`, its sessions are not found on any node. The one
-//! exception: the log has lost the revocation while no node that knew it was alive or kept its memory. And if nobody
-//! attacks, sessions that were made under a right clock are not lost.
+//! Once `revoke` has returned without `pending`, its sessions must not be found on any node. There is one exception:
+//! the log has lost the revocation while no node that knew it was alive or kept its memory. Nor must a node find
+//! sessions whose certificate has ended by its clock, or is on the revocation list that it has read. And if nobody
+//! attacks, sessions that were made under a right clock must not be lost.
 //!
-//! `REKINDLE_MODEL_STEPS` says how many steps to take, `PROPTEST_RNG_SEED` which.
+//! `REKINDLE_MODEL_STEPS` sets the number of steps, and `PROPTEST_RNG_SEED` selects them.
 
 use crate::clock::set_moved;
 use crate::follow::Follower;
@@ -22,7 +24,9 @@ use crate::{CertificateSelector, Journal, Target};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
-use rekindle_core::{Limits, Reference, Scope, SessionKey};
+use rekindle_core::{
+    IssuerHash, IssuerLists, Known, Limits, Lists, Reference, Scope, SessionKey, Trust, WALL_S,
+};
 use rekindle_log::{Log, Record, Stream};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
@@ -39,11 +43,16 @@ const LIFETIME_MS: u64 = 100_000;
 const KEEP_MS: u64 = LIFETIME_MS + LIFETIME_MS / 4 + 600_000;
 /// Real time that passes during a case, and what clocks round.
 const SLACK_MS: u64 = 5_000;
-/// How far ahead clocks are that are right.
+/// How far ahead a clock may be and still count as right.
 const AHEAD_MS: [i64; NODES] = [0, -900, 1000];
 const SCOPE: &str = "model";
 /// Most steps of a case; half as many on average.
 const STEPS_PER_CASE: usize = 100;
+/// When a case begins by the clock that certificates and revocation lists go by: 2026-01-01, in seconds since 1970.
+const BEGIN_S: i64 = 1_767_225_600;
+/// The end of the last certificate, in seconds after the beginning.
+const CERTIFICATE_ENDS_AFTER_S: i64 = 50;
+const CERTIFICATES: u8 = 3;
 const KEYS: [&[&str]; 4] = [&[], &["a"], &["a", "b"], &["a", "b", "c"]];
 
 #[derive(Debug, Clone)]
@@ -58,6 +67,7 @@ enum Step {
     Stop { node: usize },
     Clock { node: usize, ahead_ms: i64 },
     Keys { node: usize, level: usize },
+    List { node: usize, listed: u8 },
     Down(bool),
     Double(bool),
     HoldBack(bool),
@@ -90,7 +100,7 @@ struct Added {
     step: usize,
     at_ms: u64,
     certificate: u8,
-    /// The node, and when that was started.
+    /// The node that made it, and when that node was started.
     by: (usize, usize),
     /// Revocations that its writer knew.
     known: HashSet<usize>,
@@ -113,11 +123,16 @@ struct Node {
     writer: Writer<Common>,
     replayer: Replayer<Common>,
     follower: Follower<Common>,
+    lists: Arc<Lists>,
+    /// The newest list that it has read.
+    listed: Option<u8>,
+    /// Certificates that were on one of its lists: their sessions are not replayed.
+    was_listed: u8,
     /// When it was started.
     step: usize,
 }
 
-/// What a record says, to those who have all keys.
+/// The content of a record, opened with all keys.
 #[derive(Clone)]
 enum Parsed {
     Session(usize),
@@ -147,18 +162,50 @@ struct Model {
     /// The last step in which the log may have lost something.
     attacked: usize,
     parsed: HashMap<(Stream, Record), Parsed>,
-    /// What each node has known that has a folder.
+    /// What each node with a folder has known.
     folders: [HashSet<RevocationId>; NODES],
-    /// Revocations that are in the log or that a living node knows: all but those of nodes that are down.
+    /// Revocations that are in the log, or that a living node knows: those of nodes that are down are missing here.
     reachable: HashSet<RevocationId>,
-    /// Nodes, by when they were started, whose clock was wrong for a while.
+    /// Nodes whose clock was wrong for a while, by when they were started.
     wrong: HashSet<(usize, usize)>,
-    /// Whether anything was out of order since the last time that all was quiet.
+    /// Whether anything went wrong since the last time that all was quiet.
     is_disturbed: bool,
 }
 
+/// A certificate with the fields that the store reads. One authority has made all of them, and the last one ends.
 fn certificate(number: u8) -> Vec<u8> {
-    vec![number; 20 * usize::from(number.min(1))]
+    let der = |tag: u8, value: &[u8]| [&[tag, value.len() as u8], value].concat();
+    let end = match number {
+        0 => return Vec::new(),
+        CERTIFICATES => format!("2601010000{CERTIFICATE_ENDS_AFTER_S:02}Z"),
+        _ => "491231235959Z".to_string(),
+    };
+    let validity = [der(23, b"250101000000Z"), der(23, end.as_bytes())].concat();
+    let signed = [
+        der(2, &[number]),
+        der(0x30, &[]),
+        NAME.to_vec(),
+        der(0x30, &validity),
+    ];
+    der(0x30, &der(0x30, &signed.concat()))
+}
+
+/// The authority's name. It is empty.
+const NAME: &[u8] = &[0x30, 0];
+
+/// What a node knows after it has read a revocation list, which has one bit for each certificate.
+fn known(listed: u8) -> Known {
+    let issuer = IssuerHash::of(NAME);
+    let numbers = (1..=CERTIFICATES).filter(|number| listed & 1 << number != 0);
+    let mut revoked: Vec<u64> = numbers
+        .map(|number| issuer.certificate(&[number]))
+        .collect();
+    revoked.sort_unstable();
+    let lists = IssuerLists {
+        current_until_s: u64::MAX,
+        revoked: vec![revoked.into()],
+    };
+    Known::new([(issuer, lists)], true)
 }
 
 fn selector(number: u8) -> CertificateSelector {
@@ -174,12 +221,18 @@ impl Node {
         self.scope.attached().unwrap()
     }
 
-    /// What its threads would do.
+    /// Does what the node's threads would do.
     fn work(&mut self) {
         self.writer.work(&self.hub.journals());
         while self.replayer.turn() {}
         self.follower.turn();
         self.writer.work(&self.hub.journals());
+    }
+
+    fn read_list(&mut self, listed: u8) {
+        self.lists.publish(known(listed));
+        self.listed = Some(listed);
+        self.was_listed |= listed;
     }
 
     fn known(&self) -> HashSet<RevocationId> {
@@ -196,6 +249,19 @@ impl Node {
             }));
         }
         known
+    }
+
+    /// Revocations that this node must have applied. If some are missing, it may know of others only that a missing one
+    /// has replaced them.
+    fn applied(&self) -> HashSet<RevocationId> {
+        let mut applied = HashSet::new();
+        let revocations = self.journal().0.remembered.revocations();
+        if revocations.missing() == 0 {
+            drop(revocations);
+            return self.known();
+        }
+        revocations.for_each(|id, _, _| _ = applied.insert(id));
+        applied
     }
 }
 
@@ -232,9 +298,11 @@ impl Model {
         model
     }
 
-    /// From here on it is this node's time.
+    /// From here on, this node's time counts.
     fn be(&self, node: usize) {
-        set_moved(self.moved_ms, self.moved_ms as i64 + self.ahead_ms[node]);
+        let passed_ms = self.moved_ms as i64 + self.ahead_ms[node];
+        set_moved(self.moved_ms, passed_ms);
+        WALL_S.set(Some((BEGIN_S + passed_ms.div_euclid(1000)) as u64));
     }
 
     fn write_keys(&self, node: usize, level: usize) {
@@ -262,6 +330,11 @@ impl Model {
             lifetime_ms: LIFETIME_MS,
         };
         let (reference, scope) = open(SCOPE, limits);
+        let lists = Arc::new(Lists::new());
+        store(&scope).set_trust(Trust {
+            lists: Some(Arc::clone(&lists)),
+            ..Trust::default()
+        });
         let mut options = options(SCOPE, self.folder.path().join(format!("keys{node}")));
         options.wait_for_living_node = self.config.waits;
         let has_folder = self.config.has_folder[node];
@@ -283,6 +356,9 @@ impl Model {
             scope,
             memory,
             hub,
+            lists,
+            listed: None,
+            was_listed: 0,
             step: self.step,
         });
     }
@@ -296,6 +372,7 @@ impl Model {
                 | Step::Revoke { .. }
                 | Step::Pass { .. }
                 | Step::Work { .. }
+                | Step::List { .. }
                 | Step::Quiesce
         );
         match *step {
@@ -330,6 +407,11 @@ impl Model {
                 }
             }
             Step::Keys { node, level } => self.write_keys(node, level),
+            Step::List { node, listed } => {
+                if let Some(node) = &mut self.nodes[node] {
+                    node.read_list(listed);
+                }
+            }
             Step::Down(is_down) => self.log.switch(|log| log.is_down = is_down),
             Step::Double(is_doubling) => self.log.switch(|log| log.is_doubling = is_doubling),
             Step::HoldBack(is_held) => self.log.switch(|log| log.is_held_back = is_held),
@@ -411,12 +493,12 @@ impl Model {
         self.end(number);
     }
 
-    /// Lets go of all that a node has, so that its folder can be opened again.
+    /// Drops everything that a node has, so that its folder can be opened again.
     fn end(&mut self, number: usize) {
         self.be(number);
         if let Some(node) = self.nodes[number].take() {
             drop(node.reference);
-            // The store's janitor may be at it.
+            // The store's janitor may still use it.
             while Arc::strong_count(&node.scope) > 1 {
                 std::thread::yield_now();
             }
@@ -479,7 +561,7 @@ impl Model {
         }
     }
 
-    /// Everything is in order from now on, and the nodes have the time they need.
+    /// Ends all disturbances, and gives the nodes the time that they need.
     fn quiesce(&mut self) {
         self.log.switch(|log| {
             log.is_down = false;
@@ -488,6 +570,9 @@ impl Model {
         self.ahead_ms = AHEAD_MS;
         for node in 0..NODES {
             self.write_keys(node, KEYS.len() - 1);
+        }
+        for node in self.nodes.iter_mut().flatten() {
+            node.read_list(node.listed.unwrap_or(0));
         }
         for round in 0..40 {
             if round == 4 && !self.is_disturbed {
@@ -505,7 +590,7 @@ impl Model {
         self.is_disturbed = false;
     }
 
-    /// What can be read of the log's own records.
+    /// The log's own records, as far as they can be read.
     fn in_log(&mut self) -> Vec<(Stream, Parsed)> {
         let context = Context::new(SCOPE.as_bytes(), LAYOUT);
         let keys = keys(KEYS[KEYS.len() - 1]);
@@ -538,7 +623,7 @@ impl Model {
             .collect()
     }
 
-    /// Finds revocations that nobody has any more.
+    /// Finds revocations that no node and no log has any more.
     fn note_losses(&mut self) {
         if self.revoked.iter().all(|revoked| revoked.is_lost) {
             return;
@@ -584,13 +669,38 @@ impl Model {
         }
     }
 
+    /// Whether the session's certificate does not let it be resumed on this node now.
+    fn is_refused(&self, node: &Node, number: usize, n: usize) -> bool {
+        match self.added[n].certificate {
+            0 => false,
+            certificate => {
+                let has_ended = certificate == CERTIFICATES && self.has_ended(number);
+                has_ended
+                    || node
+                        .listed
+                        .is_none_or(|listed| listed & 1 << certificate != 0)
+            }
+        }
+    }
+
+    /// Whether the last certificate has ended by the node's clock.
+    fn has_ended(&self, number: usize) -> bool {
+        self.moved_ms as i64 + self.ahead_ms[number] >= 1000 * (CERTIFICATE_ENDS_AFTER_S + 1)
+    }
+
     fn check_promises(&self, is_quiet: bool) {
         for (number, node) in self.nodes.iter().enumerate() {
             let Some(node) = node else {
                 continue;
             };
             self.be(number);
-            let known = node.known();
+            for n in (0..self.added.len()).filter(|n| self.is_refused(node, number, *n)) {
+                assert!(
+                    !has(&node.scope, n as u32),
+                    "the certificate of session {n} does not let it be resumed on node {number}",
+                );
+            }
+            let (known, applied) = (node.known(), node.applied());
             for revoked in self.revoked.iter().filter(|revoked| !revoked.is_lost) {
                 let is_after = node.step > revoked.step && self.attacked < revoked.step;
                 let is_remembered = self.folders[number].contains(&revoked.id);
@@ -599,7 +709,7 @@ impl Model {
                 }
                 let is_quiet = is_quiet && self.reachable.contains(&revoked.id);
                 let is_due = (is_quiet || is_after) && revoked.is_promised;
-                if !is_due && !known.contains(&revoked.id) {
+                if !is_due && !applied.contains(&revoked.id) {
                     continue;
                 }
                 for n in 0..self.added.len() {
@@ -620,7 +730,7 @@ impl Model {
         }
     }
 
-    /// Nothing that is in a log that nobody has attacked is missing.
+    /// In a log that nobody has attacked, no session may be missing.
     fn check_sessions(&mut self) {
         if self.attacked > 0 || self.config.waits {
             return;
@@ -639,24 +749,31 @@ impl Model {
             let report = node.journal().report();
             assert_eq!(report.missing, 0, "{report:?}");
             assert!(!node.journal().0.replay.lock().is_held, "{report:?}");
-            // Where two nodes begin a log at the same time, sessions are lost that were written meanwhile.
+            // If two nodes begin a log at the same time, sessions that were written in the meantime are lost.
             if report.skipped[Skipped::Log.index()] > 0 {
                 continue;
             }
             for (n, added) in self.added.iter().enumerate() {
                 let (by, since) = added.by;
                 let is_own = by == number && since == node.step;
-                // A session that was read by a wrong clock ends too early, and is not made longer.
+                // A session that was read under a wrong clock ends too early, and stays so.
                 let was_right =
                     !self.wrong.contains(&added.by) && !self.wrong.contains(&(number, node.step));
                 let may_be_revoked = self.revoked.iter().enumerate().any(|(place, revoked)| {
-                    // A revocation that expires ends the sessions whose writers did not hear of it in all that time.
+                    // When a revocation expires, it ends sessions whose writers never heard of it.
                     let has_expired = self.moved_ms + SLACK_MS > revoked.at_ms + KEEP_MS;
                     let is_for = has_expired || self.concerns(revoked, n);
                     is_for && !added.known.contains(&place)
                 });
                 let is_young = self.moved_ms - added.at_ms + SLACK_MS < LIFETIME_MS;
-                if is_young && !may_be_revoked && was_right && (is_own || in_log.contains(&n)) {
+                let was_listed = node.was_listed & 1 << added.certificate != 0;
+                let may_be_refused = was_listed || self.is_refused(node, number, n);
+                if is_young
+                    && !may_be_refused
+                    && !may_be_revoked
+                    && was_right
+                    && (is_own || in_log.contains(&n))
+                {
                     assert!(
                         has(&node.scope, n as u32),
                         "session {n} of step {} is missing on node {number} of step {}: {report:?}",
@@ -716,6 +833,11 @@ fn step() -> impl Strategy<Value = Step> {
         2 => node().prop_map(|node| Step::Stop { node }),
         3 => (node(), ahead_ms()).prop_map(|(node, ahead_ms)| Step::Clock { node, ahead_ms }),
         2 => (node(), 0..KEYS.len()).prop_map(|(node, level)| Step::Keys { node, level }),
+        4 => (node(), any::<u8>(), any::<u8>()).prop_map(|(node, one, other)| Step::List {
+            node,
+            // The sessions of number 0 have no certificate.
+            listed: one & other & !1,
+        }),
         2 => any::<bool>().prop_map(Step::Down),
         1 => any::<bool>().prop_map(Step::Double),
         1 => any::<bool>().prop_map(Step::HoldBack),
@@ -765,7 +887,7 @@ proptest! {
 
 #[test]
 fn nodes_that_each_know_what_the_other_lacks_tell_each_other() {
-    // Who is first depends on random numbers.
+    // The order depends on random numbers.
     for _ in 0..10 {
         let mut model = Model::new(Config {
             has_folder: [false; NODES],
@@ -783,7 +905,7 @@ fn nodes_that_each_know_what_the_other_lacks_tell_each_other() {
         for step in [add(1), add(2), Step::Quiesce, revoke(1, 1), revoke(0, 2)] {
             model.take(&step);
         }
-        // Neither is written yet when the log is lost, and each tells that there is more.
+        // When the log is lost, neither is written yet, and each says that there is more.
         model.revoke(1, Target::Session(id(0)), true);
         for step in [add(0), Step::Attack(Attack::LoseAll), Step::Quiesce] {
             model.take(&step);
@@ -791,6 +913,126 @@ fn nodes_that_each_know_what_the_other_lacks_tell_each_other() {
         for node in model.nodes.iter().flatten() {
             assert_eq!(node.known().len(), 3);
             assert!(!node.journal().0.replay.lock().is_held);
+        }
+    }
+}
+
+#[test]
+fn a_revocation_that_replaced_another_comes_after_the_log_was_lost() {
+    let mut model = Model::new(Config {
+        has_folder: [false; NODES],
+        waits: false,
+        has_attacks: true,
+    });
+    let add = |node| Step::Add {
+        node,
+        certificate: 0,
+    };
+    for step in [add(0), add(0), Step::Quiesce] {
+        model.take(&step);
+    }
+    // Node 0 does not read them before the log is lost, and learns first that the second one has replaced the other.
+    model.revoke(1, Target::Session(id(1)), false);
+    model.revoke(1, Target::Session(id(1)), false);
+    for step in [
+        Step::Work { node: 2 },
+        Step::Attack(Attack::LoseAll),
+        add(2),
+    ] {
+        model.take(&step);
+    }
+    model.revoke(2, Target::Session(id(0)), false);
+    for step in [Step::Work { node: 0 }, Step::Quiesce] {
+        model.take(&step);
+    }
+    for number in 0..NODES {
+        model.be(number);
+        let node = model.nodes[number].as_ref().unwrap();
+        assert!(!has(&node.scope, 0) && !has(&node.scope, 1), "{number}");
+    }
+}
+
+/// If the others read that a revocation exists, they would wait for it.
+#[test]
+fn a_node_that_crashes_during_a_write_leaves_no_trace_of_what_it_has_not_written() {
+    for before_ms in [0, KEEP_MS] {
+        let mut model = quiet_model();
+        let revoke = || Step::Revoke {
+            node: 2,
+            what: Revoke::All,
+        };
+        for step in [
+            Step::Quiesce,
+            revoke(),
+            Step::HalfAppend,
+            // When the first one expires, the node tells of that in the same batch.
+            Step::Pass { ms: before_ms },
+            revoke(),
+            Step::Crash { node: 2 },
+            Step::Quiesce,
+        ] {
+            model.take(&step);
+        }
+    }
+}
+
+#[test]
+fn a_node_that_lost_its_keys_before_it_read_the_log_does_not_take_it_for_a_new_one() {
+    let mut model = quiet_model();
+    let add = || Step::Add {
+        node: 0,
+        certificate: 0,
+    };
+    for step in [
+        Step::Work { node: 1 },
+        Step::Keys { node: 1, level: 1 },
+        Step::Work { node: 0 },
+        Step::Pass { ms: 1500 },
+        add(),
+        Step::Work { node: 0 },
+        Step::Work { node: 1 },
+        add(),
+        Step::Revoke {
+            node: 1,
+            what: Revoke::All,
+        },
+        Step::Work { node: 0 },
+        Step::Stop { node: 1 },
+        Step::Quiesce,
+    ] {
+        model.take(&step);
+    }
+    let is_promised = model.revoked[0].is_promised;
+    assert!(!is_promised, "other nodes cannot read it");
+}
+
+#[test]
+fn a_node_that_could_not_read_a_log_that_is_lost_writes_its_revocations_again() {
+    for _ in 0..20 {
+        let mut model = Model::new(Config {
+            has_folder: [false; NODES],
+            waits: false,
+            has_attacks: true,
+        });
+        for step in [
+            Step::Work { node: 0 },
+            Step::Pass { ms: 1500 },
+            Step::Add {
+                node: 1,
+                certificate: 0,
+            },
+            Step::Work { node: 0 },
+            Step::Revoke {
+                node: 0,
+                what: Revoke::All,
+            },
+            Step::Pass { ms: 1000 },
+            Step::Down(true),
+            Step::Work { node: 0 },
+            Step::Attack(Attack::RollBack),
+            Step::Quiesce,
+        ] {
+            model.take(&step);
         }
     }
 }
@@ -818,7 +1060,7 @@ fn a_session_that_was_made_under_a_wrong_clock_is_there_once_the_clock_is_right(
                 node: 0,
                 certificate,
             },
-            // And what others make under a right clock.
+            // So are sessions that others make under a right clock.
             Step::Add {
                 node: 1,
                 certificate,
@@ -859,13 +1101,13 @@ fn what_sessions_refer_to_is_in_the_log_as_long_as_they_do() {
         model.be(1);
         assert!(has(&model.nodes[1].as_ref().unwrap().scope, round));
     }
-    // What is of no use is trimmed.
+    // Records that are no longer needed are trimmed.
     assert!(model.log.records(Stream::Sessions).len() < 25);
 }
 
 #[test]
 fn what_the_log_has_trimmed_is_written_again_by_a_node_that_still_has_it() {
-    // The log trims the revocation between the time that it is read and the time that the node is gone.
+    // The log trims the revocation after this node has read it and before the node stops.
     for late_ms in (0..4_000).step_by(250) {
         let mut model = quiet_model();
         for step in [

@@ -1,8 +1,8 @@
-//! What a node remembers by itself: the revocations of all its scopes, outside any log, and which log a scope has.
+//! What a node remembers outside any log: the revocations of all its scopes, and which log each scope has.
 //!
-//! With a folder, it is in a sealed file there, written before a log and loaded before any log is read. Without, it lasts as
-//! long as the process. Ages are counted in running time: how long processes with this memory have run in all. So no
-//! clock that is wrong makes a revocation end early.
+//! With a folder, the memory is a sealed file there. A node writes to it before it writes to a log, and loads it before
+//! it reads a log. Without a folder, the memory lasts as long as the process. Ages are counted in running time: how
+//! long processes with this memory have run in all. So no wrong clock ends a revocation early.
 
 use crate::clock::now_ms;
 use crate::record::{LogIdentity, Statement};
@@ -12,42 +12,48 @@ use chacha20poly1305::aead::Generate;
 use once_cell::sync::Lazy;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use rekindle_log::sealed_file::{SealedFile, MAX_BLOCK_BYTES};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 
 const FILE: &str = "revocations";
 
-/// How much running time may be lost when a process is killed.
+/// How much running time a killed process may lose.
 const ELAPSED_STEP_MS: u64 = 10 * 60 * 1000;
 
-/// How long a revocation is kept for scopes that are not open, if none is: their lifetimes are unknown. 31 days.
+/// How long a revocation is kept for scopes that are not open, if no scope is open, because their lifetimes are unknown
+/// then: 31 days.
 const KEEP_FOR_LATER_MS: u64 = 31 * 24 * 3600 * 1000;
 
-/// About how large a block of a compacted file is.
+/// Size of a block of a compacted file, about.
 const BLOCK_BYTES: usize = 64 * 1024;
 
 /// A file smaller than this is not compacted.
 const COMPACT_FROM_BYTES: u64 = 4 * 1024 * 1024;
 
-/// Bytes of an entry with a digest, about.
+/// Size of an entry with a digest, about.
 const ENTRY_BYTES: u64 = 72;
 
-/// Memories by folder. The one without a folder stays for as long as the process.
+/// The memories by folder. The memory without a folder stays as long as the process.
 static MEMORIES: Lazy<Mutex<HashMap<PathBuf, Weak<NodeMemory>>>> = Lazy::new(Mutex::default);
 static WITHOUT_FOLDER: Lazy<Arc<NodeMemory>> = Lazy::new(|| Arc::new(NodeMemory::new(None)));
 
-/// What a node remembers.
+/// The memories whose files lack something. They stay, even without an open listener, until it is written.
+static UNSAVED: Lazy<Mutex<Vec<Arc<NodeMemory>>>> = Lazy::new(Mutex::default);
+
+/// A node's memory.
 ///
-/// The file's lock is taken before that of the scopes, and that before a scope's own. Only the first is held while a disk
-/// is waited for.
+/// Locks are taken in this order: the file's, that of the scopes, a scope's own. Only the first is held during waits
+/// for a disk.
 pub struct NodeMemory {
     folder: Option<PathBuf>,
     file: Mutex<File>,
     scopes: Mutex<Scopes>,
-    /// Why the file cannot be opened, or the last append failed.
+    /// Why the file cannot be opened, or why the last append failed.
     error: Mutex<Option<String>>,
+    /// Whether something is missing in the file because it could not be written.
+    is_unsaved: AtomicBool,
     /// Running time when the process's clock was at zero.
     running_offset_ms: AtomicI64,
 }
@@ -55,31 +61,40 @@ pub struct NodeMemory {
 #[derive(Default)]
 struct File {
     sealed: Option<SealedFile>,
-    /// Up to where the running time is in the file.
+    /// The running time up to which the file has it.
     noted_ms: u64,
-    /// The numbers that entries of the file have for scopes' names.
+    /// The numbers that stand for scopes' names in entries of the file.
     numbers: HashMap<Arc<str>, u32>,
-    /// Whether something could not be written that the file should have.
-    has_lost: bool,
 }
 
 #[derive(Default)]
 struct Scopes {
     by_name: HashMap<Arc<str>, Arc<ScopeMemory>>,
-    /// For scopes that this node has not seen yet, with their expiry: what no other scope has as well.
+    /// Revocations for scopes that this node has not seen yet, with their expiry, if no other scope has them.
     later: HashMap<Target, u64>,
 }
 
-/// What a node remembers of a scope.
+/// A node's memory of a scope.
 pub struct ScopeMemory {
     /// Its name.
     pub name: Arc<str>,
     revocations: Mutex<Revocations>,
-    /// What `revocations` know, for callers that must not wait for a long change of them.
+    /// A copy of what `revocations` know, for callers that must not wait for a long change.
     knowledge: RwLock<Arc<Knowledge>>,
     log: Mutex<Option<KnownLog>>,
-    /// Whether the node knows the scope, from the file or since it was prepared.
-    is_known: AtomicBool,
+    /// A [`Stage`]. That the file has a number for the scope, or revocations, does not mean that it was prepared.
+    stage: AtomicU8,
+}
+
+/// How far a scope has come on this node, now or before.
+#[derive(Clone, Copy)]
+#[repr(u8)]
+enum Stage {
+    New,
+    /// It has got the revocations that were made for all scopes before.
+    Prepared,
+    /// Its log was read, and had everything or another node confirmed it. So the node knows all revocations.
+    Complete,
 }
 
 /// Which log a scope has.
@@ -88,15 +103,15 @@ pub struct KnownLog {
     pub location: String,
     /// Whether other nodes use it as well.
     pub is_shared: bool,
-    /// Which log it is.
+    /// The log's identity.
     pub identity: LogIdentity,
 }
 
-/// What was made for one scope.
+/// The revocations that were made for one scope.
 pub struct Made {
     /// The scope.
     pub scope: Arc<ScopeMemory>,
-    /// A revocation for each target, in their order.
+    /// One revocation per target, in the order of the targets.
     pub ids: Vec<RevocationId>,
 }
 
@@ -107,10 +122,11 @@ enum Entry<'a> {
     Log(u32, &'a KnownLog),
     Elapsed(u64),
     Later(u64, &'a Target),
+    Stage(u32, u8),
 }
 
 impl NodeMemory {
-    /// The memory in this folder, or that of the process alone. Nothing is opened yet.
+    /// The memory in this folder, or the process's own. Opens nothing yet.
     pub fn of(folder: Option<&Path>) -> Arc<NodeMemory> {
         let Some(folder) = folder else {
             return Arc::clone(&WITHOUT_FOLDER);
@@ -131,6 +147,7 @@ impl NodeMemory {
             file: Mutex::default(),
             scopes: Mutex::default(),
             error: Mutex::default(),
+            is_unsaved: AtomicBool::new(false),
             running_offset_ms: AtomicI64::new(-(now_ms() as i64)),
         }
     }
@@ -140,9 +157,31 @@ impl NodeMemory {
         self.folder.as_deref()
     }
 
-    /// Why the file could not be opened, or not be written the last time.
+    /// Why the file could not be opened, or could not be written the last time.
     pub fn error(&self) -> Option<String> {
         self.error.lock().clone()
+    }
+
+    /// Whether the folder lacks something because it could not be written.
+    pub fn is_unsaved(&self) -> bool {
+        self.is_unsaved.load(Relaxed)
+    }
+
+    /// Keeps the memory until its folder has everything, even if no listener uses it.
+    pub fn keep_unsaved(self: &Arc<Self>) {
+        let mut unsaved = UNSAVED.lock();
+        unsaved.retain(|other| !Arc::ptr_eq(other, self));
+        if self.is_unsaved() {
+            unsaved.push(Arc::clone(self));
+        }
+    }
+
+    fn note_saved(&self) {
+        self.is_unsaved.store(false, Relaxed);
+        // This never drops the memory: the caller has it as well.
+        UNSAVED
+            .lock()
+            .retain(|other| !std::ptr::eq(Arc::as_ptr(other), self));
     }
 
     /// Bytes of the file.
@@ -159,18 +198,19 @@ impl NodeMemory {
         now_ms().saturating_add_signed(self.running_offset_ms.load(Relaxed))
     }
 
-    /// The memory of a scope. Never waits for a disk: what is remembered comes with [`prepare`](Self::prepare).
+    /// The memory of a scope. Never waits for a disk: [`prepare`](Self::prepare) loads what is remembered.
     pub fn scope(&self, name: &str) -> Arc<ScopeMemory> {
         let mut scopes = self.scopes.lock();
         Arc::clone(scopes.get(name))
     }
 
-    /// Loads what is remembered, before the scope's log is read. A scope that is new to this node gets the revocations that
-    /// were made for all. Answers whether the scope was remembered.
+    /// Loads what is remembered, before the scope's log is read. A scope that is new to this node gets the revocations
+    /// that were made for all scopes. Returns whether anything of the scope itself was remembered.
     pub fn prepare(&self, scope: &ScopeMemory) -> Result<bool, String> {
         let mut file = self.load()?;
-        if scope.is_known.swap(true, Relaxed) {
-            return Ok(true);
+        let was_known = scope.is_complete() || !scope.knowledge().is_empty();
+        if !scope.reach(Stage::Prepared) {
+            return Ok(was_known);
         }
         let scopes = self.scopes.lock();
         let mut targets = scopes.later.clone();
@@ -179,7 +219,7 @@ impl NodeMemory {
             .values()
             .filter(|other| other.name != scope.name)
         {
-            // A whole scope may have been flushed without the others.
+            // A flush of one scope does not concern the others.
             other.revocations().for_each(|_, target, expires_ms| {
                 if target != Target::All {
                     targets.insert(target, expires_ms);
@@ -197,14 +237,29 @@ impl NodeMemory {
                 Entry::Revocation(number, id, left_ms, target).encode(&mut bytes);
             }
         });
-        // They stay for later as well, so a failure loses nothing.
+        // It comes last, because a crash may cut off the rest.
+        Entry::Stage(number, Stage::Prepared as u8).encode(&mut bytes);
+        // If this fails, nothing is lost: they also stay for later scopes.
         let _ = self.append(&mut file, &bytes, true);
-        Ok(false)
+        Ok(was_known)
     }
 
-    /// Makes revocations, one for each target, in each of these scopes, which keep them for so long; and, if they are for
-    /// everything, in the scopes that this node knows and has not open now, and for those that it does not know yet.
-    /// Says why they would not outlive this process, if so.
+    /// Remembers that the scope's log was read, and that no revocation was missing.
+    pub fn note_complete(&self, scope: &ScopeMemory) {
+        if scope.is_complete() {
+            return;
+        }
+        let mut file = self.file.lock();
+        scope.reach(Stage::Complete);
+        let mut bytes = Vec::new();
+        let number = file.number(&scope.name, &mut bytes);
+        Entry::Stage(number, Stage::Complete as u8).encode(&mut bytes);
+        let _ = self.append(&mut file, &bytes, true);
+    }
+
+    /// Makes one revocation per target in each of these scopes, which keep them for the given time. With `is_for_all`,
+    /// also in the scopes that this node knows and that are not open now, and for scopes that it does not know yet. The
+    /// error says why the revocations would not outlive this process.
     pub fn revoke(
         &self,
         open: &[(Arc<ScopeMemory>, u64)],
@@ -226,7 +281,9 @@ impl NodeMemory {
             let closed = scopes.by_name.iter().filter(|(name, _)| !is_open(name));
             meant.extend(closed.map(|(_, scope)| (Arc::clone(scope), keep_ms)));
             let is_nowhere_else = meant.is_empty();
-            let is_kept = |target: &&Target| is_nowhere_else || **target == Target::All;
+            // The file may name more scopes. They get them once it is loaded.
+            let is_for_later = is_nowhere_else || loaded.is_err();
+            let is_kept = |target: &&Target| is_for_later || **target == Target::All;
             for target in targets.iter().filter(is_kept) {
                 let expires_ms = now_ms.saturating_add(keep_ms);
                 scopes.later.insert(target.clone(), expires_ms);
@@ -249,7 +306,7 @@ impl NodeMemory {
         (made, loaded.and(written))
     }
 
-    /// Remembers revocations of a scope that are in its memory already, for so long.
+    /// Stores revocations that the scope's memory already has, for this long.
     pub fn note(&self, scope: &ScopeMemory, new: &[(RevocationId, Target)], keep_ms: u64) {
         let mut file = self.file.lock();
         let mut bytes = Vec::new();
@@ -260,7 +317,7 @@ impl NodeMemory {
         let _ = self.append(&mut file, &bytes, true);
     }
 
-    /// Remembers what has expired in a scope, was replaced, or was given up.
+    /// Stores which revocations of a scope have expired, were replaced, or were given up.
     pub fn note_knowledge(&self, scope: &ScopeMemory, knowledge: &Knowledge) {
         let mut file = self.file.lock();
         let mut bytes = Vec::new();
@@ -269,7 +326,7 @@ impl NodeMemory {
         let _ = self.append(&mut file, &bytes, false);
     }
 
-    /// The identity of the scope's log, if it is at this location.
+    /// The identity of the scope's log, if the log is at this location.
     pub fn log_identity(&self, scope: &ScopeMemory, location: &str) -> Option<LogIdentity> {
         let log = scope.log.lock();
         let log = log.as_ref().filter(|log| log.location == location);
@@ -282,12 +339,12 @@ impl NodeMemory {
         let mut bytes = Vec::new();
         let number = file.number(&scope.name, &mut bytes);
         Entry::Log(number, &log).encode(&mut bytes);
-        let _ = self.append(&mut file, &bytes, true);
         *scope.log.lock() = Some(log);
+        let _ = self.append(&mut file, &bytes, true);
     }
 
-    /// Lets go of what has expired, notes the running time, and makes the file smaller if much of it is of no use. To be
-    /// called now and then. Answers the scopes whose revocations have changed.
+    /// Drops expired revocations, notes the running time, and compacts the file if much of it is no longer needed. To
+    /// be called from time to time. Returns the scopes whose revocations have changed.
     pub fn tidy(&self) -> Vec<Arc<str>> {
         let mut file = self.file.lock();
         let now_ms = self.running_ms();
@@ -306,7 +363,7 @@ impl NodeMemory {
         if now_ms >= file.noted_ms + ELAPSED_STEP_MS {
             self.note_elapsed(&mut file);
         }
-        if file.has_lost {
+        if self.is_unsaved() {
             let _ = self.compact(&mut file);
         }
         let limit_bytes = COMPACT_FROM_BYTES.max(2 * live * ENTRY_BYTES);
@@ -325,13 +382,23 @@ impl NodeMemory {
         let Some(folder) = self.folder.as_ref().filter(|_| file.sealed.is_none()) else {
             return Ok(file);
         };
-        // Times in the file count from its beginning.
+        // Times in the file count from the file's beginning.
         let mut elapsed_ms = 0;
         let mut names: HashMap<u32, Arc<str>> = HashMap::new();
         let mut odd = None;
         let scopes = self.scopes.lock();
         let was_used = scopes.is_used();
         let later = scopes.later.clone();
+        let mut made: HashSet<(Arc<str>, Target)> = HashSet::new();
+        for scope in scopes.by_name.values().filter(|_| !later.is_empty()) {
+            let revocations = scope.revocations();
+            let own = revocations.own_origin();
+            revocations.for_each(|id, target, _| {
+                if id.origin == own {
+                    made.insert((Arc::clone(&scope.name), target));
+                }
+            });
+        }
         drop(scopes);
         let opened = SealedFile::for_each_block(folder, FILE, |block| {
             let loaded = self.load_block(&mut names, &mut elapsed_ms, block);
@@ -341,23 +408,29 @@ impl NodeMemory {
             Ok(sealed) => {
                 file.sealed = Some(sealed);
                 *self.error.lock() = odd.map(|what| format!("{}: {what}", folder.display()));
-                // What was made before the file was there was to last from then on.
+                // Revocations that were made before the file was loaded were to last from then on.
                 let mut scopes = self.scopes.lock();
                 self.running_offset_ms.fetch_add(elapsed_ms as i64, Relaxed);
                 for scope in scopes.by_name.values() {
                     scope.change(|revocations| revocations.put_off_own(elapsed_ms));
                 }
+                let of_file: HashSet<_> = names.into_values().collect();
                 for (target, expires_ms) in later {
                     let expires_ms = expires_ms.saturating_add(elapsed_ms);
+                    for name in &of_file {
+                        // Scopes that were known when it was made have it.
+                        if !made.contains(&(Arc::clone(name), target.clone())) {
+                            let scope = scopes.get(name);
+                            scope.change(|revocations| revocations.make(&target, expires_ms));
+                        }
+                    }
                     let known_ms = scopes.later.entry(target).or_default();
                     *known_ms = expires_ms.max(*known_ms);
                 }
                 drop(scopes);
                 file.noted_ms = elapsed_ms;
-                let numbers = names.into_iter().map(|(number, name)| (name, number));
-                file.numbers = numbers.collect();
-                if was_used {
-                    // What was made meanwhile is not in the file yet.
+                if was_used || self.is_unsaved() {
+                    // Revocations that were made in the meantime are not in the file yet.
                     let _ = self.compact(&mut file);
                 }
                 Ok(file)
@@ -371,9 +444,12 @@ impl NodeMemory {
 
     fn append(&self, file: &mut File, entries: &[u8], is_synced: bool) -> Result<(), String> {
         let Some(sealed) = &mut file.sealed else {
+            if self.folder.is_some() && !entries.is_empty() {
+                self.is_unsaved.store(true, Relaxed);
+            }
             return self.error().map_or(Ok(()), Err);
         };
-        // What entries say of time counts from the running time in the file.
+        // Times in entries count from the running time in the file.
         let now_ms = self.running_ms();
         let mut bytes = Vec::new();
         Entry::Elapsed(now_ms.saturating_sub(file.noted_ms)).encode(&mut bytes);
@@ -389,17 +465,21 @@ impl NodeMemory {
             }
         }
         let appended = appended.map_err(|error| error.0);
+        if appended.is_ok() && self.is_unsaved() {
+            // There may be room again for what is missing. Until it is there, `error` has the reason.
+            let _ = self.compact(file);
+            return appended;
+        }
         *self.error.lock() = appended.clone().err();
         if appended.is_err() {
-            // What was not written is written with the rest, once there is room.
             file.numbers.clear();
-            file.has_lost = true;
+            self.is_unsaved.store(true, Relaxed);
         }
         appended
     }
 
     fn note_elapsed(&self, file: &mut File) {
-        // The status has the error.
+        // `error` has the reason.
         let _ = self.append(file, &[], false);
     }
 
@@ -411,21 +491,27 @@ impl NodeMemory {
         Entry::Elapsed(now_ms).encode(&mut block);
         file.numbers.clear();
         let scopes = self.scopes.lock();
+        let mut cut = |block: &mut Vec<u8>| {
+            if block.len() >= BLOCK_BYTES {
+                blocks.push(std::mem::take(block));
+            }
+        };
         for scope in scopes.by_name.values() {
             let number = file.number(&scope.name, &mut block);
+            Entry::Stage(number, scope.stage.load(Relaxed)).encode(&mut block);
             if let Some(log) = &*scope.log.lock() {
                 Entry::Log(number, log).encode(&mut block);
             }
             Entry::Statement(number, &scope.knowledge()).encode(&mut block);
             scope.revocations().for_each(|id, target, expires_ms| {
+                cut(&mut block);
                 Entry::Revocation(number, id, left(expires_ms), &target).encode(&mut block);
-                if block.len() >= BLOCK_BYTES {
-                    blocks.push(std::mem::take(&mut block));
-                }
             });
+            cut(&mut block);
         }
         for (target, expires_ms) in &scopes.later {
             Entry::Later(left(*expires_ms), target).encode(&mut block);
+            cut(&mut block);
         }
         drop(scopes);
         blocks.push(block);
@@ -434,8 +520,14 @@ impl NodeMemory {
         };
         let rewritten = sealed.rewrite(blocks.into_iter()).map_err(|error| error.0);
         *self.error.lock() = rewritten.clone().err();
-        file.has_lost = rewritten.is_err();
+        // Even after an error, the file may be the new one. If it is not, revocations only end a little later.
         file.noted_ms = now_ms;
+        if rewritten.is_ok() {
+            self.note_saved();
+        } else {
+            file.numbers.clear();
+            self.is_unsaved.store(true, Relaxed);
+        }
         rewritten
     }
 }
@@ -477,18 +569,29 @@ impl Scopes {
 
 impl ScopeMemory {
     fn new(name: Arc<str>) -> Self {
-        // Without a random number an origin could be another's: 0 is nobody's, and revocations stay in this node.
+        // Without a random number, an origin could be the same as another's. 0 is nobody's origin, and such revocations
+        // stay in this node.
         let origin = u64::try_generate().unwrap_or_default();
         ScopeMemory {
             name,
             revocations: Mutex::new(Revocations::new(origin)),
             knowledge: RwLock::default(),
             log: Mutex::default(),
-            is_known: AtomicBool::new(false),
+            stage: AtomicU8::new(Stage::New as u8),
         }
     }
 
-    /// Changes the revocations. The lock must not be held while anything waits for a disk or a server.
+    /// Returns whether the scope had not come that far.
+    fn reach(&self, stage: Stage) -> bool {
+        self.stage.fetch_max(stage as u8, Relaxed) < stage as u8
+    }
+
+    /// Whether a log of the scope was read completely on this node, so that it knows all revocations.
+    pub fn is_complete(&self) -> bool {
+        self.stage.load(Relaxed) >= Stage::Complete as u8
+    }
+
+    /// Changes the revocations. The lock must not be held during waits for a disk or a server.
     pub fn change<R>(&self, change: impl FnOnce(&mut Revocations) -> R) -> R {
         let mut revocations = self.revocations.lock();
         let result = change(&mut revocations);
@@ -496,12 +599,12 @@ impl ScopeMemory {
         result
     }
 
-    /// The revocations, which nobody changes meanwhile. Their times are running time.
+    /// The revocations, locked against changes. Their times are running time.
     pub fn revocations(&self) -> MutexGuard<'_, Revocations> {
         self.revocations.lock()
     }
 
-    /// What is known. Never waits for long.
+    /// The revocations that are known. Never waits for long.
     pub fn knowledge(&self) -> Arc<Knowledge> {
         Arc::clone(&self.knowledge.read())
     }
@@ -513,7 +616,7 @@ impl ScopeMemory {
 }
 
 impl Entry<'_> {
-    /// Adds it to a block: its length in four bytes, its kind, and the rest.
+    /// Appends the entry to a block: its length in four bytes, its kind, and its content.
     fn encode(&self, block: &mut Vec<u8>) {
         let at = block.len();
         block.extend([0; 4]);
@@ -556,13 +659,18 @@ impl Entry<'_> {
                 block.extend(left_ms.to_be_bytes());
                 block.extend(target.encode());
             }
+            Entry::Stage(number, stage) => {
+                block.push(7);
+                block.extend(number.to_be_bytes());
+                block.push(*stage);
+            }
         }
         let length = (block.len() - at - 4) as u32;
         block[at..at + 4].copy_from_slice(&length.to_be_bytes());
     }
 }
 
-/// How long a block of these entries can be.
+/// How many bytes of these entries fit into one block.
 fn block_len(entries: &[u8]) -> usize {
     let mut len = 0;
     while let Some(length) = entries[len..].first_chunk() {
@@ -578,7 +686,7 @@ fn block_len(entries: &[u8]) -> usize {
     }
 }
 
-/// What is said of entries that were sealed and make no sense.
+/// The error for entries that were sealed but make no sense.
 const ODD: &str = "an entry makes no sense; was it written by another version?";
 
 impl NodeMemory {
@@ -620,7 +728,6 @@ impl NodeMemory {
                 let place = u32::from_be_bytes(*place);
                 if *kind == 1 {
                     let scope = self.scope(std::str::from_utf8(rest).ok()?);
-                    scope.is_known.store(true, Relaxed);
                     names.insert(place, Arc::clone(&scope.name));
                     return Some(());
                 }
@@ -658,6 +765,7 @@ fn load_of_scope(scope: &ScopeMemory, kind: u8, entry: &[u8], elapsed_ms: u64) -
                 identity: *identity,
             });
         }
+        7 => _ = scope.stage.fetch_max(*entry.first()?, Relaxed),
         _ => return None,
     }
     Some(())
@@ -688,13 +796,13 @@ mod tests {
         Target::Session([n; 32])
     }
 
-    /// Revocations by their targets, with their ids and how long they are kept yet.
+    /// Revocations by their targets, with their ids and how long they are still kept.
     fn all(memory: &NodeMemory, scope: &ScopeMemory) -> Vec<(RevocationId, Target, u64)> {
         let mut all = Vec::new();
         let now_ms = memory.running_ms();
         let revocations = scope.revocations();
         revocations.for_each(|id, target, at_ms| {
-            // Clocks tick meanwhile.
+            // Clocks tick in the meantime.
             all.push((id, target, at_ms.saturating_sub(now_ms).div_ceil(60_000)));
         });
         all.sort_by_key(|(id, ..)| *id);
@@ -763,7 +871,7 @@ mod tests {
         let (made, written) = memory.revoke(&[(open_scope, HOUR_MS)], true, &everything);
         assert_eq!((made.len(), written), (2, Ok(())));
         let (open_scope, _) = prepared(&memory, "open");
-        // Those of one scope are for that alone, but what is revoked in any is for scopes that are new.
+        // A flush of one scope holds for that scope only. Other revocations also hold for new scopes.
         let (_, written) = memory.revoke(&[(open_scope, HOUR_MS)], false, &[session(2)]);
         assert_eq!(written, Ok(()));
         assert_eq!(targets(&memory, "closed"), everything);
@@ -791,6 +899,46 @@ mod tests {
         assert_eq!(targets(&memory, "scope"), [session(1)]);
     }
 
+    /// A listener whose key file is late takes revocations before its scope is prepared.
+    #[test]
+    fn a_scope_that_was_only_revoked_in_is_prepared_after_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let memory = open(&folder);
+        let (other, _) = prepared(&memory, "other");
+        let meant = [(Arc::clone(&other), HOUR_MS)];
+        assert_eq!(memory.revoke(&meant, true, &[session(1)]).1, Ok(()));
+        let late = memory.scope("late");
+        let meant = [(other, HOUR_MS), (late, HOUR_MS)];
+        assert_eq!(memory.revoke(&meant, true, &[session(2)]).1, Ok(()));
+        memory.compact(&mut memory.file.lock()).unwrap();
+        drop((meant, memory));
+        for _ in 0..2 {
+            let memory = open(&folder);
+            let (late, was_known) = prepared(&memory, "late");
+            assert!(was_known && !late.is_complete());
+            // One was made there, and one comes from the other scope. That happens once.
+            assert_eq!(targets(&memory, "late"), [1, 2, 2].map(session));
+        }
+    }
+
+    #[test]
+    fn a_scope_is_complete_once_its_log_was_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let is_complete = |memory: &NodeMemory| prepared(memory, "scope").0.is_complete();
+        let memory = open(&folder);
+        assert!(!is_complete(&memory));
+        drop(memory);
+        let memory = open(&folder);
+        assert!(!is_complete(&memory));
+        memory.note_complete(&memory.scope("scope"));
+        drop(memory);
+        let memory = open(&folder);
+        assert!(is_complete(&memory));
+        memory.compact(&mut memory.file.lock()).unwrap();
+        drop(memory);
+        assert!(is_complete(&open(&folder)));
+    }
+
     #[test]
     fn revocations_end_by_the_time_that_passes_and_not_by_clocks() {
         let folder = tempfile::tempdir().unwrap();
@@ -803,7 +951,7 @@ mod tests {
         set_moved(HOUR_MS / 2, 400 * 24 * HOUR_MS as i64);
         assert!(memory.tidy().is_empty());
         drop((scope, memory));
-        // The node is down for long, and its monotonic clock begins again.
+        // The node is down for a long time, and its monotonic clock begins again.
         set_moved(0, -400);
         let memory = open(&folder);
         let (scope, _) = prepared(&memory, "scope");
@@ -865,7 +1013,7 @@ mod tests {
         assert!(written.is_err() && memory.error().is_some());
         assert_eq!(targets(&memory, "scope"), [session(1)]);
         fs::remove_file(&place).unwrap();
-        assert!(!memory.prepare(&scope).unwrap());
+        assert!(memory.prepare(&scope).unwrap());
         assert_eq!(memory.error(), None);
         drop((meant, scope, memory));
         let memory = open(&folder);
@@ -886,17 +1034,88 @@ mod tests {
                 .1
         };
         assert_eq!(revoke(1), Ok(()));
-        // As good as a full disk: nothing can be appended.
+        // Nothing can be appended, as with a full disk.
         rights(0o777);
         assert!(revoke(2).is_err() && memory.error().is_some());
         rights(0o700);
+        // There is room to append, and none for a new file.
+        let new = place.join("revocations.new");
+        fs::create_dir_all(new.join("something")).unwrap();
         assert_eq!(revoke(3), Ok(()));
+        assert!(memory.error().is_some() && memory.is_unsaved());
+        let restarted = |expected: &[u8]| {
+            let copied = tempfile::tempdir().unwrap();
+            let copy = copied.path().join("node");
+            fs::create_dir(&copy).unwrap();
+            fs::set_permissions(&copy, fs::Permissions::from_mode(0o700)).unwrap();
+            for found in fs::read_dir(&place).unwrap().map(Result::unwrap) {
+                if found.file_type().unwrap().is_file() {
+                    fs::copy(found.path(), copy.join(found.file_name())).unwrap();
+                }
+            }
+            let memory = open(&copied);
+            prepared(&memory, "scope");
+            let expected: Vec<_> = expected.iter().copied().map(session).collect();
+            assert_eq!(targets(&memory, "scope"), expected);
+        };
+        restarted(&[1, 3]);
+        fs::remove_dir_all(&new).unwrap();
+        assert_eq!(revoke(4), Ok(()));
+        assert!(memory.error().is_none() && !memory.is_unsaved());
+        restarted(&[1, 2, 3, 4]);
+        // Without another revocation, it is written when the memory is tidied.
+        rights(0o777);
+        assert!(revoke(5).is_err() && memory.is_unsaved());
+        rights(0o700);
         memory.tidy();
-        assert_eq!(memory.error(), None);
-        drop((scope, memory));
+        assert!(memory.error().is_none() && !memory.is_unsaved());
+        restarted(&[1, 2, 3, 4, 5]);
+    }
+
+    #[test]
+    fn what_is_revoked_before_the_file_is_loaded_holds_in_the_scopes_that_it_names() {
+        let folder = tempfile::tempdir().unwrap();
+        let (place, away) = (folder.path().join("node"), folder.path().join("away"));
         let memory = open(&folder);
-        prepared(&memory, "scope");
-        assert_eq!(targets(&memory, "scope"), [1, 2, 3].map(session));
+        prepared(&memory, "open");
+        prepared(&memory, "closed");
+        drop(memory);
+        fs::rename(&place, &away).unwrap();
+        fs::write(&place, "no folder").unwrap();
+        let memory = open(&folder);
+        let meant = [(memory.scope("open"), HOUR_MS)];
+        let everything = [session(1), Target::All];
+        assert!(memory.revoke(&meant, true, &everything).1.is_err());
+        fs::remove_file(&place).unwrap();
+        fs::rename(&away, &place).unwrap();
+        for name in ["open", "closed", "new"] {
+            prepared(&memory, name);
+            assert_eq!(targets(&memory, name), everything, "{name}");
+        }
+        assert!(!memory.is_unsaved());
+        drop((meant, memory));
+        let memory = open(&folder);
+        for name in ["open", "closed", "new"] {
+            prepared(&memory, name);
+            assert_eq!(targets(&memory, name), everything, "{name}");
+        }
+    }
+
+    #[test]
+    fn many_revocations_before_any_scope_are_compacted() {
+        let folder = tempfile::tempdir().unwrap();
+        let memory = open(&folder);
+        let target = |n: u32| {
+            let mut id = [0; 32];
+            id[..4].copy_from_slice(&n.to_be_bytes());
+            Target::Session(id)
+        };
+        let targets: Vec<_> = (0..30_000).map(target).collect();
+        assert_eq!(memory.revoke(&[], true, &targets).1, Ok(()));
+        memory.compact(&mut memory.file.lock()).unwrap();
+        drop(memory);
+        let (scope, _) = prepared(&open(&folder), "scope");
+        assert_eq!(scope.revocations().len(), targets.len());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What is to be written, on its way from callers that must not wait to the writer's thread.
+//! The records to write, between callers that must not wait and the writer's thread.
 
 use crate::revocations::{Knowledge, RevocationId};
 use crate::target::Target;
@@ -11,32 +11,33 @@ use std::thread;
 use std::time::{Duration, Instant};
 use zeroize::Zeroize;
 
-/// Most bytes of sessions that wait to be written.
+/// Limit on the bytes of sessions that wait to be written.
 const MAX_BYTES: usize = if cfg!(test) { 32 } else { 32 * 1024 } * 1024;
 
-/// Most sessions, and most control records, to write at once for one scope.
-const BATCH: usize = if cfg!(test) { 50 } else { 1000 };
-const NOTES: usize = 10 * BATCH;
+/// The most sessions, and the most control records, that are written at once for one scope.
+const SESSION_BATCH: usize = if cfg!(test) { 50 } else { 1000 };
+const CONTROL_BATCH: usize = 10 * SESSION_BATCH;
 
-/// How long sessions are gathered before they are written: otherwise each would wake the writer, at the cost of
-/// its caller.
+/// How long the writer gathers sessions before it writes them. Otherwise each session would wake it, at its caller's
+/// cost.
 const GATHER: Duration = Duration::from_millis(1);
 
-/// How long the writer polls while sessions keep coming, before it sleeps until it is woken: waking a thread takes longer
-/// than everything else that a registration does here.
+/// How long the writer polls while sessions keep coming, before it sleeps. Waking a thread takes longer than everything
+/// else that a registration does here.
 const LINGER: Duration = Duration::from_millis(20);
 
-/// A session that was stored. Wiped when dropped, and boxed in a queue: what is moved leaves its bytes behind.
+/// A session that was stored. It is wiped when dropped, and boxed in the queue, because a moved value leaves its bytes
+/// behind.
 pub(crate) struct NewSession {
     pub id: [u8; 32],
     pub secret: [u8; 48],
     pub template: Arc<EncodedTemplate>,
-    /// What this node knew when the session was made.
+    /// The revocations that this node knew when the session was made.
     pub knowledge: Arc<Knowledge>,
     /// The client's certificate, in DER; empty if it has none.
     pub certificate: Box<[u8]>,
     pub tail: Box<[u8]>,
-    /// By the monotonic clock.
+    /// In milliseconds, by the monotonic clock.
     pub made_ms: u64,
     pub lifetime_ms: u64,
 }
@@ -54,7 +55,7 @@ impl Drop for NewSession {
     }
 }
 
-/// What sessions refer to by its hash.
+/// Content that sessions refer to by its hash.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Content {
     Template(Arc<[u8]>),
@@ -71,19 +72,19 @@ impl Content {
 
 /// A control record to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Note {
+pub(crate) enum ControlRecord {
     Revocation {
         id: RevocationId,
         keep_ms: u64,
         target: Target,
-        /// Whether the node's memory has it.
+        /// Whether it is in the node's memory.
         is_remembered: bool,
     },
-    /// What this node knows, even if the log has it already.
+    /// This node's knowledge, even if the log has it already.
     Statement,
     /// A template or a knowledge that the log has lost.
     Content(Content),
-    /// The writer's clock, whose relation to the time of day has changed, or which the log has lost.
+    /// The writer's clock, because it was corrected or the log has lost it.
     Clock,
     Ask {
         nonce: u64,
@@ -93,23 +94,23 @@ pub(crate) enum Note {
     },
 }
 
-/// What the writer has to do next for a scope.
+/// What the writer has to write next for a scope.
 #[derive(Default)]
 pub(crate) struct Batch {
     pub sessions: VecDeque<Box<NewSession>>,
-    pub notes: VecDeque<Note>,
+    pub control: VecDeque<ControlRecord>,
 }
 
 impl Batch {
     pub fn is_empty(&self) -> bool {
-        self.sessions.is_empty() && self.notes.is_empty()
+        self.sessions.is_empty() && self.control.is_empty()
     }
 }
 
 /// Wakes the writer of all queues of a log.
 #[derive(Default)]
 pub(crate) struct Waker {
-    /// Whether the writer sleeps until something comes: only then it has to be woken.
+    /// Whether the writer sleeps until something comes. Only then it must be woken.
     is_awaited: AtomicBool,
     is_woken: Mutex<bool>,
     woken: Condvar,
@@ -118,16 +119,16 @@ pub(crate) struct Waker {
 impl Waker {
     /// Wakes the writer if it sleeps.
     pub fn wake(&self) {
-        // Pairs with `wait`, which looks into the queues after it has set this.
+        // Pairs with `wait`, which sets this first and then looks into the queues.
         if self.is_awaited.swap(false, SeqCst) {
             *self.is_woken.lock() = true;
             self.woken.notify_all();
         }
     }
 
-    /// Waits until `has_work`, or for this long. `is_busy` tells that more is likely to come soon.
-    pub fn wait(&self, patience: Duration, is_busy: bool, has_work: impl Fn() -> bool) {
-        let deadline = Instant::now() + patience;
+    /// Waits until `has_work`, but no longer than `timeout`. `is_busy` says that more work is likely to come soon.
+    pub fn wait(&self, timeout: Duration, is_busy: bool, has_work: impl Fn() -> bool) {
+        let deadline = Instant::now() + timeout;
         let lingers_until = deadline.min(Instant::now() + LINGER);
         while is_busy && Instant::now() < lingers_until {
             if has_work() {
@@ -148,7 +149,7 @@ impl Waker {
     }
 }
 
-/// What one scope has to write.
+/// The queue of one scope.
 pub(crate) struct Queue {
     waiting: Mutex<Waiting>,
     waker: Arc<Waker>,
@@ -159,10 +160,12 @@ pub(crate) struct Queue {
 struct Waiting {
     sessions: VecDeque<Box<NewSession>>,
     bytes: usize,
-    notes: VecDeque<Note>,
-    /// Revocations that are not in the log yet, those in the writer's hands included.
+    revocations: VecDeque<ControlRecord>,
+    /// The control records that are no revocations.
+    others: VecDeque<ControlRecord>,
+    /// Revocations that are not in the log yet, including those that the writer has taken.
     unwritten: HashSet<RevocationId>,
-    /// Whether there may be some that the node's memory does not have.
+    /// Whether some of the revocations may be missing in the node's memory.
     has_unremembered: bool,
     is_closed: bool,
 }
@@ -176,7 +179,7 @@ impl Queue {
         }
     }
 
-    /// Adds a session, and returns how many of the oldest were dropped for it.
+    /// Adds a session, and returns how many of the oldest sessions were dropped for it.
     pub fn push_session(&self, session: Box<NewSession>) -> u64 {
         let mut waiting = self.waiting.lock();
         if waiting.is_closed {
@@ -198,39 +201,39 @@ impl Queue {
     }
 
     /// Adds a control record. None is ever dropped.
-    pub fn push_note(&self, note: Note) {
-        self.push_notes([note]);
+    pub fn push_record(&self, record: ControlRecord) {
+        self.push_records([record]);
     }
 
-    /// Adds control records, but for revocations that are on their way already.
-    pub fn push_notes(&self, notes: impl IntoIterator<Item = Note>) {
+    /// Adds control records, except for revocations that are already on their way.
+    pub fn push_records(&self, records: impl IntoIterator<Item = ControlRecord>) {
         let mut waiting = self.waiting.lock();
-        for note in notes {
-            let is_new = match &note {
-                Note::Revocation {
+        for record in records {
+            match &record {
+                ControlRecord::Revocation {
                     id, is_remembered, ..
                 } => {
                     waiting.has_unremembered |= !is_remembered;
-                    waiting.unwritten.insert(*id)
+                    if waiting.unwritten.insert(*id) {
+                        waiting.revocations.push_back(record);
+                    }
                 }
-                _ => true,
-            };
-            if is_new {
-                waiting.notes.push_back(note);
+                _ => waiting.others.push_back(record),
             }
         }
         drop(waiting);
         self.waker.wake();
     }
 
-    /// Revocations that the node's memory does not have, with how long they are kept. It is taken to have them from now on.
+    /// Takes the revocations that are not in the node's memory, with how long they are kept. The caller has to store
+    /// them there.
     pub fn take_unremembered(&self) -> Vec<(RevocationId, Target, u64)> {
         let mut waiting = self.waiting.lock();
         if !std::mem::take(&mut waiting.has_unremembered) {
             return Vec::new();
         }
-        let take = |note: &mut Note| match note {
-            Note::Revocation {
+        let take = |record: &mut ControlRecord| match record {
+            ControlRecord::Revocation {
                 id,
                 keep_ms,
                 target,
@@ -241,14 +244,14 @@ impl Queue {
             }
             _ => None,
         };
-        waiting.notes.iter_mut().filter_map(take).collect()
+        waiting.revocations.iter_mut().filter_map(take).collect()
     }
 
     /// Notes that control records are in the log.
-    pub fn note_written(&self, notes: &VecDeque<Note>) {
+    pub fn note_written(&self, records: &VecDeque<ControlRecord>) {
         let mut waiting = self.waiting.lock();
-        for note in notes {
-            if let Note::Revocation { id, .. } = note {
+        for record in records {
+            if let ControlRecord::Revocation { id, .. } = record {
                 waiting.unwritten.remove(id);
             }
         }
@@ -260,7 +263,7 @@ impl Queue {
         self.waiting.lock().unwritten.len() as u64
     }
 
-    /// Waits until all revocations are in the log, and tells whether they are.
+    /// Waits until all revocations are in the log, and returns whether they are.
     pub fn wait_written(&self, deadline: Instant) -> bool {
         let mut waiting = self.waiting.lock();
         while !waiting.unwritten.is_empty() {
@@ -271,13 +274,13 @@ impl Queue {
         true
     }
 
-    /// No more sessions will come.
+    /// Closes the queue for sessions.
     pub fn close(&self) {
         self.waiting.lock().is_closed = true;
         self.waker.wake();
     }
 
-    /// Whether no more sessions will come.
+    /// Whether the queue is closed for sessions.
     pub fn is_closed(&self) -> bool {
         self.waiting.lock().is_closed
     }
@@ -285,7 +288,7 @@ impl Queue {
     /// How many records wait.
     pub fn len(&self) -> usize {
         let waiting = self.waiting.lock();
-        waiting.sessions.len() + waiting.notes.len()
+        waiting.sessions.len() + waiting.revocations.len() + waiting.others.len()
     }
 
     /// Drops the sessions that wait, and returns how many there were.
@@ -295,28 +298,32 @@ impl Queue {
         std::mem::take(&mut waiting.sessions).len() as u64
     }
 
-    /// The next to write, of which there may be nothing.
+    /// Takes the next records to write. There may be none. Revocations come first, because all other records may tell
+    /// of them: if this node crashed in between, the others would wait for a revocation that nobody has.
     pub fn take(&self) -> Batch {
         let mut waiting = self.waiting.lock();
-        // A revocation that came just now is remembered first.
-        let is_ready = |note: &&Note| {
+        // A revocation must be in the node's memory before it is written to the log.
+        let is_ready = |record: &&ControlRecord| {
             !matches!(
-                note,
-                Note::Revocation {
+                record,
+                ControlRecord::Revocation {
                     is_remembered: false,
                     ..
                 }
             )
         };
-        let ready = waiting
-            .notes
-            .iter()
-            .take(NOTES)
+        let ready = (waiting.revocations.iter())
+            .take(CONTROL_BATCH)
             .take_while(is_ready)
             .count();
-        // Sessions refer to what their writer knows: not before all of it is written.
-        let count = match ready == waiting.notes.len() {
-            true => waiting.sessions.len().min(BATCH),
+        let mut control: VecDeque<_> = waiting.revocations.drain(..ready).collect();
+        if waiting.revocations.is_empty() {
+            let count = waiting.others.len().min(CONTROL_BATCH);
+            control.extend(waiting.others.drain(..count));
+        }
+        // Sessions refer to other records as well.
+        let count = match waiting.revocations.is_empty() && waiting.others.is_empty() {
+            true => waiting.sessions.len().min(SESSION_BATCH),
             false => 0,
         };
         let sessions: VecDeque<Box<NewSession>> = waiting.sessions.drain(..count).collect();
@@ -324,10 +331,7 @@ impl Queue {
             .iter()
             .map(|session| session.bytes())
             .sum::<usize>();
-        Batch {
-            sessions,
-            notes: waiting.notes.drain(..ready).collect(),
-        }
+        Batch { sessions, control }
     }
 }
 
@@ -348,8 +352,8 @@ mod tests {
         })
     }
 
-    fn revocation(counter: u64) -> Note {
-        Note::Revocation {
+    fn revocation(counter: u64) -> ControlRecord {
+        ControlRecord::Revocation {
             id: RevocationId { origin: 1, counter },
             keep_ms: 1,
             target: Target::All,
@@ -368,10 +372,10 @@ mod tests {
         assert_eq!(queue.push_session(session(1, third)), 0);
         assert_eq!(queue.push_session(session(2, third)), 0);
         assert_eq!(queue.push_session(session(3, third)), 1);
-        queue.push_note(revocation(1));
+        queue.push_record(revocation(1));
         let batch = queue.take();
         let ids: Vec<_> = batch.sessions.iter().map(|session| session.id[0]).collect();
-        assert_eq!((ids, batch.notes.len()), (vec![2, 3], 1));
+        assert_eq!((ids, batch.control.len()), (vec![2, 3], 1));
         assert_eq!(queue.push_session(session(4, 2 * third)), 0);
     }
 
@@ -381,24 +385,25 @@ mod tests {
         queue.push_session(session(1, 0));
         queue.close();
         assert_eq!(queue.push_session(session(2, 0)), 1);
-        queue.push_note(revocation(1));
+        queue.push_record(revocation(1));
         let batch = queue.take();
-        assert_eq!((batch.sessions.len(), batch.notes.len()), (1, 1));
+        assert_eq!((batch.sessions.len(), batch.control.len()), (1, 1));
         assert!(queue.take().is_empty());
     }
 
     #[test]
     fn revocations_count_until_they_are_written() {
         let queue = Arc::new(queue());
-        queue.push_notes([revocation(1), Note::Statement, revocation(2)]);
+        queue.push_records([ControlRecord::Statement, revocation(1), revocation(2)]);
         let batch = queue.take();
+        assert_eq!(batch.control[2], ControlRecord::Statement);
         assert_eq!((queue.len(), queue.unwritten()), (0, 2));
         assert!(!queue.wait_written(Instant::now()));
         let waiting = {
             let queue = Arc::clone(&queue);
             thread::spawn(move || queue.wait_written(Instant::now() + Duration::from_secs(60)))
         };
-        queue.note_written(&batch.notes);
+        queue.note_written(&batch.control);
         assert!(waiting.join().unwrap());
         assert_eq!(queue.unwritten(), 0);
     }
@@ -411,21 +416,22 @@ mod tests {
             origin: 1,
             counter: 2,
         };
-        queue.push_notes([
+        queue.push_records([
             revocation(1),
-            Note::Revocation {
+            ControlRecord::Revocation {
                 id,
                 keep_ms: 5,
                 target: target.clone(),
                 is_remembered: false,
             },
             revocation(3),
+            ControlRecord::Clock,
         ]);
-        assert_eq!(queue.take().notes, [revocation(1)]);
+        assert_eq!(queue.take().control, [revocation(1)]);
         assert!(queue.take().is_empty());
         assert_eq!(queue.take_unremembered(), [(id, target, 5)]);
         assert_eq!(queue.take_unremembered(), []);
-        assert_eq!(queue.take().notes.len(), 2);
+        assert_eq!(queue.take().control.len(), 3);
     }
 
     #[test]

@@ -1,13 +1,14 @@
-//! From a log to a scope's store: what each record does, wherever it was read.
+//! Puts records of a log into a scope's store, whether the replay or the follower has read them.
 
 use crate::clock::{now_ms, wall_ms};
-use crate::queue::Note;
+use crate::queue::ControlRecord;
 use crate::record::{
     content_hash, header, seal, Body, ContentHash, LogIdentity, Opened, Skipped, Stamp, Statement,
 };
 use crate::revocations::{Learned, RevocationId, Verdict};
-use crate::shared::{Lacking, References, Shared, CLOCK_STEP_MS, MAX_AHEAD_MS};
+use crate::shared::{Lacking, References, Shared, CLOCK_STEP_MS, MAX_AHEAD_MS, MAX_RETIRED_KEYS};
 use crate::status::{EventKind, Part};
+use crate::suites::Suites;
 use crate::target::Target;
 use crate::template::TemplateCodec;
 use chacha20poly1305::aead::Generate;
@@ -19,32 +20,37 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How long a node may take to answer a question: the first one does.
+/// How long a node may take to answer a question. Each node waits for a delay of its own, and the first answer is
+/// enough.
 const ANSWER_WITHIN_MS: u64 = 400;
 
-/// Most questions that wait for an answer: a node that may lack something gives none.
+/// Limit on the questions that wait for an answer: a node that may lack something answers none.
 const MAX_TO_ANSWER: usize = 1000;
 
-/// What a pass over the control stream has met.
+/// Limit on the names of unknown keys that are noted. An attacker can make up names. As there may be more names than
+/// those of retired keys, one that is not retired is always among them.
+const MAX_UNKNOWN_KEYS: usize = MAX_RETIRED_KEYS + 1;
+
+/// What a pass over the control stream has found.
 #[derive(Default)]
 pub(crate) struct Seen {
-    /// Revocations, sealed with a key that will be there for long.
+    /// Revocations that are sealed with the sealing key or a newer one.
     pub revocations: HashMap<u64, RangeInclusiveSet<u64>>,
     pub contents: HashSet<ContentHash>,
     pub has_own_clock: bool,
-    /// Whether there are records that were sealed for another log.
-    pub has_other_log: bool,
+    /// The log that the oldest record was written to. The pass goes from the newest to the oldest.
+    pub oldest_log: Option<LogIdentity>,
     /// Whether there is any record of this log.
     pub has_any: bool,
     pub answers: HashSet<u64>,
-    /// Names of keys that records are sealed with and this node does not have.
+    /// Names of keys that this node does not have and that seal some records.
     pub unknown_keys: HashSet<Vec<u8>>,
 }
 
 /// Why a session was not put into the store.
 pub(crate) enum Unread {
     Skipped(Skipped),
-    /// What its writer knew is not in the log.
+    /// The log lacks the record that says what its writer knew.
     UnknownKnowledge(ContentHash),
 }
 
@@ -55,7 +61,7 @@ impl From<Skipped> for Unread {
 }
 
 impl<T: TemplateCodec> Shared<T> {
-    /// Carries out control records. `seen` is for a pass over the whole stream; without, they are new.
+    /// Carries out control records. `seen` is given in a pass over the whole stream; without it, the records are new.
     pub fn apply_control<'a>(
         &self,
         records: impl IntoIterator<Item = &'a Record>,
@@ -79,7 +85,7 @@ impl<T: TemplateCodec> Shared<T> {
         &self,
         stream: Stream,
         record: &[u8],
-        seen: Option<&mut Seen>,
+        mut seen: Option<&mut Seen>,
     ) -> Result<Opened, Skipped> {
         let header = header(&self.context, stream, record)?;
         let keys = self.keys().ok_or(Skipped::Key)?;
@@ -89,10 +95,16 @@ impl<T: TemplateCodec> Shared<T> {
                 self.note_unknown_key(stream, header.key_id);
             }
         });
-        // After the keys: with wrong ones every log looks like another.
+        if let (Some(seen), true) = (seen.as_deref_mut(), opened.is_ok()) {
+            seen.oldest_log = Some(header.stamp.log);
+        }
+        // This comes after opening: with a wrong key, every log would look like another one.
         if let (Ok(other), true) = (&opened, self.identity() != Some(header.stamp.log)) {
-            self.note_other_log(seen);
-            // Nodes that begin a log at the same time all claim it, and one of them is heard.
+            if seen.is_none() {
+                // The log may have been lost, and another node may have begun it again.
+                self.replay.lock().want_scan(Duration::from_secs(1));
+            }
+            // If several nodes begin a log at the same time, each writes a claim, and all accept the oldest.
             return match other.body() {
                 Ok(Body::Claim) => opened,
                 _ => Err(Skipped::Log),
@@ -117,19 +129,11 @@ impl<T: TemplateCodec> Shared<T> {
                 _ => {}
             },
             Err(Skipped::Key) => {
-                seen.unknown_keys.insert(header.key_id.into());
+                note_unknown(&mut seen.unknown_keys, header.key_id);
             }
             Err(_) => {}
         }
         opened
-    }
-
-    /// Perhaps the log is lost, and another node has begun it again.
-    fn note_other_log(&self, seen: Option<&mut Seen>) {
-        match seen {
-            Some(seen) => seen.has_other_log = true,
-            None => self.replay.lock().want_scan(Duration::from_secs(1)),
-        }
     }
 
     /// A record that gives a new log an identity.
@@ -141,7 +145,7 @@ impl<T: TemplateCodec> Shared<T> {
         seal(&keys, &self.context, stamp, &Body::Claim)
     }
 
-    /// The log that a record was written to, if it opens. Keys that are not known here are added to `unknown`.
+    /// The identity of the log that a record was written to, if it opens. Adds names of unknown keys to `unknown`.
     pub fn identity_of(
         &self,
         stream: Stream,
@@ -152,13 +156,13 @@ impl<T: TemplateCodec> Shared<T> {
         let header = header(&self.context, stream, record).ok()?;
         match header.open(&keys, &self.context) {
             Ok(opened) => return Some(opened.stamp.log),
-            Err(Skipped::Key) => _ = unknown.insert(header.key_id.into()),
+            Err(Skipped::Key) => note_unknown(unknown, header.key_id),
             Err(_) => {}
         }
         None
     }
 
-    /// Whether the operator has decided to read sessions whose writer's knowledge is lost.
+    /// Whether the operator has decided to read sessions although the record of their writer's knowledge is lost.
     fn settle_overridden(&self, knowledge: ContentHash) -> bool {
         let mut replay = self.replay.lock();
         replay.is_overridden && {
@@ -172,7 +176,7 @@ impl<T: TemplateCodec> Shared<T> {
         let mut replay = self.replay.lock();
         replay.lacks_keys = true;
         if stream == Stream::Control && !is_retired && !replay.is_held {
-            // A revocation, perhaps: the pass says so, and goes on once the key is there.
+            // It may be a revocation. The pass reports that, and goes on once the key is there.
             replay.want_scan(Duration::from_millis(200));
         }
     }
@@ -195,11 +199,14 @@ impl<T: TemplateCodec> Shared<T> {
                 drop(references);
                 self.replay.lock().note_found(Lacking::Template(hash));
             }
-            Body::Knowledge(content) => self.learn_statement(content, keep_ms)?,
+            Body::Knowledge(content) => {
+                self.learn_statement(content, keep_ms, seen.is_none())?;
+            }
             Body::Clock { zero_ms, revision } => {
                 let clock = (zero_ms, revision);
                 let mut references = self.references.lock();
-                let former_ms = references.learn_clock(stamp.writer, clock, keep_ms);
+                let is_new = seen.is_none();
+                let former_ms = references.learn_clock(stamp.writer, clock, keep_ms, is_new);
                 drop(references);
                 (self.replay.lock()).note_found(Lacking::Clock(stamp.writer));
                 if former_ms.is_some_and(|former| former.abs_diff(zero_ms) >= CLOCK_STEP_MS) {
@@ -225,7 +232,7 @@ impl<T: TemplateCodec> Shared<T> {
             }
             Body::Answer { nonce } => {
                 let mut replay = self.replay.lock();
-                // Each counts once: it stays in the log.
+                // Each answer counts once, because it stays in the log.
                 if let Some(place) = replay.asked.iter().position(|asked| *asked == nonce) {
                     replay.asked.remove(place);
                     replay.is_answered = true;
@@ -242,7 +249,7 @@ impl<T: TemplateCodec> Shared<T> {
         Ok(())
     }
 
-    fn learn_statement(&self, content: &[u8], keep_ms: u64) -> Result<(), Skipped> {
+    fn learn_statement(&self, content: &[u8], keep_ms: u64, is_new: bool) -> Result<(), Skipped> {
         let hash = content_hash(content);
         if self.references.lock().knowledge.contains_key(&hash) {
             return Ok(());
@@ -251,11 +258,11 @@ impl<T: TemplateCodec> Shared<T> {
         self.note_retired_keys(&statement.retired_keys);
         let knowledge = &statement.knowledge;
         if (self.remembered).change(|revocations| revocations.learn_statement(knowledge)) {
-            // Revocations are done with that this node never gets to see.
+            // So this node need not wait any more for some missing revocations.
             self.memory.note_knowledge(&self.remembered, knowledge);
         }
         let mut references = self.references.lock();
-        references.learn_knowledge(hash, statement.knowledge, keep_ms);
+        references.learn_knowledge(hash, statement.knowledge, keep_ms, is_new);
         Ok(())
     }
 
@@ -288,7 +295,7 @@ impl<T: TemplateCodec> Shared<T> {
         self.memory.note(&self.remembered, &new, longest_ms);
     }
 
-    /// Puts a session into the store, unless it has ended or is revoked.
+    /// Puts a session into the store, unless it has expired, is revoked, or has a cipher suite that is not allowed.
     pub fn apply_session(
         &self,
         store: &ServerStore<T>,
@@ -298,7 +305,8 @@ impl<T: TemplateCodec> Shared<T> {
     ) -> Result<(), Unread> {
         self.status.read.fetch_add(1, Relaxed);
         let header = header(&self.context, Stream::Sessions, record)?;
-        if header.stamp.writer == self.writer {
+        let is_own = header.stamp.writer == self.writer;
+        if is_own && !(arrival == Arrival::Replayed && self.suites.lock().has_dropped()) {
             return Ok(());
         }
         let clock = {
@@ -307,13 +315,13 @@ impl<T: TemplateCodec> Shared<T> {
             clock.map(|clock| clock.value)
         };
         let Some((zero_ms, _)) = clock else {
-            // Whoever wrote it, it has to open first.
+            // A record that does not open must not make this node wait for a clock.
             self.open(Stream::Sessions, record, None)?;
             let lacking = Lacking::Clock(header.stamp.writer);
             self.replay.lock().note_lacking(lacking);
             return Err(Skipped::Template.into());
         };
-        // Looked at before it is opened: most of an old log has ended.
+        // This comes before opening, because most sessions of an old log have expired.
         let times = self.times(store, zero_ms, header.stamp, arrival)?;
         let opened = self.open(Stream::Sessions, record, None)?;
         let Body::Session {
@@ -331,7 +339,7 @@ impl<T: TemplateCodec> Shared<T> {
         let mut references = self.references.lock();
         let known = match references.knowledge.get(knowledge) {
             Some(known) => Arc::clone(&known.value),
-            // As if it had known nothing: what this node knows covers it.
+            // The session counts as written without any knowledge, so all revocations that this node knows cover it.
             None if self.settle_overridden(*knowledge) => Arc::default(),
             None => return Err(Unread::UnknownKnowledge(*knowledge)),
         };
@@ -340,9 +348,13 @@ impl<T: TemplateCodec> Shared<T> {
                 .lock()
                 .note_lacking(Lacking::Template(*template));
         }
-        let template = references.template(store, template)?;
+        // This lock is held until the session is stored, too: when other suites are allowed, sessions of the former ones
+        // are in the store already, or are not read any more.
+        let mut suites = self.suites.lock();
+        let template = references.template(store, template, &mut suites)?;
         drop(references);
-        // Held until the session is stored: it is judged by all revocations, or found by whoever carries one out.
+        // The lock is held until the session is stored. So each revocation either is known here, or finds the session
+        // in the store when it is carried out.
         let revocations = self.remembered.revocations();
         let certificate = (!certificate.is_empty()).then_some(certificate);
         match revocations.judge(id, certificate, &known) {
@@ -359,7 +371,7 @@ impl<T: TemplateCodec> Shared<T> {
             tail,
         };
         let result = store.restore(session, born_ms, arrival, now_ms);
-        drop(revocations);
+        drop((revocations, suites));
         match result {
             Restored::Stored => {
                 self.status.applied.fetch_add(1, Relaxed);
@@ -375,7 +387,8 @@ impl<T: TemplateCodec> Shared<T> {
         Ok(())
     }
 
-    /// When a session was made by the store's clock, and the present. `zero_ms` is the time of day at zero of its writer's clock.
+    /// When a session was made, by the store's clock, and the present time. `zero_ms` is the time of day at zero of its
+    /// writer's clock.
     fn times(
         &self,
         store: &ServerStore<T>,
@@ -405,22 +418,22 @@ impl<T: TemplateCodec> Shared<T> {
         }
     }
 
-    /// Writes what this node knows and the log does not have, and answers those who asked, if it may: not while this node
-    /// itself may lack something.
+    /// Writes what this node knows and the log does not have. If it may, it also answers questions; a node that may
+    /// lack something itself must not.
     pub fn complete_log(&self, seen: &Seen, may_answer: bool) {
-        if self.status.is_failing(Part::Writer) {
-            // What waits already is enough.
+        if self.status.is_failing(Part::Writer) && self.queue.len() > 0 {
+            // The queue already has enough for a log that fails.
             self.replay.lock().want_scan(Duration::from_secs(1));
             return;
         }
         let now_ms = self.memory.running_ms();
-        let mut notes = Vec::new();
+        let mut records = Vec::new();
         self.remembered
             .revocations()
             .for_each(|id, target, expires_ms| {
                 let counters = seen.revocations.get(&id.origin);
                 if !counters.is_some_and(|counters| counters.contains(&id.counter)) {
-                    notes.push(Note::Revocation {
+                    records.push(ControlRecord::Revocation {
                         id,
                         keep_ms: expires_ms.saturating_sub(now_ms),
                         target,
@@ -428,14 +441,14 @@ impl<T: TemplateCodec> Shared<T> {
                     });
                 }
             });
-        let is_complete = notes.is_empty();
+        let is_complete = records.is_empty();
         for (hash, (_, content)) in &*self.announced.lock() {
             if !seen.contents.contains(hash) {
-                notes.push(Note::Content(content.clone()));
+                records.push(ControlRecord::Content(content.clone()));
             }
         }
         if !seen.has_own_clock && self.clock.lock().written_ms.is_some() {
-            notes.push(Note::Clock);
+            records.push(ControlRecord::Clock);
         }
         let mut replay = self.replay.lock();
         let asked = match may_answer {
@@ -455,32 +468,46 @@ impl<T: TemplateCodec> Shared<T> {
             self.emit(EventKind::Noticed(notice.into()));
         }
         if !is_complete || !open.is_empty() || !seen.has_any {
-            notes.push(Note::Statement);
+            records.push(ControlRecord::Statement);
         }
-        notes.extend(open.into_iter().map(|nonce| Note::Answer { nonce }));
-        self.queue.push_notes(notes);
+        records.extend(
+            open.into_iter()
+                .map(|nonce| ControlRecord::Answer { nonce }),
+        );
+        self.queue.push_records(records);
+    }
+}
+
+fn note_unknown(unknown: &mut HashSet<Vec<u8>>, key_id: &[u8]) {
+    if unknown.len() < MAX_UNKNOWN_KEYS {
+        unknown.insert(key_id.into());
     }
 }
 
 impl References {
-    /// A hold on a template.
+    /// Interns a template and returns a hold on it, if its suite is allowed.
     fn template<'a, T: TemplateCodec>(
         &mut self,
         store: &'a ServerStore<T>,
         hash: &ContentHash,
+        suites: &mut Suites,
     ) -> Result<Held<'a, T>, Skipped> {
         let known = self.templates.get_mut(hash).ok_or(Skipped::Template)?;
+        // No template is made for a session that is left out, unless it is the first.
+        suites.check(known.suite)?;
         let name = known.template;
         if let Some(template) = name.and_then(|name| store.hold_template(name)) {
             return Ok(template);
         }
         let template = T::intern(store, &known.content).ok_or(Skipped::Template)?;
         known.template = Some(template.name());
+        known.suite = template.suite();
+        suites.check(known.suite)?;
         Ok(template)
     }
 }
 
-/// Drops the sessions that revocations are for, and answers how many there were.
+/// Drops the sessions that these revocations cover, and returns how many.
 pub(crate) fn carry_out<T>(scope: &Scope<T>, store: &ServerStore<T>, targets: &[Target]) -> u64 {
     if targets.contains(&Target::All) {
         return scope.clear();

@@ -1,4 +1,4 @@
-//! Sealed records: what an attacker with the log sees of them, and what they say.
+//! Sealed records: their format, and what they contain. An attacker with the log sees everything before the body.
 //!
 //! ```text
 //!  0  format version (3)           26  made, milliseconds by the writer's monotonic clock
@@ -11,9 +11,9 @@
 //!
 //! Numbers are big-endian. The body is sealed with XChaCha20-Poly1305 under a random nonce. Everything before the nonce
 //! is associated data, and so are the full names of scope and record layout. The kind decides the stream. So a record
-//! opens only in the log, scope and stream that it was written for.
+//! opens only in the log, scope and stream for which it was written.
 
-use crate::keys::{Keys, MAX_ID};
+use crate::keys::{is_id, Keys};
 use crate::revocations::{Knowledge, Known, RevocationId};
 use crate::target::Target;
 use chacha20poly1305::aead::{Aead, Generate, Payload};
@@ -27,25 +27,25 @@ use zeroize::Zeroizing;
 const VERSION: u8 = 3;
 const KEY_ID_AT: usize = 43;
 const NONCE: usize = 24;
-/// Nonces that are taken from the system at once.
+/// How many nonces are taken from the system at once.
 const NONCES: usize = 40;
 const TAG: usize = 16;
 
-/// Longest record that is opened.
+/// Longest record that is opened, in bytes.
 const MAX_RECORD: usize = 1024 * 1024;
 
-/// Hash of a template or of a knowledge, by which sessions refer to it: the beginning of its SHA-256.
+/// Hash by which sessions refer to a template or a knowledge record: the beginning of its SHA-256.
 pub type ContentHash = [u8; 16];
 
-/// Tells a log from all others: random.
+/// The random identity of a log.
 pub type LogIdentity = [u8; 8];
 
-/// The hash that sessions refer to this content by.
+/// The hash by which sessions refer to this content.
 pub fn content_hash(content: &[u8]) -> ContentHash {
     first(Sha256::digest(content).as_slice())
 }
 
-/// What a record belongs to.
+/// The scope and the record layout of records.
 pub struct Context {
     scope: Vec<u8>,
     layout: Vec<u8>,
@@ -54,7 +54,8 @@ pub struct Context {
 }
 
 impl Context {
-    /// `scope` is the scope's name. `layout` names the fields of session records: other layouts are not read.
+    /// `scope` is the scope's name. `layout` names the fields of session records. Records of other layouts are not
+    /// read.
     pub fn new(scope: &[u8], layout: &[u8]) -> Self {
         Context {
             scope: scope.into(),
@@ -67,7 +68,7 @@ impl Context {
     fn layout(&self, kind: Kind) -> (&[u8], [u8; 4]) {
         match kind {
             Kind::Session | Kind::Template => (&self.layout, self.layout_tag),
-            // A node that cannot read a session still obeys its revocation.
+            // Other records have no layout: a node that cannot read a session must still obey its revocation.
             _ => (&[], [0; 4]),
         }
     }
@@ -86,20 +87,21 @@ impl Context {
     }
 }
 
-/// Who wrote a record, where and when.
+/// Writer, log and time of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stamp {
-    /// The log it was written to.
+    /// The log for which it was written.
     pub log: LogIdentity,
-    /// A random number of the journal.
+    /// The random number of the journal that wrote it.
     pub writer: u64,
-    /// When, in milliseconds by the writer's monotonic clock: a [`Body::Clock`] relates it to the time of day.
+    /// When it was made, in milliseconds by the writer's monotonic clock. A [`Body::Clock`] relates that to the time of
+    /// day.
     pub made_ms: u64,
-    /// How long a session lives.
+    /// How long the session lives, in milliseconds.
     pub lifetime_ms: u64,
 }
 
-/// What a record says. Not `Debug`: it would show the secret.
+/// The content of a record. Not `Debug`, which would show the secret.
 pub enum Body<'a> {
     /// A session was stored.
     Session {
@@ -107,33 +109,34 @@ pub enum Body<'a> {
         id: &'a [u8; 32],
         /// The master secret.
         secret: &'a [u8; 48],
-        /// The template that it refers to.
+        /// The hash of its template.
         template: &'a ContentHash,
-        /// The revocations that its writer knew when it was made.
+        /// The hash of the revocations that its writer knew when it was made.
         knowledge: &'a ContentHash,
         /// The client's certificate, in DER; empty if it has none.
         certificate: &'a [u8],
-        /// What else differs from the template.
+        /// All other fields that differ from the template.
         tail: &'a [u8],
     },
-    /// What sessions have in common.
+    /// Fields that sessions have in common.
     Template(&'a [u8]),
-    /// What a writer knows: revocations, and names of keys that are no longer in use.
+    /// What a writer knows: revocations, and names of keys that were taken out of use.
     Knowledge(&'a [u8]),
-    /// Zero of the writer's monotonic clock, in milliseconds since 1970, for the `revision`th time.
+    /// The writer's monotonic clock was at zero at this time, in milliseconds since 1970. `revision` counts the
+    /// corrections.
     Clock { zero_ms: i64, revision: u64 },
     /// Sessions are revoked.
     Revocation {
         id: RevocationId,
-        /// How long the writer keeps it.
+        /// How long the writer keeps it, in milliseconds.
         keep_ms: u64,
         target: Target,
     },
-    /// A node asks the others to write what is missing, and to answer with this number.
+    /// A node asks the others to write what is missing, and then to answer with this number.
     Ask { nonce: u64 },
-    /// A node has written what was missing and it knew of.
+    /// A node answers that it has written all missing records that it knew.
     Answer { nonce: u64 },
-    /// The log gets the identity that the record is sealed for, unless it has one.
+    /// Gives the log the identity that is in the record's header, if the log has none.
     Claim,
 }
 
@@ -174,38 +177,40 @@ impl Kind {
     }
 }
 
-/// Why a record was left out.
+/// Why a record was not used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Skipped {
-    /// Too short, too long, or not what a record looks like.
+    /// Too short, too long, or not a Rekindle record.
     Malformed,
-    /// Of a newer version of Rekindle, or an older one.
+    /// Written by a newer or an older version of Rekindle.
     Version,
-    /// Of another scope.
+    /// It belongs to another scope.
     Scope,
-    /// Of another log, or of the other stream.
+    /// It belongs to another log, or to the other stream.
     Log,
-    /// Of another record layout: written by an ssl whose session records have other fields.
+    /// It has another record layout: it was written by an ssl whose session records have other fields.
     Layout,
     /// Sealed with a key that is not known here.
     Key,
-    /// Changed after it was sealed, or not sealed with the key it names.
+    /// Changed after it was sealed, or sealed with another key than it names.
     Forged,
-    /// A session from the future: the clock of its writer is wrong, or this node's. It is read again later.
+    /// A session from the future: its writer's clock is wrong, or this node's. It is read again later.
     Future,
     /// Its lifetime is over.
     Expired,
     /// Revoked.
     Revoked,
-    /// A record that it refers to is not in the log, or not readable here.
+    /// A record that it refers to is not in the log, or cannot be read here.
     Template,
     /// No room was left in the store.
     Full,
+    /// A session with a cipher suite that its listeners no longer allow. It is read again if they allow it later.
+    Suite,
 }
 
 impl Skipped {
     /// All reasons, in the order of [`index`](Self::index).
-    pub const ALL: [Skipped; 12] = [
+    pub const ALL: [Skipped; 13] = [
         Skipped::Malformed,
         Skipped::Version,
         Skipped::Scope,
@@ -218,6 +223,7 @@ impl Skipped {
         Skipped::Revoked,
         Skipped::Template,
         Skipped::Full,
+        Skipped::Suite,
     ];
 
     /// Its place in [`ALL`](Self::ALL).
@@ -228,7 +234,7 @@ impl Skipped {
 
 /// The part of a record that is not sealed.
 pub struct Header<'a> {
-    /// Who wrote it.
+    /// Writer, log and time.
     pub stamp: Stamp,
     kind: Kind,
     /// The name of the key that it is sealed with.
@@ -240,7 +246,7 @@ pub struct Header<'a> {
 
 /// A record that was opened. The body is wiped when it is dropped.
 pub struct Opened {
-    /// Who wrote it.
+    /// Writer, log and time.
     pub stamp: Stamp,
     kind: Kind,
     body: Zeroizing<Vec<u8>>,
@@ -252,7 +258,7 @@ pub fn seal(keys: &Keys, context: &Context, stamp: Stamp, body: &Body) -> Result
     seal_plain(keys, context, stamp, kind, &plain)
 }
 
-/// As [`seal`], whatever the body says.
+/// Like [`seal`], with any bytes as the body.
 pub(crate) fn seal_plain(
     keys: &Keys,
     context: &Context,
@@ -284,7 +290,8 @@ pub(crate) fn seal_plain(
     Ok(record)
 }
 
-/// A random nonce. Asking the system for each took a quarter of the writer's time.
+/// A random nonce. They are taken from the system in batches, because one call per nonce took a quarter of the writer's
+/// time.
 fn nonce() -> Result<XNonce, String> {
     thread_local! {
         static LEFT: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -299,7 +306,7 @@ fn nonce() -> Result<XNonce, String> {
     })
 }
 
-/// Reads the header of a record that stands in this stream. Every byte may be an attacker's.
+/// Reads the header of a record in this stream. Every byte may be an attacker's.
 pub fn header<'a>(
     context: &Context,
     stream: Stream,
@@ -330,11 +337,9 @@ pub fn header<'a>(
     let (made_ms, rest) = number(rest)?;
     let (lifetime_ms, rest) = number(rest)?;
     let (&key_len, rest) = rest.split_first().ok_or(Skipped::Malformed)?;
-    if usize::from(key_len) > MAX_ID {
-        return Err(Skipped::Malformed);
-    }
     let (key_id, rest) = rest
         .split_at_checked(key_len.into())
+        .filter(|(key_id, _)| is_id(key_id))
         .ok_or(Skipped::Malformed)?;
     let bytes = &record[..record.len() - rest.len()];
     let (nonce, sealed) = split::<NONCE>(rest)?;
@@ -373,7 +378,7 @@ impl Header<'_> {
 }
 
 impl Opened {
-    /// What it says.
+    /// The content.
     pub fn body(&self) -> Result<Body<'_>, Skipped> {
         let body = &self.body[..];
         Ok(match self.kind {
@@ -470,17 +475,17 @@ fn encode(body: &Body) -> (Kind, Zeroizing<Vec<u8>>) {
     (kind, Zeroizing::new(plain))
 }
 
-/// What a node knows, as its own records tell the others.
+/// What a node knows, in the form of a record.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Statement {
     /// The revocations.
     pub knowledge: Knowledge,
-    /// Names of keys that were in the node's key file and are no longer.
+    /// Names of keys that were in the node's key file and were taken out.
     pub retired_keys: Vec<String>,
 }
 
 impl Statement {
-    /// As the content of a record.
+    /// Encodes it as the content of a record.
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = (self.knowledge.len() as u32).to_be_bytes().to_vec();
         for (origin, known) in self.knowledge.iter() {
@@ -627,7 +632,7 @@ mod tests {
         }
     }
 
-    /// Of one body, one nonce would make the same record again.
+    /// With the same nonce, the same body would make the same record.
     #[test]
     fn no_nonce_comes_twice() {
         let records = (0..1000).map(|_| records(&context()).remove(0).1);
@@ -687,7 +692,7 @@ mod tests {
                 let is_of_layout = record[6..10] != [0; 4];
                 let is_read = of_layout && !is_of_layout;
                 assert_eq!(open(other, *stream, record).is_ok(), is_read);
-                // Made to look as if it were from there.
+                // The header is changed to look as if it came from there.
                 let mut changed = record.clone();
                 changed[2..6].copy_from_slice(&other.scope_tag);
                 if is_of_layout {
@@ -695,6 +700,31 @@ mod tests {
                 }
                 assert_eq!(open(other, *stream, &changed).is_ok(), is_read);
             }
+        }
+    }
+
+    #[test]
+    fn a_record_names_a_key_that_can_be_in_a_key_file() {
+        let context = context();
+        let (stream, record) = records(&context).remove(0);
+        let with = |name: &[u8]| {
+            let rest = &record[KEY_ID_AT + 1..];
+            [&record[..KEY_ID_AT - 1], &[name.len() as u8], name, rest].concat()
+        };
+        let skipped = |name: &[u8]| open(&context, stream, &with(name)).err();
+        for name in [&b"c"[..], b"A-z_0.9", &[b'x'; 16]] {
+            assert_eq!(skipped(name), Some(Skipped::Key));
+        }
+        for name in [
+            &b""[..],
+            &[b'x'; 17],
+            b"a b",
+            b"a\0",
+            b"a\n",
+            "ä".as_bytes(),
+            b"\xff",
+        ] {
+            assert_eq!(skipped(name), Some(Skipped::Malformed), "{name:?}");
         }
     }
 
@@ -739,7 +769,7 @@ mod tests {
         fn statements_survive_encoding(statement in statement(), cut in any::<prop::sample::Index>()) {
             let bytes = statement.encode();
             prop_assert_eq!(Statement::decode(&bytes), Ok(statement));
-            // Whatever is left means something or nothing, and harms nobody.
+            // Any remaining bytes are decoded or refused, without a panic.
             let _ = Statement::decode(&bytes[..cut.index(bytes.len())]);
         }
 

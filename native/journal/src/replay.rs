@@ -1,10 +1,9 @@
-//! Reads a whole log back: its control stream, and then, unless revocations may be missing, its sessions. One thread for all
-//! scopes that have this log.
+//! Reads a whole log back: first its control stream and then, unless revocations may be missing, its sessions. One
+//! thread does this for all scopes with this log.
 
-use crate::backoff::Backoff;
 use crate::clock::instant;
 use crate::hub::Hub;
-use crate::queue::Note;
+use crate::queue::ControlRecord;
 use crate::reader::{Seen, Unread};
 use crate::record::{ContentHash, LogIdentity, Skipped};
 use crate::shared::Shared;
@@ -21,20 +20,20 @@ use std::time::{Duration, Instant};
 /// Records read at once.
 const PAGE: usize = if cfg!(test) { 50 } else { 1000 };
 
-/// How often the thread looks for something to do, where nobody tells it.
+/// How often the thread looks for work if nobody wakes it.
 const TICK: Duration = Duration::from_millis(100);
 
-/// How soon a node asks the others for what is missing once more. Doubled each time, up to 8 seconds.
+/// How soon a node asks the others again for missing records. The time doubles, up to 8 seconds.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 
-/// Most questions whose answer is waited for.
+/// Limit on the questions that wait for an answer.
 const MAX_ASKED: usize = 32;
 
-/// How long a node waits in front of an empty log that others have as well, before it takes it for a new one: a node that
-/// knows more would write again what was lost.
+/// How long a node waits at an empty shared log before it takes the log for a new one. If records were lost, a node
+/// that knows them writes them again in that time.
 const NEW_LOG_AFTER: Duration = Duration::from_millis(1500);
 
-/// How often a log whose identity cannot be told is looked at.
+/// How often the node checks a log whose identity is not known yet.
 const LOOK_AGAIN: Duration = Duration::from_millis(300);
 
 /// How long an unused reader keeps its connection.
@@ -43,22 +42,17 @@ const IDLE: Duration = Duration::from_secs(10);
 pub(crate) struct Replayer<T> {
     hub: Arc<Hub<T>>,
     reader: Option<(Box<dyn LogReader>, Instant)>,
-    backoff: Backoff,
 }
 
-/// What keeps a scope from being replayed.
+/// The reason why a scope's sessions are not read.
 struct Hold(String);
 
 impl<T: TemplateCodec> Replayer<T> {
     pub fn new(hub: Arc<Hub<T>>) -> Self {
-        Replayer {
-            hub,
-            reader: None,
-            backoff: Backoff::default(),
-        }
+        Replayer { hub, reader: None }
     }
 
-    /// Reads what is to be read until the hub has ended.
+    /// Does replays and passes until the hub has ended.
     pub fn run(mut self) {
         while !self.hub.has_ended() {
             if !self.turn() {
@@ -71,17 +65,12 @@ impl<T: TemplateCodec> Replayer<T> {
         }
     }
 
-    /// Does one scope's reading, and tells whether there was one to do.
+    /// Reads for one scope. Returns whether there was one to read for.
     pub fn turn(&mut self) -> bool {
-        if !self.backoff.is_over() {
-            return false;
-        }
-        let due = self
-            .hub
-            .journals()
-            .into_iter()
-            .find(|journal| is_due(journal));
-        let Some(journal) = due else {
+        let journals = self.hub.journals().into_iter();
+        // The one that has waited longest, so that each has its turn even if another one's cannot be read.
+        let due = journals.filter_map(|journal| Some((due_since(&journal)?, journal)));
+        let Some((_, journal)) = due.min_by_key(|(since, _)| *since) else {
             return false;
         };
         let is_replay = {
@@ -98,28 +87,28 @@ impl<T: TemplateCodec> Replayer<T> {
             true => replay(&hub, &journal, &mut **reader),
             false => scan_only(&journal, &mut **reader),
         };
-        self.backoff.note(read.is_ok());
-        if let Err(error) = &read {
-            let mut replay = journal.replay.lock();
+        let mut replay = journal.replay.lock();
+        replay.backoff.note(read.is_ok());
+        if read.is_err() {
             replay.wants_replay |= is_replay;
             replay.wants_scan |= !is_replay;
-            drop(replay);
-            journal.set(Part::Reader, Err(error.0.clone()));
-        } else {
-            journal.set(Part::Reader, Ok(()));
+            replay.not_before = instant() + replay.backoff.left();
         }
+        drop(replay);
+        journal.set(Part::Reader, read.map_err(|error| error.0));
         true
     }
 }
 
-fn is_due<T: TemplateCodec>(journal: &Shared<T>) -> bool {
+/// Since when there has been something to read, if it is time for that.
+fn due_since<T: TemplateCodec>(journal: &Shared<T>) -> Option<Instant> {
     let replay = journal.replay.lock();
-    (replay.wants_replay || replay.wants_scan)
-        && instant() >= replay.not_before
-        && !journal.has_ended()
+    let is_wanted = replay.wants_replay || replay.wants_scan;
+    let is_time = instant() >= replay.not_before && replay.backoff.is_over();
+    (is_wanted && is_time && !journal.has_ended()).then_some(replay.not_before)
 }
 
-/// Reads the control stream to see whether it has what this node knows.
+/// Reads the control stream, to see whether it has everything that this node knows.
 fn scan_only<T: TemplateCodec>(
     journal: &Shared<T>,
     reader: &mut dyn LogReader,
@@ -129,13 +118,13 @@ fn scan_only<T: TemplateCodec>(
     }
     reader.mark(&journal.name)?;
     let seen = scan(journal, reader)?;
-    if seen.has_other_log && has_changed(journal, reader)? {
+    if has_changed(journal, &seen) {
         journal.replay.lock().want_replay(Duration::ZERO);
         return Ok(());
     }
     let is_held = journal.replay.lock().is_held;
     if is_held {
-        // The replay that is to come does the rest.
+        // The next replay does the rest.
         journal.replay.lock().wants_replay = true;
         return Ok(());
     }
@@ -155,7 +144,12 @@ fn scan<T: TemplateCodec>(
     let mut seen = Seen::default();
     loop {
         let records = reader.older(Stream::Control, PAGE)?;
-        if records.is_empty() || journal.has_ended() {
+        if records.is_empty() {
+            return Ok(seen);
+        }
+        if journal.has_ended() {
+            // The oldest record was not seen.
+            seen.oldest_log = None;
             return Ok(seen);
         }
         journal.apply_control(&records, Some(&mut seen));
@@ -185,21 +179,21 @@ fn replay<T: TemplateCodec>(
     let mark = reader.mark(&journal.name)?;
     journal.replay.lock().lacks_keys = false;
     let seen = scan(journal, reader)?;
-    if seen.has_other_log && has_changed(journal, reader)? {
+    if has_changed(journal, &seen) {
         again(Duration::ZERO);
         return Ok(());
     }
     let mut held = reason_to_hold(journal, &seen);
     let doubt = doubt(journal, &seen).filter(|_| held.is_none());
     if let Some(why) = doubt {
-        // A log without sessions is beyond doubt.
+        // A log without sessions is safe to use.
         let is_empty = reader.older(Stream::Sessions, 1)?.is_empty();
         held = (!is_empty).then(|| Hold(why.into()));
     }
-    // From now on control records are carried out as they come, and sessions unless the journal is held.
+    // From now on the follower carries out control records as they come, and sessions unless the journal is held.
     journal.replay.lock().is_held = held.is_some();
     hub.follow(journal, mark);
-    // Also what one node waits for may be known to another one that waits.
+    // This happens while the node is held, too: another node may wait for records that this node has.
     journal.complete_log(&seen, held.is_none());
     let held = match held {
         Some(hold) => Some(hold),
@@ -224,7 +218,8 @@ fn replay<T: TemplateCodec>(
     Ok(())
 }
 
-/// Sessions, the newest first: those that are most likely to be wanted, and whose writers knew most.
+/// Reads sessions, the newest first: they are the most likely to be needed, and their writers knew the most
+/// revocations.
 fn read_sessions<T: TemplateCodec>(
     journal: &Shared<T>,
     reader: &mut dyn LogReader,
@@ -253,22 +248,22 @@ fn read_sessions<T: TemplateCodec>(
             false
         });
         if unknown == Some(true) {
-            // Revocations are missing that may cover what was read already.
+            // The missing revocations may cover sessions that were already read.
             journal.with_store(|_, store| {
                 for id in &restored {
                     store.delete(SessionKey::Id(id));
                 }
             });
-            let why = "sessions in it know of revocations that are no longer in it";
+            let why = "it has lost revocations that were known when its sessions were written";
             return Ok(Some(Hold(why.into())));
         }
     }
 }
 
-/// Whether a session may be left out because what its writer knew is not in the log: if another node has answered that it
-/// knows no more, or nobody else could know.
+/// Whether sessions may be left out because the record of their writer's knowledge is lost: either another node has
+/// answered that it does not have the record, or no other node can have it.
 fn is_settled<T: TemplateCodec>(journal: &Shared<T>, hash: ContentHash) -> bool {
-    let is_alone = !journal.is_shared_log && journal.was_remembered();
+    let is_alone = !journal.is_shared_log && journal.was_complete();
     let mut replay = journal.replay.lock();
     if replay.is_answered || is_alone {
         replay.settled.insert(hash);
@@ -276,7 +271,7 @@ fn is_settled<T: TemplateCodec>(journal: &Shared<T>, hash: ContentHash) -> bool 
     replay.settled.contains(&hash)
 }
 
-/// Finds out which log it is. `false` if that cannot be said yet.
+/// Finds the log's identity. `false` if it cannot be known yet.
 fn identify<T: TemplateCodec>(
     hub: &Hub<T>,
     journal: &Shared<T>,
@@ -286,7 +281,7 @@ fn identify<T: TemplateCodec>(
     let mut found = oldest_identity(journal, reader, &mut unknown)?;
     if found.is_none() {
         if let Some(Hold(why)) = lack_of_key(journal, &unknown) {
-            // It has an identity, which other nodes know.
+            // The log has an identity, and other nodes know it.
             set_held(journal, &why);
             return Ok(false);
         }
@@ -296,7 +291,7 @@ fn identify<T: TemplateCodec>(
         if journal.is_shared_log && instant().duration_since(since) < NEW_LOG_AFTER {
             return Ok(false);
         }
-        // Of several nodes that begin a log, the first one names it.
+        // If several nodes begin a log, the first one decides its identity.
         let claim = journal.claim().map_err(LogError)?;
         let batch = LogBatch {
             scope: &journal.name,
@@ -314,21 +309,17 @@ fn identify<T: TemplateCodec>(
     Ok(true)
 }
 
-/// Whether the log has another identity than this node knew, as it was lost and begun again, or rolled back. All nodes
-/// take that of the oldest record, or they would not hear each other.
-fn has_changed<T: TemplateCodec>(
-    journal: &Shared<T>,
-    reader: &mut dyn LogReader,
-) -> Result<bool, LogError> {
-    let found = oldest_identity(journal, reader, &mut HashSet::new())?;
-    let other = found.filter(|found| journal.identity() != Some(*found));
+/// Whether the log's identity has changed because the log was lost and begun again, or set back. All nodes take the
+/// identity of its oldest record: otherwise they could not read each other's records.
+fn has_changed<T: TemplateCodec>(journal: &Shared<T>, seen: &Seen) -> bool {
+    let other = (seen.oldest_log).filter(|found| journal.identity() != Some(*found));
     if let Some(identity) = other {
         journal.note_identity(identity);
     }
-    Ok(other.is_some())
+    other.is_some()
 }
 
-/// The identity that the log's oldest record has: what was copied into a log comes behind its own records.
+/// The identity in the log's oldest record. Records that somebody copied into a log come after its own.
 fn oldest_identity<T: TemplateCodec>(
     journal: &Shared<T>,
     reader: &mut dyn LogReader,
@@ -352,40 +343,42 @@ fn oldest_identity<T: TemplateCodec>(
     Ok(found)
 }
 
-/// Why another node has to confirm the log before its first replay, by a node that remembers nothing of it.
+/// Why another node has to confirm the log before the first replay, if this node has never known all revocations.
 fn doubt<T: TemplateCodec>(journal: &Shared<T>, seen: &Seen) -> Option<&'static str> {
     let replay = journal.replay.lock();
     let is_settled = replay.is_answered || replay.is_overridden;
-    if !journal.is_shared_log || journal.was_remembered() || is_settled {
+    if !journal.is_shared_log || journal.was_complete() || is_settled {
         return None;
     }
     if journal.has_replayed.load(Relaxed) {
         return None;
     }
     if journal.options.wait_for_living_node {
-        return Some("it waits until another node confirms that no revocation is missing");
+        return Some("another node has to confirm that no revocation is missing");
     }
-    (!seen.has_any).then_some("its control records are lost, and revocations may be among them")
+    let is_known = seen.has_any || journal.was_remembered();
+    (!is_known).then_some("its control records are lost, perhaps with revocations")
 }
 
-/// Whether revocations may be missing.
+/// The reason not to read sessions, if revocations may be missing.
 fn reason_to_hold<T: TemplateCodec>(journal: &Shared<T>, seen: &Seen) -> Option<Hold> {
     let missing = journal.remembered.revocations().missing();
     if missing > 0 {
         return Some(Hold(format!(
-            "other nodes know of {missing} revocations that are missing from it"
+            "it lacks {missing} revocations that other nodes know"
         )));
     }
     lack_of_key(journal, &seen.unknown_keys)
 }
 
-/// Whether records are sealed with a key that was never retired and is not here.
+/// The reason not to read sessions, if records are sealed with a key that is not here and was never taken out of use.
 fn lack_of_key<T: TemplateCodec>(journal: &Shared<T>, unknown: &HashSet<Vec<u8>>) -> Option<Hold> {
-    let retired: HashSet<Vec<u8>> = journal
-        .retired_keys()
-        .into_iter()
-        .map(String::into_bytes)
-        .collect();
+    // If this node has not read the log yet, the key was removed too early: other nodes may still seal with it.
+    let retired = match journal.identity() {
+        Some(_) => journal.retired_keys(),
+        None => Vec::new(),
+    };
+    let retired: HashSet<Vec<u8>> = retired.into_iter().map(String::into_bytes).collect();
     let mut unknown: Vec<_> = unknown.difference(&retired).collect();
     unknown.sort();
     let name = unknown.first()?;
@@ -404,6 +397,10 @@ fn lack_of_key<T: TemplateCodec>(journal: &Shared<T>, unknown: &HashSet<Vec<u8>>
 
 fn note_done<T: TemplateCodec>(journal: &Shared<T>) {
     journal.set(Part::Replay, Ok(()));
+    // A pass is cut short when the listener closes.
+    if !journal.has_ended() {
+        journal.memory.note_complete(&journal.remembered);
+    }
     let mut replay = journal.replay.lock();
     replay.is_held = false;
     replay.is_answered = false;
@@ -412,10 +409,13 @@ fn note_done<T: TemplateCodec>(journal: &Shared<T>) {
 }
 
 fn set_held<T: TemplateCodec>(journal: &Shared<T>, why: &str) {
-    journal.set(Part::Replay, Err(format!("the log is not replayed: {why}")));
+    journal.set(
+        Part::Replay,
+        Err(format!("no session is read from the log: {why}")),
+    );
 }
 
-/// Keeps sessions of the log out of the store, says why, and asks the other nodes.
+/// Keeps the log's sessions out of the store, reports the reason, and asks the other nodes.
 fn hold<T: TemplateCodec>(journal: &Shared<T>, why: String) {
     set_held(journal, &why);
     let mut replay = journal.replay.lock();
@@ -433,6 +433,6 @@ fn hold<T: TemplateCodec>(journal: &Shared<T>, why: String) {
         }
         replay.asked.push(nonce);
         drop(replay);
-        journal.queue.push_note(Note::Ask { nonce });
+        journal.queue.push_record(ControlRecord::Ask { nonce });
     }
 }

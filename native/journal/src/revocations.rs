@@ -1,11 +1,11 @@
-//! The revocations of a scope: which there are, and which sessions they cover. No clock decides that.
+//! The revocations of a scope, and which sessions they cover. No clock decides that.
 //!
-//! A revocation is named by its origin, a random number of one scope in one run of a node, and a counter that begins at 1.
-//! A node knows, for each origin, up to which counter it has every revocation. A session is written with what its writer
-//! knew. A revocation covers the sessions that it is for and whose writer did not know it.
+//! A revocation is named by its origin, a random number of one scope in one run of a node, and a counter from 1. For
+//! each origin, a node knows up to which counter it has all revocations. Each session is written with what its writer
+//! knew. A revocation covers a session if it matches and the session's writer did not know it.
 //!
-//! Nodes only ever learn: revocations, that older ones have expired, and that one was replaced by a later one of the same
-//! origin for the same sessions. So the order in which they learn does not matter, and learning twice changes nothing.
+//! Nodes only learn: revocations, that older ones have expired, and that a later one of the same origin for the same
+//! sessions has replaced one. So the order of learning does not matter, and learning twice changes nothing.
 
 use crate::target::{CertificateSelector, Target};
 use hashbrown::{DefaultHashBuilder, HashTable};
@@ -18,12 +18,12 @@ use std::hash::BuildHasher;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-/// Names a revocation.
+/// The name of a revocation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RevocationId {
-    /// The scope and run of a node that made it.
+    /// The scope and the node's run in which it was made.
     pub origin: u64,
-    /// The how-many-eth of that origin it is, from 1.
+    /// Its number within the origin, from 1.
     pub counter: u64,
 }
 
@@ -33,51 +33,52 @@ pub type Knowledge = BTreeMap<u64, Known>;
 /// The revocations of one origin that a node knows.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Known {
-    /// Every one up to this counter.
+    /// It knows all up to this counter.
     pub upto: u64,
-    /// Of these, the ones up to this counter have expired: no session is left that they could cover.
+    /// Those up to this counter have expired: no session is left that they could cover.
     pub expired: u64,
-    /// Of these, the ones that a later one of the same origin has replaced.
+    /// Those that a later one of the same origin has replaced.
     pub replaced: Vec<RangeInclusive<u64>>,
 }
 
-/// What becomes of a session that is read.
+/// The verdict on a session that was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// No revocation covers it.
     Free,
     /// A revocation covers it.
     Revoked,
-    /// Its writer did not know a revocation that has expired since: it is older than any session that lives.
+    /// Its writer did not know a revocation that has expired since. So the session has expired, too.
     Outdated,
 }
 
-/// What came of learning a revocation.
+/// What learning a revocation has changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Learned {
-    /// It was known, has expired, or is a number that no node gives.
+    /// Nothing: it was known, has expired, or has a number that no node gives.
     Nothing,
-    /// A later one covers what it covers.
+    /// Only how many are known: a later revocation covers the same sessions.
     Replaced,
     /// It covers sessions from now on.
     Revocation,
 }
 
-/// Expiry times this close together count as one.
+/// Expiry times that are so close together count as one.
 const EXPIRY_STEP_MS: u64 = 60_000;
 
 /// The revocations of one scope.
 pub struct Revocations {
     origins: Vec<Origin>,
     numbers: HashMap<u64, usize>,
-    /// The place of this node's own origin.
+    /// The place of this node's own origin in `origins`.
     own: usize,
     sessions: DigestTable,
     fingerprints: DigestTable,
-    /// By their canonical forms: other nodes may have certificates that write the same name in another way.
+    /// By the canonical forms of the selectors: other nodes may have certificates that write the same name in another
+    /// way.
     selectors: HashMap<CertificateSelector, (CertificateSelector, Vec<Short>)>,
     all: Vec<Short>,
-    /// For those that the tables have: what has to be told to others, until something changes.
+    /// The statement of what is known, kept until something changes.
     statement: Option<Arc<Knowledge>>,
 }
 
@@ -90,7 +91,7 @@ struct Origin {
     expired: u64,
     /// The highest counter that any node claims to know.
     claimed: u64,
-    /// Up to which counter revocations expire at which time, by this node's running time.
+    /// Pairs of a counter and a time: revocations up to this counter expire at this time, by this node's running time.
     expiry: VecDeque<(u64, u64)>,
 }
 
@@ -109,7 +110,7 @@ impl Origin {
     }
 }
 
-/// A revocation's id in eight bytes: the place of its origin, and the counter.
+/// A revocation's id in eight bytes: the place of its origin, and the counter. There may be millions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Short(u64);
 
@@ -130,7 +131,7 @@ impl Short {
 }
 
 impl Revocations {
-    /// No revocations yet. `origin` is random.
+    /// Starts without revocations. `origin` is random.
     pub fn new(origin: u64) -> Self {
         let mut revocations = Revocations {
             origins: Vec::new(),
@@ -146,7 +147,7 @@ impl Revocations {
         revocations
     }
 
-    /// Makes a revocation, to be kept until `expires_ms`.
+    /// Makes a revocation, and keeps it until `expires_ms`.
     pub fn make(&mut self, target: &Target, expires_ms: u64) -> RevocationId {
         let own = &self.origins[self.own];
         let id = RevocationId {
@@ -155,6 +156,11 @@ impl Revocations {
         };
         self.learn(id, target, expires_ms);
         id
+    }
+
+    /// The origin of the revocations that are made here.
+    pub fn own_origin(&self) -> u64 {
+        self.origins[self.own].number
     }
 
     /// The last revocation that was made here.
@@ -167,7 +173,7 @@ impl Revocations {
         }
     }
 
-    /// Learns of a revocation.
+    /// Learns a revocation.
     pub fn learn(&mut self, id: RevocationId, target: &Target, expires_ms: u64) -> Learned {
         if id.counter == 0 || id.counter >> COUNTER_BITS != 0 {
             return Learned::Nothing;
@@ -177,7 +183,7 @@ impl Revocations {
         };
         let origin = &self.origins[place];
         let is_accounted = origin.accounted.contains(&id.counter);
-        // One that was given up, or is replaced by one that is still to come, covers what it is for.
+        // One that was given up, or that a later one replaces which is not here yet, still covers its sessions.
         let is_replaced = origin.replaced.contains(&id.counter);
         if id.counter <= origin.expired || is_accounted && !is_replaced {
             return Learned::Nothing;
@@ -203,10 +209,10 @@ impl Revocations {
         }
     }
 
-    /// Learns what another node knows, or this one knew before. Tells whether revocations that were missing have expired or
-    /// were replaced.
+    /// Learns what another node knows, or what this one knew before. Returns whether some missing revocations have
+    /// expired or were replaced.
     pub fn learn_statement(&mut self, statement: &Knowledge) -> bool {
-        let mut is_told = false;
+        let mut has_resolved_some = false;
         for (number, known) in statement {
             let Some(place) = self.place(*number) else {
                 continue;
@@ -215,21 +221,21 @@ impl Revocations {
             origin.claimed = origin.claimed.max(known.upto);
             for range in &known.replaced {
                 if origin.replaced.gaps(range).next().is_some() {
-                    is_told |= origin.accounted.gaps(range).next().is_some();
+                    has_resolved_some |= origin.accounted.gaps(range).next().is_some();
                     origin.replaced.insert(range.clone());
                     origin.accounted.insert(range.clone());
                     self.statement = None;
                 }
             }
             if known.expired > origin.expired {
-                is_told |= origin.accounted.gaps(&(1..=known.expired)).next().is_some();
+                has_resolved_some |= origin.accounted.gaps(&(1..=known.expired)).next().is_some();
                 self.drop_expired(place, known.expired);
             }
         }
-        is_told
+        has_resolved_some
     }
 
-    /// Lets go of what has expired by this node's running time, and tells whether anything has.
+    /// Drops revocations that have expired by this node's running time. Returns whether there were any.
     pub fn expire(&mut self, now_ms: u64) -> bool {
         let mut has_expired = false;
         for place in 0..self.origins.len() {
@@ -245,7 +251,7 @@ impl Revocations {
                     .pop_front()
                     .map_or(upto, |(last, _)| upto.max(last));
             }
-            // Those before it that are missing would have expired as well.
+            // Missing ones before it would have expired as well.
             if upto > origin.expired {
                 self.drop_expired(place, upto);
                 has_expired = true;
@@ -254,14 +260,14 @@ impl Revocations {
         has_expired
     }
 
-    /// Moves the expiry of what was made here.
+    /// Postpones the expiry of revocations that were made here.
     pub fn put_off_own(&mut self, by_ms: u64) {
         for (_, at_ms) in &mut self.origins[self.own].expiry {
             *at_ms = at_ms.saturating_add(by_ms);
         }
     }
 
-    /// Takes all that is missing for expired: the operator's decision.
+    /// Counts all missing revocations as replaced. This is the operator's decision.
     pub fn give_up_missing(&mut self) {
         for origin in &mut self.origins {
             if origin.claimed == 0 {
@@ -276,12 +282,12 @@ impl Revocations {
         self.statement = None;
     }
 
-    /// How many revocations other nodes know of and this one does not.
+    /// How many revocations other nodes know and this one does not.
     pub fn missing(&self) -> u64 {
         self.origins.iter().map(Origin::missing).sum()
     }
 
-    /// What this node knows.
+    /// What this node knows, as a statement for other nodes.
     pub fn knowledge(&mut self) -> Arc<Knowledge> {
         let statement = self.statement.get_or_insert_with(|| {
             let known = |origin: &Origin| {
@@ -302,7 +308,7 @@ impl Revocations {
         Arc::clone(statement)
     }
 
-    /// Whether a session is covered whose writer had this knowledge.
+    /// The verdict on a session whose writer had this knowledge.
     pub fn judge(
         &self,
         session: &[u8; 32],
@@ -351,13 +357,13 @@ impl Revocations {
         !ids.flat_map(|(_, ids)| ids).all(|id| knew(*id))
     }
 
-    /// How many revocations there are.
+    /// Number of revocations.
     pub fn len(&self) -> usize {
         let selectors = self.selectors.values().map(|(_, ids)| ids.len());
         self.sessions.len() + self.fingerprints.len() + selectors.sum::<usize>() + self.all.len()
     }
 
-    /// Calls `visit` with each revocation and when it expires, by this node's running time.
+    /// Calls `visit` with each revocation and its expiry, by this node's running time.
     pub fn for_each(&self, mut visit: impl FnMut(RevocationId, Target, u64)) {
         let mut visit = |short: Short, target| {
             let origin = &self.origins[short.place()];
@@ -404,8 +410,8 @@ impl Revocations {
         Some(place)
     }
 
-    /// Puts a revocation in the place of an earlier one of its origin for the same sessions. `false` if there is a later
-    /// one, or this one.
+    /// Stores a revocation in place of an earlier one of its origin for the same sessions. `false` if this one, or a
+    /// later one, is there.
     fn keep(&mut self, target: &Target, id: Short) -> bool {
         let former = match target {
             Target::Session(session) => self.sessions.insert(session, id),
@@ -447,7 +453,7 @@ impl Revocations {
     }
 }
 
-/// The same for all selectors that select the same certificates.
+/// The canonical form: equal for all selectors that select the same certificates.
 fn canonical(selector: &CertificateSelector) -> CertificateSelector {
     match selector {
         CertificateSelector::Issuer { name } => CertificateSelector::Issuer {
@@ -461,7 +467,8 @@ fn canonical(selector: &CertificateSelector) -> CertificateSelector {
     }
 }
 
-/// Adds an id to others for the same sessions, and returns the one of the same origin that it replaces. Keeps the later.
+/// Adds an id to others for the same sessions. Of two ids with the same origin it keeps the later, and returns the
+/// other.
 fn replace(ids: &mut Vec<Short>, id: Short) -> Option<Short> {
     let former = ids.iter_mut().find(|former| former.place() == id.place());
     match former {
@@ -474,7 +481,7 @@ fn replace(ids: &mut Vec<Short>, id: Short) -> Option<Short> {
     }
 }
 
-/// Ids of revocations by 32 bytes, 45 to 51 bytes each: there may be millions.
+/// Ids of revocations by digest, in 45 to 51 bytes each: there may be millions.
 #[derive(Default)]
 struct DigestTable {
     entries: Vec<([u8; 32], Short)>,
@@ -484,7 +491,7 @@ struct DigestTable {
 }
 
 impl DigestTable {
-    /// Adds an id, and returns the one of the same origin and digest that it replaces, or that replaces it.
+    /// Adds an id. Of two ids with the same digest and origin it keeps the later, and returns the other.
     fn insert(&mut self, digest: &[u8; 32], id: Short) -> Option<Short> {
         let hash = self.hasher.hash_one(digest);
         let entries = &mut self.entries;
@@ -500,7 +507,7 @@ impl DigestTable {
             });
         }
         if entries.len() == entries.capacity() {
-            // Doubling would take too much.
+            // Doubling would waste memory.
             entries.reserve_exact(64.max(entries.len() / 8));
         }
         entries.push((*digest, id));
@@ -563,7 +570,7 @@ mod tests {
     /// CN=ca, as UTF-8.
     const ISSUER: &[u8] = b"\x30\x0d\x31\x0b\x30\x09\x06\x03\x55\x04\x03\x0c\x02ca";
 
-    /// As much of a certificate as is read: number, algorithm, issuer.
+    /// The part of a certificate that is read: serial number, algorithm, issuer.
     fn certificate(serial: u8) -> Vec<u8> {
         let signed = [&[2, 1, serial, 0x30, 0], ISSUER].concat();
         let signed = [&[0x30, signed.len() as u8], &signed[..]].concat();
@@ -681,12 +688,12 @@ mod tests {
             (revocations.knowledge()[&1].upto, revocations.missing()),
             (5, 0)
         );
-        // A node comes back that knows what was given up.
+        // A node comes back and knows a revocation that was given up.
         let late = revocations.learn(id(1, 4), &Target::Session([4; 32]), 10);
         assert_eq!(late, Learned::Revocation);
         let verdict = revocations.judge(&[4; 32], None, &upto(1, 3));
         assert_eq!(verdict, Verdict::Revoked);
-        // What is known still holds.
+        // Known revocations still hold.
         assert_eq!(
             revocations.judge(&[3; 32], None, &upto(1, 2)),
             Verdict::Revoked
@@ -706,7 +713,7 @@ mod tests {
             assert_eq!(revocations.len(), 1);
             let known = revocations.knowledge()[&7].clone();
             assert_eq!((known.upto, known.replaced), (100, vec![1..=99]));
-            // Another node needs the last one alone.
+            // Another node needs only the last one.
             let mut other = Revocations::new(8);
             other.learn_statement(&revocations.knowledge());
             assert_eq!(other.missing(), 1);
@@ -714,7 +721,7 @@ mod tests {
                 assert_eq!(other.learn(id, &target, 10), Learned::Revocation);
                 assert_eq!(other.learn(id, &target, 10), Learned::Nothing);
             });
-            // An old one is remembered, and drops nothing.
+            // An old one is remembered but drops nothing.
             let mut late = Revocations::new(9);
             late.learn(id(7, 100), &target, 10);
             assert_eq!(late.learn(id(7, 1), &target, 10), Learned::Replaced);
@@ -747,7 +754,7 @@ mod tests {
         assert_eq!(late, Learned::Nothing);
         assert!(revocations.expire(3 * minute));
         assert_eq!((revocations.len(), revocations.missing()), (0, 0));
-        // Another node learns it without any of them.
+        // Another node learns this without seeing any of them.
         let mut other = Revocations::new(8);
         other.learn_statement(&revocations.knowledge());
         assert_eq!((other.missing(), judge(&other, 17)), (0, Verdict::Outdated));
@@ -835,7 +842,7 @@ mod tests {
 
     #[test]
     fn a_million_revocations_take_less_than_64_mib() {
-        // Those of a sixteenth, which takes a sixteenth.
+        // A sixteenth of the million, which takes a sixteenth of the memory.
         let count = 1_000_000 / 16;
         for is_session in [true, false] {
             let mut revocations = Revocations::new(7);

@@ -1,43 +1,49 @@
-//! One scope's journal, as its log's threads and the callers share it.
+//! The state of one scope's journal, shared by callers and the threads of its log.
 
+use crate::backoff::Backoff;
 use crate::clock::{instant, now_ms, wall_ms};
 use crate::keys::{KeyFile, Keys, Version};
 use crate::node_memory::{KnownLog, NodeMemory, ScopeMemory};
-use crate::queue::{Content, Note, Queue, Waker};
+use crate::queue::{Content, ControlRecord, Queue, Waker};
 use crate::reader::carry_out;
 use crate::record::{ContentHash, Context, LogIdentity, Stamp};
 use crate::revocations::Knowledge;
 use crate::status::{emit, Event, EventKind, Part, Status};
+use crate::suites::{Suite, Suites};
 use crate::template::TemplateCodec;
 use chacha20poly1305::aead::Generate;
 use once_cell::sync::OnceCell;
 use parking_lot::{Mutex, RwLock};
 use rekindle_core::{Scope, ServerStore, Store, TemplateName};
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::hash::Hash;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-/// How far clocks may differ. What is further ahead waits.
+/// How far clocks may differ. A session that is further ahead waits.
 pub(crate) const MAX_AHEAD_MS: u64 = 5 * 60 * 1000;
 
-/// A clock that is changed by this much changes which sessions can be read.
+/// A correction of a clock by this much changes which sessions can be read.
 pub(crate) const CLOCK_STEP_MS: u64 = 30_000;
 
-/// Smaller changes of a clock are not written.
+/// Smaller corrections of a clock are not written.
 const CLOCK_PRECISION_MS: u64 = 1000;
 
-/// Most templates, and most of everything else that sessions refer to.
+/// Limits on the templates, and on each other kind of record that sessions refer to.
 const MAX_TEMPLATES: usize = 4096;
-const MAX_REFERENCES: usize = 65_536;
+const MAX_REFERENCES: usize = if cfg!(test) { 1024 } else { 65_536 };
 
-/// What a journal is opened with.
+/// Limit on the names of retired keys. There are far fewer, but other nodes tell of theirs.
+pub(crate) const MAX_RETIRED_KEYS: usize = 1000;
+
+/// The options of a journal.
 pub struct Options {
-    /// The scope's name: records of one name are shared by whoever has the log and a key.
+    /// The scope's name. Nodes with the same log, key and name share records.
     pub scope: String,
-    /// Names the fields of session records, see [`Context::new`].
+    /// The names of the fields of session records, see [`Context::new`].
     pub layout: Vec<u8>,
     /// The keys that records are sealed with.
     pub keys: KeyFile,
@@ -45,7 +51,7 @@ pub struct Options {
     pub node_folder: Option<PathBuf>,
     /// Whether a node that remembers nothing of the scope waits until another one confirms that no revocation is missing.
     pub wait_for_living_node: bool,
-    /// Most bytes that the log keeps of the scope, about.
+    /// Most bytes that the log keeps for the scope, about.
     pub max_log_bytes: u64,
 }
 
@@ -56,26 +62,31 @@ pub(crate) struct Shared<T> {
     pub is_shared_log: bool,
     pub scope: Weak<Scope<T>>,
     pub context: Context,
-    /// By which sessions are known as this journal's own.
+    /// The number that marks records as this journal's own.
     pub writer: u64,
     pub queue: Queue,
     pub memory: Arc<NodeMemory>,
     pub remembered: Arc<ScopeMemory>,
-    /// Whether the scope was remembered from before this process, in a folder: known once the memory is loaded.
-    pub was_remembered: OnceCell<bool>,
+    /// Whether a folder remembered anything of the scope. Known once the memory is loaded.
+    was_remembered: OnceCell<bool>,
     identity: Mutex<Option<LogIdentity>>,
     keys: RwLock<Option<Arc<Keys>>>,
     key_version: Mutex<Option<Version>>,
     retired_keys: Mutex<BTreeSet<String>>,
     pub clock: Mutex<OwnClock>,
     pub references: Mutex<References>,
-    /// What was written for sessions to refer to, when, by the monotonic clock.
+    pub suites: Mutex<Suites>,
+    /// Held by the caller that changes the allowed suites.
+    pub suites_change: Mutex<()>,
+    /// Content that was written for sessions to refer to, and when, by the monotonic clock.
     pub announced: Mutex<HashMap<ContentHash, (u64, Content)>>,
     pub replay: Mutex<ReplayState>,
-    /// The scope's lifetime, and the longest that this journal has met in the log, in milliseconds.
+    /// The scope's lifetime, and the longest one that this journal has found in the log, in milliseconds.
     lifetime_ms: AtomicU64,
     longest_ms: AtomicU64,
     pub has_replayed: AtomicBool,
+    /// Until when all control records were read, by the monotonic clock.
+    read_until_ms: AtomicU64,
     /// Whether something was written after the listener had closed.
     pub has_written_late: AtomicBool,
     pub status: Status,
@@ -84,14 +95,14 @@ pub(crate) struct Shared<T> {
 /// This journal's clock, as the log has it.
 #[derive(Clone, Copy)]
 pub(crate) struct OwnClock {
-    /// Zero of the monotonic clock, in milliseconds since 1970.
+    /// The wall time at zero of the monotonic clock, in milliseconds since 1970.
     pub zero_ms: i64,
     pub revision: u64,
-    /// When it was last written.
+    /// When it was last written, by the monotonic clock.
     pub written_ms: Option<u64>,
 }
 
-/// What sessions that are read refer to.
+/// Records that sessions refer to when they are read.
 #[derive(Default)]
 pub(crate) struct References {
     pub templates: HashMap<ContentHash, KnownTemplate>,
@@ -99,7 +110,7 @@ pub(crate) struct References {
     pub clocks: HashMap<u64, Learned<(i64, u64)>>,
 }
 
-/// Something to refer to, and until when sessions may do so, by the monotonic clock.
+/// A record to refer to, and until when sessions may do so, by the monotonic clock.
 pub(crate) struct Learned<V> {
     pub value: V,
     until_ms: u64,
@@ -109,11 +120,13 @@ pub(crate) struct Learned<V> {
 pub(crate) struct KnownTemplate {
     pub content: Box<[u8]>,
     until_ms: u64,
-    /// While sessions have it.
+    /// Its name in the store, while sessions use it.
     pub template: Option<TemplateName>,
+    /// The cipher suite of its sessions, once it was used.
+    pub suite: Option<Suite>,
 }
 
-/// Something that sessions refer to.
+/// A record that sessions refer to and that was not found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Lacking {
     Template(ContentHash),
@@ -121,34 +134,36 @@ pub(crate) enum Lacking {
     Clock(u64),
 }
 
-/// What the reader has to do for a scope, and may not do.
+/// What the reader has to do for a scope, and what keeps it from doing so.
 pub(crate) struct ReplayState {
-    /// The whole log is to be read; or its control stream.
+    /// Whether to read the whole log, or only its control stream.
     pub wants_replay: bool,
     pub wants_scan: bool,
-    /// Not before then.
+    /// The reader waits until this time, and after an error also for `backoff`.
     pub not_before: Instant,
-    /// Sessions are not put into the store, as revocations may be missing.
+    pub backoff: Backoff,
+    /// Sessions are not read, because revocations may be missing.
     pub is_held: bool,
-    /// Records were met that this node has no key for.
+    /// Records were found that this node has no key for.
     pub lacks_keys: bool,
     /// Questions that this node has asked, and whether one was answered.
     pub asked: Vec<u64>,
     pub is_answered: bool,
-    /// The operator has decided to replay.
+    /// The operator has decided to replay anyway.
     pub is_overridden: bool,
     /// Questions of others to answer.
     pub to_answer: Vec<u64>,
     pub answered: HashSet<u64>,
-    /// An empty log was found at this time: perhaps a node that knows its identity comes back to it.
+    /// An empty log was found at this time. A node that knows its identity may come back to it.
     pub empty_since: Option<Instant>,
     /// The earliest session from the future, in milliseconds since 1970.
     pub future_ms: Option<u64>,
-    /// What no node could tell: sessions that refer to it are left out, and no longer a reason to hold.
+    /// Hashes of records that no node has any more. Sessions that refer to them are left out, and the replay is no
+    /// longer held because of them.
     pub settled: HashSet<ContentHash>,
-    /// How often the replay was held in a row.
+    /// How often in a row the replay was held.
     pub holds: u32,
-    /// What sessions referred to and the log did not have: it is read again when it comes.
+    /// Records that sessions referred to and the log did not have. If one comes, the log is read again.
     pub lacking: HashSet<Lacking>,
 }
 
@@ -184,11 +199,14 @@ impl<T: TemplateCodec> Shared<T> {
                 written_ms: None,
             }),
             references: Mutex::default(),
+            suites: Mutex::default(),
+            suites_change: Mutex::default(),
             announced: Mutex::default(),
             replay: Mutex::new(ReplayState {
                 wants_replay: true,
                 wants_scan: false,
                 not_before: instant(),
+                backoff: Backoff::default(),
                 is_held: true,
                 lacks_keys: false,
                 asked: Vec::new(),
@@ -205,13 +223,14 @@ impl<T: TemplateCodec> Shared<T> {
             lifetime_ms: AtomicU64::new(lifetime_ms),
             longest_ms: AtomicU64::new(lifetime_ms),
             has_replayed: AtomicBool::new(false),
+            read_until_ms: AtomicU64::new(0),
             has_written_late: AtomicBool::new(false),
             status: Status::default(),
             options,
         })
     }
 
-    /// The server store, while the scope is there.
+    /// Calls `work` with the server store, if the scope still exists.
     pub fn with_store<R>(&self, work: impl FnOnce(&Scope<T>, &ServerStore<T>) -> R) -> Option<R> {
         let scope = self.scope.upgrade()?;
         match scope.store() {
@@ -234,7 +253,7 @@ impl<T: TemplateCodec> Shared<T> {
         }
     }
 
-    /// Loads what the node remembers of the scope, and carries it out.
+    /// Loads what the node remembers of the scope, and carries out the revocations in it.
     pub fn load_memory(&self) -> Result<(), String> {
         if self.was_remembered.get().is_some() {
             return Ok(());
@@ -256,25 +275,32 @@ impl<T: TemplateCodec> Shared<T> {
             }
         });
         drop(revocations);
-        // Handshakes may have been faster than the disk. What was revoked in this process was carried out then.
+        // Sessions may have been stored before the disk was read. Revocations of this process were carried out when
+        // they were made.
         self.with_store(|scope, store| carry_out(scope, store, &targets));
         let _ = (self.was_remembered).set(was_known && self.memory.folder().is_some());
         Ok(())
     }
 
-    /// Whether the scope was remembered from before this process.
+    /// Whether a folder remembered anything of the scope when the journal was opened, perhaps only revocations that were
+    /// made here.
     pub fn was_remembered(&self) -> bool {
         self.was_remembered.get().copied().unwrap_or(false)
     }
 
+    /// Whether a folder remembers that this node has known all revocations of the scope.
+    pub fn was_complete(&self) -> bool {
+        self.memory.folder().is_some() && self.remembered.is_complete()
+    }
+
     // ---- the log ----
 
-    /// Which log it is, once that is known.
+    /// The log's identity, once it is known.
     pub fn identity(&self) -> Option<LogIdentity> {
         *self.identity.lock()
     }
 
-    /// Takes the log for this one, and remembers that.
+    /// Sets the log's identity, and remembers it.
     pub fn note_identity(&self, identity: LogIdentity) {
         self.set_identity(identity);
         let log = KnownLog {
@@ -285,7 +311,7 @@ impl<T: TemplateCodec> Shared<T> {
         self.memory.note_log(&self.remembered, log);
     }
 
-    /// Takes the log for this one. What was written for another is written again.
+    /// Sets the log's identity. What was written for another log will be written again.
     pub fn set_identity(&self, identity: LogIdentity) {
         let former = self.identity.lock().replace(identity);
         if former.is_some_and(|former| former != identity) {
@@ -296,14 +322,14 @@ impl<T: TemplateCodec> Shared<T> {
 
     // ---- lifetimes ----
 
-    /// Takes note of a lifetime that sessions of the log have.
+    /// Notes a lifetime of sessions in the log.
     pub fn note_lifetime(&self, lifetime_ms: u64) {
         if self.longest_ms.load(Relaxed) < lifetime_ms {
             self.longest_ms.fetch_max(lifetime_ms, Relaxed);
         }
     }
 
-    /// The scope's lifetime, which the operator may have changed.
+    /// Updates the scope's lifetime, which the operator may have changed, and returns it in milliseconds.
     pub fn renew_lifetime(&self) -> u64 {
         if let Some(scope) = self.scope.upgrade() {
             let lifetime_ms = lifetime_ms(&scope);
@@ -313,13 +339,14 @@ impl<T: TemplateCodec> Shared<T> {
         self.lifetime_ms.load(Relaxed)
     }
 
-    /// How long what a session refers to may have been written before it.
+    /// How long before a session the records that it refers to may have been written, in milliseconds.
     pub fn announce_again_ms(&self) -> u64 {
         self.lifetime_ms.load(Relaxed) / 4
     }
 
-    /// How long records are of use: sessions for a lifetime, and what they refer to, which was written up to a quarter of one
-    /// before. And longer by what the clocks of two nodes may differ: a revocation must outlive every session it covers.
+    /// How long records are needed, in milliseconds. Sessions live for a lifetime, and the records that they refer to
+    /// were written up to a quarter of one before. The rest is the difference that two nodes' clocks may have: a
+    /// revocation must outlive every session that it covers.
     pub fn keep_ms(&self) -> u64 {
         let longest_ms = self.longest_ms.load(Relaxed);
         longest_ms
@@ -327,9 +354,21 @@ impl<T: TemplateCodec> Shared<T> {
             .saturating_add(2 * MAX_AHEAD_MS)
     }
 
+    /// Notes that all control records were read that the log had at this time.
+    pub fn note_read(&self, until_ms: u64) {
+        self.read_until_ms.fetch_max(until_ms, Relaxed);
+    }
+
+    /// Whether this node has read the control records that are old enough to be trimmed. If it was cut off for long, it
+    /// would otherwise drop a revocation that it does not know, and then wait for it.
+    pub fn may_trim(&self) -> bool {
+        let unread_ms = now_ms().saturating_sub(self.read_until_ms.load(Relaxed));
+        !self.is_shared_log || unread_ms < self.keep_ms() / 2
+    }
+
     // ---- keys ----
 
-    /// Reads the key file. Keys in force stay if it cannot be read, and none are made in their place.
+    /// Reads the key file. If it cannot be read, the keys in force stay, and no new ones are made.
     pub fn load_keys(&self) -> Result<(), String> {
         let mut loaded = self.key_version.lock();
         let file = KeyFile {
@@ -345,7 +384,7 @@ impl<T: TemplateCodec> Shared<T> {
             }
         });
         if result.is_err() {
-            // To be tried again, also if the file comes back as it was.
+            // The next try reads the file even if it comes back unchanged.
             *loaded = None;
         }
         self.set(Part::Keys, result.clone());
@@ -367,19 +406,19 @@ impl<T: TemplateCodec> Shared<T> {
             return;
         };
         let mut retired = self.retired_keys.lock();
-        let gone = former
-            .ids()
-            .into_iter()
-            .filter(|id| !keys.ids().contains(id));
-        retired.extend(gone.map(str::to_owned));
         retired.retain(|id| !keys.ids().contains(&&**id));
+        for id in former.ids() {
+            if !keys.ids().contains(&id) {
+                retire(&mut retired, id);
+            }
+        }
         drop(retired);
         let mut replay = self.replay.lock();
         if replay.lacks_keys || self.identity().is_none() {
             replay.want_replay(Duration::ZERO);
         }
         if former.sealing().0 != keys.sealing().0 {
-            // What the log has is sealed again: a node may start that has only newer keys.
+            // Records are sealed again with the new key, because a node may start that has only newer keys.
             self.announced.lock().clear();
             self.clock.lock().written_ms = None;
             replay.wants_scan = true;
@@ -400,21 +439,23 @@ impl<T: TemplateCodec> Shared<T> {
         self.keys().map(ids).unwrap_or_default()
     }
 
-    /// Names of keys that were in use and are no longer.
+    /// Names of keys that were taken out of use.
     pub fn retired_keys(&self) -> Vec<String> {
         self.retired_keys.lock().iter().cloned().collect()
     }
 
-    /// Takes note of keys that another node had and no longer has.
+    /// Notes keys that another node has taken out of use.
     pub fn note_retired_keys(&self, names: &[String]) {
         let has = self.key_ids();
-        let new = names.iter().filter(|name| !has.contains(name)).cloned();
-        self.retired_keys.lock().extend(new);
+        let mut retired = self.retired_keys.lock();
+        for name in names.iter().filter(|name| !has.contains(name)) {
+            retire(&mut retired, name);
+        }
     }
 
     // ---- clocks ----
 
-    /// Notices that the time of day has moved, by more than it passes.
+    /// Notices that the time of day was corrected.
     pub fn check_clock(&self) {
         let now_zero_ms = zero_ms();
         let mut clock = self.clock.lock();
@@ -432,11 +473,11 @@ impl<T: TemplateCodec> Shared<T> {
         clock.zero_ms = now_zero_ms;
         clock.revision += 1;
         if clock.written_ms.is_some() {
-            self.queue.push_note(Note::Clock);
+            self.queue.push_record(ControlRecord::Clock);
         }
         drop(clock);
         if moved_ms >= CLOCK_STEP_MS {
-            // Sessions were taken for too old, or for too young.
+            // By the old time, some sessions looked too old, or too young.
             self.replay.lock().wants_replay = true;
         }
     }
@@ -459,7 +500,7 @@ impl<T: TemplateCodec> Shared<T> {
 }
 
 impl References {
-    /// Learns a template, for so long.
+    /// Learns a template for `keep_ms`. `false` if there are too many.
     pub fn learn_template(&mut self, hash: ContentHash, content: &[u8], keep_ms: u64) -> bool {
         let now_ms = now_ms();
         let until_ms = now_ms.saturating_add(keep_ms);
@@ -477,65 +518,108 @@ impl References {
             content: content.into(),
             until_ms,
             template: None,
+            suite: None,
         };
         self.templates.insert(hash, known);
         true
     }
 
-    /// Learns what a node knew, for so long.
-    pub fn learn_knowledge(&mut self, hash: ContentHash, knowledge: Knowledge, keep_ms: u64) {
-        insert(&mut self.knowledge, hash, Arc::new(knowledge), keep_ms);
+    /// Learns what a node knew, for `keep_ms`. `is_new` says whether the record is newer than those that are known.
+    pub fn learn_knowledge(
+        &mut self,
+        hash: ContentHash,
+        knowledge: Knowledge,
+        keep_ms: u64,
+        is_new: bool,
+    ) {
+        let knowledge = Arc::new(knowledge);
+        insert(&mut self.knowledge, hash, knowledge, keep_ms, is_new);
     }
 
-    /// Learns a writer's clock, for so long, and answers the one that was known, if this one is newer.
-    pub fn learn_clock(&mut self, writer: u64, clock: (i64, u64), keep_ms: u64) -> Option<i64> {
+    /// Likewise learns a writer's clock. If it is newer than a known one, returns the known one.
+    pub fn learn_clock(
+        &mut self,
+        writer: u64,
+        clock: (i64, u64),
+        keep_ms: u64,
+        is_new: bool,
+    ) -> Option<i64> {
         let former = self.clocks.get(&writer).map(|learned| learned.value);
         if former.is_some_and(|(_, revision)| revision > clock.1) {
             return None;
         }
-        insert(&mut self.clocks, writer, clock, keep_ms);
+        insert(&mut self.clocks, writer, clock, keep_ms, is_new);
         former.map(|(zero_ms, _)| zero_ms)
     }
 }
 
-fn insert<K: std::hash::Hash + Eq, V>(
+fn insert<K: Copy + Hash + Eq, V>(
     learned: &mut HashMap<K, Learned<V>>,
     key: K,
     value: V,
     keep_ms: u64,
+    is_new: bool,
 ) {
     let now_ms = now_ms();
-    if learned.len() >= MAX_REFERENCES {
+    if learned.len() >= MAX_REFERENCES && !learned.contains_key(&key) {
         learned.retain(|_, known| known.until_ms > now_ms);
+        // A replay begins with the newest records, so the others can be missed.
+        if is_new {
+            make_room(learned, |known| known.until_ms);
+        } else if learned.len() >= MAX_REFERENCES {
+            return;
+        }
     }
-    if learned.len() < MAX_REFERENCES || learned.contains_key(&key) {
-        let until_ms = now_ms.saturating_add(keep_ms);
-        learned.insert(key, Learned { value, until_ms });
+    let until_ms = now_ms.saturating_add(keep_ms);
+    learned.insert(key, Learned { value, until_ms });
+}
+
+/// If there are too many references, drops a part of them: those with the smallest times.
+pub(crate) fn make_room<K: Copy + Hash + Eq, V>(
+    references: &mut HashMap<K, V>,
+    time_ms: impl Fn(&V) -> u64,
+) {
+    if references.len() < MAX_REFERENCES {
+        return;
+    }
+    let times = references.iter().map(|(key, value)| (time_ms(value), *key));
+    let mut times: Vec<(u64, K)> = times.collect();
+    let count = MAX_REFERENCES / 16;
+    times.select_nth_unstable_by_key(count, |(at_ms, _)| *at_ms);
+    for (_, key) in &times[..count] {
+        references.remove(key);
+    }
+}
+
+fn retire(retired: &mut BTreeSet<String>, id: &str) {
+    if retired.len() < MAX_RETIRED_KEYS {
+        retired.insert(id.into());
     }
 }
 
 impl ReplayState {
-    /// Has the whole log read once `delay` is over, or as soon as something else is to be read.
+    /// Asks for a replay after `delay`, or as soon as something else is read.
     pub fn want_replay(&mut self, delay: Duration) {
         self.want_within(delay);
         self.wants_replay = true;
     }
 
-    /// Notes that a session was left out for want of something.
+    /// Notes that a session was left out because this record is missing.
     pub fn note_lacking(&mut self, lacking: Lacking) {
         if self.lacking.len() < MAX_REFERENCES {
             self.lacking.insert(lacking);
         }
     }
 
-    /// Has the whole log read if sessions were left out for want of this. What comes with it is waited for.
+    /// Asks for a replay if sessions were left out because this record was missing. The delay leaves time for records
+    /// that come with it.
     pub fn note_found(&mut self, found: Lacking) {
         if self.lacking.remove(&found) && !self.wants_replay {
             self.want_replay(Duration::from_millis(300));
         }
     }
 
-    /// Has the control stream read, likewise.
+    /// Likewise asks for a pass over the control stream.
     pub fn want_scan(&mut self, delay: Duration) {
         self.want_within(delay);
         self.wants_scan = true;

@@ -1,4 +1,4 @@
-//! What a journal did and how it is, for operators.
+//! Counts, states and events of a journal, for operators.
 
 use crate::record::Skipped;
 use once_cell::sync::{Lazy, OnceCell};
@@ -7,10 +7,10 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
-/// Most events that wait to be told.
+/// Limit on the events that wait to be taken.
 const MAX_EVENTS: usize = 256;
 
-/// What has to be in order for a journal to work.
+/// A part that must be in order for a journal to work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Part {
     Keys,
@@ -18,13 +18,13 @@ pub(crate) enum Part {
     Memory,
     Writer,
     Reader,
-    /// The log is not replayed, as it may lack revocations.
+    /// No session is read from the log, because it may lack revocations.
     Replay,
 }
 
 const PARTS: usize = 5;
 
-/// What happened to a journal, for the log.
+/// An event of a journal, for the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
     /// The scope's name.
@@ -35,37 +35,37 @@ pub struct Event {
     pub kind: EventKind,
 }
 
-/// What happened to a journal.
+/// The kind of an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EventKind {
-    /// It does not work any more, and why.
+    /// The journal has stopped working, and why.
     Down(String),
-    /// It works again, after so many milliseconds in which so many sessions were not written.
+    /// The journal works again.
     Up {
-        /// Milliseconds.
+        /// How long it did not work, in milliseconds.
         after_ms: u64,
-        /// Sessions.
+        /// Sessions that were not written in that time.
         dropped: u64,
     },
-    /// What was in the log is in the store: sessions, and the milliseconds that took.
+    /// The log has been read at the start.
     Replayed {
-        /// Sessions.
+        /// Sessions that were put into the store.
         sessions: u64,
-        /// Milliseconds.
+        /// How long reading took, in milliseconds.
         took_ms: u64,
     },
-    /// Something else to know of.
+    /// A notice for the operator.
     Noticed(String),
 }
 
 static EVENTS: Lazy<Mutex<VecDeque<Event>>> = Lazy::new(Mutex::default);
 
-/// What happened to all journals of the process since the last call, the oldest first.
+/// Takes the events of all journals of the process since the last call, the oldest first.
 pub fn take_events() -> Vec<Event> {
     EVENTS.lock().drain(..).collect()
 }
 
-/// Counts and states. Counts begin with the journal.
+/// Counts and states. Counts begin when the journal opens.
 #[derive(Default)]
 pub(crate) struct Status {
     pub written: AtomicU64,
@@ -78,7 +78,7 @@ pub(crate) struct Status {
     pub clock_ahead_ms: AtomicI64,
     /// How long the first replay took, once it is done.
     pub replay_ms: OnceCell<u64>,
-    /// Bytes in the log and one more; 0 while they are not known.
+    /// Bytes in the log, plus one; 0 while they are unknown.
     pub log_bytes: AtomicU64,
     pub skipped: [AtomicU64; Skipped::ALL.len()],
     health: Mutex<Health>,
@@ -95,14 +95,14 @@ struct Health {
     dropped_before: u64,
 }
 
-/// How a journal is: see the fields.
+/// A journal's state and counts.
 #[derive(Debug, Clone)]
 pub struct Report {
     /// Where the log is, without any password.
     pub location: String,
-    /// Whether it works: the error if it does not, `None` if it has not been tried yet.
+    /// Whether it works: the error if it does not, `None` before the first try.
     pub health: Option<Result<(), String>>,
-    /// For how long it has worked, or not, in milliseconds.
+    /// How long it has been in this state, in milliseconds.
     pub since_ms: u64,
     /// The last error, if there was one.
     pub last_error: Option<String>,
@@ -110,7 +110,7 @@ pub struct Report {
     pub queued: u64,
     /// Records written.
     pub written: u64,
-    /// Bytes of these.
+    /// Bytes written.
     pub written_bytes: u64,
     /// Sessions that were not written, because too many waited.
     pub dropped: u64,
@@ -118,15 +118,15 @@ pub struct Report {
     pub read: u64,
     /// Sessions put into the store.
     pub applied: u64,
-    /// Sessions read that the store had.
+    /// Sessions that were read and that the store had already.
     pub known: u64,
-    /// How many records were left out, by reason, in the order of [`Skipped::ALL`].
+    /// How many records were not used, by reason, in the order of [`Skipped::ALL`].
     pub skipped: Vec<u64>,
     /// Revocations that are remembered.
     pub revocations: u64,
     /// Revocations that are not in the log yet.
     pub unwritten: u64,
-    /// Revocations that other nodes know of and this one does not.
+    /// Revocations that other nodes know and this one does not.
     pub missing: u64,
     /// Where the node remembers revocations, outside the log.
     pub node_folder: Option<String>,
@@ -134,9 +134,9 @@ pub struct Report {
     pub node_folder_error: Option<String>,
     /// Bytes of the file in that folder.
     pub node_folder_bytes: u64,
-    /// Bytes of the scope in the log, as far as known.
+    /// Bytes of the scope in the log, if known.
     pub log_bytes: Option<u64>,
-    /// How old the last session of another node was when it was put into the store, in milliseconds.
+    /// How old the last session of another node was when it was read, in milliseconds.
     pub lag_ms: u64,
     /// How far the log's clock is ahead of this machine's, in milliseconds.
     pub clock_ahead_ms: i64,
@@ -149,14 +149,14 @@ pub struct Report {
 }
 
 impl Health {
-    /// The first error: without keys the writer fails as well, and they are the cause.
+    /// The first error. Without keys the writer fails as well, and the keys are the cause.
     fn error(&self) -> Option<&String> {
         self.errors.iter().flatten().next()
     }
 }
 
 impl Status {
-    /// Notes that a replay is done, and how long it took. The first one counts.
+    /// Notes how long a replay took. Only the first one counts.
     pub fn note_replay(&self, took_ms: u64) {
         let _ = self.replay_ms.set(took_ms);
     }
@@ -165,7 +165,7 @@ impl Status {
         self.skipped[reason.index()].fetch_add(1, Relaxed);
     }
 
-    /// Notes that a part works, or why it does not, and tells if the journal as a whole has changed by that.
+    /// Notes that a part works, or why it does not. Returns an event if that changes whether the journal works.
     pub fn set(&self, part: Part, state: Result<(), String>) -> Option<EventKind> {
         let mut health = self.health.lock();
         let was_down = health.error().is_some();
@@ -201,7 +201,7 @@ impl Status {
         self.health.lock().errors[part as usize].is_some()
     }
 
-    /// Health, for how long in milliseconds, and the last error.
+    /// Whether it works, for how long in milliseconds, and the last error.
     pub fn health(&self) -> (Option<Result<(), String>>, u64, Option<String>) {
         let health = self.health.lock();
         let error = health.error();

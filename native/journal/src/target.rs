@@ -1,13 +1,13 @@
-//! What a revocation is for: a session, a client's certificate, or everything.
+//! What a revocation revokes: a session, sessions of client certificates, or everything.
 
 use rekindle_core::{is_same_name, issuer_and_serial, Selector};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-/// Which sessions a revocation is for.
+/// The sessions that a revocation revokes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Target {
-    /// The session of this id.
+    /// The session with this id.
     Session([u8; 32]),
     /// All sessions.
     All,
@@ -15,7 +15,7 @@ pub enum Target {
     Certificate(CertificateSelector),
 }
 
-/// Client certificates.
+/// Selects client certificates.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum CertificateSelector {
     /// The one with this fingerprint.
@@ -27,11 +27,11 @@ pub enum CertificateSelector {
         /// The issuer's name as it is in the certificate, in DER.
         name: Box<[u8]>,
     },
-    /// The one of an authority with this number.
+    /// The one with this serial number of an authority.
     Serial {
         /// The issuer's name as it is in the certificate, in DER.
         name: Box<[u8]>,
-        /// The value of the number in DER, without tag and length.
+        /// The serial number's DER value, without tag and length.
         serial: Box<[u8]>,
     },
 }
@@ -50,7 +50,7 @@ impl CertificateSelector {
         }
     }
 
-    /// The same for a store.
+    /// The same selector for a store.
     pub fn selector(&self) -> Selector<'_> {
         match self {
             CertificateSelector::Sha256(digest) => Selector::Sha256(digest),
@@ -62,7 +62,7 @@ impl CertificateSelector {
 }
 
 impl Target {
-    /// As bytes for a record or a file.
+    /// Encodes it for a record or a file.
     pub fn encode(&self) -> Vec<u8> {
         match self {
             Target::Session(id) => [&[1], &id[..]].concat(),

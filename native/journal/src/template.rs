@@ -1,6 +1,7 @@
-//! What sessions have in common, as far as it has to leave the process.
+//! Templates in the form in which they leave the process.
 
 use crate::record::{content_hash, ContentHash};
+use crate::suites::Suite;
 use rekindle_core::{Held, ServerStore};
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ pub struct EncodedTemplate {
 }
 
 impl EncodedTemplate {
-    /// The content of a template.
+    /// Wraps the content of a template.
     pub fn new(bytes: Vec<u8>) -> Self {
         EncodedTemplate {
             hash: content_hash(&bytes),
@@ -19,7 +20,7 @@ impl EncodedTemplate {
         }
     }
 
-    /// What sessions refer to it by.
+    /// The hash by which sessions refer to it.
     pub fn hash(&self) -> &ContentHash {
         &self.hash
     }
@@ -30,12 +31,15 @@ impl EncodedTemplate {
     }
 }
 
-/// What sessions have in common, where it can be written and read again in another process.
+/// Converts a template of the store to bytes and back, for another process.
 pub trait TemplateCodec: Sized + Send + Sync + 'static {
     /// The template as bytes.
     fn encoded(&self) -> &Arc<EncodedTemplate>;
 
-    /// The template that these bytes stand for, in a store. `None` if they stand for none that can be used
-    /// here, or the store has too many.
+    /// The cipher suite of its sessions, if it is known.
+    fn suite(&self) -> Option<Suite>;
+
+    /// The template for these bytes, in a store. `None` if they make no template that can be used here, or the store
+    /// has too many.
     fn intern<'a>(store: &'a ServerStore<Self>, content: &[u8]) -> Option<Held<'a, Self>>;
 }

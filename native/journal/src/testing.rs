@@ -1,4 +1,4 @@
-//! What the tests share: a log in memory that fails as it is told, sessions without Erlang, and keys.
+//! Shared by the tests: a log in memory that fails on request, sessions without Erlang, and keys.
 
 #![cfg_attr(fuzzing, allow(dead_code))]
 
@@ -33,10 +33,14 @@ struct Kept {
     next: u64,
     /// How often records were changed or lost.
     changes: u64,
+    /// How many calls to trim there were.
+    trims: usize,
     switches: Switches,
+    /// This scope cannot be read.
+    unreadable: Option<Arc<str>>,
 }
 
-/// A record in its place.
+/// A record and its position.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Placed {
     /// Grows from one record to the next.
@@ -44,7 +48,7 @@ pub struct Placed {
     pub scope: Arc<str>,
     pub stream: Stream,
     pub record: Record,
-    /// When it was appended, by the monotonic clock.
+    /// When it was appended, in milliseconds by the monotonic clock.
     at_ms: u64,
 }
 
@@ -53,18 +57,22 @@ pub struct Placed {
 pub struct Switches {
     /// Every call fails.
     pub is_down: bool,
-    /// So many times half of what is appended is, and then the call fails.
+    /// For this many calls, half of the records are appended and then the call fails.
     pub half_appends: usize,
-    /// Everything is appended twice.
+    /// All records are appended twice.
     pub is_doubling: bool,
-    /// Followers do not see what is new.
+    /// Nothing can be trimmed.
+    pub refuses_trims: bool,
+    /// Nothing can be synced.
+    pub refuses_syncs: bool,
+    /// Followers do not see new records.
     pub is_held_back: bool,
-    /// Followers do not wait for something new.
+    /// Followers do not wait for new records.
     pub is_impatient: bool,
 }
 
 impl Memory {
-    /// A log that other nodes have as well, or not.
+    /// A log that other nodes share, or a log of one node.
     pub fn new(is_shared: bool) -> Memory {
         Memory {
             kept: Arc::default(),
@@ -77,7 +85,12 @@ impl Memory {
         self.kept.1.notify_all();
     }
 
-    /// Every call waits while this is held.
+    /// Makes this scope unreadable.
+    pub fn spoil(&self, scope: &str) {
+        self.kept.0.lock().unreadable = Some(scope.into());
+    }
+
+    /// Every call waits while a test holds this lock.
     pub fn hang(&self) -> impl Sized + '_ {
         self.kept.0.lock()
     }
@@ -99,7 +112,12 @@ impl Memory {
         self.kept.1.notify_all();
     }
 
-    /// Changes what the log has: a loss, a roll-back, another order.
+    /// How many calls to trim there were.
+    pub fn trims(&self) -> usize {
+        self.kept.0.lock().trims
+    }
+
+    /// Changes the log's records: loses some, sets them back, or reorders them.
     pub fn change(&self, change: impl FnOnce(&mut Vec<Placed>)) {
         let mut kept = self.kept.0.lock();
         change(&mut kept.records);
@@ -194,16 +212,34 @@ impl LogWriter for Writer {
         Ok(results)
     }
 
+    fn sync(&mut self) -> Result<(), LogError> {
+        match self.0.kept.0.lock().switches.refuses_syncs {
+            true => Err(LogError("syncing is not possible".into())),
+            false => Ok(()),
+        }
+    }
+
     fn trim(&mut self, scopes: &[Bounds]) -> Result<(), LogError> {
         let mut kept = self.0.kept.0.lock();
         kept.check("trimming")?;
+        kept.trims += 1;
+        if kept.switches.refuses_trims {
+            return Err(LogError("trimming is not allowed".into()));
+        }
         for bounds in scopes {
-            let since_ms = now_ms().saturating_sub(bounds.keep.as_millis() as u64);
+            let keep_ms = bounds.keep.as_millis() as u64;
+            let is_old = |placed: &Placed| {
+                let keep_ms = match placed.stream {
+                    Stream::Control => 2 * keep_ms,
+                    Stream::Sessions => keep_ms,
+                };
+                now_ms().saturating_sub(placed.at_ms) > keep_ms
+            };
             let is_of = |placed: &Placed| *placed.scope == *bounds.scope;
             let mut bytes: u64 = kept.bytes(bounds.scope);
             kept.records.retain(|placed| {
                 let is_too_much = bytes > bounds.max_bytes && placed.stream == Stream::Sessions;
-                let is_dropped = is_of(placed) && (placed.at_ms < since_ms || is_too_much);
+                let is_dropped = is_of(placed) && (is_old(placed) || is_too_much);
                 bytes -= u64::from(is_dropped) * placed.record.len() as u64;
                 !is_dropped
             });
@@ -226,7 +262,7 @@ impl Kept {
 struct Reader {
     log: Memory,
     scope: Arc<str>,
-    /// What is still to be read of each stream has smaller numbers.
+    /// For each stream, records with smaller numbers are still to be read.
     next: [u64; 2],
 }
 
@@ -234,6 +270,9 @@ impl LogReader for Reader {
     fn mark(&mut self, scope: &str) -> Result<Mark, LogError> {
         let kept = self.log.kept.0.lock();
         kept.check("marking the end of")?;
+        if kept.unreadable.as_deref() == Some(scope) {
+            return Err(LogError(format!("{scope} cannot be read")));
+        }
         self.scope = scope.into();
         self.next = [kept.next; 2];
         Ok(Mark(vec![(kept.next, 0)]))
@@ -255,7 +294,7 @@ impl LogReader for Reader {
 struct Follower {
     log: Memory,
     next: HashMap<Arc<str>, u64>,
-    /// The changes of the log that were reported.
+    /// The count of changes that this follower has reported.
     changes: u64,
 }
 
@@ -305,13 +344,16 @@ impl LogFollower for Follower {
     }
 }
 
-/// What test sessions have in common: bytes.
+/// The template of test sessions: any bytes.
 pub struct Common(Arc<EncodedTemplate>);
 
-/// Templates that begin with this are of no use.
+/// A template that begins with this cannot be used.
 pub const USELESS: &[u8] = b"useless";
 
-/// And this one shows a defect.
+/// A template that begins with this ends with its cipher suite.
+pub const SUITE: &[u8] = b"suite ";
+
+/// Decoding this template panics.
 pub const POISON: &[u8] = b"poison";
 
 struct Bytes<'a>(&'a [u8]);
@@ -338,6 +380,10 @@ impl TemplateCodec for Common {
         &self.0
     }
 
+    fn suite(&self) -> Option<[u8; 2]> {
+        self.0.bytes().strip_prefix(SUITE)?.try_into().ok()
+    }
+
     fn intern<'a>(store: &'a ServerStore<Self>, content: &[u8]) -> Option<Held<'a, Self>> {
         assert!(content != POISON, "a defect that is wanted");
         store.template(&Bytes(content))
@@ -348,7 +394,7 @@ static REGISTRY: Lazy<Registry<Common>> = Lazy::new(Registry::new);
 
 pub const LAYOUT: &[u8] = b"layout";
 
-/// Options of a journal whose keys are in this file.
+/// Options of a journal with this key file.
 pub fn options(scope: &str, key_file: PathBuf) -> Options {
     Options {
         scope: scope.into(),
@@ -398,13 +444,13 @@ pub fn key_line(name: &str) -> String {
     format!("{name} {key}\n")
 }
 
-/// Keys of these names.
+/// Keys with these names.
 pub fn keys(names: &[&str]) -> Keys {
     let text: String = names.iter().map(|name| key_line(name)).collect();
     Keys::parse(&text).expect("lines of a key file")
 }
 
-/// Stores a session, whose certificate is empty if it has none, and tells its journal, as the NIF does.
+/// Stores a session (with an empty certificate if it has none) and tells its journal, as the NIF does.
 pub fn insert(scope: &Scope<Common>, n: u32, template: &[u8], certificate: &[u8]) -> bool {
     let store = store(scope);
     let journal = scope.attached::<crate::Journal<Common>>();
@@ -435,7 +481,7 @@ pub fn insert(scope: &Scope<Common>, n: u32, template: &[u8], certificate: &[u8]
     is_stored
 }
 
-/// Whether a session is there, as it was made.
+/// Whether the store has a session, with all its content.
 pub fn has(scope: &Scope<Common>, n: u32) -> bool {
     let peeked = store(scope).peek(SessionKey::Id(&id(n)), now_ms(), |session| {
         assert_eq!(*session.secret, secret(n));

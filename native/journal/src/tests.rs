@@ -1,17 +1,22 @@
-//! Journals at work, with their threads, on one log in memory.
+//! Journals with their threads, on one log in memory.
 
+use crate::clock::set_moved;
 use crate::node_memory::NodeMemory;
-use crate::record::Skipped;
+use crate::reader::Seen;
+use crate::record::{content_hash, Skipped};
+use crate::replay::Replayer;
+use crate::revocations::Knowledge;
 use crate::testing::{
     has, id, insert, key_line, open, options, store, Common, Memory, Placed, POISON, USELESS,
 };
+use crate::writer::Writer;
 use crate::{
     revoke, take_events, CertificateSelector, Event, EventKind, Hub, Journal, Options, Report,
-    Revoked, Target,
+    Revoked, Suite, Target,
 };
 use parking_lot::Mutex;
 use rekindle_core::{now_ms, Limits, Reference, Scope, SessionKey};
-use rekindle_log::{Record, Stream};
+use rekindle_log::{Log, Record, Stream};
 use sha2::{Digest, Sha256};
 use std::fs;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -23,7 +28,7 @@ use tempfile::TempDir;
 
 const HOUR_MS: u64 = 3_600_000;
 
-/// A log, and the key files of those who use it.
+/// A log, and the key files of the nodes that use it.
 struct Fleet {
     name: String,
     log: Memory,
@@ -36,7 +41,7 @@ struct Node {
     scope: Arc<Scope<Common>>,
 }
 
-/// Waits for what the threads will have done.
+/// Waits until the threads have done something.
 fn until(what: &str, mut is_done: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(30);
     while !is_done() {
@@ -45,7 +50,7 @@ fn until(what: &str, mut is_done: impl FnMut() -> bool) {
     }
 }
 
-/// Whole and at once: what reads it meanwhile sees the old one or the new one.
+/// Replaces the file at once, so that a reader sees the old content or the new one.
 fn write_keys(path: &Path, names: &[&str]) {
     let text: String = names.iter().map(|name| key_line(name)).collect();
     let new = path.with_extension("new");
@@ -64,7 +69,7 @@ fn limits(max_sessions: u64) -> Limits {
     }
 }
 
-/// Events are the process's, and whoever takes them takes those of other tests as well.
+/// Events belong to the process: a test that takes them takes those of other tests as well.
 static OTHERS: Mutex<Vec<Event>> = Mutex::new(Vec::new());
 
 fn certificate_target() -> Target {
@@ -73,7 +78,7 @@ fn certificate_target() -> Target {
 }
 
 impl Fleet {
-    /// A log that several nodes have. Events are found by its name.
+    /// A log that several nodes share. Its name finds its events.
     fn new(name: &str) -> Fleet {
         Fleet::with(name, Memory::new(true))
     }
@@ -113,7 +118,7 @@ impl Fleet {
         self.node_with(options, limits(u64::MAX))
     }
 
-    /// A node that has read what is in the log.
+    /// A node that has read the log.
     fn replayed(&self) -> Node {
         let node = self.node();
         node.wait_for_replay();
@@ -121,22 +126,21 @@ impl Fleet {
     }
 
     fn node_with(&self, options: Options, limits: Limits) -> Node {
-        let (reference, scope) = open(&self.name, limits);
         let hub = Hub::new(Arc::new(self.log.clone()));
-        // Nodes that share a process share what it remembers, unless they have folders.
-        let memory = match &options.node_folder {
-            Some(folder) => NodeMemory::of(Some(folder)),
-            None => Arc::new(NodeMemory::new(None)),
-        };
-        let journal = Journal::start_with(&scope, options, memory, || Arc::clone(&hub)).unwrap();
-        assert!(scope.attach(journal));
-        Node {
-            _reference: reference,
-            scope,
-        }
+        Node::start(open(&self.name, limits), options, &hub)
     }
 
-    /// What happened to this fleet's journals since the last call.
+    /// A hub whose work the test does.
+    fn hub(&self) -> Arc<Hub<Common>> {
+        Hub::without_threads(Arc::new(self.log.clone()))
+    }
+
+    /// A node on this hub. Options have the scope's name.
+    fn node_on(&self, hub: &Arc<Hub<Common>>, options: Options) -> Node {
+        Node::start(open(&options.scope, limits(u64::MAX)), options, hub)
+    }
+
+    /// The events of this fleet's journals since the last call.
     fn events(&self) -> Vec<EventKind> {
         let mut events = OTHERS.lock();
         events.extend(take_events());
@@ -151,7 +155,7 @@ impl Fleet {
         self.log.switch(|log| log.is_down = is_down);
     }
 
-    /// An attacker takes away what tells of revocations: kinds can be read.
+    /// An attacker removes the records of revocations. Their kinds can be read without a key.
     fn lose_knowledge(&self) {
         let tells = |record: &Record| record[1] == 3 || record[1] == 5;
         let change = |records: &mut Vec<Placed>| records.retain(|it| !tells(&it.record));
@@ -164,6 +168,24 @@ impl Fleet {
 }
 
 impl Node {
+    fn start(
+        (reference, scope): (Reference<Common>, Arc<Scope<Common>>),
+        options: Options,
+        hub: &Arc<Hub<Common>>,
+    ) -> Node {
+        // Without folders, nodes in one process share a memory.
+        let memory = match &options.node_folder {
+            Some(folder) => NodeMemory::of(Some(folder)),
+            None => Arc::new(NodeMemory::new(None)),
+        };
+        let journal = Journal::start_with(&scope, options, memory, || Arc::clone(hub)).unwrap();
+        assert!(scope.attach(journal));
+        Node {
+            _reference: reference,
+            scope,
+        }
+    }
+
     fn journal(&self) -> &Journal<Common> {
         self.scope.attached().unwrap()
     }
@@ -176,7 +198,7 @@ impl Node {
         self.add_with(n, b"template", b"");
     }
 
-    /// As OTP's process does.
+    /// Forgets a session as OTP's process does.
     fn forget(&self, n: u32) {
         self.journal().forget(&id(n));
         store(&self.scope).delete(SessionKey::Id(&id(n)));
@@ -186,10 +208,10 @@ impl Node {
         revoke(&[Arc::clone(&self.scope)], false, &[], &[target])
     }
 
-    /// Revokes, which is durable then.
+    /// Revokes, and waits until that is durable: on a busy machine, longer than the call waits.
     fn revoke_for_good(&self, target: Target) -> u64 {
         let revoked = self.revoke(target);
-        assert!(revoked.pending.is_empty(), "{:?}", revoked.pending);
+        until("the revocation", || self.journal().unwritten() == 0);
         revoked.dropped
     }
 
@@ -220,6 +242,11 @@ impl Node {
         self.report().skipped.iter().sum()
     }
 
+    fn allow(&self, suites: Option<&[&Suite]>) -> u64 {
+        let suites = suites.map(|suites| suites.iter().map(|suite| **suite).collect());
+        self.journal().allow_suites(suites)
+    }
+
     fn wait_for_replay(&self) {
         until("the replay", || self.report().replay_ms.is_some());
     }
@@ -231,11 +258,11 @@ impl Node {
         until("the threads' end", || shared.strong_count() == 0);
     }
 
-    /// Until everything is in the log.
+    /// Waits until everything is in the log.
     fn wait_for_writing(&self) {
         let is_written = || {
-            let hands = |report: Report| report.queued == 0 && report.unwritten == 0;
-            hands(self.report()) && self.is_up()
+            let is_idle = |report: Report| report.queued == 0 && report.unwritten == 0;
+            is_idle(self.report()) && self.is_up()
         };
         until("the writing", is_written);
     }
@@ -272,7 +299,7 @@ fn after_a_restart_sessions_are_there_and_revocations_hold() {
     let before = fleet.replayed();
     for n in 0..500 {
         before.add(n);
-        // Fewer than may wait.
+        // Fewer sessions than the queue takes.
         if n % 100 == 99 {
             before.wait_for_writing();
         }
@@ -288,7 +315,7 @@ fn after_a_restart_sessions_are_there_and_revocations_hold() {
     for n in (0..500).filter(|n| *n != 7) {
         assert!(after.has(n), "{n}");
     }
-    // Not found and dropped again, but never there. What was made after it is there.
+    // They are never in the store, not even for a moment. Sessions that were made afterwards are.
     assert!(!after.has(7) && !after.has(3000) && after.has(3001));
     assert_eq!(
         (after.skipped(Skipped::Revoked), after.skipped_at_all()),
@@ -308,6 +335,56 @@ fn after_a_restart_sessions_are_there_and_revocations_hold() {
     let empty = fleet.replayed();
     assert_eq!((empty.scope.sessions(), empty.report().applied), (0, 0));
     assert_eq!(empty.skipped(Skipped::Revoked), 502);
+}
+
+#[test]
+fn sessions_with_other_cipher_suites_are_left_out_until_these_are_allowed() {
+    let fleet = Fleet::new("suites");
+    let (one, other) = (fleet.replayed(), fleet.replayed());
+    let suite = |n: u32| match n % 2 {
+        0 => b"suite AA",
+        _ => b"suite BB",
+    };
+    (0..20).for_each(|n| one.add_with(n, suite(n), b""));
+    one.add(20);
+    until("sessions", || other.scope.sessions() == 21);
+    assert_eq!(other.allow(Some(&[b"AA", b"BB"])), 0);
+    assert_eq!(other.allow(Some(&[b"BB", b"CC"])), 10);
+    let has_others = |node: &Node| (0..20).all(|n| node.has(n) == (n % 2 == 1)) && node.has(20);
+    assert!(has_others(&other));
+    assert_eq!(other.skipped(Skipped::Suite), 10);
+    one.add_with(30, suite(30), b"");
+    one.add_with(31, suite(31), b"");
+    until("a session", || other.has(31));
+    assert!(!other.has(30));
+    assert_eq!(other.skipped(Skipped::Suite), 11);
+    // A session that the listener itself has made is kept.
+    other.add_with(40, suite(40), b"");
+    assert!(other.has(40));
+    other.wait_for_writing();
+    one.wait_for_writing();
+
+    let after = fleet.node();
+    let before_replay = after.allow(Some(&[b"BB"]));
+    after.wait_for_replay();
+    assert!(has_others(&after) && after.has(31) && !after.has(30) && !after.has(40));
+    assert_eq!(after.skipped(Skipped::Suite), 12);
+
+    // Also sessions of its own, which were dropped.
+    for (node, others) in [(&other, 2), (&after, 12 - before_replay)] {
+        assert_eq!(node.allow(Some(&[b"BB"])), others);
+        assert_eq!(node.allow(Some(&[b"BB", b"AA"])), 0);
+        until("sessions", || {
+            (0..21).chain([30, 31, 40]).all(|n| node.has(n))
+        });
+    }
+    assert_eq!(after.skipped_at_all(), 12);
+    assert_eq!(after.allow(Some(&[])), 23);
+    assert_eq!(after.scope.sessions(), 1);
+    assert_eq!(after.allow(None), 0);
+    until("sessions", || {
+        (0..21).chain([30, 31, 40]).all(|n| after.has(n))
+    });
 }
 
 #[test]
@@ -348,7 +425,7 @@ fn a_log_that_fails_loses_nothing_that_is_not_counted() {
     let lost = (1..1000).filter(|n| !other.has(*n)).count() as u64;
     assert!(lost <= one.report().dropped && lost > 0, "{lost}");
     assert_eq!(other.skipped_at_all(), 0);
-    // What was appended twice was known.
+    // The second copies were known already.
     assert!(other.report().known > 0);
     let is_up = |kind: &EventKind| matches!(kind, EventKind::Up { .. });
     let ups = fleet.events().iter().filter(|kind| is_up(kind)).count();
@@ -391,7 +468,7 @@ fn a_revocation_that_is_not_written_is_pending_and_made_up_for() {
     assert!(why.contains("it is down"), "{why}");
     assert_eq!(one.report().unwritten, 1);
     assert!(!one.has(1) && other.has(1));
-    // Made and revoked before either is written.
+    // They are made and revoked before either is written.
     one.add(5);
     one.forget(5);
     fleet
@@ -439,17 +516,16 @@ fn a_log_that_is_lost_gets_revocations_again_and_starting_nodes_wait_for_them() 
     until("the session", || after.has(2));
     one.end();
     other.end();
-    // Nobody else knows now.
+    // Now no other node knows.
     until("the end", || after.is_up());
     after.end();
     fleet.lose_knowledge();
     let late = fleet.node();
     until("the hold", || {
-        late.error()
-            .contains("revocations that are no longer in it")
+        late.error().contains("revocations that were known")
     });
     assert_eq!((late.scope.sessions(), late.report().replay_ms), (0, None));
-    // What is made here is shared all the same.
+    // Sessions that are made here are shared nevertheless.
     late.add(3);
     late.wait_for_replay_anyway();
     assert!(late.has(1) && late.has(2) && late.has(3));
@@ -475,7 +551,7 @@ fn a_node_that_comes_back_with_its_memory_ends_the_wait() {
     one.end();
     fleet.lose_knowledge();
     let late = fleet.node();
-    until("the hold", || late.error().contains("not replayed"));
+    until("the hold", || late.error().contains("no session is read"));
     let back = fleet.node_in("one");
     back.wait_for_replay();
     late.wait_for_replay();
@@ -525,12 +601,56 @@ fn a_node_waits_for_a_living_one_if_it_is_to() {
     other.end();
     let alone = waiting();
     until("the hold", || {
-        alone.error().contains("until another node confirms")
+        alone.error().contains("another node has to confirm")
     });
     assert!(!alone.has(1));
     let living = fleet.replayed();
     alone.wait_for_replay();
     assert!(living.has(1) && alone.has(1));
+}
+
+#[test]
+fn a_node_that_has_waited_in_vain_waits_again() {
+    let fleet = Fleet::new("waits again");
+    let one = fleet.replayed();
+    one.add(1);
+    one.wait_for_writing();
+    until("a session", || fleet.count(Stream::Sessions) == 1);
+    one.end();
+    let folder = fleet.path("waiting");
+    let waiting = || {
+        let mut options = fleet.options();
+        options.wait_for_living_node = true;
+        options.node_folder = Some(folder.clone());
+        fleet.node_with(options, limits(u64::MAX))
+    };
+    let holds = |node: &Node| {
+        until("the hold", || {
+            node.error().contains("another node has to confirm")
+        });
+        assert!(!node.has(1));
+    };
+    let first = waiting();
+    holds(&first);
+    // Now its folder has a revocation, but it still knows nothing of those of others.
+    first.revoke_for_good(Target::Session(id(9)));
+    let memory = NodeMemory::of(Some(&folder));
+    first.end();
+    let opened_again = waiting();
+    holds(&opened_again);
+    opened_again.end();
+    drop(memory);
+    let started_again = waiting();
+    holds(&started_again);
+    let living = fleet.replayed();
+    started_again.wait_for_replay();
+    assert!(started_again.has(1));
+    living.end();
+    started_again.end();
+    // What was confirmed stays so.
+    let alone = waiting();
+    alone.wait_for_replay();
+    assert!(alone.has(1));
 }
 
 #[test]
@@ -557,8 +677,8 @@ fn a_copied_record_changes_nothing() {
     one.add(4);
     until("a session", || other.has(4));
     for node in [&one, &other, &fleet.replayed()] {
+        until("the copies", || node.skipped(Skipped::Log) > 0);
         assert!(!node.has(1) && node.has(2) && node.has(3) && node.has(4));
-        assert!(node.skipped(Skipped::Log) > 0);
     }
 }
 
@@ -571,7 +691,11 @@ fn a_second_claim_of_a_log_is_no_record_of_another() {
     one.add(1);
     let other = fleet.replayed();
     until("a session", || other.has(1));
-    assert_eq!((one.skipped_at_all(), other.skipped_at_all()), (0, 0));
+    let skipped = [&one, &other].map(|node| node.report().skipped);
+    assert_eq!(
+        skipped,
+        [vec![0; skipped[0].len()], vec![0; skipped[0].len()]]
+    );
 }
 
 #[test]
@@ -618,7 +742,7 @@ fn keys_are_rotated_without_any_session_lost() {
         }
     };
     shares(["k1", "k1"]);
-    // One node after the other learns of a key before any node seals with it.
+    // Each node learns of a key before any node seals with it.
     let steps: [(&[&str], &str, &str); 3] = [
         (&["k1", "k2"], "k1", "k1"),
         (&["k1", "k2", "k3"], "k1", "k2"),
@@ -632,9 +756,32 @@ fn keys_are_rotated_without_any_session_lost() {
         assert_eq!(nodes[1].journal().reload_keys().unwrap(), names);
         shares([after, after]);
     }
-    // A node that has the new keys alone finds what the present sessions refer to.
+    // A node that has only the new keys finds all records that the present sessions refer to.
     let late = node(&one_keys);
     assert!(late.has(n) && late.error().is_empty());
+}
+
+#[test]
+fn keys_that_are_replaced_while_no_node_runs_are_missed_until_the_operator_decides() {
+    let fleet = Fleet::new("replaced");
+    let before = fleet.replayed();
+    before.add(1);
+    before.revoke_for_good(Target::Session(id(1)));
+    before.end();
+    write_keys(&fleet.path("keys"), &["c", "d"]);
+    let (one, other) = (fleet.node(), fleet.node());
+    for node in [&one, &other] {
+        until("the hold", || node.error().contains("the key a"));
+        assert!(!node.revoke(Target::Session(id(1))).pending.is_empty());
+    }
+    one.journal().replay_anyway();
+    until("health", || one.is_up() && other.is_up());
+    one.wait_for_writing();
+    other.wait_for_writing();
+    one.add(2);
+    until("a session", || other.has(2));
+    other.revoke_for_good(Target::Session(id(2)));
+    until("a revocation", || !one.has(2));
 }
 
 #[test]
@@ -650,10 +797,10 @@ fn what_came_before_its_key_is_read_once_the_key_is_there() {
     options.keys.path = late_keys.clone();
     let late = fleet.node_with(options, limits(u64::MAX));
     until("the error", || late.error().contains("No such file"));
-    // A key of its own, but not that of the others.
+    // A node with a key of its own, but without that of the others.
     write_keys(&late_keys, &["z"]);
     until("the hold", || {
-        late.error().contains("not replayed") || late.error().contains("key a")
+        late.error().contains("no session is read") || late.error().contains("key a")
     });
     assert_eq!(late.scope.sessions(), 0);
     write_keys(&late_keys, &["a", "b", "z"]);
@@ -705,7 +852,7 @@ fn keys_stay_in_force_while_their_file_is_not_there() {
         shares();
     }
     assert_eq!(other.skipped_at_all(), 0);
-    // And by hand.
+    // The operator can reload the file, too.
     fs::rename(&path, &away).unwrap();
     let error = one.journal().reload_keys().unwrap_err();
     assert!(error.contains("No such file"), "{error}");
@@ -750,7 +897,7 @@ fn a_template_that_cannot_be_used_costs_its_sessions_only() {
     let (one, other) = (fleet.replayed(), fleet.replayed());
     one.add(1);
     until("a session", || other.has(1));
-    // As a node of another version would write it.
+    // A record of another version.
     let journal = one.journal();
     let useless = Arc::new(crate::EncodedTemplate::new(USELESS.to_vec()));
     let secret = crate::testing::secret(2);
@@ -782,7 +929,7 @@ fn the_shorter_lifetime_counts() {
         peeked.is_some()
     };
     assert!(is_there(50_000) && !is_there(60_000));
-    // A revocation is kept for the longest lifetime in the log, and what clocks may differ.
+    // A revocation is kept for the longest lifetime in the log, and for what clocks may differ.
     assert!(short.journal().0.keep_ms() >= HOUR_MS + 10 * 60_000);
 }
 
@@ -794,7 +941,7 @@ fn a_node_leaves_its_own_records_alone() {
     node.revoke_for_good(Target::All);
     node.add(2);
     until("sessions", || fleet.count(Stream::Sessions) == 2);
-    // As if evicted.
+    // As if the server had evicted it.
     store(&node.scope).delete(SessionKey::Id(&id(2)));
     let records = fleet.log.snapshot();
     let read = node.report().read;
@@ -813,7 +960,7 @@ fn a_node_leaves_its_own_records_alone() {
 }
 
 #[test]
-fn what_was_told_is_written_before_the_end() {
+fn what_was_queued_is_written_before_the_end() {
     let fleet = Fleet::new("ended");
     let node = fleet.replayed();
     for n in 0..50 {
@@ -887,7 +1034,11 @@ fn scopes_with_one_log_have_its_threads_together() {
     until("sessions", || fleet.count(Stream::Sessions) == 20);
     let all: Vec<_> = scopes.iter().map(|(_, scope)| Arc::clone(scope)).collect();
     let revoked = revoke(&all, true, &[None], &[Target::Session(id(3))]);
-    assert_eq!((revoked.dropped, revoked.pending.len()), (1, 0));
+    assert_eq!(revoked.dropped, 1);
+    until("revocations", || {
+        let journals = all.iter().map(|scope| scope.attached().unwrap());
+        journals.map(Journal::<Common>::unwritten).sum::<u64>() == 0
+    });
     let journals = hub.journals().len();
     drop((all, scopes));
     assert_eq!(journals, 20);
@@ -907,13 +1058,89 @@ fn what_is_revoked_while_no_listener_is_open_holds_when_one_opens() {
     let scopes: [Arc<Scope<Common>>; 0] = [];
     let revoked = revoke(&scopes, true, &folder, &[Target::Session(id(1))]);
     assert_eq!(revoked.dropped, 0);
-    // Other nodes have this log, and do not know yet.
+    // Other nodes share this log, and do not know yet.
     assert!(revoked.pending["before opening"].contains("no listener"));
     let back = fleet.node_in("node");
     back.wait_for_replay();
     assert!(!back.has(1) && back.has(2));
     back.wait_for_writing();
     assert!(!fleet.replayed().has(1));
+}
+
+#[test]
+fn what_is_revoked_without_a_listener_and_without_a_usable_folder_is_pending_and_not_forgotten() {
+    let fleet = Fleet::alone("unusable folder");
+    let (folder, away) = (fleet.path("node"), fleet.path("away"));
+    let node = fleet.node_in("node");
+    node.wait_for_replay();
+    node.add(1);
+    node.add(2);
+    node.wait_for_writing();
+    node.end();
+    fs::rename(&folder, &away).unwrap();
+    fs::write(&folder, "no folder").unwrap();
+    let scopes: [Arc<Scope<Common>>; 0] = [];
+    let revoked = revoke(
+        &scopes,
+        true,
+        &[Some(folder.clone())],
+        &[Target::Session(id(1))],
+    );
+    let name = format!("node folder {}", folder.display());
+    assert_eq!(revoked.pending.into_keys().collect::<Vec<_>>(), [name]);
+    fs::remove_file(&folder).unwrap();
+    fs::rename(&away, &folder).unwrap();
+    let back = fleet.node_in("node");
+    back.wait_for_replay();
+    assert!(!back.has(1) && back.has(2));
+    back.end();
+    // Now the folder has it.
+    let memory = Arc::downgrade(&NodeMemory::of(Some(&folder)));
+    assert!(memory.upgrade().is_none());
+    let again = fleet.node_in("node");
+    again.wait_for_replay();
+    assert!(!again.has(1) && again.has(2));
+}
+
+/// By a clock that the test moves.
+#[test]
+fn a_closed_journal_stays_until_its_revocations_are_in_the_log_or_in_the_folder() {
+    let fleet = Fleet::new("unsaved");
+    let (folder, away) = (fleet.path("node"), fleet.path("away"));
+    let mut options = fleet.options();
+    options.node_folder = Some(folder.clone());
+    let hub = fleet.hub();
+    let node = fleet.node_on(&hub, options);
+    let mut writer = Writer::new(Arc::clone(&hub), fleet.log.writer());
+    let mut replayer = Replayer::new(Arc::clone(&hub));
+    for second in 0..4 {
+        set_moved(second * 1000, 0);
+        writer.work(&hub.journals());
+        while replayer.turn() {}
+    }
+    node.add(1);
+    writer.work(&hub.journals());
+    fleet.down(true);
+    fs::rename(&folder, &away).unwrap();
+    node.forget(1);
+    node.journal().0.queue.close();
+    for second in 4..10 {
+        set_moved(second * 1000, 0);
+        writer.work(&hub.journals());
+    }
+    assert_eq!(hub.journals().len(), 1);
+    fs::rename(&away, &folder).unwrap();
+    for second in 10..80 {
+        set_moved(second * 1000, 0);
+        writer.work(&hub.journals());
+    }
+    set_moved(0, 0);
+    assert_eq!(hub.journals().len(), 0);
+    drop(node);
+    fleet.down(false);
+    let back = fleet.node_in("node");
+    back.wait_for_replay();
+    assert!(!back.has(1));
 }
 
 #[test]
@@ -940,6 +1167,204 @@ fn nobody_waits_for_a_log_that_hangs() {
     let ended = is_done.recv_timeout(Duration::from_secs(30));
     drop(hanging);
     assert!(ended.is_ok() && calls.join().is_ok());
+}
+
+#[test]
+fn only_a_log_with_a_follower_has_marks_and_only_the_follower_wakes_for_them() {
+    for is_shared in [false, true] {
+        let fleet = Fleet::with("marks", Memory::new(is_shared));
+        let hub = fleet.hub();
+        let _node = fleet.node_on(&hub, fleet.options());
+        let mut replayer = Replayer::new(Arc::clone(&hub));
+        for at_ms in [0, 1000, 2000] {
+            set_moved(at_ms, 0);
+            while replayer.turn() {}
+        }
+        set_moved(0, 0);
+        let began = Instant::now();
+        hub.sleep(Duration::from_millis(50));
+        assert!(began.elapsed() >= Duration::from_millis(50));
+        if is_shared {
+            hub.sleep_until_mark(Duration::from_secs(60));
+        }
+        assert_eq!(hub.take_marks().len(), usize::from(is_shared));
+    }
+}
+
+#[test]
+fn too_many_references_cost_the_oldest() {
+    const LIMIT: usize = 1024;
+    let fleet = Fleet::alone("too many");
+    let hub = fleet.hub();
+    let node = fleet.node_on(&hub, fleet.options());
+    let mut writer = Writer::new(Arc::clone(&hub), fleet.log.writer());
+    let mut replayer = Replayer::new(Arc::clone(&hub));
+    while replayer.turn() {}
+    let shared = &node.journal().0;
+    let hash = |n: u64| content_hash(&n.to_be_bytes());
+    let mut references = shared.references.lock();
+    for n in 0..3000 {
+        set_moved(n, n as i64);
+        references.learn_knowledge(hash(n), Knowledge::default(), HOUR_MS, true);
+        references.learn_clock(n, (0, 1), HOUR_MS, true);
+        assert!(references.knowledge.len() <= LIMIT && references.clocks.len() <= LIMIT);
+    }
+    for n in 3000 - LIMIT as u64 * 15 / 16..3000 {
+        assert!(references.knowledge.contains_key(&hash(n)) && references.clocks.contains_key(&n));
+    }
+    // A replay comes to older records later.
+    for n in 3000..6000 {
+        references.learn_knowledge(hash(n), Knowledge::default(), HOUR_MS, false);
+    }
+    assert!(references.knowledge.len() <= LIMIT);
+    assert!(references.knowledge.contains_key(&hash(2999)));
+    assert!(!references.knowledge.contains_key(&hash(5999)));
+    drop(references);
+    let template = |n: u32| format!("template {n}").into_bytes();
+    for n in 0..2000 {
+        set_moved(3000 + u64::from(n), 3000 + i64::from(n));
+        node.add_with(n, &template(n), b"");
+        if n % 50 == 49 {
+            writer.work(&hub.journals());
+        }
+    }
+    set_moved(0, 0);
+    assert_eq!(fleet.count(Stream::Sessions), 2000);
+    let announced = shared.announced.lock();
+    assert!((LIMIT / 2..=LIMIT).contains(&announced.len()));
+    assert!(announced.contains_key(&content_hash(&template(1999))));
+}
+
+#[test]
+fn names_of_keys_that_somebody_makes_up_take_little_memory() {
+    let fleet = Fleet::alone("made up");
+    let node = fleet.node_on(&fleet.hub(), fleet.options());
+    let shared = &node.journal().0;
+    shared.load_keys().unwrap();
+    let claim = shared.claim().unwrap();
+    let sealed_with = |name: String| {
+        let name = name.as_bytes();
+        [&claim[..42], &[name.len() as u8], name, &claim[44..]].concat()
+    };
+    let named = |what: &str| -> Vec<String> { (0..2000).map(|n| format!("{what}{n}")).collect() };
+    shared.note_retired_keys(&named("retired"));
+    assert_eq!(shared.retired_keys().len(), 1000);
+    // All retired ones come first, and still one of the others is noticed.
+    let mut records: Vec<_> = shared.retired_keys().into_iter().map(sealed_with).collect();
+    records.extend(named("new").into_iter().map(sealed_with));
+    let mut seen = Seen::default();
+    shared.apply_control(&records, Some(&mut seen));
+    assert_eq!(seen.unknown_keys.len(), 1001);
+    let is_new = |name: &&Vec<u8>| name.starts_with(b"new");
+    assert_eq!(seen.unknown_keys.iter().filter(is_new).count(), 1);
+    assert_eq!(node.skipped(Skipped::Key), 3000);
+}
+
+/// By a clock that the test moves.
+#[test]
+fn a_scope_that_cannot_be_read_keeps_no_other_from_being_read() {
+    let fleet = Fleet::alone("one of two");
+    fleet.log.spoil("spoilt");
+    let hub = fleet.hub();
+    let mut options = fleet.options();
+    options.scope = "spoilt".into();
+    let spoilt = fleet.node_on(&hub, options);
+    let node = fleet.node_on(&hub, fleet.options());
+    let mut replayer = Replayer::new(Arc::clone(&hub));
+    let mut turns = 0;
+    for second in 0..60 {
+        set_moved(second * 1000, 0);
+        while replayer.turn() {
+            turns += 1;
+        }
+        assert!(node.report().replay_ms.is_some());
+        let is_own = |journal: &Arc<_>| Arc::ptr_eq(journal, &node.journal().0);
+        let journal = hub.journals().into_iter().find(is_own).unwrap();
+        journal.replay.lock().want_scan(Duration::ZERO);
+    }
+    set_moved(0, 0);
+    assert!(spoilt.error().contains("cannot be read"));
+    assert!(node.error().is_empty());
+    // 60 for this scope, and one every two seconds for the other.
+    assert!((90..105).contains(&turns), "{turns}");
+}
+
+/// By a clock that the test moves.
+#[test]
+fn a_sync_that_fails_is_repeated_after_a_while() {
+    let fleet = Fleet::alone("unsynced");
+    let hub = fleet.hub();
+    let node = fleet.node_on(&hub, fleet.options());
+    let mut writer = Writer::new(Arc::clone(&hub), fleet.log.writer());
+    let mut replayer = Replayer::new(Arc::clone(&hub));
+    writer.work(&hub.journals());
+    while replayer.turn() {}
+    fleet.log.switch(|log| log.refuses_syncs = true);
+    node.add(1);
+    writer.work(&hub.journals());
+    let mut at_ms = 0;
+    for _ in 0..10 {
+        let wait = writer.sync_in().expect("there is something to sync");
+        assert!(wait > Duration::from_millis(20), "{wait:?}");
+        at_ms += wait.as_millis() as u64 + 1;
+        set_moved(at_ms, at_ms as i64);
+        writer.work(&hub.journals());
+    }
+    assert!(at_ms > 8_000 && node.error().contains("syncing"));
+    fleet.log.switch(|log| log.refuses_syncs = false);
+    at_ms += 2000;
+    set_moved(at_ms, at_ms as i64);
+    writer.work(&hub.journals());
+    assert_eq!(writer.sync_in(), None);
+    assert!(node.error().is_empty());
+    set_moved(0, 0);
+}
+
+/// By a clock that the test moves.
+#[test]
+fn a_listener_that_opens_while_another_one_ends_reads_its_last_sessions() {
+    let fleet = Fleet::alone("opened again");
+    let hub = fleet.hub();
+    let former = fleet.node_on(&hub, fleet.options());
+    let mut writer = Writer::new(Arc::clone(&hub), fleet.log.writer());
+    let mut replayer = Replayer::new(Arc::clone(&hub));
+    while replayer.turn() {}
+    former.add(1);
+    former.journal().0.queue.close();
+    // It opens, and has read the log, after the writer has looked which journals there are.
+    let journals = hub.journals();
+    let next = fleet.node_on(&hub, fleet.options());
+    while replayer.turn() {}
+    assert!(!next.has(1));
+    writer.work(&journals);
+    while replayer.turn() {}
+    assert_eq!(hub.journals().len(), 1);
+    assert!(next.has(1));
+}
+
+/// By a clock that the test moves: two minutes in which a session comes each second.
+#[test]
+fn trimming_that_is_not_allowed_is_tried_once_a_minute() {
+    let fleet = Fleet::alone("untrimmed");
+    fleet.log.switch(|switches| switches.refuses_trims = true);
+    let hub = fleet.hub();
+    let node = fleet.node_on(&hub, fleet.options());
+    let mut writer = Writer::new(Arc::clone(&hub), fleet.log.writer());
+    let mut replayer = Replayer::new(Arc::clone(&hub));
+    for second in 0..120 {
+        set_moved(second * 1000, 0);
+        node.add(second as u32);
+        writer.work(&hub.journals());
+        while replayer.turn() {}
+        writer.work(&hub.journals());
+    }
+    set_moved(0, 0);
+    assert_eq!(fleet.count(Stream::Sessions), 120);
+    assert!(
+        (1..=4).contains(&fleet.log.trims()),
+        "{}",
+        fleet.log.trims()
+    );
 }
 
 #[test]

@@ -1,12 +1,12 @@
-//! From the stores to a log: one thread for all scopes that have this log.
+//! Writes sessions and revocations from the stores to a log. One thread does this for all scopes with this log.
 
 use crate::backoff::Backoff;
 use crate::clock::{instant, now_ms};
 use crate::hub::Hub;
-use crate::queue::{Batch, Content, Note};
+use crate::queue::{Batch, Content, ControlRecord};
 use crate::record::{content_hash, seal, Body, ContentHash, LogIdentity, Statement};
 use crate::revocations::Knowledge;
-use crate::shared::Shared;
+use crate::shared::{make_room, Shared};
 use crate::status::{EventKind, Part};
 use crate::template::TemplateCodec;
 use rekindle_log::{Batch as LogBatch, Bounds, LogError, LogWriter, Record};
@@ -16,10 +16,10 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How often key files, clocks and the node's memory are looked after.
+/// How often the writer checks key files and clocks.
 const TICK: Duration = Duration::from_secs(1);
 
-/// How soon after it was written a record outlives a power cut.
+/// How soon after it was written a record is synced, so that it outlives a power cut.
 const SYNC_EVERY: Duration = Duration::from_millis(100);
 
 /// How often the log is trimmed.
@@ -28,29 +28,36 @@ const TRIM_EVERY: Duration = Duration::from_secs(60);
 pub(crate) struct Writer<T> {
     hub: Arc<Hub<T>>,
     log: Box<dyn LogWriter>,
-    /// What each scope has still to write, by its journal's number.
-    hands: HashMap<u64, Hand>,
+    /// The open batch of each scope, by its journal's number.
+    open_batches: HashMap<u64, OpenBatch>,
     backoff: Backoff,
+    /// After a sync or a trim has failed. It is repeated until it succeeds: if there is nothing to append, nothing else
+    /// shows that the log works again.
+    syncing: Backoff,
+    trimming: Backoff,
     ticked: Option<Instant>,
+    tidied: Instant,
     trimmed: Option<Instant>,
     unsynced: Option<Instant>,
     is_busy: bool,
 }
 
-/// What is being written for one scope. Sealed once, so that a retry writes the same records.
+/// The batch that is being written for one scope. It is sealed once, so that a retry writes the same records.
 #[derive(Default)]
-struct Hand {
+struct OpenBatch {
     batch: Batch,
+    /// What the node knew before the batch was taken from the queue.
+    knowledge: Arc<Knowledge>,
     control: Vec<Record>,
     sessions: Vec<Record>,
-    /// The log that the records are sealed for, once they are.
+    /// The identity of the log for which the records are sealed, once they are.
     sealed_for: Option<LogIdentity>,
     backoff: Backoff,
-    /// When the log was last looked through for revocations that were trimmed before this node let go of them.
+    /// When the log was last searched for revocations that it has trimmed and this node still keeps.
     completed: Option<Instant>,
 }
 
-impl Hand {
+impl OpenBatch {
     fn is_empty(&self) -> bool {
         self.batch.is_empty() && self.control.is_empty() && self.sessions.is_empty()
     }
@@ -61,16 +68,19 @@ impl<T: TemplateCodec> Writer<T> {
         Writer {
             hub,
             log,
-            hands: HashMap::new(),
+            open_batches: HashMap::new(),
             backoff: Backoff::default(),
+            syncing: Backoff::default(),
+            trimming: Backoff::default(),
             ticked: None,
+            tidied: instant(),
             trimmed: None,
             unsynced: None,
             is_busy: false,
         }
     }
 
-    /// Writes until all journals have ended and what they had is written, or cannot be.
+    /// Writes until all journals have ended, and all they had is written or cannot be.
     pub fn run(mut self) {
         while self.turn() {}
         let _ = self.log.sync();
@@ -86,34 +96,39 @@ impl<T: TemplateCodec> Writer<T> {
         true
     }
 
-    /// Waits until there is something to write.
+    /// Waits until there is work.
     fn wait(&self, journals: &[Arc<Shared<T>>]) {
         if !self.backoff.is_over() {
-            // Not woken meanwhile: what comes has to wait as well.
+            // New records must not wake the writer: they have to wait as well.
             thread::sleep(self.backoff.left().min(TICK));
             return;
         }
         let (failing, ready): (Vec<_>, Vec<_>) = journals.iter().partition(|journal| {
-            let hand = self.hands.get(&journal.writer);
-            hand.is_some_and(|hand| !hand.backoff.is_over())
+            let open_batch = self.open_batches.get(&journal.writer);
+            open_batch.is_some_and(|open_batch| !open_batch.backoff.is_over())
         });
         let backoffs = failing
             .iter()
-            .map(|journal| self.hands[&journal.writer].backoff.left());
-        let sync = self
-            .unsynced
-            .map(|since| SYNC_EVERY.saturating_sub(instant().duration_since(since)));
-        let patience = backoffs.chain(sync).min().unwrap_or(TICK).min(TICK);
+            .map(|journal| self.open_batches[&journal.writer].backoff.left());
+        let timeout = backoffs.chain(self.sync_in()).min().unwrap_or(TICK);
+        let timeout = timeout.min(TICK);
         let has_work = || {
             ready
                 .iter()
                 .any(|journal| journal.queue.len() > 0 && is_ready(journal))
                 || self.hub.has_changed(journals.len())
         };
-        self.hub.waker.wait(patience, self.is_busy, has_work);
+        self.hub.waker.wait(timeout, self.is_busy, has_work);
     }
 
-    /// Does what there is to do.
+    /// How long to wait until the next sync, if there is something to sync.
+    pub(crate) fn sync_in(&self) -> Option<Duration> {
+        let since = self.unsynced?;
+        let wait = SYNC_EVERY.saturating_sub(instant().duration_since(since));
+        Some(wait.max(self.syncing.left()))
+    }
+
+    /// Does all work that is due.
     pub fn work(&mut self, journals: &[Arc<Shared<T>>]) {
         self.tick(journals);
         journals.iter().for_each(|journal| remember(journal));
@@ -123,25 +138,27 @@ impl<T: TemplateCodec> Writer<T> {
         self.leave(journals);
     }
 
-    /// Writes what there is, and tells whether there was anything.
+    /// Writes what is in the queues. Returns whether there was anything.
     fn write(&mut self, journals: &[Arc<Shared<T>>]) -> bool {
         let mut ready = Vec::new();
         for journal in journals.iter().filter(|journal| is_ready(journal)) {
-            let hand = self.hands.entry(journal.writer).or_default();
-            if !hand.backoff.is_over() {
+            let open_batch = self.open_batches.entry(journal.writer).or_default();
+            if !open_batch.backoff.is_over() {
                 continue;
             }
-            if hand.is_empty() {
+            if open_batch.is_empty() {
                 remember(journal);
-                hand.batch = journal.queue.take();
+                // In this order, no statement in the batch tells of a revocation that comes after it.
+                open_batch.knowledge = journal.remembered.knowledge();
+                open_batch.batch = journal.queue.take();
             }
-            if hand.is_empty() {
+            if open_batch.is_empty() {
                 continue;
             }
-            match fill(journal, hand) {
+            match fill(journal, open_batch) {
                 Ok(()) => ready.push(Arc::clone(journal)),
                 Err(error) => {
-                    hand.backoff.note(false);
+                    open_batch.backoff.note(false);
                     journal.set(Part::Writer, Err(error));
                 }
             }
@@ -149,29 +166,33 @@ impl<T: TemplateCodec> Writer<T> {
         if ready.is_empty() {
             return false;
         }
-        // The control records first and alone: a retry does not write them again because of a session.
+        // Control records are appended first and alone, so that a retry because of a session does not write them again.
         let is_written = self.append(&ready, true) && self.append(&ready, false);
         self.backoff.note(is_written);
         true
     }
 
-    /// Appends one half of what the scopes have in hand, and tells whether the log could be used.
+    /// Appends one half of the open batches: control records or sessions. Returns whether the log could be used.
     fn append(&mut self, journals: &[Arc<Shared<T>>], is_control: bool) -> bool {
-        let half = |hand: &Hand| match is_control {
-            true => !hand.control.is_empty(),
-            // Not before what they refer to.
-            false => hand.control.is_empty() && !hand.sessions.is_empty(),
+        let half = |open_batch: &OpenBatch| match is_control {
+            true => !open_batch.control.is_empty(),
+            // Sessions come after the control records that they refer to.
+            false => open_batch.control.is_empty() && !open_batch.sessions.is_empty(),
         };
         let journals: Vec<_> = (journals.iter())
-            .filter(|journal| self.hands.get(&journal.writer).is_some_and(half))
+            .filter(|journal| self.open_batches.get(&journal.writer).is_some_and(half))
             .collect();
         let batches: Vec<_> = (journals.iter())
             .map(|journal| {
-                let hand = &self.hands[&journal.writer];
+                let open_batch = &self.open_batches[&journal.writer];
                 LogBatch {
                     scope: &journal.name,
-                    control: if is_control { &hand.control } else { &[] },
-                    sessions: if is_control { &[] } else { &hand.sessions },
+                    control: if is_control { &open_batch.control } else { &[] },
+                    sessions: if is_control {
+                        &[]
+                    } else {
+                        &open_batch.sessions
+                    },
                 }
             })
             .collect();
@@ -185,25 +206,31 @@ impl<T: TemplateCodec> Writer<T> {
         }
         let results = appended.unwrap_or_default();
         for (journal, result) in journals.into_iter().zip(results) {
-            let hand = self.hands.entry(journal.writer).or_default();
-            hand.backoff.note(result.is_ok());
+            let open_batch = self.open_batches.entry(journal.writer).or_default();
+            open_batch.backoff.note(result.is_ok());
             if result.is_ok() {
                 let written = match is_control {
-                    true => std::mem::take(&mut hand.control),
-                    false => std::mem::take(&mut hand.sessions),
+                    true => std::mem::take(&mut open_batch.control),
+                    false => std::mem::take(&mut open_batch.sessions),
                 };
-                note_written(journal, hand, &written);
+                note_written(journal, open_batch, &written);
                 if is_control {
                     journal
                         .queue
-                        .note_written(&std::mem::take(&mut hand.batch.notes));
+                        .note_written(&std::mem::take(&mut open_batch.batch.control));
                 }
                 self.unsynced.get_or_insert_with(instant);
+                if self.trimming.is_failing() {
+                    // The log works for appending, so a trim that failed waits for its usual time. Otherwise a user
+                    // without the right to trim would be told every two seconds.
+                    self.trimming = Backoff::default();
+                    self.trimmed = Some(instant());
+                }
             } else {
                 note_lost(journal);
             }
-            // The log works once it has taken both halves.
-            let is_half_done = !hand.control.is_empty() || !hand.sessions.is_empty();
+            // The log counts as working once it has taken both halves.
+            let is_half_done = !open_batch.control.is_empty() || !open_batch.sessions.is_empty();
             if result.is_err() || !is_half_done {
                 journal.set(Part::Writer, result.map_err(|error| error.0));
             }
@@ -211,42 +238,46 @@ impl<T: TemplateCodec> Writer<T> {
         true
     }
 
-    /// Lets go of journals that have ended and have nothing left to write. A session that cannot be written is given up
-    /// then, a revocation never.
+    /// Removes journals that have ended and have nothing left to write. Sessions that cannot be written are given up;
+    /// revocations only if a node folder has them, or if the log's identity never became known.
     fn leave(&mut self, journals: &[Arc<Shared<T>>]) {
         for journal in journals.iter().filter(|journal| journal.queue.is_closed()) {
+            // The last revocations may have come after the others were put into the node's memory.
+            remember(journal);
             let is_failing = !is_ready(journal) || !self.backoff.is_over();
-            let hand = self.hands.entry(journal.writer).or_default();
-            if is_failing || !hand.backoff.is_over() {
-                let given_up = journal.queue.drop_sessions() + hand.sessions.len() as u64;
-                hand.sessions.clear();
-                hand.batch.sessions.clear();
+            let open_batch = self.open_batches.entry(journal.writer).or_default();
+            if is_failing || !open_batch.backoff.is_over() {
+                let given_up = journal.queue.drop_sessions() + open_batch.sessions.len() as u64;
+                open_batch.sessions.clear();
+                open_batch.batch.sessions.clear();
                 journal.status.dropped.fetch_add(given_up, Relaxed);
-                if hand.control.is_empty() {
-                    hand.sealed_for = None;
+                if open_batch.control.is_empty() {
+                    open_batch.sealed_for = None;
                 }
             }
-            let is_remembered = journal.memory.folder().is_some();
-            let is_done = hand.is_empty() && journal.queue.len() == 0;
+            let is_remembered = journal.memory.folder().is_some() && !journal.memory.is_unsaved();
+            let is_done = open_batch.is_empty() && journal.queue.len() == 0;
             if is_done || is_failing && is_remembered || journal.identity().is_none() {
-                self.hands.remove(&journal.writer);
+                self.open_batches.remove(&journal.writer);
                 self.hub.remove(journal);
-                // A listener that was opened again in the meantime has not read the last sessions.
-                let is_behind = journal.has_written_late.load(Relaxed);
-                let again = journals.iter().filter(|other| {
-                    is_behind && other.name == journal.name && !Arc::ptr_eq(other, journal)
-                });
-                for other in again {
-                    other.replay.lock().want_replay(Duration::ZERO);
+                journal.memory.keep_unsaved();
+                // A listener that was opened again in the meantime has not read the last sessions of the closed one.
+                if journal.has_written_late.load(Relaxed) {
+                    let others = self.hub.journals().into_iter();
+                    for other in others.filter(|other| other.name == journal.name) {
+                        other.replay.lock().want_replay(Duration::ZERO);
+                    }
                 }
             }
         }
     }
 
     fn tick(&mut self, journals: &[Arc<Shared<T>>]) {
-        if self.unsynced.is_some() && is_over(self.unsynced, SYNC_EVERY) {
-            self.unsynced = None;
+        let is_unsynced = self.unsynced.is_some() && is_over(self.unsynced, SYNC_EVERY);
+        if is_unsynced && self.syncing.is_over() {
             let synced = self.log.sync();
+            self.syncing.note(synced.is_ok());
+            self.unsynced = synced.is_err().then(instant);
             self.note_for_all(synced);
         }
         if !is_over(self.ticked, TICK) {
@@ -258,7 +289,11 @@ impl<T: TemplateCodec> Writer<T> {
             journal.renew_lifetime();
             journal.check_clock();
         }
-        if is_over(self.trimmed, TRIM_EVERY) {
+        if is_over(Some(self.tidied), TRIM_EVERY) {
+            self.tidied = instant();
+            tidy(journals);
+        }
+        if is_over(self.trimmed, TRIM_EVERY) && self.trimming.is_over() {
             self.trim(journals);
         }
         if let Some(notice) = self.log.take_notice() {
@@ -269,25 +304,15 @@ impl<T: TemplateCodec> Writer<T> {
     }
 
     fn trim(&mut self, journals: &[Arc<Shared<T>>]) {
-        // Not before the lifetimes in the log are known.
+        // Only after a replay are the lifetimes in the log known.
         let known: Vec<_> = (journals.iter())
             .filter(|journal| journal.has_replayed.load(Relaxed) && is_ready(journal))
+            .filter(|journal| journal.may_trim())
             .collect();
-        self.trimmed = match known.is_empty() {
-            true => return,
-            false => Some(instant()),
-        };
-        let mut memories: Vec<&Arc<_>> = known.iter().map(|journal| &journal.memory).collect();
-        memories.sort_by_key(|memory| Arc::as_ptr(memory));
-        memories.dedup_by_key(|memory| Arc::as_ptr(memory));
-        let changed: Vec<_> = memories.iter().flat_map(|memory| memory.tidy()).collect();
+        if known.is_empty() {
+            return;
+        }
         for journal in &known {
-            if changed.contains(&journal.name) {
-                let known = journal.remembered.knowledge();
-                journal.memory.note_knowledge(&journal.remembered, &known);
-                // Others learn what has expired before its records go.
-                journal.queue.push_note(Note::Statement);
-            }
             let (now_ms, keep_ms) = (now_ms(), journal.keep_ms());
             let is_kept = |at_ms: u64| now_ms < at_ms.saturating_add(keep_ms);
             journal
@@ -303,25 +328,28 @@ impl<T: TemplateCodec> Writer<T> {
             })
             .collect();
         let trimmed = self.log.trim(&bounds);
+        self.trimming.note(trimmed.is_ok());
+        self.trimmed = trimmed.is_ok().then(instant);
         for journal in &known {
             let bytes = self.log.bytes(&journal.name);
             let log_bytes = bytes.map_or(0, |bytes| bytes.saturating_add(1));
             journal.status.log_bytes.store(log_bytes, Relaxed);
-            // A node that learned a revocation late keeps it for longer than the log, which still tells that it is known.
-            let hand = self.hands.entry(journal.writer).or_default();
+            // A node that learned a revocation late keeps it longer than the log does, and sessions in the log still
+            // refer to it.
+            let open_batch = self.open_batches.entry(journal.writer).or_default();
             let every = Duration::from_millis(journal.keep_ms() / 64);
             let is_due =
-                is_over(hand.completed, every) && journal.remembered.revocations().len() > 0;
+                is_over(open_batch.completed, every) && journal.remembered.revocations().len() > 0;
             if is_due || bytes == Some(0) {
-                // An empty log would be taken for a new one by a node that starts.
-                hand.completed = Some(instant());
+                // A node that starts would take an empty log for a new one.
+                open_batch.completed = Some(instant());
                 journal.replay.lock().want_scan(Duration::ZERO);
             }
         }
         self.note_for_all(trimmed);
     }
 
-    /// Notes how a call went that was for all scopes.
+    /// Notes the result of a call for all scopes.
     fn note_for_all(&mut self, result: Result<(), LogError>) {
         let result = result.map_err(|error| error.0);
         for journal in self
@@ -333,10 +361,10 @@ impl<T: TemplateCodec> Writer<T> {
             if result.is_err() {
                 note_lost(journal);
             }
-            // What cannot be appended is not mended by another call that worked.
-            let hand = self.hands.get(&journal.writer);
-            let is_failing =
-                self.backoff.is_failing() || hand.is_some_and(|hand| hand.backoff.is_failing());
+            // A success of another call does not mean that appending works again.
+            let open_batch = self.open_batches.get(&journal.writer);
+            let is_failing = self.backoff.is_failing()
+                || open_batch.is_some_and(|open_batch| open_batch.backoff.is_failing());
             if result.is_err() || !is_failing {
                 journal.set(Part::Writer, result.clone());
             }
@@ -348,17 +376,17 @@ fn is_over(since: Option<Instant>, time: Duration) -> bool {
     since.is_none_or(|since| instant().duration_since(since) >= time)
 }
 
-/// Whether records can be sealed, and into which log is known.
+/// Whether there are keys, and the log's identity is known.
 fn is_ready<T: TemplateCodec>(journal: &Shared<T>) -> bool {
     journal.identity().is_some() && journal.keys().is_some()
 }
 
-/// After an error the log may have lost what it had.
+/// After an error, the log may have lost records: asks for a pass over the control stream.
 fn note_lost<T: TemplateCodec>(journal: &Shared<T>) {
     journal.replay.lock().want_scan(Duration::from_millis(200));
 }
 
-fn note_written<T>(journal: &Shared<T>, hand: &mut Hand, records: &[Record]) {
+fn note_written<T>(journal: &Shared<T>, open_batch: &mut OpenBatch, records: &[Record]) {
     if journal.queue.is_closed() {
         journal.has_written_late.store(true, Relaxed);
     }
@@ -371,16 +399,18 @@ fn note_written<T>(journal: &Shared<T>, hand: &mut Hand, records: &[Record]) {
         .status
         .written_bytes
         .fetch_add(bytes as u64, Relaxed);
-    if hand.control.is_empty() && hand.sessions.is_empty() {
-        hand.batch.sessions.clear();
-        hand.sealed_for = None;
+    if open_batch.control.is_empty() && open_batch.sessions.is_empty() {
+        open_batch.batch.sessions.clear();
+        open_batch.sealed_for = None;
     }
 }
 
-/// Seals what the scope has in hand. What the sessions refer to goes first, unless the log has it.
-fn fill<T: TemplateCodec>(journal: &Shared<T>, hand: &mut Hand) -> Result<(), String> {
-    let identity = journal.identity().ok_or("the log is not known yet")?;
-    if hand.sealed_for == Some(identity) {
+/// Seals the open batch of the scope. Records that the sessions refer to come first, unless the log has them.
+fn fill<T: TemplateCodec>(journal: &Shared<T>, open_batch: &mut OpenBatch) -> Result<(), String> {
+    let identity = journal
+        .identity()
+        .ok_or("the log's identity is not known yet")?;
+    if open_batch.sealed_for == Some(identity) {
         return Ok(());
     }
     let keys = journal.keys().ok_or("there is no key to seal with")?;
@@ -400,7 +430,7 @@ fn fill<T: TemplateCodec>(journal: &Shared<T>, hand: &mut Hand) -> Result<(), St
         knowledge: Vec::new(),
     };
     let mut sessions = Vec::new();
-    for session in &hand.batch.sessions {
+    for session in &open_batch.batch.sessions {
         announcing.announce(Content::Template(Arc::clone(session.template.bytes())));
         let knowledge = announcing.knowledge(&session.knowledge);
         let body = Body::Session {
@@ -417,9 +447,9 @@ fn fill<T: TemplateCodec>(journal: &Shared<T>, hand: &mut Hand) -> Result<(), St
         announcing.announce_clock(false);
     }
     let mut control = Vec::new();
-    for note in &hand.batch.notes {
-        let body = match note {
-            Note::Revocation {
+    for record in &open_batch.batch.control {
+        let body = match record {
+            ControlRecord::Revocation {
                 id,
                 keep_ms,
                 target,
@@ -429,20 +459,20 @@ fn fill<T: TemplateCodec>(journal: &Shared<T>, hand: &mut Hand) -> Result<(), St
                 keep_ms: *keep_ms,
                 target: target.clone(),
             },
-            Note::Ask { nonce } => Body::Ask { nonce: *nonce },
-            Note::Answer { nonce } => Body::Answer { nonce: *nonce },
-            Note::Statement => {
-                let content = statement(journal, &journal.remembered.knowledge());
+            ControlRecord::Ask { nonce } => Body::Ask { nonce: *nonce },
+            ControlRecord::Answer { nonce } => Body::Answer { nonce: *nonce },
+            ControlRecord::Statement => {
+                let content = statement(journal, &open_batch.knowledge);
                 announcing.note(&content);
                 control.push(seal_as(now, 0, &body_of(&content))?);
                 continue;
             }
-            Note::Content(content) => {
+            ControlRecord::Content(content) => {
                 announcing.note(content);
                 control.push(seal_as(now, 0, &body_of(content))?);
                 continue;
             }
-            Note::Clock => {
+            ControlRecord::Clock => {
                 announcing.announce_clock(true);
                 continue;
             }
@@ -459,13 +489,13 @@ fn fill<T: TemplateCodec>(journal: &Shared<T>, hand: &mut Hand) -> Result<(), St
         };
         control.push(seal_as(now, 0, &body)?);
     }
-    (hand.control, hand.sessions) = (control, sessions);
-    hand.sealed_for = Some(identity);
+    (open_batch.control, open_batch.sessions) = (control, sessions);
+    open_batch.sealed_for = Some(identity);
     Ok(())
 }
 
-/// Revocations that OTP's process made, which does not wait for a disk, go into the node's memory before they go into
-/// the log, and also if the log cannot be written.
+/// Puts revocations that OTP's process has made into the node's memory: before they go into the log, and even if the
+/// log cannot be written. That process does not wait for a disk.
 fn remember<T: TemplateCodec>(journal: &Shared<T>) {
     let new = journal.queue.take_unremembered();
     let longest_ms = new.iter().map(|(.., keep_ms)| *keep_ms).max();
@@ -474,6 +504,22 @@ fn remember<T: TemplateCodec>(journal: &Shared<T>) {
             .map(|(id, target, _)| (id, target))
             .collect();
         journal.memory.note(&journal.remembered, &new, longest_ms);
+    }
+}
+
+/// Drops what the node's memory need not remember any more, and writes to its folder what could not be written before.
+fn tidy<T: TemplateCodec>(journals: &[Arc<Shared<T>>]) {
+    let mut memories: Vec<&Arc<_>> = journals.iter().map(|journal| &journal.memory).collect();
+    memories.sort_by_key(|memory| Arc::as_ptr(memory));
+    memories.dedup_by_key(|memory| Arc::as_ptr(memory));
+    let changed: Vec<_> = memories.iter().flat_map(|memory| memory.tidy()).collect();
+    for journal in journals {
+        if changed.contains(&journal.name) {
+            let known = journal.remembered.knowledge();
+            journal.memory.note_knowledge(&journal.remembered, &known);
+            // Other nodes must learn what has expired before its records go.
+            journal.queue.push_record(ControlRecord::Statement);
+        }
     }
 }
 
@@ -492,12 +538,12 @@ fn body_of(content: &Content) -> Body<'_> {
     }
 }
 
-/// What sessions of a batch refer to and the log does not have.
+/// Records that sessions of a batch refer to and the log does not have.
 struct Announcing<'a, T> {
     journal: &'a Shared<T>,
     now_ms: u64,
     bodies: Vec<Announced>,
-    /// The hashes of this batch's knowledge.
+    /// The hashes of knowledge in this batch.
     knowledge: Vec<(Arc<Knowledge>, ContentHash)>,
 }
 
@@ -512,23 +558,23 @@ impl<T: TemplateCodec> Announcing<'_, T> {
         let mut announced = self.journal.announced.lock();
         let known = announced.get(&hash);
         if !known.is_some_and(|(at_ms, _)| self.is_recent(*at_ms)) {
+            make_room(&mut announced, |(at_ms, _)| *at_ms);
             announced.insert(hash, (self.now_ms, content.clone()));
             self.bodies.push(Announced::Content(content));
         }
         hash
     }
 
-    /// Whether what was written then need not be written again.
+    /// Whether content that was written then need not be written again.
     fn is_recent(&self, at_ms: u64) -> bool {
         self.now_ms < at_ms.saturating_add(self.journal.announce_again_ms())
     }
 
     fn note(&self, content: &Content) {
         let hash = content_hash(content.bytes());
-        self.journal
-            .announced
-            .lock()
-            .insert(hash, (self.now_ms, content.clone()));
+        let mut announced = self.journal.announced.lock();
+        make_room(&mut announced, |(at_ms, _)| *at_ms);
+        announced.insert(hash, (self.now_ms, content.clone()));
     }
 
     fn knowledge(&mut self, knowledge: &Arc<Knowledge>) -> ContentHash {

@@ -1,9 +1,7 @@
 //! Logs of sealed records, each for all scopes of a node: in a folder, or in the streams of a Valkey server.
 //!
-//! Writers, readers and followers connect, or open, on first use and again after an error. A call that failed may be
-//! repeated. Each is used by one thread, and no call takes longer than 10 seconds.
-
-#![deny(missing_docs)]
+//! Writers, readers and followers connect, or open files, on first use and again after an error. The caller may repeat
+//! a call that failed. One thread uses each of them, and no call takes longer than 10 seconds.
 
 #[cfg(feature = "folder")]
 mod folder;
@@ -26,7 +24,7 @@ pub use valkey::{Password, ValkeyConfig, ValkeyLog};
 /// The two streams of a scope.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Stream {
-    /// Revocations, and what sessions refer to: few records.
+    /// Revocations, and records that sessions refer to. There are few.
     Control,
     /// Sessions.
     Sessions,
@@ -43,13 +41,13 @@ pub trait Log: Send + Sync {
     /// Whether other nodes read and write the log as well.
     fn is_shared(&self) -> bool;
 
-    /// Something to append with.
+    /// A new writer.
     fn writer(&self) -> Box<dyn LogWriter>;
 
-    /// Something to read back with.
+    /// A new reader.
     fn reader(&self) -> Box<dyn LogReader>;
 
-    /// Something to read new records of other nodes with; `None` if no other node writes.
+    /// A new follower, which reads records of other nodes; `None` if no other node writes to the log.
     fn follower(&self) -> Option<Box<dyn LogFollower>>;
 }
 
@@ -69,32 +67,34 @@ pub struct Batch<'a> {
 pub struct Bounds<'a> {
     /// The scope's name.
     pub scope: &'a str,
-    /// Records older than this are dropped, from both streams.
+    /// Sessions older than this are dropped. A log that nodes share keeps control records twice as long: a node that
+    /// learns a revocation late also needs it later.
     pub keep: Duration,
     /// If the scope takes more bytes than this, its oldest sessions are dropped, but never a control record.
     pub max_bytes: u64,
 }
 
-/// The end of a log that is appended to.
+/// Appends to a log.
 pub trait LogWriter: Send {
-    /// Appends the records of each scope, its control records before its first session. Answers one result for each batch,
-    /// in their order, or an error if no batch could be tried. Records of a batch with `Ok` outlive this process. After an
-    /// error any of them may be in the log: the caller appends them again, and readers expect records twice.
+    /// Appends the records of each scope, its control records before its first session. Returns one result per batch,
+    /// in their order, or an error if it could try none. Records of a batch with `Ok` outlive this process. After an
+    /// error, any record may be in the log or not: the caller appends all of them again, and readers expect records
+    /// twice.
     fn append(&mut self, batches: &[Batch]) -> Result<Vec<Result<(), LogError>>, LogError>;
 
-    /// Makes what was appended outlive a power cut, where that is this side's task.
+    /// Makes appended records outlive a power cut, if that is this side's task.
     fn sync(&mut self) -> Result<(), LogError> {
         Ok(())
     }
 
-    /// Drops what exceeds the bounds of the scopes, or a part of it: the rest is for the next call. Age is the time that a
-    /// log, or this process, has seen pass since a record was appended: never what a wall clock says.
+    /// Drops records that exceed the bounds of the scopes. A call may leave some of them to the next one. The age of a
+    /// record is the time that a log, or this process, has seen pass since it was appended; wall clocks do not count.
     fn trim(&mut self, scopes: &[Bounds]) -> Result<(), LogError>;
 
-    /// How many bytes the scope took when it was last trimmed, as far as known.
+    /// How many bytes the scope took when it was last trimmed, if known.
     fn bytes(&self, scope: &str) -> Option<u64>;
 
-    /// What an operator should know about the log, each notice once.
+    /// A notice for the operator. Returns each notice once.
     fn take_notice(&mut self) -> Option<String> {
         None
     }
@@ -102,45 +102,46 @@ pub trait LogWriter: Send {
 
 /// Reads one scope backwards, from the end that [`mark`](Self::mark) found.
 pub trait LogReader: Send {
-    /// Takes the present ends of the scope's streams as the place to read back from. A follower can go on from the mark.
+    /// Marks the present ends of the scope's streams: reading begins there. A follower can continue from the mark.
     fn mark(&mut self, scope: &str) -> Result<Mark, LogError>;
 
-    /// The next records of a stream of the marked scope, newest first, about `limit` at most. Empty at the beginning.
+    /// The next older records of a stream of the marked scope, newest first, about `limit` at most. Empty at the
+    /// beginning of the stream.
     fn older(&mut self, stream: Stream, limit: usize) -> Result<Vec<Record>, LogError>;
 
-    /// How many milliseconds the log's clock is ahead of this machine's, where it has a clock of its own.
+    /// How many milliseconds the log's clock is ahead of this machine's; `None` if the log has no clock of its own.
     fn clock_ahead_ms(&mut self) -> Result<Option<i64>, LogError> {
         Ok(None)
     }
 }
 
-/// Where streams ended: a position for each stream that the log has for the scope.
+/// Where the streams of a scope ended: one position per stream.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Mark(pub Vec<(u64, u64)>);
 
-/// Reads what is appended to scopes, by whomever.
+/// Reads new records of scopes, of this node and of others.
 pub trait LogFollower: Send {
-    /// Follows a scope from a mark on, also if it was followed from another mark before.
+    /// Follows a scope from a mark on. If it followed the scope already, it now begins at this mark.
     fn follow(&mut self, scope: &Arc<str>, from: &Mark);
 
-    /// Follows a scope no longer.
+    /// Stops following a scope.
     fn leave(&mut self, scope: &str);
 
-    /// New records of the scopes followed, about `limit` at most. Waits up to `wait` for the first.
+    /// New records of the followed scopes, about `limit` at most. Waits up to `wait` for the first.
     fn newer(&mut self, limit: usize, wait: Duration) -> Result<News, LogError>;
 }
 
 /// What a follower found.
 #[derive(Debug, Default)]
 pub struct News {
-    /// Records, oldest first for each stream; of each scope the control records before the sessions.
+    /// Records: those of a stream oldest first, and of a scope the control records before the sessions.
     pub records: Vec<(Arc<str>, Stream, Record)>,
-    /// Scopes whose control stream may have lost records: it was emptied, rolled back, trimmed, or has fewer records than
-    /// this follower has seen. Also every scope after the connection was lost.
+    /// Scopes whose control stream may have lost records: it was emptied, set back or trimmed, or has fewer records
+    /// than this follower has seen. After the connection was lost, all scopes.
     pub lost: Vec<Arc<str>>,
 }
 
-/// Why a log could not be used: what was tried and what failed, for an operator. Holds no secret.
+/// Why a log could not be used, as a line for the operator: what was tried and what failed. Contains no secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogError(pub String);
 

@@ -1,11 +1,11 @@
-//! Folders and files that belong to this process alone: made, checked, and locked against other processes.
+//! Folders and files that belong to this process alone: makes, checks and locks them.
 
 use rustix::fs::{flock, FlockOperation};
 use std::fs::{self, DirBuilder, File, Metadata};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-/// Makes a folder for its owner alone, unless there is one.
+/// Makes a folder that only its owner can use, unless it exists.
 pub(crate) fn make_folder(path: &Path) -> Result<(), String> {
     DirBuilder::new()
         .recursive(true)
@@ -42,17 +42,17 @@ pub(crate) fn check_rights(path: &Path, found: &Metadata) -> Result<(), String> 
     Ok(())
 }
 
-/// The right to a folder or file. It also ends with the process.
+/// A lock on a folder or file. It also ends with the process.
 pub(crate) struct Lock(File);
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Closing is not enough while a process that was just forked has the file open as well.
+        // Closing is not enough: a process that was just forked still has the file open.
         let _ = flock(&self.0, FlockOperation::Unlock);
     }
 }
 
-/// Locks a file, which is made if necessary. `None` if it is locked already.
+/// Locks a file, and makes it if it is missing. `None` if another process has the lock.
 pub(crate) fn lock(path: &Path) -> Result<Option<Lock>, String> {
     let opened = File::options()
         .create(true)

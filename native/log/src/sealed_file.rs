@@ -1,13 +1,14 @@
-//! A file of sealed blocks that is appended to, for what a node must remember whatever happens to the log.
+//! An append-only file of sealed blocks. A node keeps in it what it must remember whatever happens to the log.
 //!
 //! ```text
 //! file   = "rekindle sealed\n" id[16] nonce[24] tag[16] block*
 //! block  = length[4] !length[4] nonce[24] sealed[length] tag[16]        numbers are big endian
 //! ```
 //!
-//! Each block is sealed with XChaCha20-Poly1305 to the file's random id, its name and the block's number. So changed,
-//! moved and copied blocks are noticed. Blocks that are cut off at the end are not, and neither is an older copy of the
-//! whole file. The length is stored twice, so that damage to it is not taken for the end of the file.
+//! Each block is sealed with XChaCha20-Poly1305 and bound to the file's random id, the file's name and the block's
+//! number. So reading notices changed, moved and copied blocks. It cannot notice that blocks were cut off at the end,
+//! or that the whole file is an older copy. The length is stored twice, so that a damaged length is not mistaken for
+//! the end of the file.
 //!
 //! The key is `node.key` in the same folder: 32 bytes in hex. All sealed files of a folder share it.
 
@@ -33,18 +34,18 @@ const TAG_BYTES: usize = 16;
 const HEADER_BYTES: usize = MAGIC.len() + ID_BYTES + NONCE_BYTES + TAG_BYTES;
 /// A block's length, twice.
 const LENGTH_BYTES: usize = 8;
-/// What a block takes beside its own bytes.
+/// Bytes of a block besides its content.
 const OVERHEAD_BYTES: usize = LENGTH_BYTES + NONCE_BYTES + TAG_BYTES;
-/// In place of a block's number, for what seals the header.
+/// Takes the place of a block's number in the seal of the header.
 const HEADER_NUMBER: u64 = u64::MAX;
-/// How many damaged files are kept.
+/// How many damaged files `move_aside` keeps.
 const DAMAGED_KEPT: usize = 2;
 
 /// A block's bytes, wiped when dropped.
 pub type Block = Zeroizing<Vec<u8>>;
 
-/// A file of sealed blocks, open for one process. After an error it can be used as before: what was appended
-/// successfully is in it.
+/// A file of sealed blocks, open for one process. After an error it can still be used, and contains all blocks that
+/// were appended successfully.
 pub struct SealedFile {
     folder: PathBuf,
     name: String,
@@ -54,20 +55,20 @@ pub struct SealedFile {
     _lock: Lock,
 }
 
-/// The file that is written to now.
+/// The file that blocks are appended to.
 struct Content {
     file: File,
     id: [u8; ID_BYTES],
-    /// How many blocks there are.
+    /// Number of blocks.
     blocks: u64,
-    /// How long the file is with these.
+    /// Length of the file up to the end of these blocks.
     bytes: u64,
-    /// Whether something may be behind them: a block that could not be written.
+    /// Whether a block that could not be written may have left bytes behind them.
     has_rest: bool,
 }
 
 impl SealedFile {
-    /// Opens a file, or makes it, and answers its blocks in order.
+    /// Opens a file, or makes it, and returns its blocks in order.
     pub fn open(
         folder: impl AsRef<Path>,
         name: &str,
@@ -79,23 +80,23 @@ impl SealedFile {
         Ok((file, blocks))
     }
 
-    /// Opens a file, or makes it, and hands out its blocks in order, one at a time. If it answers an error, the blocks
-    /// before the damaged one were handed out.
+    /// Opens a file, or makes it, and calls `each` with its blocks in order. After an error, `each` has had the blocks
+    /// before the damaged one.
     ///
-    /// A last block that was not written to its end is cut off; other damage is an error.
+    /// Cuts off a last block that was not fully written. Other damage is an error.
     pub fn for_each_block(
         folder: impl AsRef<Path>,
         name: &str,
         each: impl FnMut(&[u8]),
     ) -> Result<SealedFile, LogError> {
         let folder = folder.as_ref();
-        Self::try_open(folder, name, each).map_err(|why| told("open", &folder.join(name), why))
+        Self::try_open(folder, name, each).map_err(|why| log_error("open", &folder.join(name), why))
     }
 
     fn try_open(folder: &Path, name: &str, each: impl FnMut(&[u8])) -> Result<SealedFile, String> {
         let lock = take(folder, name)?;
         let path = folder.join(name);
-        // Where the process was ended while it wrote these.
+        // The process may have been killed while it wrote this file.
         let _ = fs::remove_file(new_path(folder, name));
         let found = match File::options().read(true).write(true).open(&path) {
             Ok(file) => Some(file),
@@ -125,11 +126,11 @@ impl SealedFile {
         })
     }
 
-    /// Appends a block. With `sync`, it and all before it outlive a power cut once this has returned; without, they
-    /// outlive the process.
+    /// Appends a block. With `sync`, this block and all before it outlive a power cut once the call has returned;
+    /// without, they outlive the process.
     pub fn append(&mut self, block: &[u8], sync: bool) -> Result<(), LogError> {
         self.try_append(block, sync)
-            .map_err(|why| told("append to", &self.folder.join(&self.name), why))
+            .map_err(|why| log_error("append to", &self.folder.join(&self.name), why))
     }
 
     fn try_append(&mut self, block: &[u8], sync: bool) -> Result<(), String> {
@@ -146,7 +147,7 @@ impl SealedFile {
                 false => Ok(()),
             });
         if let Err(error) = written {
-            // If this fails as well, the next call does it.
+            // If this fails as well, the next call repeats it.
             let _ = content.cut_rest();
             return Err(error.to_string());
         }
@@ -156,7 +157,7 @@ impl SealedFile {
         Ok(())
     }
 
-    /// Fails if what is written would be gone with the process, or if others can write as well.
+    /// Fails if the file is gone, so that writing to it would have no effect, or if others can write to it as well.
     fn check(&self) -> Result<(), String> {
         place::check_folder(&self.folder)?;
         let path = self.folder.join(&self.name);
@@ -177,11 +178,11 @@ impl SealedFile {
         Ok(())
     }
 
-    /// Puts these blocks in the place of all there are. After a power cut the file has either the former blocks or
-    /// these. After an error it goes on with the former ones, or with these if only the folder could not be synced.
+    /// Replaces all blocks by these. After a power cut the file has either the old blocks or the new ones. After an
+    /// error it has the old ones, or the new ones if only syncing the folder failed.
     pub fn rewrite(&mut self, blocks: impl Iterator<Item = Vec<u8>>) -> Result<(), LogError> {
         self.try_rewrite(blocks)
-            .map_err(|why| told("rewrite", &self.folder.join(&self.name), why))
+            .map_err(|why| log_error("rewrite", &self.folder.join(&self.name), why))
     }
 
     fn try_rewrite(&mut self, blocks: impl Iterator<Item = Vec<u8>>) -> Result<(), String> {
@@ -200,17 +201,17 @@ impl SealedFile {
         self.content.blocks
     }
 
-    /// How many bytes of a last block were cut off when the file was opened, as they were not written to their end.
+    /// How many bytes `open` cut off because the last block was not fully written.
     pub fn cut_bytes(&self) -> u64 {
         self.cut_bytes
     }
 
-    /// Renames a file that cannot be opened, so that a new one can be made. Answers its new place. The two newest are
-    /// kept.
+    /// Renames a file that cannot be opened, so that a new one can be made. Returns its new path. Keeps the two newest
+    /// of such files.
     pub fn move_aside(folder: impl AsRef<Path>, name: &str) -> Result<PathBuf, LogError> {
         let folder = folder.as_ref();
         Self::try_move_aside(folder, name)
-            .map_err(|why| told("move aside", &folder.join(name), why))
+            .map_err(|why| log_error("move aside", &folder.join(name), why))
     }
 
     fn try_move_aside(folder: &Path, name: &str) -> Result<PathBuf, String> {
@@ -231,7 +232,7 @@ impl SealedFile {
         fs::rename(folder.join(name), &aside).map_err(|error| error.to_string())?;
         kept.truncate((kept.len() + 1).saturating_sub(DAMAGED_KEPT));
         for (_, path) in kept {
-            // What cannot be removed now is tried again the next time.
+            // If this fails, the next call tries it again.
             let _ = fs::remove_file(path);
         }
         sync_folder(folder)?;
@@ -240,7 +241,7 @@ impl SealedFile {
 }
 
 impl Content {
-    /// Cuts off what is behind the last block.
+    /// Cuts off bytes behind the last block.
     fn cut_rest(&mut self) -> io::Result<()> {
         if self.has_rest {
             self.file.set_len(self.bytes)?;
@@ -250,7 +251,7 @@ impl Content {
     }
 }
 
-fn told(task: &str, path: &Path, why: String) -> LogError {
+fn log_error(task: &str, path: &Path, why: String) -> LogError {
     LogError(format!("cannot {task} {}: {why}", path.display()))
 }
 
@@ -258,7 +259,7 @@ fn new_path(folder: &Path, name: &str) -> PathBuf {
     folder.join(format!("{name}.new"))
 }
 
-/// Makes, checks and locks the place of a file.
+/// Makes and checks the folder of a file, and locks the file.
 fn take(folder: &Path, name: &str) -> Result<Lock, String> {
     place::make_folder(folder)?;
     place::check_folder(folder)?;
@@ -274,7 +275,7 @@ fn sync_folder(folder: &Path) -> Result<(), String> {
 
 // ---- blocks ----
 
-/// What a block is sealed to.
+/// The associated data that a block's seal covers.
 fn associated(id: &[u8; ID_BYTES], name: &str, number: u64) -> Vec<u8> {
     [&MAGIC[..], id, &number.to_be_bytes(), name.as_bytes()].concat()
 }
@@ -283,7 +284,7 @@ fn random<const N: usize>() -> Result<[u8; N], String> {
     <[u8; N]>::try_generate().map_err(|error| format!("the system gives no random bytes: {error}"))
 }
 
-/// A block as it is written, of the id, name and number that it is sealed to.
+/// A block as it stands in the file: lengths, nonce, sealed content and tag.
 fn seal(
     cipher: &XChaCha20Poly1305,
     id: &[u8; ID_BYTES],
@@ -303,7 +304,7 @@ fn seal(
     sealed.extend_from_slice(&length.to_be_bytes());
     sealed.extend_from_slice(&(!length).to_be_bytes());
     sealed.extend_from_slice(&nonce);
-    // Sealed in place: nowhere else the bytes would be left behind.
+    // Sealed in place, so that no copy of the content stays behind in memory.
     let start = sealed.len();
     sealed.extend_from_slice(block);
     let tag = cipher
@@ -317,7 +318,7 @@ fn seal(
     Ok(sealed)
 }
 
-/// Opens a block in place: its bytes and the tag behind them.
+/// Opens a block in place. `block` contains the sealed bytes and the tag behind them.
 fn unseal(
     cipher: &XChaCha20Poly1305,
     nonce: [u8; NONCE_BYTES],
@@ -329,7 +330,7 @@ fn unseal(
         .is_ok()
 }
 
-/// Writes a file beside the one there is, and then puts it in its place.
+/// Writes a new file beside the existing one, and then replaces that.
 fn write_new(
     folder: &Path,
     name: &str,
@@ -366,7 +367,7 @@ fn write_blocks(
     let mut write = |bytes: &[u8]| out.write_all(bytes).map_err(|error| error.to_string());
     write(MAGIC)?;
     write(&id)?;
-    // A block of no bytes seals the header.
+    // An empty block seals the header.
     write(&seal(cipher, &id, name, HEADER_NUMBER, &[])?[LENGTH_BYTES..])?;
     let (mut count, mut bytes) = (0, HEADER_BYTES as u64);
     for block in blocks {
@@ -388,7 +389,7 @@ fn write_blocks(
     })
 }
 
-/// Reads all blocks, and cuts off a last one that was not written to its end. Answers how many bytes that were.
+/// Reads all blocks, and cuts off a last one that was not fully written. Returns how many bytes it cut off.
 fn read(
     file: File,
     length: u64,
@@ -420,7 +421,7 @@ fn read(
     if cut_bytes > 0 {
         file.set_len(bytes)
             .and_then(|()| file.sync_all())
-            .map_err(|error| format!("cannot cut off what is torn: {error}"))?;
+            .map_err(|error| format!("cannot cut off an incomplete block: {error}"))?;
     }
     let content = Content {
         file,
@@ -432,14 +433,14 @@ fn read(
     Ok((content, cut_bytes))
 }
 
-/// A file of which so many bytes are left.
+/// A file, and how many bytes are still to be read.
 struct Reading<'a> {
     file: BufReader<&'a File>,
     left: u64,
 }
 
 impl Reading<'_> {
-    /// Fills the buffer, or answers `false` if fewer bytes are left.
+    /// Fills the buffer. `false` if fewer bytes are left.
     fn fill(&mut self, buffer: &mut [u8]) -> Result<bool, String> {
         if self.left < buffer.len() as u64 {
             return Ok(false);
@@ -450,7 +451,7 @@ impl Reading<'_> {
         Ok(true)
     }
 
-    /// Whether all that is left are zeros.
+    /// Whether all remaining bytes are zeros.
     fn is_zero(&mut self) -> Result<bool, String> {
         let mut buffer = [0; 4096];
         while self.left > 0 {
@@ -490,12 +491,12 @@ fn read_header(
 
 enum Found {
     Whole,
-    /// The file, or what was written of it, ends before the block does.
+    /// The block was not fully written: the file, or its written part, ends before the block does.
     Torn,
     Damaged,
 }
 
-/// Reads and opens a block. A power cut may leave zeros where a block was not yet written to the disk.
+/// Reads and opens a block. After a power cut, a block that did not reach the disk may be zeros.
 fn read_block(
     from: &mut Reading,
     cipher: &XChaCha20Poly1305,
@@ -534,16 +535,13 @@ fn read_block(
 
 // ---- key ----
 
-/// Reads the key, or makes it if it `may_make` one.
+/// Reads the key, or makes one if `may_make` is true.
 fn load_key(folder: &Path, may_make: bool) -> Result<XChaCha20Poly1305, String> {
     let path = folder.join(KEY);
     let file = match File::open(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             if !may_make {
-                return Err(format!(
-                    "{} is missing, with which its blocks were sealed",
-                    path.display()
-                ));
+                return Err(format!("its key {} is missing", path.display()));
             }
             make_key(folder, &path)
                 .and_then(|()| File::open(&path))
@@ -560,7 +558,7 @@ fn load_key(folder: &Path, may_make: bool) -> Result<XChaCha20Poly1305, String> 
             path.display()
         ));
     }
-    // One byte too many, or the line's end.
+    // Room for the line's end, and for one byte more, so that a longer file is noticed.
     let mut text = Zeroizing::new([0; 2 * KEY_BYTES + 2]);
     let mut length = 0;
     let mut file = file;
@@ -588,7 +586,7 @@ fn parse_key(text: &[u8]) -> Option<XChaCha20Poly1305> {
     XChaCha20Poly1305::new_from_slice(&*key).ok()
 }
 
-/// Makes the key under another name first: what is there is whole, and a key that is there is not written over.
+/// Makes the key under another name first: so the key file is always whole, and an existing key is not overwritten.
 fn make_key(folder: &Path, path: &Path) -> io::Result<()> {
     let key = Zeroizing::new(<[u8; KEY_BYTES]>::try_generate().map_err(io::Error::other)?);
     let mut line = Zeroizing::new([b'\n'; 2 * KEY_BYTES + 1]);
@@ -607,7 +605,7 @@ fn make_key(folder: &Path, path: &Path) -> io::Result<()> {
         .write_all(&*line)
         .and_then(|()| file.sync_all())
         .and_then(|()| match fs::hard_link(&made, path) {
-            // Another file of this folder was first.
+            // The first use of another sealed file in this folder has just made it.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             linked => linked,
         });

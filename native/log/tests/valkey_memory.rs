@@ -1,5 +1,7 @@
-//! How much memory a hostile server can make the Valkey log take. A program of its own, as it counts all that is allocated.
+//! How much memory a hostile server can make the Valkey log take. It is a test program of its own, because it counts
+//! all allocations.
 #![cfg(feature = "valkey")]
+#![allow(unsafe_code)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::io::{Read, Write};

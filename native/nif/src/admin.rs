@@ -1,4 +1,4 @@
-//! What an operator asks, of scopes by their number. None of it is called in a handshake.
+//! Functions for operators, which name scopes by number. No handshake calls them.
 
 use crate::template::Template;
 use crate::{atoms, journal, session, terms, trust, REGISTRY};
@@ -6,7 +6,7 @@ use rekindle_core as core;
 use rekindle_core::{Limits, Refusal, Scope, Store};
 use rustler::{Atom, Encoder, Env, NifResult, Term};
 
-/// Limits as Erlang writes them.
+/// Limits from their Erlang form.
 pub fn limits((max_bytes, max_sessions, lifetime_ms): (u64, u64, u64)) -> Limits {
     Limits {
         max_bytes,
@@ -25,8 +25,8 @@ fn info(env: Env) -> NifResult<Vec<Term>> {
         .collect()
 }
 
-/// About `limit` sessions of a server scope from a position on, and the position of the next or `done`.
-/// `undefined` where the scope has ended, or is a client's.
+/// About `limit` sessions of a server scope from a position on, and the position of the next session or `done`. `undefined`
+/// if the scope has ended, or is a client's.
 #[rustler::nif(schedule = "DirtyCpu")]
 fn page(env: Env, number: u64, from: u64, limit: usize) -> NifResult<Term> {
     let Some(scope) = REGISTRY.scope(number) else {
@@ -44,7 +44,7 @@ fn page(env: Env, number: u64, from: u64, limit: usize) -> NifResult<Term> {
     Ok((rows, next).encode(env))
 }
 
-/// The certificates, as they are in session records, that a server scope's sessions were made under.
+/// The listener's certificates that a server scope's sessions were made under, as in session records.
 #[rustler::nif(schedule = "DirtyCpu")]
 fn own_certificates(env: Env, number: u64) -> Vec<Term> {
     let mut certificates: Vec<Term> = Vec::new();
@@ -61,7 +61,7 @@ fn own_certificates(env: Env, number: u64) -> Vec<Term> {
     certificates
 }
 
-/// Puts new limits of a server scope in force. `undefined` where the scope has ended, or is a client's.
+/// Sets new limits of a server scope. `undefined` if the scope has ended, or is a client's.
 #[rustler::nif]
 fn set_limits(number: u64, new: (u64, u64, u64)) -> Atom {
     match REGISTRY.set_limits(number, limits(new)) {
@@ -103,7 +103,7 @@ fn scope_info<'a>(env: Env<'a>, scope: &Scope<Template>) -> NifResult<Term<'a>> 
     };
     let pairs = [
         (atoms::number(), scope.number().encode(env)),
-        (atoms::scope(), terms::decode(env, scope.label())?),
+        (atoms::scope(), terms::decode(env, scope.name())?),
         (atoms::role(), role.to_term(env)),
         (atoms::sessions(), scope.sessions().encode(env)),
         (atoms::bytes(), scope.bytes().encode(env)),
@@ -140,5 +140,6 @@ fn refusal_atom(refusal: Refusal) -> Atom {
         Refusal::PrivateKey => atoms::private_key(),
         Refusal::Layout => atoms::layout(),
         Refusal::Lifetime => atoms::lifetime(),
+        Refusal::Certificate => atoms::certificate(),
     }
 }

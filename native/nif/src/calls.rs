@@ -1,5 +1,5 @@
-//! The functions that are called in every handshake, without what `#[rustler::nif]` adds: a list of the arguments on
-//! the heap, and an answer passed through two results.
+//! The functions that every handshake calls, without the overhead of `#[rustler::nif]`: a list of the arguments on the heap,
+//! and an answer that passes through two results.
 
 #![allow(unsafe_code)]
 
@@ -37,10 +37,9 @@ inventory::submit!(Nif {
     raw_func: insert,
 });
 
-/// The session under a key, or `undefined`. With a third argument, see
-/// [`session::decode`].
+/// The session under a key, or `undefined`. [`session::decode`] explains the third argument.
 fn look_up<'a>(env: Env<'a>, arguments: &[Word<'a>]) -> Answer<'a> {
-    faults::strike()?;
+    faults::fail_point()?;
     let store = arguments[0].term(env).decode::<Reference>()?.server()?;
     let key = arguments[1];
     let kept = arguments.get(2).map(|kept| Kept::read(env, *kept));
@@ -53,9 +52,9 @@ fn look_up<'a>(env: Env<'a>, arguments: &[Word<'a>]) -> Answer<'a> {
     found.unwrap_or_else(|| Ok(Word::atom(atoms::undefined())))
 }
 
-/// Stores a session, and tells whether that was done.
+/// Stores a session, and returns whether it was stored.
 fn store<'a>(env: Env<'a>, arguments: &[Word<'a>]) -> Answer<'a> {
-    faults::strike()?;
+    faults::fail_point()?;
     let reference = arguments[0].term(env).decode::<Reference>()?;
     let (key, session) = (arguments[1], arguments[2]);
     let is_stored = match reference.store() {
@@ -80,7 +79,7 @@ unsafe extern "C" fn server_lookup(
     argc: c_int,
     argv: *const ERL_NIF_TERM,
 ) -> ERL_NIF_TERM {
-    // SAFETY: by the BEAM.
+    // SAFETY: the BEAM calls this with such arguments.
     unsafe { call(env, argc, argv, look_up) }
 }
 
@@ -89,13 +88,12 @@ unsafe extern "C" fn insert(
     argc: c_int,
     argv: *const ERL_NIF_TERM,
 ) -> ERL_NIF_TERM {
-    // SAFETY: by the BEAM.
+    // SAFETY: the BEAM calls this with such arguments.
     unsafe { call(env, argc, argv, store) }
 }
 
 /// # Safety
-/// The arguments are those of a call by the BEAM: an environment for the length of the call, and as many terms in it
-/// as it says.
+/// The arguments are those of a call by the BEAM: an environment that lives as long as the call, and `argc` terms in it.
 #[inline(always)]
 unsafe fn call(
     nif_env: *mut ErlNifEnv,
@@ -104,14 +102,14 @@ unsafe fn call(
     function: impl for<'a> FnOnce(Env<'a>, &[Word<'a>]) -> Answer<'a>,
 ) -> ERL_NIF_TERM {
     let lifetime = ();
-    // SAFETY: by the caller. A `Word` is laid out as the term that it is.
+    // SAFETY: guaranteed by the caller. A `Word` has the layout of a term.
     let (env, arguments) = unsafe {
         let env = Env::new(&lifetime, nif_env);
         (env, slice::from_raw_parts(argv.cast(), argc as usize))
     };
-    // A panic must not unwind into the BEAM. What was locked is let go, and no term was handed out.
+    // A panic must not unwind into the BEAM. Unwinding has released all locks, and no term was returned.
     let answer = catch_unwind(AssertUnwindSafe(|| function(env, arguments)));
-    // SAFETY: the environment is that of this call, and an exception is its answer.
+    // SAFETY: the environment is that of this call, and an exception becomes its result.
     unsafe {
         match answer {
             Ok(Ok(answer)) => answer.term(env).as_c_arg(),

@@ -1,13 +1,13 @@
-//! Faults that a test asks for. In any other build nothing is left of them.
+//! Faults that tests inject. Other builds contain none of this.
 
-/// Fails if a test has asked for it.
+/// Fails if a test has injected a fault.
 #[cfg(not(feature = "testing"))]
-pub fn strike() -> rustler::NifResult<()> {
+pub fn fail_point() -> rustler::NifResult<()> {
     Ok(())
 }
 
 #[cfg(feature = "testing")]
-pub use injected::strike;
+pub use injected::fail_point;
 
 #[cfg(feature = "testing")]
 mod injected {
@@ -20,7 +20,7 @@ mod injected {
 
     static MODE: AtomicU8 = AtomicU8::new(NONE);
 
-    /// How many calls are spared before the one that fails.
+    /// How many calls succeed before the one that fails.
     static SPARED: AtomicU32 = AtomicU32::new(EVERY_CALL_FAILS);
     const EVERY_CALL_FAILS: u32 = u32::MAX;
 
@@ -28,13 +28,13 @@ mod injected {
         rustler::atoms! { ok, none, panic, refusal }
     }
 
-    /// Makes every later call fail in the way that `mode` names.
+    /// Makes every later call fail as `mode` says.
     #[rustler::nif]
     fn inject_fault(mode: Atom) -> NifResult<Atom> {
         inject(mode, EVERY_CALL_FAILS)
     }
 
-    /// Spares the next calls, and makes one fail: in the middle of what somebody does with several.
+    /// Lets the next `spared` calls succeed, and makes the one after them fail, to hit the middle of an operation.
     #[rustler::nif]
     fn inject_one_fault(mode: Atom, spared: u32) -> NifResult<Atom> {
         inject(mode, spared)
@@ -52,7 +52,7 @@ mod injected {
         Ok(atoms::ok())
     }
 
-    pub fn strike() -> NifResult<()> {
+    pub fn fail_point() -> NifResult<()> {
         let mode = MODE.load(Relaxed);
         if mode == NONE {
             return Ok(());

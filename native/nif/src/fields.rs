@@ -1,13 +1,14 @@
-//! Which field of a session record is which.
+//! Finds the fields of a session record.
 //!
-//! OTP's record is opaque and differs between releases. Some fields are at the same place in all of them; the others
-//! are found by what is in them (see docs/otp.md). Where they were in the last session they are looked for first.
+//! OTP's record is opaque and differs between releases. Some fields are at the same place in all releases. This module finds
+//! the others by their content (see docs/otp.md), and first looks where they were in the last session.
 
 use crate::atoms;
 use crate::packed::MAX_FIELDS;
 use crate::words::Word;
 use rekindle_core::Refusal;
-use rustler::{Atom, Env, Term, TermType};
+use rekindle_journal::Suite;
+use rustler::{Atom, Env, TermType};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 pub const TAG: usize = 0;
@@ -17,16 +18,16 @@ pub const PEER_CERTIFICATE: usize = 3;
 pub const OWN_CERTIFICATES: usize = 4;
 pub const PRIVATE_KEY: usize = 5;
 
-/// Places that are the same in all releases, and that a template has nothing in.
+/// Places that are the same in all releases, and empty in a template.
 const FIXED_HOLES: [usize; 4] = [SESSION_ID, INTERNAL_ID, PEER_CERTIFICATE, PRIVATE_KEY];
 
-/// Deeper than any field of a session is nested.
+/// More than the depth of any field of a session.
 const MAX_DEPTH: u8 = 8;
 
-/// The longest server name that is kept: no host name is longer (RFC 1035, 2.3.4).
+/// The longest server name that is stored, in bytes. No host name is longer (RFC 1035, 2.3.4).
 pub const MAX_SERVER_NAME: usize = 255;
 
-/// Where sessions of one template differ beside the [`FIXED_HOLES`].
+/// The places, beside the [`FIXED_HOLES`], in which sessions of one template differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Holes {
     pub master_secret: u8,
@@ -34,11 +35,11 @@ pub struct Holes {
     pub server_name: Option<u8>,
 }
 
-/// Those of the last new kind of session: how many fields it has, and the places, 0 for none.
+/// The holes of the last new kind of session: the number of its fields, and the places, 0 for none.
 static LAST: AtomicU32 = AtomicU32::new(0);
 
 impl Holes {
-    /// A bit for each place of a hole.
+    /// A bit for each hole.
     pub fn bits(self) -> u32 {
         const FIXED: u32 =
             1 << SESSION_ID | 1 << INTERNAL_ID | 1 << PEER_CERTIFICATE | 1 << PRIVATE_KEY;
@@ -46,7 +47,7 @@ impl Holes {
         FIXED | bit(self.master_secret) | bit(self.time_stamp) | self.server_name.map_or(0, bit)
     }
 
-    /// Where the fields were in the last session, if it had as many of them.
+    /// The holes of the last session, if it had as many fields.
     pub fn last(length: usize) -> Option<Holes> {
         let [last, master_secret, time_stamp, server_name] = LAST.load(Relaxed).to_le_bytes();
         let holes = Holes {
@@ -57,7 +58,7 @@ impl Holes {
         (usize::from(last) == length).then_some(holes)
     }
 
-    /// Keeps in mind where the fields of a session are. One without a name does not tell where names are.
+    /// Remembers the holes of a session. A session without a server name does not change the place of names.
     pub fn remember(mut self, length: usize) {
         if self.server_name.is_none() {
             let last = Self::last(length);
@@ -70,20 +71,19 @@ impl Holes {
     }
 }
 
-/// What a session has of its own.
+/// The parts that differ between sessions of one template.
 pub struct Own<'a, 'n> {
     pub id: &'a [u8; 32],
     pub secret: &'a [u8; 48],
-    /// The peer's.
+    /// The peer's certificate.
     pub certificate: Option<&'a [u8]>,
     pub server_name: &'n [u8],
-    /// Where it was found. There is no place for a server name where there is no name.
+    /// Where these were found. The place of the server name is `None` if there is no name.
     pub holes: Holes,
 }
 
 impl<'a, 'n> Own<'a, 'n> {
-    /// What is in the holes of a session that is to be stored under `key`. `None` where that is not what has to be
-    /// there.
+    /// Reads the holes of a session that is to be stored under `key`. `None` if one of them has an unexpected content.
     pub fn read(
         env: Env<'a>,
         key: Word<'a>,
@@ -121,18 +121,18 @@ impl<'a, 'n> Own<'a, 'n> {
     }
 }
 
-/// Where a session's fields are.
+/// The places of a session's fields.
 pub struct Found {
     pub time_stamp: usize,
-    /// `None` where one of the other parts is not as it is in any known release.
+    /// `None` if one of the other fields is not as in any known release.
     pub holes: Option<Holes>,
 }
 
-/// Finds the fields of a session that is to be stored under `key`. An error is why it cannot be stored.
+/// Finds the fields of a session that is to be stored under `key`. The error says why it cannot be stored.
 pub fn find<'a>(env: Env<'a>, key: Word<'a>, fields: &[Word<'a>]) -> Result<Found, Refusal> {
-    // OTP could not be given a session with the time stamp it needs.
+    // Without it, a lookup could not return the time stamp that OTP needs.
     let time_stamp = find_time_stamp(env, key, fields).ok_or(Refusal::Layout)?;
-    // Another field in this place would be missing when the session is handed out.
+    // Another field in this place would be missing in the session that a lookup returns.
     if !is_private_key(env, fields[PRIVATE_KEY]) {
         return Err(Refusal::Layout);
     }
@@ -153,13 +153,13 @@ pub fn find<'a>(env: Env<'a>, key: Word<'a>, fields: &[Word<'a>]) -> Result<Foun
     })
 }
 
-/// The places that may hold something else in another release.
+/// The places whose fields differ between releases.
 fn others(fields: &[Word]) -> std::ops::Range<usize> {
     PRIVATE_KEY + 1..fields.len()
 }
 
-/// Where the time stamp is: the one integer beyond the fields all releases share that equals the
-/// first element of `internal_id`.
+/// The place of the time stamp: behind the fields that all releases share, the only integer that equals the first element of
+/// `internal_id`.
 fn find_time_stamp<'a>(env: Env<'a>, key: Word<'a>, fields: &[Word<'a>]) -> Option<usize> {
     if fields.len() <= PRIVATE_KEY || !fields[SESSION_ID].is_identical(key) {
         return None;
@@ -180,8 +180,8 @@ fn stamp<'a>(env: Env, fields: &[Word<'a>]) -> Option<Word<'a>> {
     }
 }
 
-/// Where the server name is: the one field that is a string of Erlang's and not empty. The client chooses it: if that
-/// were in the template, each name would make a template of its own.
+/// The place of the server name: the only field that is a non-empty Erlang string. The client chooses the name, so it must
+/// not be in the template: otherwise each name would make a template.
 fn find_server_name<'a>(env: Env<'a>, fields: &[Word<'a>]) -> Result<Option<usize>, Refusal> {
     let mut found = None;
     let mut name = [0; MAX_SERVER_NAME];
@@ -197,12 +197,12 @@ fn find_server_name<'a>(env: Env<'a>, fields: &[Word<'a>]) -> Result<Option<usiz
     Ok(found)
 }
 
-/// What a term is as a string of Erlang's that is not empty.
+/// A term, seen as a non-empty Erlang string.
 enum Text {
     None,
-    /// So many bytes were read.
+    /// A string of bytes, and its length.
     Bytes(usize),
-    /// As bytes, some of its numbers would be cut off.
+    /// A string with numbers that do not fit into bytes.
     Numbers,
     TooLong,
 }
@@ -237,17 +237,12 @@ pub fn is_master_secret(env: Env, field: Word) -> bool {
     field.array::<48>(env).is_some()
 }
 
-/// The cipher suite: the one binary of two bytes.
-pub fn cipher_suite<'a>(
-    env: Env<'a>,
-    mut fields: impl Iterator<Item = Word<'a>>,
-) -> Option<Term<'a>> {
-    let found = fields.find(|field| field.array::<2>(env).is_some());
-    found.map(|suite| suite.term(env))
+/// The cipher suite: the only binary of two bytes.
+pub fn cipher_suite<'a>(env: Env<'a>, mut fields: impl Iterator<Item = Word<'a>>) -> Option<Suite> {
+    fields.find_map(|field| field.array(env).copied())
 }
 
-/// Whether these are fields that a template of this node could have: a session record with nothing where
-/// sessions have their own.
+/// Whether a template of this node could have these fields: a session record whose holes are empty.
 pub fn are_of_template(env: Env, fields: &[Word], holes: Holes) -> bool {
     let varying = [
         Some(holes.master_secret),
@@ -268,13 +263,13 @@ fn is_private_key<'a>(env: Env<'a>, field: Word<'a>) -> bool {
     field == undefined() || is_key_like(env, field, 0)
 }
 
-/// Whether one of `fields` is, or has within, what a private key is made of: a key record, or a map or a
-/// fun that stands for a key kept elsewhere. No field of a session but that of the key has any of these.
+/// Whether one of `fields` is or contains a private key: a key record, or a map or a fun that stands for a key that is kept
+/// elsewhere. Only the key's field of a session has any of these.
 pub fn may_hold_private_key<'a>(env: Env<'a>, mut fields: impl Iterator<Item = Word<'a>>) -> bool {
     fields.any(|field| is_key_like(env, field, 0))
 }
 
-/// What is nested deeper than any field of a session is not searched, and not trusted.
+/// A term that is nested more deeply than any field of a session counts as a key, and is not searched.
 fn is_key_like<'a>(env: Env<'a>, term: Word<'a>, depth: u8) -> bool {
     if let Some(elements) = term.tuple(env) {
         let is_key =
@@ -304,7 +299,7 @@ fn is_key_tag(element: Word) -> bool {
     tags.iter().any(|tag| Word::atom(*tag) == element)
 }
 
-/// What stands in a hole.
+/// The content of an empty hole.
 pub fn undefined() -> Word<'static> {
     Word::atom(atoms::undefined())
 }

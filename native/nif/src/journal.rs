@@ -1,4 +1,4 @@
-//! A scope's journal, as Erlang opens it and asks about it.
+//! The journals of scopes: how Erlang opens them, revokes through them, and sees their state and events.
 
 use crate::reference::Reference;
 use crate::template::Template;
@@ -6,8 +6,8 @@ use crate::{atoms, faults, session, terms, REGISTRY};
 use once_cell::sync::Lazy;
 use rekindle_core::{Scope, Secret, SessionKey, Store};
 use rekindle_journal::{
-    revoke as revoke_in, take_events, CertificateSelector, EventKind, Hub, Journal, KeyFile,
-    Options, Report, Skipped, Target,
+    drop_sessions, revoke as revoke_in, take_events, CertificateSelector, EventKind, Hub, Journal,
+    KeyFile, Options, Report, Revoked, Skipped, Suite, Target,
 };
 #[cfg(feature = "folder")]
 use rekindle_log::Folder;
@@ -20,19 +20,30 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-/// The hubs in use, by what their logs were opened with.
+/// The hubs in use, by the options of their logs.
 static HUBS: Lazy<Mutex<Hubs>> = Lazy::new(Mutex::default);
 
 type Hubs = Vec<(Place, Weak<Hub<Template>>)>;
 
-/// As `rekindle_nif:journal/0` describes it.
+/// The options in `rekindle_nif:journal/0`.
 struct Config<'a> {
     options: Options,
     log: Term<'a>,
 }
 
-/// What a log was opened with, in the external term format: there may be a password in it.
+/// The options of a log, in the external term format. They may contain a password.
 struct Place(Secret);
+
+/// Whether there can be journals. A library that is built without logs contains nothing that only journals call.
+const HAS_LOGS: bool = cfg!(any(feature = "folder", feature = "valkey"));
+
+/// The scope's journal.
+pub fn of(scope: &Scope<Template>) -> Option<&Journal<Template>> {
+    match HAS_LOGS {
+        true => scope.attached(),
+        false => None,
+    }
+}
 
 impl<'a> Config<'a> {
     fn decode(map: Term<'a>) -> NifResult<Self> {
@@ -87,7 +98,7 @@ fn open_folder(folder: PathBuf) -> Result<Arc<dyn Log>, String> {
 
 #[cfg(not(feature = "folder"))]
 fn open_folder(_: PathBuf) -> Result<Arc<dyn Log>, String> {
-    Err("this library was built without the feature `folder`".into())
+    Err("the native library was built without the feature folder (see REKINDLE_FEATURES)".into())
 }
 
 #[cfg(feature = "valkey")]
@@ -100,7 +111,7 @@ fn open_valkey(options: Term) -> NifResult<Result<Arc<dyn Log>, String>> {
 #[cfg(not(feature = "valkey"))]
 fn open_valkey(_: Term) -> NifResult<Result<Arc<dyn Log>, String>> {
     Ok(Err(
-        "this library was built without the feature `valkey`".into()
+        "the native library was built without the feature valkey (see REKINDLE_FEATURES)".into(),
     ))
 }
 
@@ -134,29 +145,29 @@ fn find<'a, T: Decoder<'a>>(map: Term<'a>, key: Atom) -> NifResult<Option<T>> {
     if !map.is_map() {
         return Err(Error::BadArg);
     }
-    // What these say of a wrong value would be raised as it is.
+    // Rustler's own errors for a wrong value would be raised as they are.
     match map.map_get(key) {
         Ok(value) => value.decode().map(Some).map_err(|_| Error::BadArg),
         Err(_) => Ok(None),
     }
 }
 
-/// Gives the scope a journal if it has none: `ok`, or why it cannot have one. Nothing is opened or connected
-/// in the caller's time.
+/// Gives the scope a journal if it has none. Returns `ok`, or why it cannot have one. The journal's threads open and connect,
+/// and the caller does not wait.
 #[rustler::nif]
 fn open_journal<'a>(
     env: Env<'a>,
     reference: Reference<'a>,
     config: Term<'a>,
 ) -> NifResult<Term<'a>> {
-    faults::strike()?;
+    faults::fail_point()?;
     reference.server()?;
     let config = Config::decode(config)?;
     let mut hubs = HUBS.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(scope) = REGISTRY.scope(reference.number()) else {
         return Err(Error::BadArg);
     };
-    if scope.attached::<Journal<Template>>().is_some() {
+    if of(&scope).is_some() {
         return Ok(atoms::ok().encode(env));
     }
     let log = match open_log(config.log)? {
@@ -166,7 +177,7 @@ fn open_journal<'a>(
     let place = terms::encode(config.log);
     let mut is_first = true;
     let hub = || {
-        // The second time because the threads of the one that was found are ending.
+        // The journal asks a second time if the threads of the hub that was found are ending.
         let found = hubs
             .iter()
             .find(|(known, _)| known.0.expose() == place.expose());
@@ -196,8 +207,7 @@ fn path(binary: Binary) -> PathBuf {
     PathBuf::from(OsStr::from_bytes(&binary))
 }
 
-/// What happened to the journals since the last call, the oldest first, and whether there is any journal; see
-/// `rekindle_journal`.
+/// The events of the journals since the last call, the oldest first, and whether there is any journal; see `rekindle_journal`.
 #[rustler::nif]
 fn journal_events(env: Env) -> (Vec<Term>, bool) {
     let events = take_events()
@@ -209,9 +219,7 @@ fn journal_events(env: Env) -> (Vec<Term>, bool) {
         })
         .collect();
     let scopes = REGISTRY.scopes();
-    let is_any = scopes
-        .iter()
-        .any(|scope| scope.attached::<Journal<Template>>().is_some());
+    let is_any = scopes.iter().any(|scope| of(scope).is_some());
     (events, is_any)
 }
 
@@ -227,37 +235,35 @@ fn happened<'a>(env: Env<'a>, kind: &EventKind) -> Term<'a> {
     }
 }
 
-/// Reads a scope's key file anew: `{ok, Names}`, `{error, Line}`, or `undefined` where there is no journal.
+/// Reads a scope's key file again: `{ok, Names}`, `{error, Line}`, or `undefined` if there is no journal.
 #[rustler::nif(schedule = "DirtyIo")]
 fn reload_keys(env: Env, number: u64) -> Term {
     let Some(scope) = REGISTRY.scope(number) else {
         return atoms::undefined().encode(env);
     };
-    match scope
-        .attached::<Journal<Template>>()
-        .map(Journal::reload_keys)
-    {
+    match of(&scope).map(Journal::reload_keys) {
         Some(Ok(names)) => (atoms::ok(), binaries(env, &names)).encode(env),
         Some(Err(line)) => (atoms::error(), terms::binary(env, line.as_bytes())).encode(env),
         None => atoms::undefined().encode(env),
     }
 }
 
-/// Drops a session of a server scope, here and where the journal is read. Waits for nothing: OTP's process asks.
+/// Drops a session of a server scope, on this node and through the journal on others. Does not wait, because OTP's process
+/// calls it.
 pub fn forget(scope: &Scope<Template>, key: Term) {
     let Store::Server(store) = scope.store() else {
         return;
     };
     session::with_key(key, |key| {
-        if let (Some(journal), SessionKey::Id(id)) = (scope.attached::<Journal<Template>>(), key) {
+        if let (Some(journal), SessionKey::Id(id)) = (of(scope), key) {
             journal.forget(id);
         }
         store.delete(key);
     })
 }
 
-/// Revokes in all server scopes, or in those of these numbers, and waits until that is durable, for two seconds at most.
-/// Answers how many sessions were dropped here, and for which scopes it is not durable yet, and why.
+/// Revokes in all server scopes, or in those with these numbers, and waits at most two seconds until the revocation is durable.
+/// Returns how many sessions were dropped on this node, and for which scopes the revocation is not durable yet, and why.
 #[rustler::nif(schedule = "DirtyIo")]
 fn revoke<'a>(
     env: Env<'a>,
@@ -280,14 +286,21 @@ fn revoke<'a>(
     };
     let scopes: Vec<_> = REGISTRY.scopes().into_iter().filter(meant).collect();
     let folders: Vec<_> = folders.collect();
-    let revoked = revoke_in(&scopes, is_for_all, &folders, &targets(what)?);
+    let targets = targets(what)?;
+    let revoked = match HAS_LOGS {
+        true => revoke_in(&scopes, is_for_all, &folders, &targets),
+        false => Revoked {
+            dropped: drop_sessions(&scopes, &targets),
+            ..Revoked::default()
+        },
+    };
     let text = |text: &str| terms::binary(env, text.as_bytes());
     let pending = revoked.pending.iter();
     let pending = pending.map(|(scope, why)| (text(scope), text(why)));
     Ok((revoked.dropped, pending.collect()))
 }
 
-/// `all`, `{session, Id}` or `{certificates, Wanted}`.
+/// `all`, `{session, Id}` or `{certificates, Selectors}`.
 fn targets(what: Term) -> NifResult<Vec<Target>> {
     if let Ok(atom) = what.decode::<Atom>() {
         return match atom == atoms::all() {
@@ -302,7 +315,7 @@ fn targets(what: Term) -> NifResult<Vec<Target>> {
         return Ok(vec![Target::Session(id)]);
     }
     match kind == atoms::certificates() {
-        true => Ok(wanted(value)?
+        true => Ok(selectors(value)?
             .into_iter()
             .map(Target::Certificate)
             .collect()),
@@ -310,24 +323,19 @@ fn targets(what: Term) -> NifResult<Vec<Target>> {
     }
 }
 
-/// Revocations of all scopes that are not in their logs yet.
+/// How many revocations of all scopes are not in the logs yet.
 #[rustler::nif]
 fn unwritten() -> u64 {
     let scopes = REGISTRY.scopes();
-    let journals = scopes
-        .iter()
-        .filter_map(|scope| scope.attached::<Journal<Template>>());
+    let journals = scopes.iter().filter_map(|scope| of(scope));
     journals.map(Journal::unwritten).sum()
 }
 
-/// Replays a scope's log although revocations may be missing. `undefined` where there is no journal.
+/// Replays a scope's log although it may lack revocations. `undefined` if there is no journal.
 #[rustler::nif(schedule = "DirtyIo")]
 fn replay_anyway(number: u64) -> Atom {
     let scope = REGISTRY.scope(number);
-    match scope
-        .as_ref()
-        .and_then(|scope| scope.attached::<Journal<Template>>())
-    {
+    match scope.as_ref().and_then(|scope| of(scope)) {
         Some(journal) => {
             journal.replay_anyway();
             atoms::ok()
@@ -336,18 +344,35 @@ fn replay_anyway(number: u64) -> Atom {
     }
 }
 
-/// A proper list. An improper one has no length; made into a vector, it would panic.
+/// Lets only sessions with these cipher suites (or `all`) come from a scope's log. Returns how many others were left out
+/// or dropped since the last call. `undefined` if there is no journal.
+#[rustler::nif(schedule = "DirtyCpu")]
+fn allow_suites<'a>(env: Env<'a>, number: u64, suites: Term<'a>) -> NifResult<Term<'a>> {
+    let is_all = suites.decode().is_ok_and(|atom: Atom| atom == atoms::all());
+    let suite = |bytes: &Binary| Suite::try_from(bytes.as_slice()).map_err(|_| Error::BadArg);
+    let allowed = match is_all {
+        true => None,
+        false => Some(list(suites)?.iter().map(suite).collect::<NifResult<_>>()?),
+    };
+    let scope = REGISTRY.scope(number);
+    let journal = scope.as_ref().and_then(|scope| of(scope));
+    Ok(journal.map_or(atoms::undefined().encode(env), |journal| {
+        journal.allow_suites(allowed).encode(env)
+    }))
+}
+
+/// Decodes a proper list. An improper list has no length; decoding it as a vector would panic.
 fn list<'a, T: Decoder<'a>>(term: Term<'a>) -> NifResult<Vec<T>> {
     term.list_length()?;
     term.decode()
 }
 
-/// Certificates as Erlang names them; see `rekindle_certificate:wanted/2`.
-fn wanted(term: Term) -> NifResult<Vec<CertificateSelector>> {
-    list::<Term>(term)?.into_iter().map(one_wanted).collect()
+/// Decodes certificate selectors; see `rekindle_certificate:selectors/1`.
+fn selectors(term: Term) -> NifResult<Vec<CertificateSelector>> {
+    list::<Term>(term)?.into_iter().map(selector).collect()
 }
 
-fn one_wanted(term: Term) -> NifResult<CertificateSelector> {
+fn selector(term: Term) -> NifResult<CertificateSelector> {
     if let Ok((kind, name, serial)) = term.decode::<(Atom, Binary, Binary)>() {
         return match kind == atoms::issuer() {
             true => Ok(CertificateSelector::Serial {
@@ -359,7 +384,7 @@ fn one_wanted(term: Term) -> NifResult<CertificateSelector> {
     }
     let (kind, bytes): (Atom, Binary) = term.decode()?;
     let bytes = bytes.as_slice();
-    let wanted = if kind == atoms::sha256() {
+    let selector = if kind == atoms::sha256() {
         bytes.try_into().ok().map(CertificateSelector::Sha256)
     } else if kind == atoms::sha() {
         bytes.try_into().ok().map(CertificateSelector::Sha1)
@@ -368,12 +393,12 @@ fn one_wanted(term: Term) -> NifResult<CertificateSelector> {
     } else {
         None
     };
-    wanted.ok_or(Error::BadArg)
+    selector.ok_or(Error::BadArg)
 }
 
-/// How a scope's journal is, or `undefined`; see `rekindle_admin:info/0`.
+/// The state of a scope's journal, or `undefined`; see `rekindle_admin:info/0`.
 pub fn info<'a>(env: Env<'a>, scope: &Scope<Template>) -> NifResult<Term<'a>> {
-    match scope.attached::<Journal<Template>>() {
+    match of(scope) {
         Some(journal) => report(env, journal.report()),
         None => Ok(atoms::undefined().encode(env)),
     }
@@ -466,5 +491,6 @@ fn skipped_atom(reason: Skipped) -> Atom {
         Skipped::Revoked => atoms::revoked(),
         Skipped::Template => atoms::template(),
         Skipped::Full => atoms::full(),
+        Skipped::Suite => atoms::suite(),
     }
 }

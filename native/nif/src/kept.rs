@@ -1,9 +1,8 @@
-//! Templates that a process keeps on its own heap, so that a session which is handed to it takes no copy of them.
+//! Templates that a process keeps on its own heap, so that a lookup need not copy them there.
 //!
-//! They are in one tuple, which the process keeps for us (`rekindle` does so in the process dictionary of OTP's cache
-//! process) and gives to each lookup. The tuple names the load of this library that made it; anything else is
-//! taken for an empty one, and replaced. Each template is a number that no other has or had, and a session record with
-//! nothing in the places where sessions have their own.
+//! They are in one tuple, which the process passes to each lookup (`rekindle` keeps it in the process dictionary of OTP's
+//! cache process). The tuple names the load of this library that made it. Any other term counts as empty, and is replaced.
+//! Each template consists of a number that no other template has or had, and a session record with empty holes.
 
 #![allow(unsafe_code)]
 
@@ -17,23 +16,22 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 /// The most templates of a process.
 const MAX_KEPT: usize = 8;
 
-/// What a template may take on a heap.
+/// Most words of a template on a heap.
 pub const MAX_HEAP_WORDS: usize = 256;
 
-/// Of the templates that were looked for in a full tuple and not found, one in so many is kept in place of another:
-/// where there are many kinds of session, making tuples all the time would cost more than it is worth, and the
-/// frequent ones come back sooner than they go.
+/// If a template is not found in a full tuple, it replaces another one only once per this many lookups. With many kinds of
+/// session, it would cost too much to make a tuple each time, and frequent templates come back sooner than they go.
 const LOOKUPS_PER_REPLACEMENT: u64 = 16;
 
 /// Integers below this are small on all machines.
 const SMALL: i64 = 1 << 26;
 
-/// What this load of the library is called, as a term.
+/// The name of this load of the library, as a term.
 static LOAD: AtomicUsize = AtomicUsize::new(0);
 
 static LOOKED_FOR: AtomicU64 = AtomicU64::new(0);
 
-/// Names this load of the library.
+/// Gives this load of the library a name.
 pub fn name_load(env: Env) {
     // SAFETY: makes a term in `env`.
     let unique = unsafe {
@@ -41,7 +39,7 @@ pub fn name_load(env: Env) {
         Term::new(env, unique)
     };
     let unique: i64 = unique.decode().unwrap_or_default();
-    // An immediate, and so the same term in any environment.
+    // An immediate, so that it is the same term in any environment.
     let name = (unique % SMALL).encode(env);
     LOAD.store(Word::of(name).raw(), Relaxed);
 }
@@ -73,7 +71,7 @@ impl<'a> Kept<'a> {
         })
     }
 
-    /// The tuple with another template in it, whose record is in `env`. `None` if it is not to be kept.
+    /// The tuple with another template, whose record is in `env`. `None` if the template should not be kept.
     pub fn with(&self, env: Env<'a>, template: &Template, record: &[usize]) -> Option<Word<'a>> {
         if template
             .heap_words()
@@ -97,7 +95,7 @@ impl<'a> Kept<'a> {
         for (element, kept) in elements[1..].iter_mut().zip(self.0) {
             *element = kept.raw();
         }
-        // SAFETY: what was kept lives as long as the call, and the record is in its environment.
+        // SAFETY: the kept terms live as long as the call, and the record is in its environment.
         unsafe {
             elements[1 + place] = template.name();
             elements[2 + place] = make_tuple(env, record).raw();

@@ -1,7 +1,7 @@
 //! The NIF behind `rekindle_nif`: Erlang terms in, Erlang terms out.
 //!
-//! A panic in any of these functions is caught by Rustler and raised as `nif_panicked`; the Erlang
-//! side turns that into an empty answer and a counted fault.
+//! Rustler catches a panic in any of these functions and raises `nif_panicked`. The Erlang side turns that into an empty
+//! answer and counts a fault.
 
 mod admin;
 mod calls;
@@ -55,8 +55,10 @@ mod atoms {
         hits,
         misses,
         expired,
+        delta,
         evicted,
         faults,
+        certificate,
         certificates,
         certified,
         evicted_misses,
@@ -71,7 +73,7 @@ mod atoms {
         no_room,
         private_key,
         journal,
-        // of a journal
+        // options and state of a journal
         log,
         folder,
         valkey,
@@ -118,7 +120,7 @@ mod atoms {
         clock_ahead,
         replay,
         keys,
-        // why a record was left out
+        // why a record was skipped
         malformed,
         version,
         layout,
@@ -128,12 +130,13 @@ mod atoms {
         revoked,
         template,
         full,
-        // what is revoked
+        suite,
+        // what to revoke
         all,
         sha256,
         sha,
         issuer,
-        // what holds a private key
+        // tags of private keys
         rsa_private_key = "RSAPrivateKey",
         ec_private_key = "ECPrivateKey",
         dsa_private_key = "DSAPrivateKey",
@@ -155,15 +158,15 @@ static REGISTRY: Lazy<Registry<Template>> = Lazy::new(Registry::new);
 #[rustler::nif]
 fn open_server<'a>(
     env: Env<'a>,
-    label: Term<'a>,
+    name: Term<'a>,
     socket: Term<'a>,
     join: bool,
     limits: (u64, u64, u64),
 ) -> NifResult<Term<'a>> {
-    faults::strike()?;
+    faults::fail_point()?;
     let socket = (atoms::undefined() != socket).then(|| terms::encode(socket));
     let held = REGISTRY.open_server(
-        terms::encode(label).expose(),
+        terms::encode(name).expose(),
         socket.as_ref().map(|socket| socket.expose()),
         if join { Join::IfOpen } else { Join::Never },
         admin::limits(limits),
@@ -172,32 +175,32 @@ fn open_server<'a>(
 }
 
 #[rustler::nif]
-fn open_client<'a>(env: Env<'a>, label: Term<'a>) -> NifResult<Term<'a>> {
-    faults::strike()?;
-    let held = REGISTRY.open_client(terms::encode(label).expose());
+fn open_client<'a>(env: Env<'a>, name: Term<'a>) -> NifResult<Term<'a>> {
+    faults::fail_point()?;
+    let held = REGISTRY.open_client(terms::encode(name).expose());
     Ok(reference::make(env, held))
 }
 
-/// The sockets given to `open_server` by those who hold the scope that `label` would join.
+/// The sockets of all references to the scope that a caller can join under `name`.
 #[rustler::nif]
-fn sockets<'a>(env: Env<'a>, label: Term<'a>) -> NifResult<Vec<Term<'a>>> {
-    faults::strike()?;
+fn sockets<'a>(env: Env<'a>, name: Term<'a>) -> NifResult<Vec<Term<'a>>> {
+    faults::fail_point()?;
     REGISTRY
-        .sockets(terms::encode(label).expose())
+        .sockets(terms::encode(name).expose())
         .iter()
         .map(|socket| terms::decode(env, socket))
         .collect()
 }
 
-/// How many of a client's sessions were deleted so far.
+/// How many sessions of a client were deleted so far.
 #[rustler::nif]
 fn deletions(reference: Reference) -> NifResult<u64> {
-    faults::strike()?;
+    faults::fail_point()?;
     Ok(reference.client()?.deletions())
 }
 
-/// The session under `key`, or `undefined`; also one deleted a moment ago, for who chose it before: `chosen_at` is what
-/// `deletions` answered then. Any other term than a number stands for nobody who has chosen.
+/// The session under `key`, or `undefined`; also one that was deleted a moment ago, if the caller chose it before, when
+/// `deletions` returned `chosen_at`. If `chosen_at` is no number, the caller has chosen none.
 #[rustler::nif]
 fn client_lookup<'a>(
     env: Env<'a>,
@@ -205,7 +208,7 @@ fn client_lookup<'a>(
     key: Term<'a>,
     chosen_at: Term<'a>,
 ) -> NifResult<Term<'a>> {
-    faults::strike()?;
+    faults::fail_point()?;
     let key = terms::encode(key);
     let store = reference.client()?;
     match store.lookup(key.expose(), chosen_at.decode().ok(), core::now_ms()) {
@@ -214,10 +217,10 @@ fn client_lookup<'a>(
     }
 }
 
-/// As the lookups, for whoever walks through a scope: not counted.
+/// As a lookup, but not counted: for a walk through a scope.
 #[rustler::nif]
 fn peek<'a>(env: Env<'a>, reference: Reference<'a>, key: Term<'a>) -> NifResult<Term<'a>> {
-    faults::strike()?;
+    faults::fail_point()?;
     let found = match reference.store() {
         Store::Client(store) => store
             .peek(terms::encode(key).expose())
@@ -239,7 +242,7 @@ fn peek<'a>(env: Env<'a>, reference: Reference<'a>, key: Term<'a>) -> NifResult<
 
 #[rustler::nif]
 fn delete(reference: Reference, key: Term) -> NifResult<Atom> {
-    faults::strike()?;
+    faults::fail_point()?;
     match reference.store() {
         Store::Client(store) => store.delete(terms::encode(key).expose(), core::now_ms()),
         Store::Server(_) => journal::forget(&reference, key),
@@ -254,7 +257,7 @@ fn select<'a>(
     reference: Reference,
     partial_key: Term<'a>,
 ) -> NifResult<Vec<Term<'a>>> {
-    faults::strike()?;
+    faults::fail_point()?;
     reference
         .client()?
         .select(terms::encode_pair_prefix(partial_key).expose())
@@ -265,7 +268,7 @@ fn select<'a>(
 
 #[rustler::nif(schedule = "DirtyCpu")]
 fn keys<'a>(env: Env<'a>, reference: Reference) -> NifResult<Vec<Term<'a>>> {
-    faults::strike()?;
+    faults::fail_point()?;
     match reference.store() {
         Store::Client(store) => store
             .keys()
@@ -282,18 +285,18 @@ fn keys<'a>(env: Env<'a>, reference: Reference) -> NifResult<Vec<Term<'a>>> {
 
 #[rustler::nif]
 fn size(reference: Reference) -> NifResult<u64> {
-    faults::strike()?;
+    faults::fail_point()?;
     Ok(reference.sessions())
 }
 
 #[rustler::nif(schedule = "DirtyCpu")]
 fn clear(reference: Reference) -> NifResult<Atom> {
-    faults::strike()?;
+    faults::fail_point()?;
     reference.clear();
     Ok(atoms::ok())
 }
 
-/// Counts a call that failed and was answered without the store.
+/// Counts a call that failed.
 #[rustler::nif]
 fn count_fault(reference: Reference) -> u64 {
     Counters::add(&reference.counters().faults)
@@ -308,7 +311,7 @@ fn last_panic(env: Env) -> Term {
     }
 }
 
-/// Puts the clock forward, and answers by how much it is by now.
+/// Puts the clock forward, and returns by how much in all, in milliseconds.
 #[cfg(feature = "testing")]
 #[rustler::nif]
 fn advance_clock(by_ms: u64) -> u64 {

@@ -1,4 +1,5 @@
-//! The certificates that a listener shows its clients: a field of all its sessions, kept once for all templates.
+//! The certificates that a listener sends to its clients. They are a field of all its sessions, and kept once for all
+//! templates.
 
 #![allow(unsafe_code)]
 
@@ -11,36 +12,36 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-/// What an environment takes beside its terms, about, and a binary beside its bytes.
+/// About how many bytes an environment takes beside its terms, and a binary beside its bytes.
 const ENVIRONMENT_BYTES: usize = 3584;
 const BINARY_BYTES: usize = 64;
 
-/// So many words a list's cell takes on a heap, together with what refers to its binary.
+/// How many words a list cell takes on a heap, together with the reference to its binary.
 const WORDS_PER_CERTIFICATE: usize = 12;
 
-/// Those that sessions are kept with. Different ones can have one hash.
+/// The lists in use, by hash. Different lists can have the same hash.
 static KNOWN: Lazy<Mutex<HashMap<u64, Vec<Weak<OwnCertificates>>>>> = Lazy::new(Mutex::default);
 
 /// A list of binaries.
 pub struct OwnCertificates {
-    /// In `_env`, as are the bytes.
+    /// A term in `_env`. The bytes are there as well.
     list: usize,
     certificates: Box<[&'static [u8]]>,
     hash: u64,
     _env: OwnedEnv,
 }
 
-// SAFETY: the list is never changed after it is made. To read it, `enif_make_copy` follows it without touching its
-// environment; what it writes to is the reference counts of binaries, which are atomic.
+// SAFETY: nothing changes the list after it is made. `enif_make_copy` reads it without touching its environment, and writes
+// only to the reference counts of binaries, which are atomic.
 unsafe impl Sync for OwnCertificates {}
 // SAFETY: an environment that belongs to no process may be freed by any thread.
 unsafe impl Send for OwnCertificates {}
 
 impl OwnCertificates {
-    /// The same list, kept once. `None` for a term that is no list of binaries, or an empty one.
+    /// The list, kept once. `None` for a term that is no list of binaries, or empty.
     pub fn keep<'a>(env: Env<'a>, list: Word<'a>) -> Option<Arc<Self>> {
         let hash = hash(env, list)?;
-        // Dropped after the lock: what others gave up meanwhile takes it when it ends.
+        // Dropped after the lock: the last holder of a list takes the lock when it drops it.
         let alive: Vec<Arc<Self>>;
         let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
         let alike = known.entry(hash).or_default();
@@ -58,7 +59,7 @@ impl OwnCertificates {
         let (list, certificates) = owned.run(|env| {
             let list = Word::of(list.in_env(env));
             let bytes = list.cells(env).filter_map(|element| element.bytes(env));
-            // SAFETY: the bytes live as long as the environment, which is dropped together with what refers to them.
+            // SAFETY: the bytes live as long as the environment, which is dropped together with the references to them.
             let bytes = bytes.map(|bytes| unsafe { &*std::ptr::from_ref(bytes) });
             (list.raw(), bytes.collect())
         });
@@ -80,19 +81,19 @@ impl OwnCertificates {
         self.certificates.iter().all(is_next) && elements.is_at_end()
     }
 
-    /// The list in `env`. It shares the binaries' bytes.
+    /// Makes the list in `env`. It shares the binaries' bytes.
     pub fn make<'a>(&self, env: Env<'a>) -> Word<'a> {
         // SAFETY: the list lives as long as this.
         make_copy(env, unsafe { Word::new(self.list) })
     }
 
-    /// What they take once.
+    /// Bytes that they take once.
     pub fn bytes(&self) -> usize {
         let each = self.certificates.iter();
         ENVIRONMENT_BYTES + each.map(|bytes| BINARY_BYTES + bytes.len()).sum::<usize>()
     }
 
-    /// What a copy of the list takes on a process's heap.
+    /// Words that a copy of the list takes on a process's heap.
     pub fn heap_words(&self) -> usize {
         WORDS_PER_CERTIFICATE * self.certificates.len()
     }
@@ -110,7 +111,7 @@ impl Drop for OwnCertificates {
     }
 }
 
-/// A hash of a list of binaries that is not empty: of the end of each, which differs most.
+/// A hash of a non-empty list of binaries, from the end of each, which differs most.
 pub fn hash<'a>(env: Env<'a>, list: Word<'a>) -> Option<u64> {
     let mut hasher = FixedState::default().build_hasher();
     let mut elements = list.cells(env);
@@ -123,7 +124,7 @@ pub fn hash<'a>(env: Env<'a>, list: Word<'a>) -> Option<u64> {
     is_list.then(|| hasher.finish())
 }
 
-/// Whether the bytes are equal: most often they are the same, as processes share large binaries.
+/// Whether the bytes are equal. Mostly they are the same, because processes share large binaries.
 fn is_same(one: &[u8], other: &[u8]) -> bool {
     std::ptr::eq(one, other) || one == other
 }

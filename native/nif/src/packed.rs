@@ -1,8 +1,8 @@
-//! Fields of a record as a few machine words: in no environment, and so without the kilobyte that one takes.
+//! The fields of a record as a few machine words. They are in no environment, which would take kilobytes.
 //!
-//! An immediate is its own word. Anything else is a header (what it is, and how large), followed by its content: for
-//! a tuple, a word in which a bit tells of each element whether it is an immediate, and the elements; for a binary,
-//! its bytes; for all others, the bytes of the external term format.
+//! An immediate is its own word. Any other term is a header with its type and size, and its content: for a tuple, a word with
+//! a bit for each element that is no immediate, and the elements; for a binary, its bytes; for all others, the bytes of the
+//! external term format.
 
 #![allow(unsafe_code)]
 
@@ -12,10 +12,10 @@ use rustler::Env;
 use std::mem::{size_of, size_of_val};
 use std::slice;
 
-/// The most fields of a record, and the most elements of a tuple that is kept as one.
+/// Most fields of a record, and most elements of a tuple that is stored as a tuple.
 pub const MAX_FIELDS: usize = 32;
 
-/// Tuples that are nested deeper than in any known session are encoded.
+/// Tuples that are nested more deeply, as in no known session, are stored in the external term format.
 const MAX_DEPTH: u8 = 8;
 
 const TUPLE: usize = 0;
@@ -27,7 +27,7 @@ const KIND_BITS: u32 = 2;
 #[derive(Clone)]
 pub struct Packed {
     length: u8,
-    /// Whether all of it comes back as large as it is here.
+    /// Whether all terms take as many words on a heap as here.
     is_plain: bool,
     /// A bit for each field that is no immediate.
     boxed: u32,
@@ -64,7 +64,7 @@ impl Packed {
         self.words.len() * size_of::<usize>()
     }
 
-    /// Words that the fields take on a process's heap, about. `None` if that may be any number.
+    /// About how many words the fields take on a process's heap. `None` if the number is unknown.
     pub fn heap_words(&self) -> Option<usize> {
         self.is_plain.then_some(self.words.len())
     }
@@ -73,7 +73,7 @@ impl Packed {
         &self.words
     }
 
-    /// Whether these are the fields, but for those that have a bit in `holes`: of these nothing is kept.
+    /// Whether these are the fields, apart from those with a bit in `holes`, which are not stored.
     pub fn is<'a>(&self, env: Env<'a>, fields: &[Word<'a>], holes: u32) -> bool {
         let mut reader = Reader(&self.words);
         let is_field = |(place, field): (usize, &Word<'a>)| {
@@ -103,7 +103,7 @@ struct Writer<'a> {
 }
 
 impl<'a> Writer<'a> {
-    /// Writes a term, and tells whether it is no immediate.
+    /// Writes a term, and returns whether it is no immediate.
     fn write(&mut self, term: Word<'a>, depth: u8) -> bool {
         if term.is_immediate(self.env) {
             self.words.push(term.raw());
@@ -143,7 +143,7 @@ impl<'a> Writer<'a> {
 
 struct Reader<'p>(&'p [usize]);
 
-/// What is read was written by a [`Writer`], word for word.
+/// Reads what a [`Writer`] has written, word for word.
 impl<'p> Reader<'p> {
     fn next(&mut self) -> usize {
         let words = self.0;
@@ -151,7 +151,7 @@ impl<'p> Reader<'p> {
         words[0]
     }
 
-    /// What comes next, and how large it is.
+    /// The type and the size of the next term.
     fn header(&mut self) -> (usize, usize) {
         let header = self.next();
         (header & ((1 << KIND_BITS) - 1), header >> KIND_BITS)
@@ -161,12 +161,12 @@ impl<'p> Reader<'p> {
         let words = length.div_ceil(size_of::<usize>());
         let (words, rest) = self.0.split_at(words);
         self.0 = rest;
-        // SAFETY: any word is so many bytes.
+        // SAFETY: a word may be read as bytes.
         let bytes = unsafe { slice::from_raw_parts(words.as_ptr().cast(), size_of_val(words)) };
         &bytes[..length]
     }
 
-    /// Whether this is the next term. If it is not, the rest cannot be read.
+    /// Whether this is the next term. If not, the reader cannot be used any more.
     #[inline]
     fn is<'a>(&mut self, env: Env<'a>, term: Word<'a>, is_boxed: bool) -> bool {
         match is_boxed {
@@ -186,7 +186,7 @@ impl<'p> Reader<'p> {
                 all.all(|(place, element)| self.is(env, *element, boxed & (1 << place) != 0))
             }
             (BYTES, length) => term.bytes(env) == Some(self.bytes(length)),
-            // Of no session that is known.
+            // No known session has such a term.
             (_, length) => terms::encode(term.term(env)).expose() == self.bytes(length),
         }
     }

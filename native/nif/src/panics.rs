@@ -1,12 +1,12 @@
-//! Where the last panic was, for the log line about the fault it became.
+//! Where the last panic was, for the log line about its fault.
 
 use std::panic::{self, PanicHookInfo};
 use std::sync::{Mutex, PoisonError};
 
 static LAST: Mutex<Option<String>> = Mutex::new(None);
 
-/// From now on panics of this library are noted, and not written to the node's standard error: that
-/// could block a scheduler, and the message could hold what was being worked on.
+/// Makes panics of this library remember their place, and write nothing to the node's standard error: that could block a
+/// scheduler, and the message could contain a part of a session.
 pub fn note_quietly() {
     panic::set_hook(Box::new(note));
 }

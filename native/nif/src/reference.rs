@@ -1,8 +1,7 @@
-//! What a cache reference is to Erlang: a resource that holds a scope, and gives the hold up when it is
-//! collected.
+//! The reference of a cache, as Erlang sees it: a resource that holds a scope until it is garbage-collected.
 //!
-//! Rustler's own resources are found by type in a map, and counted while a call holds them. That would be
-//! a tenth of a lookup.
+//! Rustler would find the resource type in a map, and count references while a call uses a resource. That would take a tenth of
+//! the time of a lookup.
 
 #![allow(unsafe_code)]
 
@@ -22,14 +21,14 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 
 type Held = core::Reference<Template>;
 
-/// Set once, when the library is loaded.
+/// The resource type. Set once, when the library is loaded.
 static TYPE: AtomicPtr<ErlNifResourceType> = AtomicPtr::new(null_mut());
 
-/// A reference that a call was given: it lives as long as the call's terms.
+/// A reference in the arguments of a call. It lives as long as the call's terms.
 #[derive(Clone, Copy)]
 pub struct Reference<'a>(&'a Held);
 
-/// Makes the resource type known to the BEAM. For the library's load function.
+/// Registers the resource type. For the library's load function.
 pub fn register(env: Env) -> bool {
     let mut tried = ErlNifResourceFlags::ERL_NIF_RT_CREATE;
     // SAFETY: called while the library is loaded, with that call's environment and a C string.
@@ -47,12 +46,11 @@ pub fn register(env: Env) -> bool {
     !opened.is_null()
 }
 
-/// Hands a hold on a scope to Erlang.
+/// Makes a term that holds a scope.
 pub fn make<'a>(env: Env<'a>, held: Held) -> Term<'a> {
     // The BEAM aligns a resource for any C type.
     const { assert!(align_of::<Held>() <= align_of::<u64>()) };
-    // SAFETY: the memory is large enough, aligned, and filled before the term is made; the term has the
-    // only hold on it from then on.
+    // SAFETY: the memory is large enough, aligned, and filled before the term is made. From then on only the term refers to it.
     unsafe {
         let object = enif_alloc_resource(TYPE.load(Ordering::Acquire), size_of::<Held>());
         object.cast::<Held>().write(held);
@@ -62,9 +60,9 @@ pub fn make<'a>(env: Env<'a>, held: Held) -> Term<'a> {
     }
 }
 
-/// Called by the BEAM when the last term that names the resource is gone.
+/// The BEAM calls this when the last term that refers to the resource is gone.
 unsafe extern "C" fn destroy(_env: *mut ErlNifEnv, object: *mut c_void) {
-    // SAFETY: the object was filled by `make`, and nobody else has it any more.
+    // SAFETY: `make` filled the object, and nothing else refers to it any more.
     let drop = || unsafe { drop_in_place(object.cast::<Held>()) };
     // A panic must not unwind into the BEAM.
     let _ = catch_unwind(AssertUnwindSafe(drop));
@@ -73,8 +71,8 @@ unsafe extern "C" fn destroy(_env: *mut ErlNifEnv, object: *mut c_void) {
 impl<'a> Decoder<'a> for Reference<'a> {
     fn decode(term: Term<'a>) -> NifResult<Self> {
         let mut object = null();
-        // SAFETY: the type was registered; what the BEAM finds of that type was filled by `make`, is never
-        // changed, and is kept alive by the term.
+        // SAFETY: the type was registered. `make` filled each object of that type, nothing changes it, and the term keeps it
+        // alive.
         unsafe {
             let env = term.get_env().as_c_arg();
             let resource_type = TYPE.load(Ordering::Relaxed);

@@ -1,8 +1,8 @@
-//! Server sessions into the store and out of it.
+//! Stores server sessions, and reads them from the store.
 //!
-//! What many sessions share goes into a [`Template`](crate::template::Template); of each session only the id, the
-//! master secret, the peer's certificate and the server name that it asked for are kept.
-//! The listener's private key is left out; a session that is handed out has another time stamp.
+//! The fields that many sessions share go into a [`Template`](crate::template::Template). A session itself consists of the
+//! id, the master secret, the peer's certificate and the server name that the client asked for. The listener's private key is
+//! left out, and a session that a lookup returns has another time stamp.
 
 #![allow(unsafe_code)]
 
@@ -13,28 +13,27 @@ use crate::kept::Kept;
 use crate::packed::MAX_FIELDS;
 use crate::template::{IfNew, Kind, Template};
 use crate::words::{make_binary, make_integer, make_string, make_tuple, Answer, Word};
-use crate::{atoms, terms};
+use crate::{atoms, journal, terms};
 use rekindle_core::{
-    Certificate, Listed, NewSession, Refusal, Scope, ServerStore, Session, SessionKey,
+    is_canonical, Certificate, Listed, NewSession, Refusal, Scope, ServerStore, Session, SessionKey,
 };
-use rekindle_journal::{Journal, TemplateCodec};
+use rekindle_journal::TemplateCodec;
 use rustler::{Encoder, Env, Error, NifResult, Term};
 use std::sync::Arc;
 use zeroize::Zeroize;
 
-/// First byte of what is kept without a template: where the time stamp goes, or that the rest is a term
-/// as it came.
+/// The first byte of a session without a template is the place of the time stamp, or this: then the rest is any other term.
 const AS_IT_CAME: u8 = 0;
 
-/// The time stamp of a session that is handed out, in OTP's native time units: no lifetime has passed since. The largest
-/// number that needs no memory, and 36 years after a node's start where the unit is a nanosecond.
+/// The time stamp of sessions that lookups return, in OTP's native time unit, so that no lifetime has passed since. It is the
+/// largest integer that needs no memory: 36 years after the node's start if the unit is a nanosecond.
 const FAR_FUTURE: i64 = (1 << 59) - 1;
 
-/// Where there is no master secret of its own.
+/// The secret field of a session without a template.
 const NO_SECRET: [u8; 48] = [0; 48];
 
-/// Stores `session`, without the private key, and tells whether that was done. A term that is no session record is
-/// kept as it is.
+/// Stores `session` without the private key, and returns whether it was stored. A term that is no session record is stored as
+/// it is.
 pub fn insert<'a>(
     env: Env<'a>,
     scope: &Scope<Template>,
@@ -50,6 +49,11 @@ pub fn insert<'a>(
         let key = key.term(env);
         return insert_encoded(store, key, AS_IT_CAME, plain.expose(), None, now_ms);
     };
+    let certificate = fields.get(PEER_CERTIFICATE).and_then(|der| der.bytes(env));
+    if certificate.is_some_and(|der| !der.is_empty() && !is_canonical(der)) {
+        store.counters().refuse(Refusal::Certificate);
+        return false;
+    }
     let arriving = Arriving {
         env,
         scope,
@@ -80,15 +84,14 @@ struct Arriving<'a, 's> {
 }
 
 impl<'a> Arriving<'a, '_> {
-    /// Stores it with a template, and tells whether that was done. `None` if it has no template, with its own parts
-    /// in these places.
+    /// Stores the session with a template, and returns whether it was stored. `None` if it has no template with these holes.
     fn insert(&self, holes: Holes, if_new: IfNew) -> Option<bool> {
         let mut name = [0; MAX_SERVER_NAME];
         let own = Own::read(self.env, self.key, self.fields, holes, &mut name)?;
         let kind = Kind::new(self.env, self.fields, own.holes, if_new);
         let template = self.store.template(&kind)?;
-        let journal = self.scope.attached::<Journal<Template>>();
-        // What is known is taken before the session is stored: a revocation made meanwhile covers it.
+        let journal = journal::of(self.scope);
+        // The known revocations are read before the session is stored, so that a revocation in between covers it.
         let journaled =
             journal.map(|journal| (journal, Arc::clone(template.encoded()), journal.knowledge()));
         let session = NewSession {
@@ -113,11 +116,11 @@ impl<'a> Arriving<'a, '_> {
         Some(is_stored)
     }
 
-    /// Stores what the last session is no model for. An error is why it cannot be stored, where the store itself was
-    /// not asked.
+    /// Stores a session that differs from the last one. The error says why it cannot be stored, if that was found before the
+    /// store was asked.
     fn insert_new(&self) -> Result<bool, Refusal> {
         let found = fields::find(self.env, self.key, self.fields)?;
-        let journal = self.scope.attached::<Journal<Template>>();
+        let journal = journal::of(self.scope);
         let is_journaled = journal.is_some();
         if let Some(holes) = found.holes {
             if let Some(is_stored) = self.insert(holes, IfNew::Make { is_journaled }) {
@@ -131,7 +134,7 @@ impl<'a> Arriving<'a, '_> {
         self.insert_whole(found.time_stamp)
     }
 
-    /// Stores it without a template.
+    /// Stores the session without a template.
     fn insert_whole(&self, time_stamp: usize) -> Result<bool, Refusal> {
         let mut fields = self.fields.to_vec();
         for place in [INTERNAL_ID, PRIVATE_KEY, time_stamp] {
@@ -165,12 +168,11 @@ fn tuple_of<'a>(env: Env<'a>, fields: &[Word<'a>]) -> Term<'a> {
     unsafe { make_tuple(env, &fields) }.term(env)
 }
 
-/// The session under `key`, stamped with the [future](FAR_FUTURE): the store alone decides on a session's age, and OTP's
-/// own check must always pass, whatever lifetime it goes by.
+/// Makes the session under `key`, with a time stamp in the [far future](FAR_FUTURE): the store alone decides on a session's
+/// age, and OTP's own check must always pass, whatever lifetime it uses.
 ///
-/// For a caller who has templates on his heap, the answer tells what it is: a tuple tagged `session`; one tagged
-/// `plain`, which has any other term; or one tagged `kept`, which has the templates to keep from now on, and the
-/// session.
+/// If the caller has templates on its heap, the result is one of these: a tuple tagged `session`; a tuple tagged `plain` with
+/// any other term; or a tuple tagged `kept` with the templates to keep from now on, and the session.
 pub fn decode<'a>(
     env: Env<'a>,
     key: Word<'a>,
@@ -223,7 +225,7 @@ pub fn decode<'a>(
     }
 }
 
-/// What was stored without a template.
+/// Makes a session, or another term, that was stored without a template.
 fn decode_whole<'a>(env: Env<'a>, session: Session<Template>) -> NifResult<Term<'a>> {
     let (place, encoded) = session.tail.split_first().ok_or(Error::BadArg)?;
     let term = terms::decode(env, encoded)?;
@@ -240,8 +242,8 @@ fn decode_whole<'a>(env: Env<'a>, session: Session<Template>) -> NifResult<Term<
     Ok(tuple_of(env, &fields))
 }
 
-/// What an operator may see of a session: its key, its age and its age when it was last used, in milliseconds, the
-/// peer's certificate, the cipher suite, and for how many seconds the certificate lets it be resumed. What there is not is `undefined`.
+/// The parts of a session that an operator may see: its key, its age and its age at the last use, in milliseconds, the peer's
+/// certificate, the cipher suite, and for how many seconds the certificate lets it be resumed. A missing part is `undefined`.
 pub fn describe<'a>(env: Env<'a>, listed: Listed<Template>) -> NifResult<Term<'a>> {
     let undefined = fields::undefined().term(env);
     let certificate = match &listed.session.certificate {
@@ -249,7 +251,7 @@ pub fn describe<'a>(env: Env<'a>, listed: Listed<Template>) -> NifResult<Term<'a
         None => undefined,
     };
     let cipher_suite = match listed.session.template {
-        Some(template) => template.cipher_suite(env),
+        Some(template) => template.suite(),
         None => {
             let (place, encoded) = listed.session.tail.split_first().ok_or(Error::BadArg)?;
             match *place {
@@ -275,13 +277,13 @@ pub fn describe<'a>(env: Env<'a>, listed: Listed<Template>) -> NifResult<Term<'a
         listed.age_ms,
         age_at_last_use_ms,
         certificate,
-        cipher_suite.unwrap_or(undefined),
+        cipher_suite.map_or(undefined, |suite| terms::binary(env, &suite)),
         left_s,
     )
         .encode(env))
 }
 
-/// What a server session is found by, as Erlang knows it.
+/// The key of a server session as an Erlang term.
 pub fn key<'a>(env: Env<'a>, key: SessionKey) -> NifResult<Term<'a>> {
     match key {
         SessionKey::Id(id) => Ok(terms::binary(env, id)),
@@ -289,7 +291,7 @@ pub fn key<'a>(env: Env<'a>, key: SessionKey) -> NifResult<Term<'a>> {
     }
 }
 
-/// Calls `with` with what a server session under `key` is found by.
+/// Calls `with` with the store's form of a server session's key.
 pub fn with_key<R>(key: Term, with: impl FnOnce(SessionKey) -> R) -> R {
     match Word::of(key).array(key.get_env()) {
         Some(id) => with(SessionKey::Id(id)),

@@ -1,5 +1,5 @@
-//! What the sessions of one listener and cipher suite have in common: the listener's certificates, the cipher suite,
-//! the curve, the flags.
+//! Templates: the fields that the sessions of one listener and cipher suite share, such as the listener's certificates and the
+//! curve.
 
 #![allow(unsafe_code)]
 
@@ -10,7 +10,7 @@ use crate::words::{make_tuple, Word};
 use foldhash::quality::FixedState;
 use once_cell::sync::OnceCell;
 use rekindle_core::{Held, Made, Part, Pattern, ServerStore};
-use rekindle_journal::{EncodedTemplate, TemplateCodec};
+use rekindle_journal::{EncodedTemplate, Suite, TemplateCodec};
 use rustler::env::OwnedEnv;
 use rustler::{Encoder, Env, Term};
 use std::hash::BuildHasher;
@@ -18,20 +18,21 @@ use std::mem::size_of;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::Arc;
 
-/// What the allocator takes beside what is asked for.
+/// Bytes that the allocator takes in addition.
 const ALLOCATION_BYTES: usize = 16;
 
 static NEXT_NAME: AtomicU64 = AtomicU64::new(1);
 
-/// The fields of a session record, with holes where sessions differ.
+/// The fields of a session record, with holes in the places where sessions differ.
 pub struct Template {
-    /// An integer that no other template of this library has, or had.
+    /// An integer that no other template of this load of the library has or had.
     name: usize,
     holes: Holes,
-    /// `undefined` in the holes, and where the certificates are kept apart.
+    /// The fields, with `undefined` in the holes, and in place of certificates that are kept separately.
     fields: Packed,
     own_certificates: Option<Arc<OwnCertificates>>,
-    /// The same as bytes, for other processes.
+    suite: Option<Suite>,
+    /// The template as bytes, for a journal.
     encoded: OnceCell<Arc<EncodedTemplate>>,
 }
 
@@ -44,12 +45,12 @@ impl Template {
         self.name
     }
 
-    /// How many fields there are.
+    /// The number of fields.
     pub fn len(&self) -> usize {
         self.fields.len()
     }
 
-    /// Words that it takes on a process's heap, about. `None` if that may be any number.
+    /// About how many words it takes on a process's heap. `None` if the number is unknown.
     pub fn heap_words(&self) -> Option<usize> {
         let own = self.own_certificates.as_ref();
         Some(self.fields.heap_words()? + self.len() + own.map_or(0, |own| own.heap_words()))
@@ -63,16 +64,6 @@ impl Template {
         }
     }
 
-    /// The cipher suite of the template's sessions, in `env`.
-    pub fn cipher_suite<'a>(&self, env: Env<'a>) -> Option<Term<'a>> {
-        let mut fields = [0; MAX_FIELDS];
-        self.fields.make(env, &mut fields);
-        let fields = fields[..self.len()].iter();
-        // SAFETY: the fields were just made in `env`.
-        let fields = fields.map(|field| unsafe { Word::new(*field) });
-        fields::cipher_suite(env, fields)
-    }
-
     /// The field of the listener's own certificates, in `env`.
     pub fn own_certificates<'a>(&self, env: Env<'a>) -> Term<'a> {
         let mut fields = [0; MAX_FIELDS];
@@ -81,7 +72,7 @@ impl Template {
         unsafe { Word::new(fields[OWN_CERTIFICATES]) }.term(env)
     }
 
-    /// Whether these are its fields, but for what is in the holes.
+    /// Whether these are its fields, apart from the holes.
     fn is<'a>(&self, env: Env<'a>, fields: &[Word<'a>]) -> bool {
         let (mut holes, own) = (self.holes.bits(), self.own_certificates.as_ref());
         if own.is_some() {
@@ -91,7 +82,7 @@ impl Template {
             && own.is_none_or(|own| own.is(env, fields[OWN_CERTIFICATES]))
     }
 
-    /// The holes and the fields, in the external term format.
+    /// The holes and the fields in the external term format.
     fn to_bytes(&self) -> Vec<u8> {
         OwnedEnv::new().run(|env| {
             let mut fields = [0; MAX_FIELDS];
@@ -111,7 +102,7 @@ impl Template {
     }
 }
 
-/// The template that a session is to have.
+/// The pattern of a session's template.
 pub struct Kind<'a> {
     env: Env<'a>,
     fields: &'a [Word<'a>],
@@ -120,7 +111,7 @@ pub struct Kind<'a> {
     packed: OnceCell<Option<Packed>>,
 }
 
-/// What becomes of a kind that has no template yet.
+/// Whether to make a template if there is none.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum IfNew {
     Leave,
@@ -128,7 +119,7 @@ pub enum IfNew {
 }
 
 impl<'a> Kind<'a> {
-    /// `fields` are at most [`MAX_FIELDS`], and more than the place of the own certificates.
+    /// There are at most [`MAX_FIELDS`] fields, and enough to include the own certificates.
     pub fn new(env: Env<'a>, fields: &'a [Word<'a>], holes: Holes, if_new: IfNew) -> Self {
         Kind {
             env,
@@ -147,7 +138,7 @@ impl<'a> Kind<'a> {
         own_certificates::hash(self.env, self.own_certificates())
     }
 
-    /// What a template has of the fields, but for certificates that are kept apart.
+    /// The fields of the template, without certificates that are kept separately.
     fn shared(&self, has_own: bool) -> impl Iterator<Item = Word<'a>> + '_ {
         let holes = self.holes.bits() | u32::from(has_own) << OWN_CERTIFICATES;
         let fields = self.fields.iter().enumerate();
@@ -157,7 +148,7 @@ impl<'a> Kind<'a> {
         })
     }
 
-    /// `None` if one of the fields could be the master secret: this is to be kept nowhere but in the store.
+    /// `None` if one of the fields could be the master secret, which only the store may keep.
     fn packed(&self, has_own: bool) -> Option<&Packed> {
         let pack = || {
             let is_secret = |field| fields::is_master_secret(self.env, field);
@@ -193,6 +184,7 @@ impl Pattern<Template> for Kind<'_> {
             holes: self.holes,
             fields: self.packed(own_certificates.is_some())?.clone(),
             own_certificates,
+            suite: fields::cipher_suite(self.env, self.shared(false)),
             encoded: OnceCell::new(),
         };
         let mut bytes = size_of::<Template>() + template.fields.bytes() + ALLOCATION_BYTES;
@@ -221,8 +213,12 @@ impl TemplateCodec for Template {
             .get_or_init(|| Arc::new(EncodedTemplate::new(self.to_bytes())))
     }
 
-    /// The bytes are those of a node that has the key. Still, a term that is not a template of this release must
-    /// not get into a session, and what is compressed could be anything large.
+    fn suite(&self) -> Option<Suite> {
+        self.suite
+    }
+
+    /// The bytes come from a node that has the key. Still, a term that is no template of this release must not get into a
+    /// session, and a compressed term could be very large.
     fn intern<'a>(store: &'a ServerStore<Template>, content: &[u8]) -> Option<Held<'a, Template>> {
         match content {
             [MAGIC, COMPRESSED, ..] => return None,
@@ -230,7 +226,7 @@ impl TemplateCodec for Template {
             _ => return None,
         }
         OwnedEnv::new().run(|env| {
-            // Makes no atoms: those of a session are there wherever ssl is.
+            // Makes no atoms: ssl has those of a session.
             let (term, _) = env.binary_to_term(content)?;
             let (master_secret, time_stamp, server_name, fields): (_, _, _, Term) =
                 term.decode().ok()?;

@@ -1,4 +1,6 @@
-//! Terms as bytes and back, in the external term format: the general way, for any term.
+//! Encodes and decodes any term, in the external term format.
+
+#![allow(unsafe_code)]
 
 use rekindle_core::Secret;
 use rustler::{Env, Error, NewBinary, NifResult, Term};
@@ -7,7 +9,7 @@ use zeroize::Zeroize;
 /// Magic of the external term format, the tag of a small tuple, and an arity of two.
 const PAIR_HEADER: [u8; 3] = [131, 104, 2];
 
-/// Any term as bytes that only [`decode`] reads.
+/// Encodes a term. Only [`decode`] reads the bytes.
 pub fn encode(term: Term) -> Secret {
     let mut binary = term.to_binary();
     let encoded = Secret::new(&binary);
@@ -15,8 +17,8 @@ pub fn encode(term: Term) -> Secret {
     encoded
 }
 
-/// How the encoding of every `{first, _}` begins. No other encoding begins so, because that of a
-/// term is never the beginning of another term's.
+/// The beginning of the encoding of every `{first, _}`. No other term's encoding begins with it, because the encoding of a
+/// term is never the beginning of another one's.
 pub fn encode_pair_prefix(first: Term) -> Secret {
     let encoded = encode(first);
     let mut prefix = [&PAIR_HEADER, &encoded.expose()[1..]].concat();
@@ -25,10 +27,10 @@ pub fn encode_pair_prefix(first: Term) -> Secret {
     secret
 }
 
-/// The term that was encoded.
+/// Decodes a term that [`encode`] encoded.
 pub fn decode<'a>(env: Env<'a>, encoded: &[u8]) -> NifResult<Term<'a>> {
-    // SAFETY: `encoded` was made by `encode` in this process and never left it. The checked variant
-    // would refuse some of what `encode` takes, external funs among it.
+    // SAFETY: `encode` made the bytes in this process, and they never left it. The checked variant would refuse some terms that
+    // `encode` accepts, such as external funs.
     match unsafe { env.binary_to_term_trusted(encoded) } {
         Some((term, _)) => Ok(term),
         None => Err(Error::BadArg),

@@ -1,16 +1,16 @@
-//! What is checked of a client's certificate before a session is resumed, as Erlang sets it and asks about it.
+//! The checks of a client's certificate before a session is resumed: how Erlang sets them, and sees their lists and events.
 
 use crate::reference::Reference;
 use crate::{atoms, faults, terms};
-use rekindle_core::{Counts, Ended, Trust};
-use rekindle_crl::{self as crl, Event, FileStatus, Happened, List, Status};
+use rekindle_core::{canonical_name, Counts, Ended, Trust};
+use rekindle_crl::{self as crl, Event, EventKind, FileStatus, Held, Status};
 use rustler::{Atom, Binary, Encoder, Env, Error, NifResult, Term};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// Sets what is checked in a server's scope: whether sessions are resumed after their certificate has ended, whether on
-/// the word of a list that is too old, and where the lists are. See `rekindle_trust`.
+/// Sets the checks of a server's scope: whether sessions are resumed after their certificate has expired, whether they are
+/// resumed if a list is too old, and the paths of the lists. See `rekindle_trust`.
 #[rustler::nif]
 fn set_trust(
     reference: Reference,
@@ -18,8 +18,8 @@ fn set_trust(
     allows_stale: bool,
     paths: Term,
 ) -> NifResult<Atom> {
-    faults::strike()?;
-    // An improper list has no length; made into a vector, it would panic.
+    faults::fail_point()?;
+    // An improper list has no length. Decoding it as a vector would panic.
     paths.list_length()?;
     let paths = paths.decode::<Vec<Binary>>()?;
     let paths: Vec<PathBuf> = paths
@@ -28,7 +28,7 @@ fn set_trust(
         .collect();
     let lists = match paths.is_empty() {
         true => None,
-        // No thread: whoever asks gets no store.
+        // The system could not start a thread.
         false => Some(crl::open(paths).map_err(|_| Error::RaiseAtom("system_limit"))?),
     };
     reference.server()?.set_trust(Trust {
@@ -53,7 +53,7 @@ pub fn ended_by<'a>(env: Env<'a>, counts: &Counts) -> NifResult<Term<'a>> {
     Term::map_from_pairs(env, &by)
 }
 
-/// What happened to the revocation lists since the last call, the oldest first, and whether there are any.
+/// The events of the revocation lists since the last call, the oldest first, and whether any store has lists.
 #[rustler::nif]
 fn crl_events(env: Env) -> (Vec<Term>, bool) {
     let events = crl::take_events();
@@ -62,23 +62,26 @@ fn crl_events(env: Env) -> (Vec<Term>, bool) {
 }
 
 fn event<'a>(env: Env<'a>, event: &Event) -> Term<'a> {
-    let what = match &event.what {
-        Happened::Read { lists, entries } => (atoms::read(), *lists, *entries).encode(env),
-        Happened::Recovered => atoms::up().encode(env),
-        Happened::Failed { error, is_known } => {
+    let what = match &event.kind {
+        EventKind::Read { lists, entries } => (atoms::read(), *lists, *entries).encode(env),
+        EventKind::Recovered => atoms::up().encode(env),
+        EventKind::Failed { error, is_known } => {
             let error = terms::binary(env, error.as_bytes());
             (atoms::error(), error, *is_known).encode(env)
         }
-        Happened::Gone => atoms::down().encode(env),
-        Happened::Ended {
+        EventKind::Gone => atoms::down().encode(env),
+        EventKind::Ended {
             issuer,
             next_update_s,
         } => (atoms::expired(), terms::binary(env, issuer), *next_update_s).encode(env),
+        EventKind::OnlyChanges { issuer } => {
+            (atoms::delta(), terms::binary(env, issuer)).encode(env)
+        }
     };
     (path(env, &event.path), what).encode(env)
 }
 
-/// All files and folders with revocation lists, by the sets of paths that scopes have; see `rekindle_nif:crls/0`.
+/// The state of all revocation lists, for each set of paths that scopes have; see `rekindle_nif:crls/0`.
 #[rustler::nif(schedule = "DirtyCpu")]
 fn crls(env: Env) -> Vec<Term> {
     let all = Status::all();
@@ -100,18 +103,22 @@ fn file<'a>(env: Env<'a>, file: &FileStatus) -> Term<'a> {
     (path(env, &file.path), lists, error, file.is_known).encode(env)
 }
 
-fn list<'a>(env: Env<'a>, list: &List) -> Term<'a> {
+fn list<'a>(env: Env<'a>, held: &Held) -> Term<'a> {
+    let list = &held.list;
     let next_update = match list.next_update_s {
         Some(next_update_s) => next_update_s.encode(env),
         None => atoms::undefined().encode(env),
     };
     let issuer = terms::binary(env, &list.issuer_name);
+    let authority = terms::binary(env, &canonical_name(&list.issuer_name));
     (
         issuer,
         list.entries,
         list.this_update_s,
         next_update,
         list.is_delta,
+        (authority, terms::binary(env, &list.part)),
+        held.has_end,
     )
         .encode(env)
 }

@@ -1,6 +1,6 @@
-//! Terms as a call gets them, one machine word each: looked into without a copy, a vector or an error value.
+//! Terms as machine words, in the form in which a call gets them. Reading them needs no copy, vector or error value.
 //!
-//! What is called in every handshake is written with these; everything else uses Rustler's [`Term`].
+//! The functions that every handshake calls use these; all others use Rustler's [`Term`].
 
 #![allow(unsafe_code)]
 
@@ -15,21 +15,21 @@ use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::slice;
 
-/// The BEAM keeps an integer of up to so many bits, sign included, in the word itself; see "Memory" in Erlang's
-/// Efficiency Guide.
+/// The BEAM keeps an integer of up to this many bits, sign included, in the word itself; see "Memory" in Erlang's Efficiency
+/// Guide.
 const SMALL_BITS: u32 = usize::BITS - 4;
 
-/// A term that lives for `'a`. Equal words are the same term; different words may be.
+/// A term that lives for `'a`. Equal words are the same term; different words may be the same term, too.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Word<'a>(usize, PhantomData<&'a ()>);
 
-/// What a call answers: in two registers, as [`rustler::NifResult`] is not.
+/// The result of a call. It fits into two registers, which [`rustler::NifResult`] does not.
 pub type Answer<'a> = Result<Word<'a>, Box<Error>>;
 
 impl<'a> Word<'a> {
     /// # Safety
-    /// The term lives for `'a`: it is in an environment that does, or it is an [immediate](Self::is_immediate).
+    /// The term lives for `'a`: its environment does, or it is an [immediate](Self::is_immediate).
     pub unsafe fn new(raw: usize) -> Self {
         Word(raw, PhantomData)
     }
@@ -50,14 +50,14 @@ impl<'a> Word<'a> {
         self.0
     }
 
-    /// As Rustler has it. The term is in `env`.
+    /// The term in Rustler's form. It must be in `env`.
     pub fn term(self, env: Env<'a>) -> Term<'a> {
-        // SAFETY: the word lives as long as the call that the environment is of.
+        // SAFETY: the word lives as long as the call that has the environment.
         unsafe { Term::new(env, self.arg()) }
     }
 
-    /// Whether the word is all there is of the term, so that it is the same term in any environment: an atom, a
-    /// small integer, or the empty list.
+    /// Whether the word contains the whole term, so that it is the same term in any environment: an atom, a small integer, or
+    /// the empty list.
     pub fn is_immediate(self, env: Env) -> bool {
         let is_small = |number: i64| {
             let rest = number >> (SMALL_BITS - 1);
@@ -76,7 +76,7 @@ impl<'a> Word<'a> {
     /// An integer of 64 bits.
     pub fn integer(self, env: Env) -> Option<i64> {
         let mut number = 0;
-        // SAFETY: the term is alive, and a number is written to where there is one.
+        // SAFETY: the term is alive, and the call writes to a valid number.
         let is_integer = unsafe { enif_get_int64(env.as_c_arg(), self.arg(), &mut number) != 0 };
         is_integer.then_some(number)
     }
@@ -99,7 +99,7 @@ impl<'a> Word<'a> {
     /// The bytes of a binary.
     pub fn bytes(self, env: Env) -> Option<&'a [u8]> {
         let mut binary = MaybeUninit::<ErlNifBinary>::uninit();
-        // SAFETY: the term is alive for `'a`, and so are its bytes; the structure is filled where it is a binary.
+        // SAFETY: the term is alive for `'a`, and so are its bytes. The structure is filled if the term is a binary.
         unsafe {
             if enif_inspect_binary(env.as_c_arg(), self.arg(), binary.as_mut_ptr()) == 0 {
                 return None;
@@ -112,7 +112,7 @@ impl<'a> Word<'a> {
         }
     }
 
-    /// The bytes of a binary of just that length.
+    /// The bytes of a binary of exactly this length.
     pub fn array<const N: usize>(self, env: Env) -> Option<&'a [u8; N]> {
         self.bytes(env)?.try_into().ok()
     }
@@ -143,19 +143,19 @@ impl<'a> Word<'a> {
 /// The elements are in `env`, or immediates.
 pub unsafe fn make_tuple<'a>(env: Env<'a>, elements: &[usize]) -> Word<'a> {
     let (first, arity) = (elements.as_ptr().cast(), elements.len() as u32);
-    // SAFETY: by the caller; a term is a word.
+    // SAFETY: guaranteed by the caller; a term is a word.
     unsafe { Word::new(enif_make_tuple_from_array(env.as_c_arg(), first, arity)) }
 }
 
 pub fn make_integer(env: Env<'_>, number: i64) -> Word<'_> {
-    // SAFETY: makes a term in `env`.
+    // SAFETY: the call makes a term in `env`.
     unsafe { Word::new(enif_make_int64(env.as_c_arg(), number)) }
 }
 
-/// A binary of so many bytes, which `fill` is given to fill.
+/// A binary of `length` bytes, which `fill` fills.
 pub fn make_binary<'a>(env: Env<'a>, length: usize, fill: impl FnOnce(&mut [u8])) -> Word<'a> {
     let mut term = Default::default();
-    // SAFETY: makes a term in `env`, and nobody else knows its bytes yet. They are bytes, whatever they are.
+    // SAFETY: the call makes a term in `env`, and nothing else refers to its bytes yet. Bytes are valid whatever their value.
     unsafe {
         let bytes = enif_make_new_binary(env.as_c_arg(), length, &mut term);
         fill(slice::from_raw_parts_mut(bytes, length));
@@ -163,16 +163,16 @@ pub fn make_binary<'a>(env: Env<'a>, length: usize, fill: impl FnOnce(&mut [u8])
     }
 }
 
-/// A copy, in `env`, of a term that is in any environment.
+/// A copy in `env` of a term in any environment.
 pub fn make_copy<'a>(env: Env<'a>, term: Word) -> Word<'a> {
     // SAFETY: the term is alive, and its copy is in `env`.
     unsafe { Word::new(enif_make_copy(env.as_c_arg(), term.arg())) }
 }
 
-/// A string of Erlang's.
+/// An Erlang string.
 pub fn make_string<'a>(env: Env<'a>, bytes: &[u8]) -> Word<'a> {
     let (first, latin1) = (bytes.as_ptr().cast(), ErlNifCharEncoding::ERL_NIF_LATIN1);
-    // SAFETY: the bytes are read for the length of the call, and the string is in `env`.
+    // SAFETY: the call reads the bytes, and makes the string in `env`.
     unsafe {
         Word::new(enif_make_string_len(
             env.as_c_arg(),
@@ -183,19 +183,19 @@ pub fn make_string<'a>(env: Env<'a>, bytes: &[u8]) -> Word<'a> {
     }
 }
 
-/// The elements of a list. A term that is none has none.
+/// The elements of a list. A term that is no list has none.
 pub struct Cells<'a, 'e> {
     rest: Word<'a>,
     env: Env<'e>,
 }
 
 impl<'a> Cells<'a, '_> {
-    /// What follows the elements that were met: after the last, the empty list or what an improper list ends in.
+    /// The rest of the list: after the last element, the empty list or the end of an improper list.
     pub fn rest(&self) -> Word<'a> {
         self.rest
     }
 
-    /// Whether the list ended where the elements did.
+    /// Whether the rest is the empty list.
     pub fn is_at_end(&self) -> bool {
         self.rest.is_empty_list(self.env)
     }

@@ -1,4 +1,4 @@
-//! How many connections of devices resume, with the store and with simpler caches under the same load.
+//! Measures how many connections of devices resume, with the store and with simpler caches under the same load.
 //!
 //! `cargo bench --bench eviction -- [--quick] [FOLDER]`
 //!
@@ -22,7 +22,7 @@ const ROOM: usize = 10_000;
 /// The most rounds of a workload.
 const ROUNDS: usize = 10;
 
-/// A cache that takes part.
+/// A cache in the comparison.
 #[derive(Clone, Copy)]
 enum Contender {
     Rekindle,
@@ -125,7 +125,7 @@ fn result_row(workload: &Workload, outcomes: &[Outcome]) -> Vec<Value> {
     let mut row: Vec<Value> = vec![workload.name.into(), workload.about.into()];
     row.extend(outcomes.iter().map(|outcome| rounded(outcome.result, 1)));
     row.push(workload.target.into());
-    // Of the store with both of its bounds, which come first.
+    // The results of the store with each of its two bounds come first.
     let met = |target| match outcomes[..2].iter().all(|store| store.result >= target) {
         true => "yes",
         false => "no",

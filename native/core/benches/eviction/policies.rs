@@ -1,4 +1,4 @@
-//! Simpler caches for comparison, as short as they can be written. They know nothing of certificates.
+//! Simpler caches for comparison. They know nothing of certificates.
 
 use crate::simulation::{Cache, LIFETIME_MS};
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -6,17 +6,17 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 /// Which session a [`Simple`] cache drops when it is full of sessions that have not expired.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Policy {
-    /// The one that was inserted first.
+    /// The session that was inserted first.
     Fifo,
-    /// The one that was not used for longest.
+    /// The session that was not used for the longest time.
     Lru,
     /// The next one under the hand that was not used since the hand last came by. The hand passes over
-    /// [`PATIENCE`] sessions at most.
+    /// [`MAX_PASSED_SESSIONS`] sessions at most.
     Sieve,
 }
 
 /// A server cannot let one insertion wait until the hand has passed over all sessions.
-const PATIENCE: usize = 256;
+const MAX_PASSED_SESSIONS: usize = 256;
 
 /// A cache that drops expired sessions first, and then by its policy.
 pub struct Simple {
@@ -39,7 +39,7 @@ struct Entry {
 }
 
 impl Simple {
-    /// With room for so many sessions.
+    /// A cache with room for `room` sessions.
     pub fn new(policy: Policy, room: usize) -> Self {
         Simple {
             policy,
@@ -52,7 +52,7 @@ impl Simple {
         }
     }
 
-    /// Without a bound.
+    /// A cache without a bound.
     pub fn unbounded() -> Self {
         Simple::new(Policy::Fifo, usize::MAX)
     }
@@ -78,17 +78,17 @@ impl Simple {
         if self.policy != Policy::Sieve {
             return first(&self.order);
         }
-        let mut patience = PATIENCE;
+        let mut passes_left = MAX_PASSED_SESSIONS;
         loop {
             let under_hand = self.order.range(self.hand..).next();
             let session = under_hand.map_or_else(|| first(&self.order), |(_, session)| *session);
             let entry = self.entries.get_mut(&session).expect("is in the order");
             let newer = self.order.range(entry.place + 1..).next();
             self.hand = newer.map_or(0, |(place, _)| *place);
-            if patience == 0 || !std::mem::take(&mut entry.visited) {
+            if passes_left == 0 || !std::mem::take(&mut entry.visited) {
                 return session;
             }
-            patience -= 1;
+            passes_left -= 1;
         }
     }
 

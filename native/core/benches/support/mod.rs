@@ -1,4 +1,4 @@
-//! What the benches have in common: sessions to fill a store with, and tables.
+//! Sessions for the stores of the benchmarks, and tables of results.
 
 // Each bench uses a part of this.
 #![allow(dead_code)]
@@ -18,7 +18,7 @@ pub const OPEN: Limits = Limits {
     lifetime_ms: 86_400_000,
 };
 
-/// Bounded to so many sessions.
+/// Limits with this many sessions.
 pub fn at_most(sessions: u64) -> Limits {
     Limits {
         max_sessions: sessions,
@@ -26,7 +26,7 @@ pub fn at_most(sessions: u64) -> Limits {
     }
 }
 
-/// A number that looks random, another one for each `n`: SplitMix64.
+/// A number that looks random and differs for each `n`: SplitMix64.
 pub fn scatter(n: u64) -> u64 {
     let mut z = n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -41,7 +41,7 @@ pub fn id(n: u64) -> [u8; 32] {
     id
 }
 
-/// Stores the session `n`, with a certificate of its own of so many bytes, or none.
+/// Stores the session `n`, without a certificate or with its own one of this length.
 pub fn insert(store: &ServerStore<()>, n: u64, certificate: usize) -> bool {
     insert_at(store, n, certificate, 0)
 }
@@ -61,7 +61,7 @@ pub fn insert_at(store: &ServerStore<()>, n: u64, certificate: usize, now_ms: u6
     store.insert(session, now_ms).is_ok()
 }
 
-/// Whether the session `n` is handed out.
+/// Whether a lookup finds the session `n`.
 pub fn lookup(store: &ServerStore<()>, n: u64) -> bool {
     store
         .lookup(SessionKey::Id(&id(n)), 0, |session| session.secret[0])
@@ -82,16 +82,16 @@ pub fn filled(limits: Limits, sessions: u64, certificate: usize) -> ServerStore<
     store
 }
 
-/// What a bench was called with.
+/// The arguments of a benchmark.
 pub struct Arguments {
-    /// Less of everything.
+    /// Whether to measure less.
     pub quick: bool,
-    /// Where the results go, beside standard output.
+    /// The folder for the results, which also go to standard output.
     pub folder: Option<PathBuf>,
 }
 
 impl Arguments {
-    /// Of this process. Cargo's own `--bench` is passed over.
+    /// Reads the arguments of this process, and ignores cargo's `--bench`.
     pub fn read() -> Self {
         let given: Vec<String> = std::env::args().skip(1).collect();
         Arguments {
@@ -113,7 +113,7 @@ pub struct Table {
 }
 
 impl Table {
-    /// Without rows. Files are called by `name`.
+    /// A table without rows. Its files are called `name`.
     pub fn new(name: &'static str, title: &'static str, columns: &'static [&'static str]) -> Self {
         Table {
             name,
@@ -129,7 +129,7 @@ impl Table {
         self.rows.push(values);
     }
 
-    /// Prints the table, and leaves it in the folder as Markdown and as JSON.
+    /// Prints the table, and writes it to the folder as Markdown and as JSON.
     pub fn publish(&self, folder: &Option<PathBuf>) {
         let markdown = self.markdown();
         println!("{markdown}");
@@ -174,7 +174,7 @@ fn cell(value: &Value) -> String {
     }
 }
 
-/// With so many digits behind the point.
+/// Formats a number with this many decimal places.
 pub fn rounded(value: f64, digits: i32) -> Value {
     let scale = 10f64.powi(digits);
     json!((value * scale).round() / scale)

@@ -1,16 +1,16 @@
 //! Client certificates, each kept once per scope, with the chain of the sessions that were made with it.
 //!
-//! A certificate is found by its content when a session comes, and by its fingerprint or its issuer and serial number
-//! when it is revoked. What is slow is done later by the janitor: fingerprints, and, where memory is short,
-//! compression against another certificate of the same authority.
+//! A new session finds its certificate by the content; a revocation finds it by its fingerprint, or by its issuer and serial
+//! number. The janitor does slow work later: fingerprints and, if memory is short, compression against another certificate of
+//! the same authority.
 //!
 //! # Who may touch a certificate
 //!
-//! Sessions name certificates by number. The entry of that number has the slot and a lock. Readers come by a session
-//! whose bucket they visit, so the certificate stays. If they have announced the bucket they just read; if they have
-//! locked it they take the entry's lock as well. Writers hold the order lock, which is what [`Books`] stands for. To
-//! move a certificate they copy it, change the slot under the entry's lock, and wait for all who have announced
-//! anything: whoever comes later finds the new slot.
+//! Sessions name certificates by number. The entry of that number has the slot and a lock. A reader comes from a session
+//! whose bucket it visits, so the certificate stays. If the reader has announced the bucket, it just reads; if it has locked
+//! the bucket, it takes the entry's lock as well. Writers hold the order lock, and [`Books`] proves that. To move a
+//! certificate, a writer copies it, changes the slot under the entry's lock, and waits until all present announcements have
+//! ended: later readers find the new slot.
 
 #![allow(unsafe_code)]
 
@@ -36,37 +36,37 @@ use std::slice;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::sync::Arc;
 
-/// The largest certificate that is kept.
+/// The largest certificate that is stored, in bytes.
 pub(crate) const MAX_CERTIFICATE: usize = 64 * 1024;
 
-/// So much of a certificate is fetched before its length is known.
+/// How many bytes of a certificate are prefetched before its length is known.
 const USUAL_CERTIFICATE: usize = 1024;
 
-/// Authorities that are known by number. Certificates of others are kept as they are, and searched one by one when
-/// an authority is revoked: whoever makes certificates for himself can make any number of authorities.
+/// Most authorities with a number. Certificates of others are never compressed. The bound is needed because a client that
+/// issues its own certificates can make any number of authorities.
 const MAX_ISSUERS: usize = 4096;
 
 /// The largest certificate that others are compressed against.
 const MAX_DICTIONARY: usize = 4096;
 
-/// The longest name, as it is and in its canonical form, of an authority that is known by number.
+/// The longest name of an authority with a number, in bytes, both as it is and in canonical form.
 const MAX_NAME: usize = 1024;
 
-/// What an authority takes beside its names and its dictionary.
+/// Bytes of an authority beside its names and its dictionary.
 const ISSUER_BYTES: usize = 256;
 
-/// Shards of the table of authorities: it is small, and read for a moment at a time.
+/// Shards of the table of authorities. Few suffice, because the table is small and locked only for moments.
 const SHARDS: usize = 4;
 
-/// So many certificates of one authority with the same serial number are found by it. There must not be a second one,
-/// but who makes certificates with a script may forget that; more are found by all of their content, and walked over
-/// when the number is revoked.
+/// How many certificates of one authority with the same serial number the index finds by it. There should be only one, but a
+/// script that makes certificates may repeat numbers. The index finds further ones by their whole content, and a revocation
+/// of the number walks over all certificates.
 const SAME_SERIAL: usize = 8;
 
-/// Numbers up to this are not worth giving back.
+/// A table with no more numbers than this is not worth shrinking.
 const FEW_NUMBERS: Number = 1024;
 
-/// Entries that are looked at in one step, and in one slice of the janitor.
+/// Entries that one step looks at.
 const ENTRIES_PER_STEP: u32 = 64;
 
 /// The beginning of a certificate's slot. The certificate follows at `DATA`.
@@ -76,33 +76,33 @@ struct Header {
     number: Number,
     /// The number of its authority, or 0.
     issuer: u32,
-    /// The newest of its sessions.
+    /// Its newest session.
     newest: SlotRef,
-    /// Under what it is in the indexes: by issuer and serial number, and by its fingerprints.
+    /// Its keys in the indexes: by issuer and serial number, and by its fingerprints.
     serial_key: u32,
     fingerprint_keys: [u32; 2],
-    /// Its [`Claims`], in halves, as slots are aligned to four bytes.
+    /// Its [`Claims`], in halves, because this header is aligned to four bytes.
     last_second: u32,
     issuer_hash: [u32; 2],
     certificate_hash: [u32; 2],
-    /// Its length, and how much of it is stored, less one.
+    /// Its length, and how many bytes are stored, each less one.
     length: u16,
     stored: u16,
     is_compressed: bool,
 }
 
-/// The last fields leave no gap to here.
+/// The offset of the certificate, right behind the last field.
 const DATA: usize = 49;
 
 const USED: u8 = 1;
 const FINGERPRINTED: u8 = 2;
-/// Compressed, or not worth it.
+/// Compressed, or not worth compressing.
 const PACKED: u8 = 4;
 
-/// A certificate by its number. All zeros is free.
+/// The entry of a certificate's number. Zeros mean that it is free.
 #[repr(C)]
 struct Entry {
-    /// Of a free entry, the number of the next free one.
+    /// The slot, or in a free entry the number of the next free one.
     slot: AtomicU32,
     lock: RawLock,
     state: u8,
@@ -121,28 +121,28 @@ impl Entry {
 }
 
 struct Issuer {
-    /// In DER, as its first certificate had it.
+    /// Its name in DER, as in its first certificate.
     name: Box<[u8]>,
     canonical: Box<[u8]>,
     hash: IssuerHash,
-    /// What its certificates are compressed against.
+    /// The certificate against which its others are compressed.
     dictionary: OnceCell<Arc<[u8]>>,
 }
 
-/// Which certificates are meant.
+/// Selects certificates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Selector<'a> {
-    /// The one with this SHA-256 fingerprint.
+    /// The certificate with this SHA-256 fingerprint.
     Sha256(&'a [u8; 32]),
-    /// The one with this SHA-1 fingerprint.
+    /// The certificate with this SHA-1 fingerprint.
     Sha1(&'a [u8; 20]),
-    /// All of this authority, named in DER.
+    /// All certificates of the authority with this name in DER.
     Issuer(&'a [u8]),
-    /// The one of this authority with this serial number: the value in DER, without tag and length.
+    /// The certificate of this authority with this serial number: the value in DER, without tag and length.
     Serial(&'a [u8], &'a [u8]),
 }
 
-/// Selectors by what is kept with a certificate, so that one look at it serves all.
+/// Selectors as sets of hashes, so that one look at a certificate's header serves all.
 pub(crate) struct Meant<'a> {
     issuers: HashSet<u64>,
     serials: HashSet<u64>,
@@ -184,14 +184,14 @@ pub struct Certificate<'a> {
 }
 
 impl Certificate<'_> {
-    /// Bytes of the certificate, in DER. Never 0.
+    /// The length of the certificate in DER, in bytes. Never 0.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
         self.length
     }
 
-    /// Copies the certificate into a buffer of just its length. `false` if it cannot be decompressed, which would
-    /// be a mistake of this library.
+    /// Copies the certificate into a buffer of exactly its length. `false` if it cannot be decompressed, which would be a
+    /// defect of this library.
     pub fn copy_to(&self, buffer: &mut [u8]) -> bool {
         match &self.dictionary {
             Some(dictionary) => {
@@ -221,48 +221,48 @@ pub(crate) struct Certificates {
     entries: Zeroed<Entry>,
     issuers: DashMap<u32, Arc<Issuer>, RandomState>,
     by_serial: Index,
-    /// By SHA-256, and by SHA-1.
+    /// The indexes by SHA-256 and by SHA-1.
     by_fingerprint: [Index; 2],
     keys: RandomState,
-    /// Where those who look up announce what they read.
+    /// Where readers announce buckets.
     lookups: Arc<Lookups>,
 }
 
-/// What writers know of the certificates: under the order lock.
+/// The writers' part of the certificates. It lies under the order lock, so a reference to it proves that the lock is held.
 #[derive(Default)]
 pub(crate) struct Books {
     serials: Growth,
     fingerprints: [Growth; 2],
-    /// The first free number, and the largest that was given out.
+    /// The first free number, and the largest number in use so far.
     free: Number,
     last: Number,
-    /// While numbers are made lower: all below this are in use. None is in the list of free ones then.
+    /// While certificates are renumbered: all numbers below this are in use. The list of free numbers is empty then.
     lowered_to: Option<Number>,
-    /// How many were.
+    /// How many certificates were renumbered.
     renumbered: u64,
     length: u64,
-    /// Whether some certificates are found by their content, as others have their serial number.
+    /// Whether the index finds some certificates by their content, because others have their serial number.
     has_same_serials: bool,
-    /// What their slots take.
+    /// Bytes of their slots.
     slot_bytes: u64,
     without_fingerprint: u64,
     unpacked: u64,
-    /// Whether certificates have come, since all were last looked at, that can be compressed.
+    /// Whether certificates that can be compressed have come since all were last looked at.
     may_pack: bool,
-    /// Entries in a row at which the janitor had nothing to do.
+    /// How many entries in a row gave the janitor nothing to do.
     in_vain: Number,
-    /// Where the janitor goes on.
+    /// The entry that the janitor looked at last.
     looked_at: Number,
     numbers: HashMap<Box<[u8]>, u32>,
     last_issuer: u32,
     /// How many certificates each authority has.
     of_issuer: HashMap<u32, u64>,
     issuer_bytes: usize,
-    /// The authority of the certificate that came last: most often that of the next.
+    /// The authority of the last new certificate, which is mostly that of the next one as well.
     recent: Option<(u32, Arc<Issuer>)>,
 }
 
-/// How far certificates were looked at, one after the other.
+/// The state of a walk over all certificates.
 #[derive(Default)]
 pub(crate) struct Walk {
     from: Number,
@@ -271,25 +271,25 @@ pub(crate) struct Walk {
 }
 
 impl Walk {
-    /// The one that was found last has to be found again.
+    /// Makes the walk find the last certificate again.
     pub fn step_back(&mut self) {
         self.from = self.from.saturating_sub(1);
     }
 
-    /// Whether all that are meant were found.
+    /// Whether all selected certificates were found.
     pub fn is_over(&self) -> bool {
         self.is_over
     }
 }
 
-/// What a certificate is found by when a session comes.
+/// The parts by which a new session finds its certificate.
 struct Identity {
     issuer: u32,
     serial_key: u32,
     claims: Claims,
 }
 
-/// A certificate's entry, locked; unlocked when this is dropped.
+/// A certificate's locked entry. Dropping this unlocks it.
 pub(crate) struct Locked<'a>(&'a Entry);
 
 impl Drop for Locked<'_> {
@@ -298,29 +298,74 @@ impl Drop for Locked<'_> {
     }
 }
 
+/// A certificate in its slot, made by [`Certificates::find_place`], whose caller sees to it that it stays there.
+#[derive(Clone, Copy)]
+pub(crate) struct CertificatePtr<'a> {
+    certificates: &'a Certificates,
+    place: *mut u8,
+}
+
+// SAFETY of both methods: the caller of `find_place` guarantees that the certificate stays in its slot. No method makes a
+// reference to the whole header, because writers change other fields of it.
+#[allow(
+    clippy::undocumented_unsafe_blocks,
+    reason = "one argument holds for all"
+)]
+impl<'a> CertificatePtr<'a> {
+    /// The fields that the check of a resumption needs. The certificate need not be decompressed for them.
+    #[inline]
+    pub fn claims(self) -> Claims {
+        let header = self.place.cast::<Header>();
+        unsafe {
+            Claims {
+                last_second: (*header).last_second,
+                issuer: IssuerHash::known(whole((*header).issuer_hash)),
+                certificate: whole((*header).certificate_hash),
+            }
+        }
+    }
+
+    #[inline]
+    pub fn view(self) -> Certificate<'a> {
+        let header = self.place.cast::<Header>();
+        unsafe {
+            let stored = usize::from((*header).stored) + 1;
+            let dictionary = match (*header).is_compressed {
+                true => self.certificates.dictionary((*header).issuer),
+                false => None,
+            };
+            Certificate {
+                stored: slice::from_raw_parts(self.place.add(DATA), stored),
+                length: usize::from((*header).length) + 1,
+                dictionary,
+            }
+        }
+    }
+}
+
 impl Books {
     pub fn length(&self) -> u64 {
         self.length
     }
 
-    /// What the certificates' slots take.
+    /// Bytes of the certificates' slots.
     pub fn slot_bytes(&self) -> u64 {
         self.slot_bytes
     }
 
-    /// Buckets that others go on in, of the index by serial number.
+    /// The number of spills in the index by serial number.
     #[cfg(test)]
     pub fn serial_spills(&self) -> usize {
         self.serials.spills()
     }
 
-    /// The largest number.
+    /// The largest number in use so far.
     #[cfg(test)]
     pub fn last(&self) -> Number {
         self.last
     }
 
-    /// What is kept about authorities.
+    /// Bytes of the tables of authorities.
     #[cfg(test)]
     pub fn issuer_bytes(&self) -> usize {
         self.issuer_bytes
@@ -343,12 +388,12 @@ impl Certificates {
         }
     }
 
-    /// What is kept about certificates beside their slots.
+    /// Bytes of the tables of certificates, without their slots.
     pub fn bytes(&self, books: &Books) -> usize {
         if books.last == 0 {
             return 0;
         }
-        // Fingerprints come later, and take as much as serial numbers then: counted from the start.
+        // Fingerprints come later, and then take as much as serial numbers. They are counted from the start.
         let serials = self.by_serial.bytes(&books.serials);
         let fingerprints = [0, 1].map(|which| {
             let growth = &books.fingerprints[which];
@@ -361,7 +406,7 @@ impl Certificates {
             + books.issuer_bytes
     }
 
-    /// What one more certificate may take beside its slot: a page of each table, and another authority.
+    /// How many more bytes a new certificate may take beside its slot: a page of each table, and another authority.
     pub fn bytes_to_grow(&self, books: &Books) -> usize {
         let (last, entries) = (books.last as usize, |number| {
             Zeroed::<Entry>::bytes(number + 1)
@@ -375,66 +420,61 @@ impl Certificates {
         entry + indexes + ISSUER_BYTES + 3 * MAX_NAME
     }
 
-    /// What a certificate of so many bytes needs as its slot.
+    /// The bytes that a slot needs for a certificate of this length.
     pub fn slot_bytes_for(length: usize) -> usize {
         DATA + length
     }
 
-    /// Keeps a certificate in its slot, for who has announced nothing and does not hold the order lock.
+    /// Keeps a certificate in its slot. For a thread without an announcement that does not hold the order lock.
     ///
     /// # Safety
-    /// As for [`get`](Self::get).
+    /// As for [`find_place`](Self::find_place).
     pub unsafe fn lock(&self, number: Number) -> Locked<'_> {
-        // SAFETY: by the caller, the number is in use, and so its entry is reserved.
+        // SAFETY: the caller guarantees that the number is in use, so its entry is reserved.
         let entry = unsafe { &*self.entries.at(number as usize) };
         entry.lock.lock();
         Locked(entry)
     }
 
+    /// The place of the certificate with this number.
+    ///
+    /// # Safety
+    /// It stays there for as long as the answer is used: the caller holds the order lock, or has announced the bucket
+    /// of a session that has it, or has locked that bucket and then the certificate.
+    #[inline]
+    pub unsafe fn find_place<'a>(
+        &'a self,
+        directory: &'a Directory,
+        number: Number,
+    ) -> CertificatePtr<'a> {
+        // SAFETY: the caller guarantees that the number is in use, so its entry is reserved.
+        let place = unsafe { directory.find((*self.entries.at(number as usize)).slot()) };
+        prefetch(place, USUAL_CERTIFICATE);
+        CertificatePtr {
+            certificates: self,
+            place,
+        }
+    }
+
     /// The certificate with this number.
     ///
     /// # Safety
-    /// It stays where it is for as long as the answer is used: the caller holds the order lock, or has announced the bucket
-    /// of a session that has it, or has locked that bucket and then the certificate.
-    #[inline]
-    pub unsafe fn get<'a>(&'a self, directory: &'a Directory, number: Number) -> Certificate<'a> {
-        // SAFETY: by the caller, the number is in use, and so its entry is reserved.
-        unsafe {
-            let place = directory.find((*self.entries.at(number as usize)).slot());
-            prefetch(place, USUAL_CERTIFICATE);
-            self.view(place)
-        }
+    /// As for [`find_place`](Self::find_place).
+    unsafe fn get<'a>(&'a self, directory: &'a Directory, number: Number) -> Certificate<'a> {
+        // SAFETY: guaranteed by the caller.
+        unsafe { self.find_place(directory, number) }.view()
     }
 
-    /// What the check of a resumption needs to know of a certificate. It need not be decompressed for that.
-    ///
-    /// # Safety
-    /// As for [`get`](Self::get).
-    #[inline]
-    pub unsafe fn claims(&self, directory: &Directory, number: Number) -> Claims {
-        // SAFETY: by the caller, the number is in use, and so its entry is reserved. These fields do not change.
-        unsafe {
-            let place = directory.find((*self.entries.at(number as usize)).slot());
-            prefetch(place, USUAL_CERTIFICATE);
-            let header = place.cast::<Header>();
-            Claims {
-                last_second: (*header).last_second,
-                issuer: IssuerHash::known(whole((*header).issuer_hash)),
-                certificate: whole((*header).certificate_hash),
-            }
-        }
-    }
-
-    /// Gives a certificate another slot, to which it was copied. Afterwards nobody reads it in the old one.
+    /// Gives a certificate another slot, to which it was copied. Afterwards no thread reads it in the old one.
     fn set_slot(&self, number: Number, slot: SlotRef) {
-        // SAFETY: by the caller, who holds the order lock, the number is in use.
+        // SAFETY: the caller holds the order lock, and the number is in use.
         let locked = unsafe { self.lock(number) };
         locked.0.set_slot(slot);
         drop(locked);
         self.lookups.await_all();
     }
 
-    /// The certificate with this content, if it is kept.
+    /// The number of the certificate with this content, if it is stored.
     pub fn find(&self, books: &mut Books, directory: &Directory, der: &[u8]) -> Option<Number> {
         let key = self.identify(books, der, false).serial_key;
         let is_it = |number| self.with_der(directory, number, |other| *other == *der);
@@ -449,7 +489,7 @@ impl Certificates {
         }
     }
 
-    /// The first of at most so many certificates with this key that is the one, and how many others there were.
+    /// Among at most `most` certificates with this key, the first that `is_it` accepts, and how many others there were.
     fn find_key(
         &self,
         serials: &Growth,
@@ -472,8 +512,8 @@ impl Certificates {
         (found.filter(|_| is_found.get()), others.get())
     }
 
-    /// Keeps a certificate that is not kept yet, as yet without sessions. The caller has made room for it. `None`
-    /// where the system has no memory.
+    /// Stores a new certificate, which has no sessions yet. The caller has made room for it. `None` if the system has no
+    /// memory.
     pub fn insert(
         &self,
         books: &mut Books,
@@ -503,8 +543,7 @@ impl Certificates {
             books.has_same_serials = true;
         }
         let hash = index_hash(identity.serial_key);
-        // SAFETY: the slot was just allocated for this, and the entry is free and reserved; the caller has the order
-        // lock.
+        // SAFETY: the slot was just allocated, the entry is free and reserved, and the caller has the order lock.
         unsafe {
             let place = directory.find(slot);
             let Claims {
@@ -566,7 +605,7 @@ impl Certificates {
         let header = self.header(directory, number);
         let serial = index_hash(header.serial_key);
         self.by_serial.remove(&mut books.serials, serial, number);
-        // SAFETY: the caller has the order lock, and no session has the certificate: it is this function's alone.
+        // SAFETY: the caller has the order lock, and no session has the certificate, so no reader can come to it.
         unsafe {
             let entry = self.entries.at(number as usize);
             if (*entry).state & FINGERPRINTED != 0 {
@@ -598,7 +637,7 @@ impl Certificates {
     /// Wipes and frees the slot of a certificate.
     ///
     /// # Safety
-    /// Nobody uses it any more.
+    /// No thread uses the slot any more.
     unsafe fn free_slot(
         &self,
         books: &mut Books,
@@ -608,13 +647,13 @@ impl Certificates {
         header: &Header,
     ) {
         let bytes = slot_bytes(Self::slot_bytes_for(usize::from(header.stored) + 1));
-        // SAFETY: by the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { directory.find(slot).write_bytes(0, bytes) };
         books.slot_bytes -= bytes as u64;
         slab.free(slot);
     }
 
-    /// Copies the certificate in a slot to another, which it has from then on.
+    /// Moves the certificate in a slot to another slot.
     pub fn relocate(&self, directory: &Directory, from: SlotRef, to: SlotRef, bytes: usize) {
         // SAFETY: both slots are allocated, and the caller has the order lock.
         unsafe {
@@ -632,16 +671,16 @@ impl Certificates {
     }
 
     pub fn set_newest(&self, directory: &Directory, number: Number, newest: SlotRef) {
-        // SAFETY: the certificate is in use, and the caller has the order lock, under which alone this field is used.
+        // SAFETY: the certificate is in use, and the caller has the order lock. This field is only used under it.
         unsafe {
             let slot = (*self.entries.at(number as usize)).slot();
             (*directory.find(slot).cast::<Header>()).newest = newest;
         }
     }
 
-    /// Works on a few certificates: fingerprints, and compression if `packs`, which may take `room_bytes` more for a
-    /// moment. Tells whether there is more to do that can be done now.
-    pub fn tend(
+    /// Works on a few certificates: computes fingerprints, and compresses if `packs`, which may take `room_bytes` more for a
+    /// moment. Returns whether there is more that can be done now.
+    pub fn maintain(
         &self,
         books: &mut Books,
         directory: &Directory,
@@ -672,7 +711,7 @@ impl Certificates {
             };
             books.in_vain = if is_done { 0 } else { books.in_vain + 1 };
             if books.in_vain > books.last {
-                // All were looked at. What is left can only be done when others have come.
+                // All were looked at. The rest can only be done after others have come.
                 (books.in_vain, books.may_pack) = (0, false);
                 return false;
             }
@@ -689,21 +728,21 @@ impl Certificates {
         books.may_pack
     }
 
-    /// The next number that was given out, and the state of its entry.
+    /// The next number, and the state of its entry.
     fn next_entry(&self, books: &mut Books) -> (Number, u8) {
         books.looked_at = match books.looked_at {
             number if number >= books.last => 1,
             number => number + 1,
         };
-        // SAFETY: the number was given out, so its entry is reserved; the caller has the order lock.
+        // SAFETY: the number was used before, so its entry is reserved, and the caller has the order lock.
         let state = unsafe { (*self.entries.at(books.looked_at as usize)).state };
         (books.looked_at, state)
     }
 
-    /// Gives back what so few certificates do not need, a slice at a time. Tells whether there is more to do.
+    /// Gives back memory that so few certificates do not need, a slice at a time. Returns whether there is more to do.
     pub fn shrink(&self, books: &mut Books, directory: &Directory, slice: usize) -> bool {
         if books.length == 0 {
-            // SAFETY: no certificate has a number, and so nobody looks at an entry.
+            // SAFETY: no certificate has a number, so no thread looks at an entry.
             unsafe { self.entries.release(0, books.last as usize + 1) };
             (books.last, books.free, books.looked_at) = (0, 0, 0);
             (books.lowered_to, books.has_same_serials) = (None, false);
@@ -720,8 +759,8 @@ impl Certificates {
         })
     }
 
-    /// Of few certificates with high numbers the highest number, and a lower one that is free. Gives back the entries
-    /// behind the highest.
+    /// If there are few certificates with high numbers: the highest number, and a lower one that is free. Gives back the
+    /// entries behind the highest number.
     pub fn next_to_renumber(
         &self,
         books: &mut Books,
@@ -733,13 +772,13 @@ impl Certificates {
         }
         let mut low = books.lowered_to?;
         let former = books.last as usize + 1;
-        // SAFETY: numbers up to the last one were given out, so their entries are reserved; the caller has the order lock.
+        // SAFETY: numbers up to the last one were used, so their entries are reserved, and the caller has the order lock.
         let is_used =
             |number: Number| unsafe { (*self.entries.at(number as usize)).state } & USED != 0;
         while books.last > 0 && !is_used(books.last) && slice.goes_on() {
             books.last -= 1;
         }
-        // SAFETY: nobody looks at an entry behind the last one.
+        // SAFETY: no thread looks at an entry behind the last one.
         unsafe { self.entries.release(books.last as usize + 1, former) };
         while low < books.last && is_used(low) && slice.goes_on() {
             low += 1;
@@ -750,14 +789,14 @@ impl Certificates {
         is_pair.then_some((books.last, low))
     }
 
-    /// Whether numbers are being made lower.
+    /// Whether certificates are being renumbered.
     pub fn is_renumbering(books: &Books) -> bool {
         books.lowered_to.is_some()
     }
 
-    /// Gives the certificate `from` another number as well, before its sessions come to have that.
+    /// Gives the certificate `from` a second number, before its sessions get that number.
     pub fn begin_to_renumber(&self, from: Number, to: Number) {
-        // SAFETY: both entries are reserved, and nobody has come to the second one yet; the caller has the order lock.
+        // SAFETY: both entries are reserved, no thread knows the second one yet, and the caller has the order lock.
         unsafe {
             let (from, to) = (self.entries.at(from as usize), self.entries.at(to as usize));
             (*to).set_slot((*from).slot());
@@ -765,7 +804,7 @@ impl Certificates {
         }
     }
 
-    /// Takes the former number away from a certificate, when all of its sessions have the new one.
+    /// Removes the old number of a certificate, after all of its sessions have the new one.
     pub fn end_to_renumber(
         &self,
         books: &mut Books,
@@ -778,7 +817,7 @@ impl Certificates {
         let hash = index_hash(header.serial_key);
         self.by_serial
             .replace(&mut books.serials, hash, from, to, || {});
-        // SAFETY: nobody comes to the former entry any more; the caller has the order lock.
+        // SAFETY: no thread comes to the old entry any more, and the caller has the order lock.
         unsafe {
             let entry = self.entries.at(from as usize);
             if (*entry).state & FINGERPRINTED != 0 {
@@ -793,8 +832,8 @@ impl Certificates {
         }
     }
 
-    /// Gives certificates their fingerprints, a slice at a time. `left` is how many entries are still to be looked at;
-    /// `false` when that is none, or all have theirs. Those that the system has no memory for have none then.
+    /// Computes fingerprints, a slice at a time. `left` is the number of entries that are still to be looked at. `false` when
+    /// none is left, or all certificates have their fingerprints. If the system has no memory for some, these have none then.
     pub fn fingerprint_slice(
         &self,
         books: &mut Books,
@@ -818,7 +857,7 @@ impl Certificates {
         books.without_fingerprint > 0 && left_now > 0
     }
 
-    /// Enters a certificate under its fingerprints. `false` where the system has no memory.
+    /// Enters a certificate under its fingerprints. `false` if the system has no memory.
     fn fingerprint(&self, books: &mut Books, directory: &Directory, number: Number) -> bool {
         // SAFETY: the caller has the order lock.
         let certificate = unsafe { self.get(directory, number) };
@@ -830,7 +869,7 @@ impl Certificates {
         for (which, key) in keys.into_iter().enumerate() {
             let growth = &mut books.fingerprints[which];
             if !self.by_fingerprint[which].insert(growth, index_hash(key), number) {
-                // No memory now. The janitor comes again.
+                // There is no memory now. The janitor tries again later.
                 for (which, key) in keys.into_iter().enumerate().take(which) {
                     let growth = &mut books.fingerprints[which];
                     self.by_fingerprint[which].remove(growth, index_hash(key), number);
@@ -838,7 +877,7 @@ impl Certificates {
                 return false;
             }
         }
-        // SAFETY: the certificate is in use, and these fields are used under the order lock alone.
+        // SAFETY: the certificate is in use, and these fields are only used under the order lock.
         unsafe {
             let entry = self.entries.at(number as usize);
             let header = directory.find((*entry).slot()).cast::<Header>();
@@ -854,7 +893,7 @@ impl Certificates {
         true
     }
 
-    /// Compresses a certificate, if there is another one of its authority. `false` if there is nothing to do.
+    /// Compresses a certificate, if there is another one of its authority. `false` if nothing was done.
     fn pack(
         &self,
         books: &mut Books,
@@ -873,7 +912,7 @@ impl Certificates {
         }
         let siblings = books.of_issuer.get(&header.issuer).copied().unwrap_or(0);
         if siblings < 2 {
-            // Another one may come.
+            // Another one may come later.
             return false;
         }
         let Some(issuer) = self
@@ -912,7 +951,7 @@ impl Certificates {
             true => slab.allocate(directory, Kind::Certificate, bytes),
             false => None,
         };
-        // SAFETY: the certificate is in use; the new slot was allocated for this; the caller has the order lock.
+        // SAFETY: the certificate is in use, the new slot was just allocated, and the caller has the order lock.
         unsafe {
             let entry = self.entries.at(number as usize);
             (*entry).state |= PACKED;
@@ -936,7 +975,7 @@ impl Certificates {
         true
     }
 
-    /// A certificate that is meant, found in an index.
+    /// Finds a selected certificate in an index.
     pub fn find_selected(
         &self,
         books: &Books,
@@ -960,7 +999,7 @@ impl Certificates {
         }
     }
 
-    /// The next certificate that is meant, of those that no index may have: all are looked at, only a few in one slice.
+    /// Finds the next selected certificate that the indexes may lack. Looks at all certificates, a few per slice.
     pub fn walk(
         &self,
         books: &Books,
@@ -973,7 +1012,7 @@ impl Certificates {
         let has_serials = !meant.serials.is_empty() && books.has_same_serials;
         let has_fingerprints = !meant.fingerprints.is_empty() && books.without_fingerprint > 0;
         if walk.renumbered != books.renumbered {
-            // One that was ahead may have a number that is behind.
+            // A certificate ahead may have got a number behind.
             (walk.from, walk.renumbered) = (0, books.renumbered);
         }
         while (has_issuers || has_serials || has_fingerprints) && walk.from < books.last {
@@ -981,7 +1020,7 @@ impl Certificates {
                 return None;
             }
             walk.from += 1;
-            // SAFETY: the number was given out, so its entry is reserved; the caller has the order lock.
+            // SAFETY: the number was used before, so its entry is reserved, and the caller has the order lock.
             let state = unsafe { (*self.entries.at(walk.from as usize)).state };
             if state & USED == 0 {
                 continue;
@@ -1000,7 +1039,7 @@ impl Certificates {
         None
     }
 
-    /// Whether a certificate is meant.
+    /// Whether the selector selects a certificate.
     fn is_selected(&self, directory: &Directory, number: Number, selector: &Selector) -> bool {
         self.with_der(directory, number, |der| match selector {
             Selector::Sha256(digest) => Sha256::digest(der)[..] == digest[..],
@@ -1013,13 +1052,13 @@ impl Certificates {
         })
     }
 
-    /// Whether what is counted is what there is.
+    /// Checks that all counts are right.
     #[cfg(any(test, fuzzing))]
     pub fn check(&self, books: &Books, directory: &Directory) {
         let (mut length, mut slots, mut unpacked, mut without_fingerprint) = (0, 0, 0, 0);
         let mut of_issuer = HashMap::new();
         for number in 1..=books.last {
-            // SAFETY: the number was given out, so its entry is reserved; the caller has the order lock.
+            // SAFETY: the number was used before, so its entry is reserved, and the caller has the order lock.
             let state = unsafe { (*self.entries.at(number as usize)).state };
             if state & USED == 0 {
                 continue;
@@ -1041,7 +1080,7 @@ impl Certificates {
         assert_eq!(self.issuers.len(), of_issuer.len());
     }
 
-    /// The authorities that are known by number, in DER.
+    /// The names of the authorities with a number, in DER.
     pub fn issuers(&self) -> Vec<Box<[u8]>> {
         self.issuers
             .iter()
@@ -1062,7 +1101,7 @@ impl Certificates {
         self.by_fingerprint[which].find(&books.fingerprints[which], hash, is_it)
     }
 
-    /// Under the order lock.
+    /// Calls `read` with a certificate. Under the order lock.
     fn with_der<R>(
         &self,
         directory: &Directory,
@@ -1074,31 +1113,13 @@ impl Certificates {
         read(&certificate.der())
     }
 
-    /// The certificate in a slot.
-    ///
-    /// # Safety
-    /// It stays there for as long as the answer is used.
-    unsafe fn view<'a>(&self, place: *mut u8) -> Certificate<'a> {
-        // SAFETY: by the caller. Of the header only fields are read that do not change.
-        unsafe {
-            let header = place.cast::<Header>();
-            let stored = usize::from((*header).stored) + 1;
-            let dictionary = match (*header).is_compressed {
-                true => self
-                    .issuers
-                    .get(&(*header).issuer)
-                    .and_then(|issuer| issuer.dictionary.get().cloned()),
-                false => None,
-            };
-            Certificate {
-                stored: slice::from_raw_parts(place.add(DATA), stored),
-                length: usize::from((*header).length) + 1,
-                dictionary,
-            }
-        }
+    /// The certificate against which others of an authority are compressed.
+    fn dictionary(&self, issuer: u32) -> Option<Arc<[u8]>> {
+        let issuer = self.issuers.get(&issuer)?;
+        issuer.dictionary.get().cloned()
     }
 
-    /// Under the order lock.
+    /// The header of a certificate. Under the order lock.
     fn header(&self, directory: &Directory, number: Number) -> Header {
         // SAFETY: the certificate is in use, and only writers change its header.
         unsafe {
@@ -1107,7 +1128,7 @@ impl Certificates {
         }
     }
 
-    /// Under what a certificate is found by its content. What is no certificate is found by all of it.
+    /// The parts by which a certificate is found. Bytes that are no certificate are found by all of them.
     fn identify(&self, books: &mut Books, der: &[u8], makes_issuer: bool) -> Identity {
         let Some((name, serial)) = issuer_and_serial(der) else {
             return Identity {
@@ -1128,7 +1149,7 @@ impl Certificates {
         }
     }
 
-    /// The number of an authority, or 0, and its hash.
+    /// The number of an authority, or 0 if it has none, and its hash.
     fn identify_issuer(
         &self,
         books: &mut Books,
@@ -1182,7 +1203,7 @@ impl Certificates {
         number
     }
 
-    /// Whether the table of authorities has memory for one more.
+    /// Whether the table of authorities has memory for another one.
     fn can_grow(&self) -> bool {
         self.issuers.shards().iter().all(|shard| {
             let hash_of = |(number, _): &(u32, _)| self.issuers.hasher().hash_one(number);
@@ -1228,7 +1249,7 @@ impl Issuer {
     }
 }
 
-/// 64 bits in two parts, for where they are aligned to four bytes.
+/// Splits 64 bits into halves, for a structure that is aligned to four bytes.
 fn halves(whole: u64) -> [u32; 2] {
     [whole as u32, (whole >> u32::BITS) as u32]
 }
@@ -1237,7 +1258,7 @@ fn whole([low, high]: [u32; 2]) -> u64 {
     u64::from(low) | u64::from(high) << u32::BITS
 }
 
-/// A hash of 64 bits from 32 that are random already: both ends of it count.
+/// A hash of 64 bits from 32 random bits. The index uses both ends of it.
 fn index_hash(key: u32) -> u64 {
     u64::from(key) << u32::BITS | u64::from(key)
 }

@@ -1,7 +1,7 @@
-//! Which sessions were evicted not long ago, or went for another reason: two bytes each, without a lock.
+//! Ghosts remember sessions that were evicted recently, or went for another reason: two bytes each, without a lock.
 //!
-//! A ghost is a part of the hash of a session's key, in a place that another part chooses. A newer one takes an
-//! older one's place, and two may be alike: what is made of ghosts has to live with one that is wrong now and then.
+//! A ghost is a part of the hash of a session's key, at a place that another part of the hash chooses. A newer ghost replaces
+//! an older one, and two sessions may have the same ghost. So users of ghosts must tolerate a wrong one now and then.
 
 #![allow(unsafe_code)]
 
@@ -9,7 +9,7 @@ use super::pages::Zeroed;
 use super::policy::Class;
 use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering::Relaxed};
 
-/// The two highest bits of a ghost tell the class of the session if it was evicted, or that it was not.
+/// The two highest bits of a ghost: the class of the session if it was evicted, or that it went for another reason.
 const CERTIFIED: u16 = 1 << 15;
 const LOST: u16 = 1 << 14;
 const KIND: u16 = CERTIFIED | LOST;
@@ -23,14 +23,14 @@ pub(crate) enum Ghost {
     Lost,
 }
 
-/// Places that one slice gives back: 64 pages.
+/// Places that a slice gives back: 64 pages.
 const PLACES_PER_SLICE: usize = 64 * Zeroed::<AtomicU16>::FIRST;
 
 pub(crate) struct Ghosts {
     places: Zeroed<AtomicU16>,
-    /// How many places are in use. Nobody looks at those behind.
+    /// How many places are in use. No thread looks at those behind.
     length: AtomicUsize,
-    /// How many places may have pages. Under the lock under which ghosts are left.
+    /// How many places may have pages. Written under the lock under which ghosts are left.
     reach: AtomicUsize,
 }
 
@@ -43,13 +43,13 @@ impl Ghosts {
         }
     }
 
-    /// What ghosts of so many sessions take: counted before there are any, so that the first eviction has room.
+    /// Bytes for the ghosts of this many sessions. They are counted before there are any, so that the first eviction has room.
     pub fn bytes(&self, sessions: u64) -> usize {
         let places = self.reach.load(Relaxed).max(sessions as usize);
         Zeroed::<AtomicU16>::bytes(places)
     }
 
-    /// What one more session takes.
+    /// How many more bytes one more session takes.
     pub fn bytes_to_grow(&self, sessions: u64) -> usize {
         self.bytes(sessions + 1) - self.bytes(sessions)
     }
@@ -67,8 +67,8 @@ impl Ghosts {
         }
     }
 
-    /// Leaves a ghost of a session that was not evicted, one of `sessions`. It takes no place of one that was: the
-    /// policy goes by those.
+    /// Leaves a ghost of one of `sessions` sessions, which was not evicted. It does not replace the ghost of an evicted one,
+    /// because the policy needs those.
     pub fn leave_lost(&self, hash: u64, sessions: u64) {
         let length = self.fit(sessions as usize);
         if let Some(place) = self.place(hash, length) {
@@ -79,14 +79,14 @@ impl Ghosts {
         }
     }
 
-    /// Takes the ghost of a session, if there is one.
+    /// Takes the ghost of a session away, if there is one.
     pub fn take(&self, hash: u64) -> Option<Ghost> {
         let place = self.place(hash, self.length.load(Relaxed))?;
         let ghost = place.load(Relaxed);
         if ghost & !KIND != tag(hash) {
             return None;
         }
-        // One of two that ask at once has it.
+        // If two threads ask at once, one of them gets it.
         place.compare_exchange(ghost, 0, Relaxed, Relaxed).ok()?;
         Some(match ghost & KIND {
             LOST => Ghost::Lost,
@@ -95,8 +95,8 @@ impl Ghosts {
         })
     }
 
-    /// Gives back what so few sessions do not need, a slice at a time, under the lock under which ghosts are left. Tells
-    /// whether there is more to do.
+    /// Gives back pages that so few sessions do not need, a slice at a time, under the lock under which ghosts are left.
+    /// Returns whether there is more to do.
     pub fn trim(&self, sessions: u64) -> bool {
         let sessions = sessions as usize;
         let length = self.length.load(Relaxed);
@@ -107,13 +107,13 @@ impl Ghosts {
         let (length, former) = (self.length.load(Relaxed), self.reach.load(Relaxed));
         let reach = former.saturating_sub(PLACES_PER_SLICE).max(length);
         self.reach.store(reach, Relaxed);
-        // SAFETY: whoever still looks there finds no ghost.
+        // SAFETY: a thread that still looks there finds zeros, which are no ghost.
         unsafe { self.places.release(reach, former) };
         reach > length
     }
 
-    /// How many places to use for so many sessions: one each, and as before while that is about right, because
-    /// the ghosts of before are lost with each change.
+    /// How many places to use for this many sessions: one each. It stays as it is while that is about right, because each
+    /// change loses the ghosts that are there.
     fn fit(&self, sessions: usize) -> usize {
         let length = self.length.load(Relaxed);
         if sessions <= length + length / 8 {
@@ -145,7 +145,7 @@ impl Ghosts {
     }
 }
 
-/// Never 0 but for the bits of the kind.
+/// The part of the hash that a ghost keeps. Never 0.
 fn tag(hash: u64) -> u16 {
     (hash as u16 & !KIND).max(1)
 }

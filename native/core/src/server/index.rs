@@ -1,23 +1,24 @@
-//! Finds a slot by a hash of its key, in one cache line most of the time.
+//! Finds a slot by a hash of its key, mostly in one cache line.
 //!
-//! The index is a linear hash table. A bucket is a cache line: twelve entries, each a tag of eight bits of the
-//! hash and the number of a slot, and a lock. The key itself is compared in the slot, so two keys with the same
-//! hash do not displace each other. A bucket that is full goes on in another one, its spill.
+//! The index is a linear hash table. A bucket is a cache line with a lock and twelve entries, each a tag of eight bits of the
+//! hash and the number of a slot. The caller compares the key in the slot, so two keys with the same hash do not displace each
+//! other. A full bucket continues in another one, its spill.
 //!
-//! The table grows by one bucket at a time: bucket `n` takes about half of the entries of the bucket whose number
-//! is `n` without its highest bit. So an insertion never moves more than a few buckets' entries.
+//! The table grows by one bucket at a time: bucket `n` takes about half of the entries of the bucket whose number is `n`
+//! without its highest bit. So an insertion never moves the entries of more than a few buckets.
 //!
 //! # Who may touch a bucket
 //!
-//! Its lock protects it and its spills. Writers take it, and wait for the lookups that have announced the bucket; see
-//! [`crate::lookups`]. They hold the order lock of the store as well, which is what [`Growth`] stands for: it exists
-//! once, in there. Who has that reads without a lock.
+//! A bucket's lock protects it and its spills. Writers take the lock, and wait for the lookups that have announced the
+//! bucket; see [`crate::lookups`]. They also hold the order lock of the store. [`Growth`] proves that: it exists once, under
+//! that lock. A thread that has it may read without the bucket's lock.
 //!
-//! Readers announce the bucket while its lock is free, or take the lock. They keep that up while they read the slot that
-//! they found, and before they read anything they look again whether the key still belongs there.
+//! Readers announce the bucket while its lock is free, or take the lock. Before they read anything, they check again that the
+//! key belongs there. They keep the announcement or the lock while they read the slot that they found.
 //!
-//! A late reader may come to a bucket that is no longer in the table. Before the page of such a bucket goes back to the
-//! system its lock is closed, so nobody has a lock that turns into zeros: somebody else could have it as well then.
+//! A late reader may come to a bucket that is no longer in the table. So a writer closes the lock of such a bucket before its
+//! page goes back to the system. Otherwise a lock that a thread has could turn into zeros, and another thread could take it
+//! as well.
 
 #![allow(unsafe_code)]
 
@@ -35,27 +36,28 @@ const WIDTH: usize = 12;
 /// Buckets that a table with any entry has: a page.
 const FEWEST: usize = Zeroed::<Bucket>::FIRST;
 
-/// A table of a power of two buckets begins to grow at this load, and has doubled at `HIGHEST_LOAD`.
+/// A table whose number of buckets is a power of two begins to grow at this load, in entries per bucket, and has doubled at
+/// `HIGHEST_LOAD`.
 const HIGH_LOAD: usize = 9;
 const HIGHEST_LOAD: usize = 11;
 
 /// Below this load the table shrinks.
 const LOW_LOAD: usize = 3;
 
-/// Most buckets that one insertion splits. One in two insertions would do.
+/// Most buckets that an insertion splits. One per two insertions would suffice.
 const SPLITS_PER_INSERT: usize = 2;
 
-/// Buckets of an empty table that one slice gives back.
+/// Buckets of an empty table that a slice gives back.
 const EMPTY_BUCKETS_PER_SLICE: usize = 512;
 
-/// What the index finds: the number of a slot, or of a certificate. Never 0.
+/// The number of a slot, or of a certificate. Never 0.
 pub(crate) type Number = u32;
 
-/// Twelve entries; 64 bytes. All zeros is empty and unlocked. An entry with the tag 0 is none.
+/// Twelve entries in 64 bytes. A bucket of zeros is empty and unlocked. The tag 0 marks an empty entry.
 #[repr(C, align(64))]
 struct Bucket {
     lock: RawLock,
-    /// The number of the spill that follows, plus one; 0 where none does.
+    /// The number of the spill that follows, plus one; 0 if none follows.
     spill: [u8; 3],
     tags: [u8; WIDTH],
     numbers: [Number; WIDTH],
@@ -63,7 +65,7 @@ struct Bucket {
 
 const _: () = assert!(size_of::<Bucket>() == 64);
 
-/// Most spills: three bytes name one.
+/// Most spills: three bytes hold a spill's number plus one.
 const MAX_SPILLS: u32 = (1 << 24) - 2;
 
 impl Bucket {
@@ -77,7 +79,7 @@ impl Bucket {
         self.spill = [a, b, c];
     }
 
-    /// The places with this tag, a bit for each.
+    /// The places with this tag, as a bit each.
     fn with_tag(&self, tag: u8) -> u16 {
         let mut places = 0;
         for (place, other) in self.tags.iter().enumerate() {
@@ -94,7 +96,7 @@ impl Bucket {
         self.tags == [0; WIDTH]
     }
 
-    /// Of a free spill the next free one and the one before it, in place of the first two entries.
+    /// The next and the previous free spill of a free spill, which has them in place of its first two entries.
     fn neighbours(&self) -> [Option<u32>; 2] {
         [0, 1].map(|side| self.numbers[side].checked_sub(1))
     }
@@ -109,20 +111,20 @@ pub(crate) struct Index {
     spills: Zeroed<Bucket>,
     /// How many buckets there are: 0, or at least `FEWEST`.
     length: AtomicUsize,
-    /// Where those who look up announce buckets. `None` where only writers do.
+    /// Where readers announce buckets. `None` if the index has no readers but writers.
     lookups: Option<Arc<Lookups>>,
 }
 
-/// What writers know of the index. It lies under the order lock, and so proves that this is held.
+/// The writers' part of the index. It lies under the order lock, so a reference to it proves that the lock is held.
 #[derive(Default)]
 pub(crate) struct Growth {
     entries: usize,
-    /// Spills up to the last one that is in use, or was.
+    /// How many spills were ever in use, less those given back.
     spills: u32,
-    /// How many of them are free, and the first in the list of these.
+    /// How many of these are free, and the first of the list of free ones.
     free_spills: u32,
     free_spill: Option<u32>,
-    /// Entries of a bucket that is split or merged.
+    /// Entries of a bucket that is being split or merged.
     moving: Vec<(u64, Number)>,
 }
 
@@ -133,10 +135,10 @@ impl Growth {
     }
 }
 
-/// What a hash may be found in. The bucket and the slots in it stay as they are while this lives.
+/// The bucket in which a hash may be found. The bucket and its slots do not change while this lives.
 pub(crate) struct Visit<'a> {
     index: &'a Index,
-    /// Null where the index has none.
+    /// Null if the index has no buckets.
     bucket: *mut Bucket,
     hold: Hold<'a>,
 }
@@ -158,12 +160,12 @@ impl Visit<'_> {
         unsafe { self.index.find_in(self.bucket, hash, is_it) }
     }
 
-    /// Whether those who wait for [all](Lookups::await_all) who look up wait for this.
+    /// Whether [`Lookups::await_all`] waits for this visit.
     pub fn is_announced(&self) -> bool {
         matches!(self.hold, Hold::Announced(_))
     }
 
-    /// Adds one to a counter of the lookups.
+    /// Adds one to a counter of lookups.
     #[inline]
     pub fn count(&self, counter: impl Fn(&Line) -> &AtomicU64) {
         match (&self.hold, &self.index.lookups) {
@@ -174,7 +176,7 @@ impl Visit<'_> {
     }
 }
 
-/// A bucket, locked; unlocked when this is dropped, also by a panic.
+/// A locked bucket. Dropping this unlocks it, also in a panic.
 struct Locked<'a> {
     index: &'a Index,
     bucket: *mut Bucket,
@@ -187,7 +189,7 @@ impl Drop for Locked<'_> {
     }
 }
 
-/// A bucket that is locked and that nobody reads.
+/// A locked bucket that no thread reads.
 struct Seized<'a>(Locked<'a>);
 
 impl<'a> Deref for Seized<'a> {
@@ -216,13 +218,13 @@ fn bucket_of(hash: u64, length: usize) -> usize {
     }
 }
 
-/// The largest power of two that is not larger.
+/// The largest power of two that is not larger than `length`.
 fn lower_power(length: usize) -> usize {
     1 << length.ilog2()
 }
 
 impl Index {
-    /// An index that is used by writers alone, all under one lock.
+    /// An index that only writers use, all under one lock.
     pub const fn new() -> Self {
         Index {
             buckets: Zeroed::new(),
@@ -232,7 +234,7 @@ impl Index {
         }
     }
 
-    /// An index that is visited without a lock.
+    /// An index that readers visit without a lock.
     pub fn visited(lookups: Arc<Lookups>) -> Self {
         Index {
             lookups: Some(lookups),
@@ -240,7 +242,7 @@ impl Index {
         }
     }
 
-    /// What an index takes.
+    /// How many bytes the index takes.
     pub fn bytes(&self, growth: &Growth) -> usize {
         Zeroed::<Bucket>::bytes(self.length.load(Ordering::Relaxed))
             + Zeroed::<Bucket>::bytes(growth.spills as usize)
@@ -261,7 +263,7 @@ impl Index {
         unsafe { self.find_in(self.buckets.at(bucket_of(hash, length)), hash, is_it) }
     }
 
-    /// Visits what `hash` may be found in.
+    /// Visits the bucket in which `hash` may be found.
     #[inline]
     pub fn visit(&self, hash: u64) -> Visit<'_> {
         self.announce_home(hash)
@@ -278,7 +280,7 @@ impl Index {
         }
     }
 
-    /// `None` where the bucket has to be locked.
+    /// `None` if the bucket has to be locked.
     #[inline]
     fn announce_home(&self, hash: u64) -> Option<Visit<'_>> {
         let length = self.length.load(Ordering::Acquire);
@@ -293,7 +295,7 @@ impl Index {
         if !unsafe { (*bucket).lock.is_free() } {
             return None;
         }
-        // From here on it is neither split nor merged.
+        // From here on no thread splits or merges the bucket.
         let length = self.length.load(Ordering::Acquire);
         (length != 0 && bucket_of(hash, length) == number).then_some(Visit {
             index: self,
@@ -302,7 +304,7 @@ impl Index {
         })
     }
 
-    /// Enters `number`. `false` where the system has no memory for it.
+    /// Enters `number`. `false` if the system has no memory for it.
     pub fn insert(&self, growth: &mut Growth, hash: u64, number: Number) -> bool {
         if self.length.load(Ordering::Relaxed) == 0 {
             if !self.buckets.reserve(FEWEST - 1) {
@@ -319,7 +321,7 @@ impl Index {
         is_entered
     }
 
-    /// Takes `number` out. Afterwards nobody finds it, and nobody holds it.
+    /// Removes `number`. Afterwards no thread finds it or holds it.
     pub fn remove(&self, growth: &mut Growth, hash: u64, number: Number) {
         let Some(home) = self.seize_home(hash) else {
             return;
@@ -331,7 +333,7 @@ impl Index {
         growth.entries -= 1;
     }
 
-    /// Enters `new` in place of `old`, after `work`, while nobody can find either.
+    /// Calls `work` and then replaces `old` by `new`, while no thread can find either.
     pub fn replace(
         &self,
         _growth: &mut Growth,
@@ -360,7 +362,7 @@ impl Index {
         length - low < wanted.min(low)
     }
 
-    /// What one more entry may take beyond what is taken: a page of buckets, and one of spills.
+    /// How many more bytes one more entry may take: a page of buckets, and one of spills.
     pub fn bytes_to_grow(&self, growth: &Growth) -> usize {
         let added = |length: usize, more: usize| {
             Zeroed::<Bucket>::bytes(length + more) - Zeroed::<Bucket>::bytes(length)
@@ -378,7 +380,7 @@ impl Index {
         buckets + spill
     }
 
-    /// Adds buckets if there are many entries: a few at a time.
+    /// Adds a few buckets if there are many entries.
     pub fn grow(&self, growth: &mut Growth, hash_of: impl Fn(Number) -> u64) {
         for _ in 0..SPLITS_PER_INSERT {
             if !self.is_crowded(growth) || !self.split(growth, &hash_of) {
@@ -387,7 +389,7 @@ impl Index {
         }
     }
 
-    /// Takes buckets away if there are few entries, at most `slice` of them. Tells whether there is more to do.
+    /// Removes at most `slice` buckets if there are few entries. Returns whether there is more to do.
     pub fn shrink(
         &self,
         growth: &mut Growth,
@@ -408,12 +410,12 @@ impl Index {
             merged += 1;
         }
         let length = former - merged;
-        self.give_back(length, former);
+        self.trim(length, former);
         (merged > 0 && is_sparse(length, growth.entries))
             || self.shrink_spills(growth, slice, hash_of)
     }
 
-    /// Takes buckets and spills away, of which none has an entry.
+    /// Removes buckets and spills of a table without entries. Returns whether there is more to do.
     fn clear_slice(&self, growth: &mut Growth) -> bool {
         let former = self.length.load(Ordering::Relaxed);
         let length = match former.saturating_sub(EMPTY_BUCKETS_PER_SLICE) {
@@ -421,34 +423,34 @@ impl Index {
             length => length,
         };
         self.length.store(length, Ordering::Release);
-        self.give_back(length, former);
+        self.trim(length, former);
         (growth.free_spills, growth.free_spill) = (0, None);
         let spills = growth.spills.saturating_sub(EMPTY_BUCKETS_PER_SLICE as u32);
-        self.give_back_spills(growth, spills);
+        self.trim_spills(growth, spills);
         growth.moving = Vec::new();
         length > 0 || spills > 0
     }
 
-    /// Gives back the pages of the buckets behind the last one, all empty.
-    fn give_back(&self, length: usize, former: usize) {
+    /// Gives back the pages of the buckets behind the last one, which are all empty.
+    fn trim(&self, length: usize, former: usize) {
         for bucket in self.buckets.behind(length, former).flatten() {
             if let Some(seized) = self.seize(bucket) {
                 seized.close();
             }
         }
-        // SAFETY: nobody has such a bucket, or gets it before it is zeros.
+        // SAFETY: the buckets are closed, so no thread has one, or gets one before its page is zeros.
         unsafe { self.buckets.release(length, former) };
     }
 
-    /// Gives back the pages of spills that are in no list, and in no bucket.
-    fn give_back_spills(&self, growth: &mut Growth, spills: u32) {
+    /// Gives back the pages of spills that are in no list and belong to no bucket.
+    fn trim_spills(&self, growth: &mut Growth, spills: u32) {
         let former = std::mem::replace(&mut growth.spills, spills);
-        // SAFETY: a spill is looked at by whoever has the lock of its bucket.
+        // SAFETY: only a thread that has announced or locked a spill's bucket reads the spill, and these have no bucket.
         unsafe { self.spills.release(spills as usize, former as usize) };
     }
 
-    /// Moves the last spills into the places of others, where most are free, at most `slice` of them. Tells whether
-    /// there is more to do.
+    /// If most spills are free, moves at most `slice` of the last ones to the places of others. Returns whether there is more
+    /// to do.
     fn shrink_spills(
         &self,
         growth: &mut Growth,
@@ -461,9 +463,11 @@ impl Index {
             if spills <= enough {
                 break;
             }
-            // SAFETY: spills below `growth.spills` were reserved. Only writers change one, as this is.
+            // SAFETY: spills below `growth.spills` were reserved. Only writers change one, and this thread is the only writer.
             let last = unsafe { self.spills.at(spills as usize - 1) };
-            match unsafe { (*last).tags.iter().position(|tag| *tag != 0) } {
+            // SAFETY: as above.
+            let first = unsafe { (*last).tags.iter().position(|tag| *tag != 0) };
+            match first {
                 None => self.leave_free(growth, spills - 1),
                 Some(place) => {
                     // SAFETY: as above.
@@ -479,15 +483,15 @@ impl Index {
             spills -= 1;
         }
         let is_shorter = spills < growth.spills;
-        self.give_back_spills(growth, spills);
+        self.trim_spills(growth, spills);
         is_shorter && spills > enough
     }
 
-    /// Calls `visit` with `limit` entries from the position `from` on, which is 0 at first, and returns the position of
-    /// the next, or `None` after the last. Entries with one hash are met together, also beyond the limit.
+    /// Calls `visit` with `limit` entries from the position `from` on, which is 0 at first. Returns the position of the next
+    /// entry, or `None` after the last. Visits entries with the same hash together, even beyond the limit.
     ///
-    /// Positions are hashes with their bits in reverse order: in that order a bucket that is split, or merged,
-    /// has its entries in the same place. An entry that stays is met once, whatever comes and goes.
+    /// A position is a hash with its bits in reverse order. In that order the entries of a bucket keep their place when it is
+    /// split or merged. So an entry that stays is visited once, whatever comes and goes.
     pub fn page(
         &self,
         from: u64,
@@ -502,7 +506,7 @@ impl Index {
             let bucket = self.lock_home(from.reverse_bits())?;
             let length = self.length.load(Ordering::Relaxed);
             let number = bucket_of(from.reverse_bits(), length);
-            // Bits of the hash that all entries of this bucket share.
+            // How many bits of the hash all entries of this bucket share.
             let low = lower_power(length);
             let is_split = number >= low || number + low < length;
             let bits = low.ilog2() + u32::from(is_split);
@@ -535,23 +539,23 @@ impl Index {
         })
     }
 
-    /// Locks a bucket, and waits until nobody reads it. For writers.
+    /// Locks a bucket, and waits until no thread reads it. For writers.
     fn seize(&self, bucket: usize) -> Option<Seized<'_>> {
         self.lock(bucket).map(Locked::seize)
     }
 
-    /// The same with the bucket that `hash` belongs to.
+    /// The same for the bucket that `hash` belongs to.
     fn seize_home(&self, hash: u64) -> Option<Seized<'_>> {
         self.lock_home(hash).map(Locked::seize)
     }
 
-    /// Before a bucket that was reserved comes into the table.
+    /// Opens the lock of a reserved bucket, before it comes into the table.
     fn open(&self, bucket: usize) {
-        // SAFETY: by the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { (*self.buckets.at(bucket)).lock.open() };
     }
 
-    /// Locks the bucket that `hash` belongs to. `None` where there are no buckets.
+    /// Locks the bucket that `hash` belongs to. `None` if there are no buckets.
     fn lock_home(&self, hash: u64) -> Option<Locked<'_>> {
         let mut length = self.length.load(Ordering::Acquire);
         loop {
@@ -560,7 +564,7 @@ impl Index {
             }
             let number = bucket_of(hash, length);
             let locked = self.lock(number);
-            // While this is locked, it is neither split nor merged.
+            // While the bucket is locked, no thread splits or merges it.
             length = self.length.load(Ordering::Acquire);
             if locked.is_some() && length != 0 && bucket_of(hash, length) == number {
                 return locked;
@@ -568,7 +572,7 @@ impl Index {
         }
     }
 
-    /// Adds one bucket. `false` where the system has no memory for it.
+    /// Adds one bucket. `false` if the system has no memory for it.
     fn split(&self, growth: &mut Growth, hash_of: impl Fn(Number) -> u64) -> bool {
         let length = self.length.load(Ordering::Relaxed);
         if !self.buckets.reserve(length) {
@@ -587,7 +591,7 @@ impl Index {
         for (hash, number) in moving.drain(..) {
             let home = if hash as usize & low == 0 { &old } else { &new };
             let is_entered = home.enter(growth, tag_of(hash), number);
-            // What two buckets need together is no more than the one had.
+            // Two buckets together need no more than the one had.
             debug_assert!(is_entered);
         }
         growth.moving = moving;
@@ -595,7 +599,7 @@ impl Index {
         true
     }
 
-    /// Takes the last bucket away. `false` where the system has no memory for a spill.
+    /// Removes the last bucket. `false` if the system has no memory for a spill.
     fn merge(&self, growth: &mut Growth, hash_of: impl Fn(Number) -> u64) -> bool {
         let last = self.length.load(Ordering::Relaxed) - 1;
         let home = last - lower_power(last);
@@ -624,7 +628,7 @@ impl Index {
                 }
             }
             for (hash, number) in moving.drain(..) {
-                // They were there a moment ago.
+                // The bucket had room for them a moment ago.
                 let is_entered = last_bucket.enter(growth, tag_of(hash), number);
                 debug_assert!(is_entered);
             }
@@ -635,7 +639,11 @@ impl Index {
     }
 }
 
-// SAFETY of all that follows: by the caller, the bucket and its spills stay as they are.
+// SAFETY of all that follows: the caller guarantees that the bucket and its spills stay as they are.
+#[allow(
+    clippy::undocumented_unsafe_blocks,
+    reason = "one argument holds for all"
+)]
 impl Index {
     unsafe fn next(&self, bucket: *mut Bucket) -> Option<*mut Bucket> {
         let spill = unsafe { (*bucket).spill()? };
@@ -676,8 +684,12 @@ impl Index {
 }
 
 // SAFETY of all that follows: the bucket is locked, so it and its spills stay as they are.
+#[allow(
+    clippy::undocumented_unsafe_blocks,
+    reason = "one argument holds for all"
+)]
 impl<'a> Locked<'a> {
-    /// Waits until nobody reads the bucket any more.
+    /// Waits until no thread reads the bucket any more.
     fn seize(self) -> Seized<'a> {
         if let Some(lookups) = &self.index.lookups {
             lookups.await_readers_of(self.bucket.addr());
@@ -707,25 +719,29 @@ impl<'a> Locked<'a> {
 }
 
 // SAFETY of all that follows: the bucket and its spills are this thread's alone.
+#[allow(
+    clippy::undocumented_unsafe_blocks,
+    reason = "one argument holds for all"
+)]
 impl Seized<'_> {
     fn search(&self, tag: u8, is_it: impl Fn(Number) -> bool) -> Option<Place> {
         unsafe { self.index.search(self.bucket, tag, is_it) }
     }
 
-    /// Unlocks the bucket for ever, or until it is opened.
+    /// Closes the lock, until the bucket is opened.
     fn close(self) {
         unsafe { (*self.bucket).lock.close() };
         std::mem::forget(self);
     }
 
-    /// Sees to it that all entries can be taken out. `false` where the system has no memory for that.
+    /// Reserves memory to take all entries out. `false` if the system has none.
     fn make_way(&self, growth: &mut Growth) -> bool {
         let mut entries = 0;
         self.for_each(|_| entries += 1);
         growth.moving.try_reserve(entries).is_ok()
     }
 
-    /// Enters a number in the first vacancy, in a new spill if there is none.
+    /// Enters a number in the first empty place, or in a new spill.
     fn enter(&self, growth: &mut Growth, tag: u8, number: Number) -> bool {
         let mut bucket = self.bucket;
         loop {
@@ -753,7 +769,7 @@ impl Seized<'_> {
         true
     }
 
-    /// Empties a place, and fills it with the last entry, so that spills do not stay for a few entries.
+    /// Empties a place, and moves the last entry there, so that no spill stays for a few entries.
     fn vacate(&self, growth: &mut Growth, (bucket, place): Place) {
         let (mut before, mut last) = (self.bucket, self.bucket);
         while let Some(next) = self.next(last) {
@@ -773,7 +789,7 @@ impl Seized<'_> {
         }
     }
 
-    /// Takes all entries out.
+    /// Removes all entries.
     fn drain(&self, growth: &mut Growth, visit: impl FnMut(Number)) {
         self.for_each(visit);
         let mut bucket = self.bucket;
@@ -826,6 +842,10 @@ impl Seized<'_> {
 }
 
 // SAFETY of all that follows: spills below `growth.spills` were reserved, and a free one is the writer's alone.
+#[allow(
+    clippy::undocumented_unsafe_blocks,
+    reason = "one argument holds for all"
+)]
 impl Index {
     fn take_spill(&self, growth: &mut Growth) -> Option<u32> {
         if let Some(spill) = growth.free_spill {
@@ -855,7 +875,7 @@ impl Index {
         growth.free_spills += 1;
     }
 
-    /// Takes a spill out of the list of free ones.
+    /// Removes a spill from the list of free ones.
     fn leave_free(&self, growth: &mut Growth, spill: u32) {
         unsafe {
             let free = self.spills.at(spill as usize);
@@ -955,7 +975,7 @@ mod tests {
         assert_eq!(table.growth.free_spills, table.growth.spills);
     }
 
-    /// The last spills are in use, and the first are not.
+    /// The last spills are in use, and the first are free.
     #[test]
     fn spills_that_are_not_needed_are_given_back() {
         let (index, mut table) = (visited(), Table::default());
@@ -1013,7 +1033,7 @@ mod tests {
                 .is_some()
         };
         assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(panics)).is_err());
-        // A writer gets it.
+        // A writer gets the lock.
         table.insert(&index, 2, |_| hash_of(1));
         assert!(has(&index, 1, hash_of(1)));
     }
@@ -1042,7 +1062,7 @@ mod tests {
             ..ProptestConfig::default()
         })]
 
-        /// With few bits of the hash in use there are many spills.
+        /// If only few bits of the hash are used, there are many spills.
         #[test]
         fn it_agrees_with_a_map(steps in vec(step(), 1..4000), bits in 1..64u32) {
             let hash_of = |number: Number| hash_of(number) & (u64::MAX >> (64 - bits));

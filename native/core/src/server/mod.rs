@@ -2,24 +2,23 @@
 //!
 //! # Who may touch a slot
 //!
-//! A slot is filled by the thread that holds the `order` lock, and entered into the index after that.
-//! From then on its parts are safe in different hands:
+//! The thread that holds the `order` lock fills a slot, and enters it into the index after that. From then on these rules hold:
 //!
-//! - id, secret, tail, template, birth and the number of the certificate are never changed. They are read by who
-//!   visits the slot's bucket in the index, or under the `order` lock.
+//! - Id, secret, tail, template and birth never change. The number of the certificate changes only while the slot's bucket is
+//!   seized. A thread that visits the slot's bucket, or holds the `order` lock, may read them.
 //! - `used` and `flags` are atomic. `flags` is written under the `order` lock only.
 //! - The links to other sessions are read and written under the `order` lock only.
 //!
-//! A slot is freed or moved under the `order` lock, after it was taken out of the index, or while its bucket is
-//! seized. So by then no reader is left, and none can come.
+//! A slot is freed or moved under the `order` lock, after it was removed from the index, or while its bucket is seized. So by
+//! then no reader is left, and none can come.
 //!
 //! Locks are taken in this order: `order`, a bucket of an index, the entry of a certificate, the table of templates.
 //!
 //! # What is counted
 //!
-//! [`ServerStore::bytes`] is what the store has taken from the system: pages of slots that were touched, buckets of
-//! indexes, ghosts, and what is kept about templates and certificates. No insertion lets it grow beyond
-//! `max_bytes`: it moves sessions together, evicts some, or is refused.
+//! [`ServerStore::bytes`] is what the store has taken from the system: touched pages of slots, buckets of indexes, ghosts, and
+//! the tables of templates and certificates. No insertion raises it above `max_bytes`: it moves sessions together, evicts some,
+//! or is refused.
 
 #![allow(unsafe_code)]
 
@@ -40,7 +39,7 @@ use crate::counters::{Counters, Refusal};
 use crate::lookups::Line;
 use crate::sync::{unlock_fair, Mutex};
 use crate::trust::{Claims, Ended, Trust, TrustCell};
-use certificates::{Books, Certificates, Meant, Walk, MAX_CERTIFICATE};
+use certificates::{Books, CertificatePtr, Certificates, Locked, Meant, Walk, MAX_CERTIFICATE};
 use foldhash::quality::RandomState;
 use ghosts::{Ghost, Ghosts};
 use index::{Growth, Index, Number, Visit};
@@ -54,54 +53,54 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::Arc;
 use templates::Templates;
 
-/// What a server session is found by.
+/// The key of a server session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SessionKey<'a> {
-    /// A session id as OTP makes them: 32 random bytes.
+    /// A session id as OTP makes it: 32 random bytes.
     Id(&'a [u8; 32]),
-    /// Anything else, in the caller's encoding.
+    /// Any other key, in the caller's encoding.
     Other(&'a [u8]),
 }
 
-/// A session to be stored. Not `Debug`: it would show the secret.
+/// A session to be stored. Not `Debug`, which would show the secret.
 pub struct NewSession<'a, T> {
-    /// What it is found by.
+    /// The key.
     pub key: SessionKey<'a>,
-    /// The master secret, or anything where there is no template.
+    /// The master secret, or any bytes if there is no template.
     pub secret: &'a [u8; 48],
-    /// What it has in common with other sessions.
+    /// The parts that it shares with other sessions.
     pub template: Option<Held<'a, T>>,
     /// The client's certificate, verified, in DER.
     pub certificate: Option<&'a [u8]>,
-    /// What neither of these holds.
+    /// All other parts, in the caller's encoding.
     pub tail: &'a [u8],
 }
 
-/// A session as it is handed out. Not `Debug`: it would show the secret.
+/// A session that was found. Not `Debug`, which would show the secret.
 pub struct Session<'a, T> {
-    /// The master secret, or anything where there is no template.
+    /// The master secret, or any bytes if there is no template.
     pub secret: &'a [u8; 48],
-    /// What it has in common with other sessions.
+    /// The parts that it shares with other sessions.
     pub template: Option<&'a Template<T>>,
     /// The client's certificate.
     pub certificate: Option<Certificate<'a>>,
-    /// What neither of these holds.
+    /// All other parts, in the caller's encoding.
     pub tail: &'a [u8],
 }
 
-/// A session as it is shown to an operator: nothing of it is secret but `session.secret`. Not `Debug`.
+/// A session in a list for an operator. Only `session.secret` is secret. Not `Debug`, which would show it.
 pub struct Listed<'a, T> {
-    /// What it is found by.
+    /// The key.
     pub key: SessionKey<'a>,
     /// The session itself.
     pub session: Session<'a, T>,
-    /// How long ago it was stored, in milliseconds, to a hundredth of a second.
+    /// How long ago it was stored, in milliseconds, to within 10 ms.
     pub age_ms: u64,
-    /// How old it was when it was last looked up, in milliseconds, or up to a quarter less. `None` if it never was.
+    /// How old it was at its last lookup, in milliseconds, or up to a quarter less. `None` if it was never looked up.
     pub age_at_last_use_ms: Option<u64>,
     /// Whether it is one of the newest of its certificate.
     pub is_certified: bool,
-    /// For how many seconds its certificate lets it be resumed, 0 if it does not. `None` if nothing of that ends it.
+    /// For how many seconds its certificate still lets it be resumed; 0 if it does not. `None` if the certificate sets no end.
     pub certificate_left_s: Option<u64>,
 }
 
@@ -112,16 +111,16 @@ pub struct Limits {
     pub max_bytes: u64,
     /// Most sessions to hold; `u64::MAX` means no bound.
     pub max_sessions: u64,
-    /// How long a session may be handed out, in milliseconds, up to [`LONGEST_LIFETIME_MS`]. 0 keeps nothing.
+    /// How long a session may be resumed, in milliseconds, up to [`LONGEST_LIFETIME_MS`]. With 0 the store keeps nothing.
     pub lifetime_ms: u64,
 }
 
-/// The sessions of a server scope: bounded in bytes and in number, never handed out after their lifetime.
+/// The sessions of a server scope, bounded in bytes and in number, and never found after their lifetime.
 ///
-/// Under pressure sessions go as the policy chooses among their like: anonymous ones first, and the newest of each
-/// client certificate only where no others are left, or while they take more than half of the room.
+/// When room is needed, the policy chooses among the anonymous sessions first. It chooses among the certified ones (the newest
+/// of each client certificate) only if no others are left, or while the certified ones take more than half of the room.
 ///
-/// `T` is what sessions have in common; see [`Pattern`].
+/// `T` holds the parts that sessions share; see [`Pattern`].
 pub struct ServerStore<T> {
     index: Index,
     directory: Directory,
@@ -132,7 +131,7 @@ pub struct ServerStore<T> {
     sessions: AtomicU64,
     certified: AtomicU64,
     certificates_held: AtomicU64,
-    /// What was taken when the order lock was last given up, but for templates.
+    /// The count, without templates, when the order lock was last given up.
     bytes: AtomicU64,
     max_bytes: AtomicU64,
     max_sessions: AtomicU64,
@@ -143,8 +142,7 @@ pub struct ServerStore<T> {
     id_keys: [u64; 2],
 }
 
-// SAFETY: slots are shared between threads as the module's documentation says, and hold nothing that is
-// bound to a thread.
+// SAFETY: threads share slots as the module's documentation says, and slots hold nothing that is bound to a thread.
 unsafe impl<T: Send + Sync> Send for ServerStore<T> {}
 // SAFETY: as above.
 unsafe impl<T: Send + Sync> Sync for ServerStore<T> {}
@@ -156,73 +154,73 @@ struct Order {
     books: Books,
     /// By class.
     policies: [Policy; 2],
-    /// What the slots of certified sessions take.
+    /// Bytes of the slots of certified sessions.
     certified_bytes: u64,
 }
 
-/// Whether sessions that were made elsewhere or before come as they are made, or afterwards.
+/// How a session that was made on another node, or earlier, arrives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Arrival {
-    /// Just made: treated as this store's own.
+    /// Right after it was made. It is treated as a session of this store.
     Live,
-    /// Made before this store was opened: takes no other's place.
+    /// Made before this store was opened. It takes no other session's place.
     Replayed,
 }
 
-/// What became of a session that was made elsewhere or before.
+/// The result of storing a session that was made on another node, or earlier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Restored {
-    /// It is in the store.
+    /// It was stored.
     Stored,
-    /// There was one under its id.
+    /// The store had one under its id.
     Known,
-    /// It had no room, was too large, or would be expired at once.
+    /// There was no room, it was too large, or it would have expired at once.
     NoRoom,
-    /// Its client's certificate has ended.
+    /// Its client's certificate has expired.
     Expired,
     /// Its client's certificate is revoked.
     Revoked,
 }
 
-/// The longest lifetime, in milliseconds: a year. Sessions are not kept longer, whatever the limit says.
+/// The longest lifetime, in milliseconds: 366 days. The store keeps no session longer, whatever the limit says.
 pub const LONGEST_LIFETIME_MS: u64 = 366 * 24 * 60 * 60 * 1000;
 
-/// So many sessions of one certificate, the newest, are evicted after all others. The rest count as anonymous: who has
-/// one valid certificate could fill the store otherwise.
+/// How many of the newest sessions of one certificate count as certified. The rest count as anonymous: otherwise a client
+/// with one valid certificate could fill the store.
 pub const CERTIFIED_PER_CERTIFICATE: usize = 8;
 
-/// Most bytes that a session may take beside its certificate and its template.
+/// Most bytes of a session without its certificate and its template.
 pub const MAX_SESSION_BYTES: usize = 8 * 1024;
 
-/// Certified sessions and certificates may have this part of the room before they are evicted first.
+/// Certified sessions and certificates may take one part in this many of the room. Above that they are evicted first.
 const CERTIFIED_SHARE: u64 = 2;
 
-/// Most sessions that are evicted or moved for one insertion.
+/// Most sessions that an insertion evicts or moves to make room for one slot.
 const MAX_STEPS_PER_INSERT: usize = 512;
 
-/// Births and ages are kept in ticks: 32 bits are enough for 497 days, and births wrap around.
+/// The unit of births and ages. 32 bits are enough for 497 days, and births wrap around.
 const TICK_MS: u64 = 10;
 
-/// A larger age is that of a session which is not born yet by this clock.
+/// A larger age means that the session's birth is in the future, by this clock.
 const OLDEST_TICKS: u32 = (400 * 24 * 60 * 60 * 1000 / TICK_MS) as u32;
 
-/// Free memory that the janitor leaves to sessions to come: this part of all, and a MiB.
+/// Free memory that the janitor leaves for new sessions: one part in this many of all, and a MiB.
 const SPARE_SHARE: usize = 8;
 const SPARE_BYTES: usize = 1 << 20;
 
-/// Sessions of one segment that are dropped in one step, and sessions that one slice of the janitor settles.
+/// Sessions of one segment that a step drops, and sessions that a slice of the janitor settles.
 const DROPS_PER_STEP: usize = 32;
-/// Segments that are looked through for the oldest session.
+/// Most segments that are searched for the oldest session.
 const SEGMENTS_TO_LOOK_AT: usize = 4;
-/// A certificate with more sessions keeps its number until some are gone.
+/// A certificate with more sessions than this keeps its number until some are gone.
 const MAX_TO_RENUMBER: usize = 256;
-/// Buckets that one slice of the janitor takes away.
+/// Buckets that a slice of the janitor removes.
 const BUCKETS_PER_SLICE: usize = 64;
 
-/// What has to be free for certificates to be compressed.
+/// Bytes that must be free before a certificate is compressed.
 const ROOM_TO_PACK: u64 = 16 * 1024;
 
-/// What has to be free.
+/// The room that an insertion needs.
 #[derive(Clone, Copy)]
 struct Room {
     kind: Kind,
@@ -230,7 +228,7 @@ struct Room {
     sessions: u64,
 }
 
-/// How many sessions of a certificate were dropped. `Nothing` where there was no certificate.
+/// How many sessions of a certificate were dropped. `Nothing` if there was no certificate.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Dropped {
     Nothing,
@@ -238,17 +236,33 @@ enum Dropped {
     All,
 }
 
-/// Sessions of a segment that have expired.
+/// Expired sessions of a segment.
 #[derive(Default)]
 struct Due {
     slots: [SlotRef; DROPS_PER_STEP],
     length: usize,
-    /// The oldest birth of the others, if those were all.
+    /// The oldest birth of the other sessions, if `slots` has all that have expired.
     oldest: Option<u64>,
 }
 
+/// The certificate of a session whose bucket is visited. It stays where it is until this is dropped.
+struct VisitedCertificate<'a> {
+    place: CertificatePtr<'a>,
+    _locked: Option<Locked<'a>>,
+}
+
+impl VisitedCertificate<'_> {
+    fn claims(&self) -> Claims {
+        self.place.claims()
+    }
+
+    fn view(&self) -> Certificate<'_> {
+        self.place.view()
+    }
+}
+
 impl<T> ServerStore<T> {
-    /// An empty store. It takes no memory to speak of before the first session.
+    /// An empty store. It takes hardly any memory before the first session.
     pub fn new(limits: Limits) -> Self {
         let hash_keys = RandomState::default();
         let id_keys = [hash_keys.hash_one(1), hash_keys.hash_one(2)];
@@ -274,7 +288,7 @@ impl<T> ServerStore<T> {
         }
     }
 
-    /// The bounds in force.
+    /// The current bounds.
     pub fn limits(&self) -> Limits {
         Limits {
             max_bytes: self.max_bytes.load(Relaxed),
@@ -283,7 +297,7 @@ impl<T> ServerStore<T> {
         }
     }
 
-    /// Puts new bounds in force. The lifetime holds at once; what is too much goes with the next insertions and calls
+    /// Sets new bounds. The lifetime takes effect at once. Sessions that exceed a bound go with the next insertions and calls
     /// of [`tidy`](Self::tidy).
     pub fn set_limits(&self, limits: Limits) {
         self.max_bytes.store(limits.max_bytes, Relaxed);
@@ -291,58 +305,58 @@ impl<T> ServerStore<T> {
         self.lifetime_ms.store(limits.lifetime_ms, Relaxed);
     }
 
-    /// Sets what is checked of a session's certificate at each lookup. At first that is only whether it has ended.
+    /// Sets what each lookup checks of a session's certificate. A new store checks only whether it has expired.
     pub fn set_trust(&self, trust: Trust) {
         self.trust.set(trust);
     }
 
-    /// What happened in this store.
+    /// The events in this store.
     pub fn counters(&self) -> &Counters {
         &self.counters
     }
 
-    /// How many sessions are held.
+    /// How many sessions the store has.
     pub fn sessions(&self) -> u64 {
         self.sessions.load(Relaxed)
     }
 
-    /// How many of them are certified: among the newest of their client certificate.
+    /// How many of these are certified: among the newest of their client certificate.
     pub fn certified(&self) -> u64 {
         self.certified.load(Relaxed)
     }
 
-    /// How many client certificates are held.
+    /// How many client certificates the store has.
     pub fn certificates(&self) -> u64 {
         self.certificates_held.load(Relaxed)
     }
 
-    /// How many bytes are taken from the system: by sessions, certificates, indexes, ghosts and templates.
+    /// How many bytes the store has taken from the system, for sessions, certificates, indexes, ghosts and templates.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Relaxed) + self.templates.bytes()
     }
 
-    /// How many templates are held.
+    /// How many templates the store has.
     pub fn templates(&self) -> usize {
         self.templates.len()
     }
 
-    /// Calls `visit` with each template. It must be quick and not call this store.
+    /// Calls `visit` with each template. `visit` must be quick and must not call this store.
     pub fn for_each_template(&self, visit: impl FnMut(&T)) {
         self.templates.for_each(visit);
     }
 
-    /// The template that matches `pattern`, for a session to be inserted with. `None` if there are as
-    /// many as there may be, or there must be none like this.
+    /// The template that matches `pattern`, for a new session. If the store has no such template, `pattern` makes it. `None` if
+    /// `pattern` does not, or if the store has as many templates as it may have.
     pub fn template(&self, pattern: &impl Pattern<T>) -> Option<Held<'_, T>> {
         self.templates.intern(pattern)
     }
 
-    /// The same template once more, if there still is one.
+    /// Another hold on the named template, if the store still has it.
     pub fn hold_template(&self, name: TemplateName) -> Option<Held<'_, T>> {
         self.templates.hold_again(name)
     }
 
-    /// Stores a session, in place of one that may be there, and evicts others where there is no room.
+    /// Stores a session, and replaces one under the same key. Evicts others if there is no room.
     pub fn insert(&self, session: NewSession<T>, now_ms: u64) -> Result<(), Refusal> {
         let inserted = self.insert_born(session, now_ms, None, now_ms);
         match inserted {
@@ -352,8 +366,8 @@ impl<T> ServerStore<T> {
         inserted.map(|_| ())
     }
 
-    /// Stores a session that was made elsewhere or before, at `born_ms` by this store's clock, unless there is
-    /// one under its key. Not counted.
+    /// Stores a session that was made on another node, or earlier, at `born_ms` by this store's clock, unless the store has one
+    /// under its key. Not counted.
     pub fn restore(
         &self,
         session: NewSession<T>,
@@ -361,7 +375,7 @@ impl<T> ServerStore<T> {
         arrival: Arrival,
         now_ms: u64,
     ) -> Restored {
-        // What cannot be told yet is told at the lookup.
+        // If the lists are not known yet, the lookup decides.
         let checked = session
             .certificate
             .map(|der| self.trust.check(&Claims::of(der)));
@@ -376,8 +390,8 @@ impl<T> ServerStore<T> {
         }
     }
 
-    /// Calls `read` with the session under `key`, unless its lifetime has run out or its certificate
-    /// [forbids](Self::set_trust) it. Counted as a hit or a miss. `read` must not call this store.
+    /// Calls `read` with the session under `key`, unless its lifetime is over or its certificate
+    /// [forbids](Self::set_trust) a resumption. Counted as a hit or a miss. `read` must not call this store.
     pub fn lookup<R>(
         &self,
         key: SessionKey,
@@ -386,26 +400,26 @@ impl<T> ServerStore<T> {
     ) -> Option<R> {
         let hash = self.hash(key);
         let visit = self.index.visit(hash);
-        let Some(slot) = self.find_fresh(&visit, hash, key, now_ms) else {
+        let known = self.find_visited(&visit, hash, key);
+        let Some(slot) = known.filter(|slot| self.is_fresh(*slot, now_ms)) else {
             visit.count(|line| &line.misses);
-            let is_there = visit.find(hash, |number| self.has_key(number, key));
             match self.ghosts.take(hash) {
-                // It has expired, and is about to go.
-                _ if is_there.is_some() => visit.count(|line| &line.lost),
+                // It has expired, and the janitor has not dropped it yet.
+                _ if known.is_some() => visit.count(|line| &line.lost),
                 Some(Ghost::Evicted(class)) => visit.count(|line| &line.returns[class as usize]),
                 Some(Ghost::Lost) => visit.count(|line| &line.lost),
                 None => {}
             }
             return None;
         };
-        if let Err(ended) = self.check_certificate(slot, visit.is_announced()) {
+        let certificate = self.certificate(slot, visit.is_announced());
+        if let Err(ended) = self.check(certificate.as_ref()) {
             visit.count(|line| &line.misses);
             visit.count(|line| &line.ended[ended as usize]);
             return None;
         }
         let used = code_of(age_of_birth(slot.born(), now_ms));
-        // Written only where it changes something, so that lookups of one session do not take the cache line from
-        // each other for ever.
+        // Written only if it changes, so that lookups of one session do not take the cache line from each other all the time.
         if slot.used().load(Relaxed) != used {
             slot.used().store(used, Relaxed);
         }
@@ -414,10 +428,10 @@ impl<T> ServerStore<T> {
         if flags & KEPT != 0 {
             visit.count(|line| &line.kept_hits[class_of(flags) as usize]);
         }
-        Some(self.read(slot, visit.is_announced(), read))
+        Some(self.read(slot, certificate.as_ref(), read))
     }
 
-    /// As [`lookup`](Self::lookup), but neither counted nor remembered as use.
+    /// As [`lookup`](Self::lookup), but neither counted nor remembered as a use.
     pub fn peek<R>(
         &self,
         key: SessionKey,
@@ -426,12 +440,15 @@ impl<T> ServerStore<T> {
     ) -> Option<R> {
         let hash = self.hash(key);
         let visit = self.index.visit(hash);
-        let slot = self.find_fresh(&visit, hash, key, now_ms)?;
-        self.check_certificate(slot, visit.is_announced()).ok()?;
-        Some(self.read(slot, visit.is_announced(), read))
+        let slot = self
+            .find_visited(&visit, hash, key)
+            .filter(|slot| self.is_fresh(*slot, now_ms))?;
+        let certificate = self.certificate(slot, visit.is_announced());
+        self.check(certificate.as_ref()).ok()?;
+        Some(self.read(slot, certificate.as_ref(), read))
     }
 
-    /// Drops the session under `key`, and tells if there was one.
+    /// Drops the session under `key`, and returns whether there was one.
     pub fn delete(&self, key: SessionKey) -> bool {
         let mut order = self.order.lock();
         let slot = self.find_slot(&order, self.hash(key), key);
@@ -446,7 +463,7 @@ impl<T> ServerStore<T> {
     pub fn oldest_ms(&self, now_ms: u64) -> Option<u64> {
         let mut order = self.order.lock();
         let now = now_ms / TICK_MS;
-        // What is known of a segment may be of a session that is gone: then it is looked through.
+        // A segment may remember a session that is gone, so it is searched.
         for _ in 0..SEGMENTS_TO_LOOK_AT {
             let (at, oldest) = order.slab.oldest()?;
             if self.look_through(&mut order, at, now, 0, 0).oldest == Some(oldest) {
@@ -457,9 +474,9 @@ impl<T> ServerStore<T> {
         Some(now.saturating_sub(oldest) * TICK_MS)
     }
 
-    /// Calls `visit` with about `limit` sessions from the position `from` on, which is 0 at first, and
-    /// returns the position of the next, or `None` after the last. A session that stays is met once,
-    /// whatever comes and goes in between. `visit` must be quick and not call this store.
+    /// Calls `visit` with about `limit` sessions from the position `from` on, which is 0 at first. Returns the position of
+    /// the next session, or `None` after the last. A session that stays is visited once, whatever comes and goes in between.
+    /// `visit` must be quick and must not call this store.
     pub fn page(
         &self,
         from: u64,
@@ -479,8 +496,9 @@ impl<T> ServerStore<T> {
                     return;
                 }
                 let used = slot.used().load(Relaxed);
-                let claims = self.claims(slot, false);
-                self.read(slot, false, |session| {
+                let certificate = self.certificate(slot, false);
+                let claims = certificate.as_ref().map(VisitedCertificate::claims);
+                self.read(slot, certificate.as_ref(), |session| {
                     visit(Listed {
                         key: slot.key(),
                         session,
@@ -495,8 +513,8 @@ impl<T> ServerStore<T> {
         )
     }
 
-    /// Calls `visit` with each key. A part of the index is locked meanwhile: `visit` must be quick and not
-    /// call this store.
+    /// Calls `visit` with each key. A part of the index is locked meanwhile, so `visit` must be quick and must not call this
+    /// store.
     pub fn for_each_key(&self, mut visit: impl FnMut(SessionKey)) {
         let mut from = Some(0);
         while let Some(position) = from {
@@ -512,10 +530,10 @@ impl<T> ServerStore<T> {
         }
     }
 
-    /// Does a slice of what the janitor has to do, and tells whether there is more: drops what has expired and what
-    /// exceeds a bound, gives memory back, and works on certificates.
+    /// Does a slice of the janitor's work, and returns whether there is more: drops sessions that have expired or exceed a
+    /// bound, gives memory back, and works on certificates.
     pub fn tidy(&self, now_ms: u64) -> bool {
-        // Most of many scopes have nothing.
+        // If there are many scopes, most of them are empty.
         if self.bytes.load(Relaxed) == 0 {
             return false;
         }
@@ -525,21 +543,21 @@ impl<T> ServerStore<T> {
             Self::settle_slice,
             Self::compact_slice,
             Self::shrink_tables_slice,
-            Self::tend_certificates_slice,
+            Self::maintain_certificates_slice,
         ];
         let mut order = self.order.lock();
         let slice = Slice::begin();
-        // Those that find nothing to do share one hold of the lock.
+        // Parts that find nothing to do share one hold of the lock.
         let has_more = parts
             .iter()
             .any(|part| part(self, &mut order, now_ms) || slice.is_over());
         self.note_bytes(&order);
-        // To whoever waits, not to the caller's next slice.
+        // So that a waiting thread gets the lock, and not the caller's next slice.
         unlock_fair(order);
         has_more
     }
 
-    /// Drops at most `slice` sessions whose lifetime has run out, and returns how many.
+    /// Drops at most `slice` sessions whose lifetime is over, and returns how many.
     pub fn expire(&self, now_ms: u64, slice: usize) -> usize {
         let mut order = self.order.lock();
         let mut dropped = 0;
@@ -565,9 +583,9 @@ impl<T> ServerStore<T> {
             self.take_out(&mut order, slot);
             dropped += 1;
         }
-        // As much as there is time for. The rest is the janitor's.
+        // Does as much as there is time for. The janitor does the rest.
         let mut time = Slice::begin();
-        while time.goes_on() && order.slab.give_back(&self.directory) {}
+        while time.goes_on() && order.slab.release_empty_segment(&self.directory) {}
         if dropped < slice {
             self.shrink_tables_slice(&mut order, 0);
         }
@@ -576,8 +594,8 @@ impl<T> ServerStore<T> {
         dropped
     }
 
-    /// Drops the sessions that were made with these certificates, and returns how many. A few at a time under a lock;
-    /// authorities take one walk over all certificates, however many they are, and anything else is looked up.
+    /// Drops the sessions that were made with these certificates, and returns how many. Holds the lock for a few at a time.
+    /// Walks over all certificates once for all authorities together, and looks everything else up.
     pub fn revoke(&self, selectors: &[Selector]) -> u64 {
         let Some(certificates) = self.certificates.get() else {
             return 0;
@@ -608,14 +626,14 @@ impl<T> ServerStore<T> {
                 certificates.walk(&order.books, &self.directory, &meant, &mut walk, slice)
             };
             if self.drop_sessions_of(find, &mut dropped) == Dropped::Some {
-                // The rest of its sessions come first.
+                // The rest of this certificate's sessions come next.
                 walk.step_back();
             }
         }
         dropped
     }
 
-    /// Drops sessions of a certificate, as many as fit into a slice, and counts them.
+    /// Drops as many sessions of a certificate as fit into a slice, and adds their number to `dropped`.
     fn drop_sessions_of(
         &self,
         find: impl FnOnce(&Order, &mut Slice) -> Option<Number>,
@@ -647,57 +665,57 @@ impl<T> ServerStore<T> {
         }
     }
 
-    /// The names, in DER, of the authorities whose certificates sessions were made with.
+    /// The names, in DER, of the authorities that have issued the certificates in the store.
     pub fn issuers(&self) -> Vec<Box<[u8]>> {
         self.certificates
             .get()
             .map_or(Vec::new(), |certificates| certificates.issuers())
     }
 
-    /// Whether a session's certificate lets it be resumed. For who visits the slot's bucket, announced or locked.
+    /// A session's certificate. The caller visits the slot's bucket, announced or locked.
     #[inline]
-    fn check_certificate(&self, slot: SlotPtr, is_announced: bool) -> Result<(), Ended> {
-        self.claims(slot, is_announced)
-            .map_or(Ok(()), |claims| self.trust.check(&claims))
-    }
-
-    /// What there is to be checked of a session's certificate. For who visits the slot's bucket, announced or locked.
-    #[inline]
-    fn claims(&self, slot: SlotPtr, is_announced: bool) -> Option<Claims> {
+    fn certificate(&self, slot: SlotPtr, is_announced: bool) -> Option<VisitedCertificate<'_>> {
         let (number, certificates) = slot.certificate().zip(self.certificates.get())?;
         // SAFETY: a session's certificate stays as long as the session, whose bucket is visited.
-        let _locked = (!is_announced).then(|| unsafe { certificates.lock(number) });
-        // SAFETY: the bucket is announced, or the certificate is locked.
-        Some(unsafe { certificates.claims(&self.directory, number) })
+        let locked = (!is_announced).then(|| unsafe { certificates.lock(number) });
+        // SAFETY: the bucket is announced, or the certificate is locked as long as this is used.
+        let place = unsafe { certificates.find_place(&self.directory, number) };
+        Some(VisitedCertificate {
+            place,
+            _locked: locked,
+        })
     }
 
-    /// For who visits the slot's bucket, announced or locked.
-    fn read<R>(&self, slot: SlotPtr, is_announced: bool, read: impl FnOnce(Session<T>) -> R) -> R {
+    /// Whether a session with this certificate may be resumed.
+    #[inline]
+    fn check(&self, certificate: Option<&VisitedCertificate>) -> Result<(), Ended> {
+        certificate.map_or(Ok(()), |certificate| {
+            self.trust.check(&certificate.claims())
+        })
+    }
+
+    /// Calls `read` with the session in a slot. The caller visits the slot's bucket.
+    #[inline]
+    fn read<R>(
+        &self,
+        slot: SlotPtr,
+        certificate: Option<&VisitedCertificate>,
+        read: impl FnOnce(Session<T>) -> R,
+    ) -> R {
         let template = match slot.template() {
             0 => None,
             // SAFETY: the session holds its template, and stays while its slot is read.
             number => Some(unsafe { self.templates.get(number) }),
         };
-        let session = Session {
+        read(Session {
             secret: slot.secret(),
             template,
-            certificate: None,
+            certificate: certificate.map(VisitedCertificate::view),
             tail: slot.tail(),
-        };
-        let Some((number, certificates)) = slot.certificate().zip(self.certificates.get()) else {
-            return read(session);
-        };
-        // SAFETY: a session's certificate stays as long as the session, whose bucket is visited.
-        let _locked = (!is_announced).then(|| unsafe { certificates.lock(number) });
-        // SAFETY: the bucket is announced, or the certificate is locked.
-        let certificate = unsafe { certificates.get(&self.directory, number) };
-        read(Session {
-            certificate: Some(certificate),
-            ..session
         })
     }
 
-    /// The hash of a key, by keys that nobody outside knows.
+    /// The hash of a key, with random keys that clients do not know.
     fn hash(&self, key: SessionKey) -> u64 {
         match key {
             SessionKey::Id(id) => {
@@ -716,18 +734,21 @@ impl<T> ServerStore<T> {
         self.hash(unsafe { self.slot(number) }.key())
     }
 
-    /// The slot of a session that may be handed out at `now_ms`.
-    fn find_fresh<'a>(
+    #[inline]
+    fn find_visited<'a>(
         &'a self,
         visit: &'a Visit,
         hash: u64,
         key: SessionKey,
-        now_ms: u64,
     ) -> Option<SlotPtr<'a>> {
         let number = visit.find(hash, |number| self.has_key(number, key))?;
         // SAFETY: the slot is in the index, and the visit keeps it there.
-        let slot = unsafe { self.slot(number) };
-        (!self.is_expired(age_of_birth(slot.born(), now_ms))).then_some(slot)
+        Some(unsafe { self.slot(number) })
+    }
+
+    /// Whether a session's lifetime has not run out.
+    fn is_fresh(&self, slot: SlotPtr, now_ms: u64) -> bool {
+        !self.is_expired(age_of_birth(slot.born(), now_ms))
     }
 
     fn find_slot(&self, order: &Order, hash: u64, key: SessionKey) -> Option<SlotRef> {
@@ -747,11 +768,11 @@ impl<T> ServerStore<T> {
     /// # Safety
     /// As for [`SlotPtr::new`].
     unsafe fn slot(&self, number: Number) -> SlotPtr<'_> {
-        // SAFETY: by the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { SlotPtr::new(self.directory.find(SlotRef(number))) }
     }
 
-    /// Why a session is not taken, whatever room there is.
+    /// Why a session is refused, whatever room there is.
     fn refusal(&self, session: &NewSession<T>, slot_bytes: usize, age_ms: u64) -> Option<Refusal> {
         let limits = self.limits();
         let certificate = session.certificate.map_or(0, <[u8]>::len);
@@ -773,7 +794,7 @@ impl<T> ServerStore<T> {
         arrival: Option<Arrival>,
         now_ms: u64,
     ) -> Result<Restored, Refusal> {
-        // An empty one is none.
+        // Empty bytes are no certificate.
         session.certificate = session
             .certificate
             .filter(|certificate| !certificate.is_empty());
@@ -816,7 +837,7 @@ impl<T> ServerStore<T> {
         });
         let stored = stored.is_some();
         if stored {
-            // The session has its hold from now on.
+            // From now on the session holds the template.
             session.template.map(Held::into_number);
         } else if let Some(number) = certificate {
             self.leave_certificate(&mut order, number);
@@ -828,7 +849,7 @@ impl<T> ServerStore<T> {
         }
     }
 
-    /// Writes a session into a slot, and enters it everywhere. `false` where the system has no memory.
+    /// Writes a session into a slot, and enters it into the index and the lists. `false` if the system has no memory.
     fn fill(
         &self,
         order: &mut Order,
@@ -842,11 +863,11 @@ impl<T> ServerStore<T> {
         let Some(slot) = order.slab.allocate(&self.directory, Kind::Session, bytes) else {
             return false;
         };
-        // SAFETY: the slot was allocated for this, and nobody else knows of it yet.
+        // SAFETY: the slot was just allocated, and no other thread knows it yet.
         let place = unsafe { self.slot(slot.0) };
         place.fill(content);
         if let Some(certificate) = certificate {
-            // Whoever finds the session finds its certificate.
+            // Before a reader can find the session.
             place.set_certificate(certificate);
         }
         if !self.index.insert(&mut order.growth, hash, slot.0) {
@@ -870,8 +891,8 @@ impl<T> ServerStore<T> {
         true
     }
 
-    /// Among the sessions of its certificate, in order of birth as far as the newest are concerned. One that is now
-    /// one too many counts as anonymous. Tells which class the session is of.
+    /// Enters a session into the chain of its certificate, among the newest in order of birth. The session that is now one too
+    /// many counts as anonymous. Returns the new session's class.
     fn enter_chain(&self, order: &mut Order, slot: SlotRef, number: Number, now_ms: u64) -> Class {
         let Some(certificates) = self.certificates.get() else {
             return Class::Anonymous;
@@ -898,7 +919,7 @@ impl<T> ServerStore<T> {
         if let Some(older) = older.some() {
             at(older).set_chain_newer(slot);
         }
-        // The one behind the newest.
+        // The first session behind the certified ones.
         let mut next = older;
         for _ in place + 1..CERTIFIED_PER_CERTIFICATE {
             next = next
@@ -957,7 +978,7 @@ impl<T> ServerStore<T> {
         }
     }
 
-    /// The number of a certificate, which is kept from now on, with or without sessions.
+    /// The number of a certificate, which the store keeps from now on, even without sessions.
     fn keep_certificate(
         &self,
         order: &mut Order,
@@ -996,7 +1017,7 @@ impl<T> ServerStore<T> {
         }
     }
 
-    /// What is taken from the system, but for templates.
+    /// The bytes taken from the system, without templates.
     fn taken(&self, order: &Order) -> u64 {
         let certificates = self
             .certificates
@@ -1013,7 +1034,7 @@ impl<T> ServerStore<T> {
         self.bytes.store(self.taken(order), Relaxed);
     }
 
-    /// What an insertion would take beyond what is taken.
+    /// How many more bytes an insertion would take.
     fn bytes_to_grow(&self, order: &Order, room: Room) -> u64 {
         let slot = order.slab.bytes_to_grow(room.kind, room.bytes);
         let tables = match room.kind {
@@ -1028,8 +1049,7 @@ impl<T> ServerStore<T> {
         (slot + tables) as u64
     }
 
-    /// Makes room and adds what needs it. Where the system has no memory, more sessions are evicted: the places of
-    /// others will do.
+    /// Makes room, and calls `add`. If the system has no memory, it evicts more sessions, whose places `add` can use.
     fn in_room<R>(
         &self,
         order: &mut Order,
@@ -1052,8 +1072,8 @@ impl<T> ServerStore<T> {
         None
     }
 
-    /// Moves sessions together and evicts some until there is room. `pinned` names a certificate that stays even
-    /// without sessions. `false` if there is none after so many steps: then nothing must be added.
+    /// Moves sessions together and evicts some until there is room. `pinned` is a certificate that stays even without sessions.
+    /// `false` if there is still no room after [`MAX_STEPS_PER_INSERT`] steps: then the caller must not add anything.
     fn make_room(
         &self,
         order: &mut Order,
@@ -1079,11 +1099,11 @@ impl<T> ServerStore<T> {
             }
             evicted += 1;
         }
-        // A bound was made narrower, and the janitor works on it. What goes into the place of others adds nothing.
+        // A bound was lowered, and the janitor works on it. A session that takes another one's place adds nothing.
         evicted > 0 && order.slab.bytes_to_grow(room.kind, room.bytes) == 0
     }
 
-    /// Evicts a session, of the class that has too much of the room. `false` if there is none.
+    /// Evicts a session of the class that takes too much room. `false` if there is none.
     fn evict(
         &self,
         order: &mut Order,
@@ -1141,12 +1161,12 @@ impl<T> ServerStore<T> {
         (sum(|line| &line.kept_hits), sum(|line| &line.returns))
     }
 
-    /// Takes a session out of the index and all lists, wipes it, and frees its slot.
+    /// Removes a session from the index and all lists, wipes it, and frees its slot.
     fn take_out(&self, order: &mut Order, slot: SlotRef) {
         self.take_out_pinned(order, slot, None);
     }
 
-    /// Takes a session out that is not evicted, and that its client may come back for.
+    /// Removes a session for another reason than eviction, and remembers it, as its client may come back.
     fn lose(&self, order: &mut Order, slot: SlotRef) {
         // SAFETY: what is in a list or in the index is allocated, and the order lock is held.
         let hash = self.hash(unsafe { self.slot(slot.0) }.key());
@@ -1184,7 +1204,7 @@ impl<T> ServerStore<T> {
         }
     }
 
-    /// Gives pages back, and moves a session or a certificate to where more are gained by it. `false` if none are.
+    /// Gives pages back, or moves a session or a certificate so that more can be given back. `false` if nothing can be gained.
     fn compact_one(&self, order: &mut Order) -> bool {
         let Move {
             from,
@@ -1193,7 +1213,7 @@ impl<T> ServerStore<T> {
             bytes,
         } = match order.slab.next_step(&self.directory) {
             Some(Step::Move(step)) => step,
-            Some(Step::GaveBack) => return true,
+            Some(Step::Released) => return true,
             None => return false,
         };
         match (kind, self.certificates.get()) {
@@ -1212,7 +1232,7 @@ impl<T> ServerStore<T> {
         // SAFETY: both slots are allocated, and the order lock is held.
         let (old, new) = unsafe { (self.slot(from.0), self.slot(to.0)) };
         let hash = self.hash(old.key());
-        // While the bucket is locked, as a lookup writes to the slot.
+        // While the bucket is seized, because a lookup writes to the slot.
         self.index
             .replace(&mut order.growth, hash, from.0, to.0, || {
                 old.copy_to(new, bytes)
@@ -1248,12 +1268,11 @@ impl<T> ServerStore<T> {
         true
     }
 
-    /// Drops at most so many sessions of one segment whose lifetime has run out. How many, or `None` if there are none
-    /// in any.
+    /// Drops at most `most` sessions of one segment whose lifetime is over. Returns how many, or `None` if no segment has any.
     fn drop_expired(&self, order: &mut Order, now_ms: u64, most: usize) -> Option<usize> {
         let now = now_ms / TICK_MS;
         let lifetime_ms = self.lifetime_ms.load(Relaxed).min(LONGEST_LIFETIME_MS);
-        // Born before this, it is expired.
+        // A session that was born before this has expired.
         let limit = (now + 1).checked_sub(lifetime_ms.div_ceil(TICK_MS))?;
         let at = order.slab.next_due(limit)?;
         let due = self.look_through(order, at, now, limit, most);
@@ -1264,8 +1283,8 @@ impl<T> ServerStore<T> {
         Some(due.length)
     }
 
-    /// Finds sessions of a segment that were born before `limit`, at most so many. If there are no more, notes the oldest
-    /// birth of the others.
+    /// Finds at most `most` sessions of a segment that were born before `limit`. If these are all, notes the oldest birth of
+    /// the others.
     fn look_through(&self, order: &mut Order, at: usize, now: u64, limit: u64, most: usize) -> Due {
         let mut due = Due::default();
         let mut oldest = u64::MAX;
@@ -1287,7 +1306,7 @@ impl<T> ServerStore<T> {
         due
     }
 
-    /// Drops what exceeds a bound, after it was made narrower.
+    /// Drops sessions that exceed a bound, after it was lowered.
     fn shrink_slice(&self, order: &mut Order, now_ms: u64) -> bool {
         let limits = self.limits();
         let mut slice = Slice::begin();
@@ -1298,10 +1317,10 @@ impl<T> ServerStore<T> {
             if excess == 0 && has_place {
                 return false;
             }
-            if excess > 0 && order.slab.give_back(&self.directory) {
+            if excess > 0 && order.slab.release_empty_segment(&self.directory) {
                 continue;
             }
-            // As late as possible: what is moved before may have to go all the same.
+            // As late as possible, because a session that was moved may have to go all the same.
             let is_enough = order.slab.free_bytes() as u64 >= excess;
             if excess > 0 && is_enough && self.compact_one(order) {
                 continue;
@@ -1366,7 +1385,8 @@ impl<T> ServerStore<T> {
                 .shrink(&mut order.growth, BUCKETS_PER_SLICE, hash_of)
     }
 
-    /// Gives few certificates low numbers, so that the table of numbers can be short. Tells whether there is more to do.
+    /// Gives certificates lower numbers if there are few, so that the table of numbers becomes shorter. Returns whether there
+    /// is more to do.
     fn renumber_slice(&self, order: &mut Order) -> bool {
         let Some(certificates) = self.certificates.get() else {
             return false;
@@ -1391,7 +1411,7 @@ impl<T> ServerStore<T> {
                 // SAFETY: as above.
                 let place = unsafe { self.slot(session.0) };
                 let hash = self.hash(place.key());
-                // While the bucket is locked, as a lookup reads the number.
+                // While the bucket is seized, because a lookup reads the number.
                 self.index
                     .replace(&mut order.growth, hash, session.0, session.0, || {
                         place.set_certificate(to);
@@ -1402,7 +1422,7 @@ impl<T> ServerStore<T> {
         true
     }
 
-    fn tend_certificates_slice(&self, order: &mut Order, now_ms: u64) -> bool {
+    fn maintain_certificates_slice(&self, order: &mut Order, now_ms: u64) -> bool {
         let Some(certificates) = self.certificates.get() else {
             return false;
         };
@@ -1410,7 +1430,7 @@ impl<T> ServerStore<T> {
         let taken = |order: &Order| self.taken(order) + self.templates.bytes();
         let packs = taken(order) > limits.max_bytes / 2;
         if packs && certificates.may_pack(&order.books) {
-            // A certificate is written in its new place before the old one is free. It gains more than this costs.
+            // A certificate is written to its new place before the old one is free. It gains more than that costs.
             let mut steps = 0..MAX_STEPS_PER_INSERT;
             while taken(order) + ROOM_TO_PACK > limits.max_bytes && steps.next().is_some() {
                 let is_freed = self.compact_one(order) || self.evict(order, None, false, now_ms);
@@ -1422,7 +1442,7 @@ impl<T> ServerStore<T> {
         let room_bytes = limits.max_bytes.saturating_sub(taken(order));
         let Order { books, slab, .. } = order;
         let slice = &mut Slice::begin();
-        certificates.tend(books, &self.directory, slab, packs, room_bytes, slice)
+        certificates.maintain(books, &self.directory, slab, packs, room_bytes, slice)
     }
 }
 
@@ -1435,7 +1455,7 @@ impl<T> Drop for ServerStore<T> {
 /// A number for each class of sessions.
 type PerClass = [u64; 2];
 
-/// The links of a store's slots. Used under its order lock only.
+/// The links between a store's slots. Used under its order lock only.
 struct LinksOf<'a, T> {
     store: &'a ServerStore<T>,
     now_ms: u64,
@@ -1489,10 +1509,10 @@ fn class_of(flags: u8) -> Class {
     }
 }
 
-/// The age, in ticks, of what was born at a tick of which the lower 32 bits are known.
+/// The age, in ticks, of a session, from the lower 32 bits of the tick of its birth.
 fn age_of_birth(born: u32, now_ms: u64) -> u32 {
     let age = ((now_ms / TICK_MS) as u32).wrapping_sub(born);
-    // Clocks of other nodes may be ahead.
+    // Another node's clock may be ahead.
     if age > OLDEST_TICKS {
         0
     } else {
@@ -1500,7 +1520,7 @@ fn age_of_birth(born: u32, now_ms: u64) -> u32 {
     }
 }
 
-/// A product's halves, which both depend on all of its factors.
+/// Combines the halves of a product, so that each bit depends on both factors.
 fn fold(product: u128) -> u64 {
     product as u64 ^ (product >> 64) as u64
 }

@@ -1,12 +1,14 @@
-//! A naive store beside a [`ServerStore`]: after every call it knows what may be in the store, and what must be true of
-//! it. Which session goes when one has to is the policy's affair, and tested there; here each one that went must have
-//! been counted, and no other may be missing.
+//! Compares a [`ServerStore`] with a naive store, which knows after every call which sessions may be stored, and what must be
+//! true. The policy's own tests check which session is evicted. Here, each session that went must have been counted, and no
+//! other may be missing.
 
 use super::*;
+use crate::clock::set_wall::WALL_S;
 use crate::counters::Counts;
+use crate::trust::{IssuerHash, IssuerLists, Known, Lists};
 use std::collections::{HashMap, HashSet};
 
-/// A call, or time that passes. Numbers become keys, lengths and bounds by the functions below.
+/// A call, or time that passes. The functions below turn the numbers into keys, lengths and bounds.
 #[derive(Debug, Clone)]
 #[cfg_attr(fuzzing, derive(arbitrary::Arbitrary))]
 #[allow(missing_docs)]
@@ -15,7 +17,7 @@ pub enum Call {
         key: u8,
         parts: Parts,
     },
-    /// Of a session that was made so many times 50 ms ago.
+    /// A session that was made this many times 50 ms ago.
     Restore {
         key: u8,
         parts: Parts,
@@ -31,9 +33,29 @@ pub enum Call {
     Clear(u8),
     SetLimits(Bounds),
     Pass(u8),
+    /// The wall clock shows this many seconds after [`WALL_BEGIN_S`]. Certificates end within the first minute.
+    SetWall(u8),
+    SetTrust {
+        allows_expired: bool,
+        allows_stale: bool,
+        has_lists: bool,
+    },
+    Publish(Issued),
 }
 
-/// What a session is made of.
+/// The revocation lists of both authorities.
+#[derive(Debug, Clone)]
+#[cfg_attr(fuzzing, derive(arbitrary::Arbitrary))]
+#[allow(missing_docs)]
+pub struct Issued {
+    /// One bit for each certificate.
+    pub revoked: u16,
+    /// Until when the list of each authority is current, as the number of [`Call::SetWall`]. `None` where it has no list.
+    pub current_until: [Option<u8>; 2],
+    pub is_complete: bool,
+}
+
+/// The parts of a session.
 #[derive(Debug, Clone)]
 #[cfg_attr(fuzzing, derive(arbitrary::Arbitrary))]
 #[allow(missing_docs)]
@@ -100,7 +122,7 @@ fn with_key<R>(key: u8, with: impl FnOnce(SessionKey) -> R) -> R {
     }
 }
 
-/// Mostly short, some around the longest that the store takes.
+/// Mostly short tails, and some around the longest that the store accepts.
 fn tail_of(number: u16) -> Vec<u8> {
     let longest = MAX_SESSION_BYTES as u16;
     let len = match number % 16 {
@@ -112,32 +134,99 @@ fn tail_of(number: u16) -> Vec<u8> {
     (0..len).map(|n| (n ^ number) as u8).collect()
 }
 
-/// Few of them, so that they come again. None for half of the sessions.
-fn certificate_of(number: u8) -> Option<Vec<u8>> {
-    let which = number / 2 % 12;
-    (number % 2 == 1).then(|| match which {
-        0 => vec![7; MAX_CERTIFICATE / 2],
-        1 => vec![9; 3],
-        _ => tests_certificate(which),
-    })
+/// A few certificates, so that they come again. Half of the sessions have none.
+fn holder_of(number: u8) -> Option<Holder> {
+    (number % 2 == 1).then_some(Holder(number / 2 % 12))
 }
 
-/// Two authorities, and certificates that compress.
-fn tests_certificate(number: u8) -> Vec<u8> {
-    let short = |tag: u8, value: &[u8]| [&[tag, value.len() as u8], value].concat();
-    let attribute = [short(6, &[0x55, 4, 3]), short(12, &[b'a' + number % 2])].concat();
-    let name = short(0x30, &short(0x31, &short(0x30, &attribute)));
-    let fields = [
-        short(2, &[number]),
-        short(0x30, &[]),
-        name,
-        short(4, &[3; 70]),
-    ]
-    .concat();
-    short(0x30, &short(0x30, &fields))
+/// The holder of a client certificate. What the first two hold is no certificate.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+struct Holder(u8);
+
+impl Holder {
+    fn certificate(self) -> Vec<u8> {
+        match self.0 {
+            0 => vec![7; MAX_CERTIFICATE / 2],
+            1 => vec![9; 3],
+            _ => self.real_certificate(),
+        }
+    }
+
+    /// A certificate that compresses.
+    fn real_certificate(self) -> Vec<u8> {
+        let end = match self.end_s() {
+            None => short(24, b"99991231235959Z"),
+            Some(end_s) => short(
+                23,
+                format!("2601010000{:02}Z", end_s - WALL_BEGIN_S).as_bytes(),
+            ),
+        };
+        let fields = [
+            short(2, &[self.0]),
+            short(0x30, &[]),
+            authority_name(self.authority()),
+            short(0x30, &[short(23, b"250101000000Z"), end].concat()),
+            short(4, &[3; 70]),
+        ]
+        .concat();
+        short(0x30, &short(0x30, &fields))
+    }
+
+    fn is_certified(self) -> bool {
+        self.0 > 1
+    }
+
+    fn authority(self) -> usize {
+        usize::from(self.0 % 2)
+    }
+
+    /// The last second of the certificate, if it has one.
+    fn end_s(self) -> Option<u64> {
+        (self.is_certified() && self.0 < 11).then(|| WALL_BEGIN_S + 5 * u64::from(self.0))
+    }
 }
 
-/// What there is no template for goes without one.
+/// 2026-01-01, in seconds since 1970.
+const WALL_BEGIN_S: u64 = 1_767_225_600;
+
+fn short(tag: u8, value: &[u8]) -> Vec<u8> {
+    [&[tag, value.len() as u8], value].concat()
+}
+
+fn authority_name(number: usize) -> Vec<u8> {
+    let attribute = [short(6, &[0x55, 4, 3]), short(12, &[b"ab"[number]])].concat();
+    short(0x30, &short(0x31, &short(0x30, &attribute)))
+}
+
+impl Issued {
+    fn has(&self, holder: Holder) -> bool {
+        self.revoked & 1 << holder.0 != 0
+    }
+
+    fn known(&self) -> Known {
+        let issuers = (0..2).filter_map(|number| {
+            let current_until_s = WALL_BEGIN_S + u64::from(self.current_until[number]?);
+            let issuer = IssuerHash::of(&authority_name(number));
+            // A list and a delta list.
+            let revoked = [0..7u8, 7..12].map(|range| {
+                let mut hashes: Vec<u64> = range
+                    .filter(|n| self.has(Holder(*n)))
+                    .map(|n| issuer.certificate(&[n]))
+                    .collect();
+                hashes.sort_unstable();
+                hashes.into()
+            });
+            let lists = IssuerLists {
+                current_until_s,
+                revoked: revoked.into(),
+            };
+            Some((issuer, lists))
+        });
+        Known::new(issuers, self.is_complete)
+    }
+}
+
+/// Sessions of some kinds have no template.
 fn template_of(number: u8) -> Option<u8> {
     (number % 8 != 0).then_some(number % 8)
 }
@@ -147,7 +236,7 @@ fn template_of(number: u8) -> Option<u8> {
 struct Entry {
     template: Option<u8>,
     tail: Vec<u8>,
-    certificate: Option<Vec<u8>>,
+    holder: Option<Holder>,
     born_ms: u64,
 }
 
@@ -156,22 +245,64 @@ impl Entry {
         Entry {
             template: template_of(parts.template),
             tail: tail_of(parts.tail),
-            certificate: certificate_of(parts.certificate),
+            holder: holder_of(parts.certificate),
             born_ms,
         }
+    }
+
+    fn certificate(&self) -> Option<Vec<u8>> {
+        self.holder.map(Holder::certificate)
     }
 }
 
 struct Model {
-    /// What may be in the store: all that is, and nothing that was taken out.
+    /// The sessions that may be in the store: all stored ones, and none that was removed.
     entries: HashMap<u8, Entry>,
     limits: Limits,
     counts: Counts,
-    /// Whether a bound may be exceeded until the store was tidied.
+    /// Whether a bound may be exceeded until the store is tidied.
     is_narrowed: bool,
+    wall_s: u64,
+    allows_expired: bool,
+    allows_stale: bool,
+    has_lists: bool,
+    lists: Arc<Lists>,
+    issued: Option<Issued>,
 }
 
 impl Model {
+    /// Whether the certificate of a session lets it be resumed.
+    fn check(&self, entry: &Entry) -> Result<(), Ended> {
+        let Some(holder) = entry.holder else {
+            return Ok(());
+        };
+        if !self.allows_expired && holder.end_s().is_some_and(|end_s| end_s < self.wall_s) {
+            return Err(Ended::Expired);
+        }
+        if !self.has_lists {
+            return Ok(());
+        }
+        let issued = self.issued.as_ref().ok_or(Ended::Unknown)?;
+        if !holder.is_certified() {
+            return Err(Ended::Unknown);
+        }
+        let until = issued.current_until[holder.authority()];
+        if until.is_some() && issued.has(holder) {
+            return Err(Ended::Revoked);
+        }
+        let is_old = until.is_some_and(|until| WALL_BEGIN_S + u64::from(until) < self.wall_s);
+        match !self.allows_stale && (is_old || !issued.is_complete) {
+            true => Err(Ended::Unknown),
+            false => Ok(()),
+        }
+    }
+
+    /// The session that a lookup must return.
+    fn resumable(&self, key: u8, now_ms: u64) -> Option<&Entry> {
+        self.fresh(key, now_ms)
+            .filter(|entry| self.check(entry).is_ok())
+    }
+
     fn is_expired(&self, entry: &Entry, now_ms: u64) -> bool {
         let age_ms = (now_ms / TICK_MS - entry.born_ms / TICK_MS) * TICK_MS;
         age_ms >= self.limits.lifetime_ms
@@ -182,7 +313,7 @@ impl Model {
         (!self.is_expired(entry, now_ms)).then_some(entry)
     }
 
-    /// Forgets what the store has dropped. It must have counted it, and expired is what has expired.
+    /// Forgets the sessions that the store has dropped. It must have counted them, and as expired those that have expired.
     fn follow(&mut self, store: &ServerStore<u8>, now_ms: u64) {
         let mut held = HashSet::new();
         store.for_each_key(|key| {
@@ -217,7 +348,14 @@ pub fn check(bounds: &Bounds, calls: &[Call]) {
         limits: bounds.limits(),
         counts: store.counters().read(),
         is_narrowed: false,
+        wall_s: WALL_BEGIN_S,
+        allows_expired: false,
+        allows_stale: false,
+        has_lists: false,
+        lists: Arc::new(Lists::new()),
+        issued: None,
     };
+    WALL_S.set(Some(WALL_BEGIN_S));
     let mut now_ms = 12_345_000;
     for call in calls {
         make(call, &store, &mut model, &mut now_ms);
@@ -245,8 +383,8 @@ fn make(call: &Call, store: &ServerStore<u8>, model: &mut Model, now: &mut u64) 
                 Ok(()) => model.counts.inserts += 1,
                 Err(refusal) => model.counts.refused[refusal as usize] += 1,
             }
-            // The one before is gone in any case, but where the store was not asked.
-            if was_asked && with_key(*key, |id| store.peek(id, 0, |_| ()).is_none()) {
+            // The former session is gone in any case, unless the store was not asked.
+            if was_asked && !is_held(store, *key) {
                 model.entries.remove(key);
             }
             if inserted.is_ok() {
@@ -269,11 +407,18 @@ fn make(call: &Call, store: &ServerStore<u8>, model: &mut Model, now: &mut u64) 
             let restored = with_new(store, *key, &entry, |new| {
                 store.restore(new, born_ms, arrival, now_ms)
             });
+            // If the lists are not known yet, the lookup decides.
+            let refused = match model.check(&entry) {
+                Err(Ended::Expired) => Some(Restored::Expired),
+                Err(Ended::Revoked) => Some(Restored::Revoked),
+                Err(Ended::Unknown) | Ok(()) => None,
+            };
             match restored {
+                _ if refused.is_some() => assert_eq!(Some(restored), refused),
                 Restored::Stored => assert!(model.entries.insert(*key, entry).is_none()),
                 Restored::Known => assert!(model.entries.contains_key(key)),
                 Restored::NoRoom => {}
-                Restored::Expired | Restored::Revoked => unreachable!("no certificate ends here"),
+                Restored::Expired | Restored::Revoked => panic!("{restored:?}"),
             }
             let before = model.entries.len();
             model.follow(store, now_ms);
@@ -284,29 +429,33 @@ fn make(call: &Call, store: &ServerStore<u8>, model: &mut Model, now: &mut u64) 
         }
         Call::Lookup(key) => {
             let found = with_key(*key, |id| store.lookup(id, now_ms, owned));
-            let expected = model.fresh(*key, now_ms).map(owned_entry(*key));
+            let expected = model.resumable(*key, now_ms).map(owned_entry(*key));
             assert_eq!(found, expected);
             match found {
                 Some(_) => model.counts.hits += 1,
                 None => model.counts.misses += 1,
             }
+            let checked = model.fresh(*key, now_ms).map(|entry| model.check(entry));
+            if let Some(Err(ended)) = checked {
+                model.counts.ended[ended as usize] += 1;
+            }
             model.counts.evicted_misses = store.counters().read().evicted_misses;
             model.counts.lost_misses = store.counters().read().lost_misses;
-            let explained = model.counts.evicted_misses + model.counts.lost_misses;
-            assert!(explained <= model.counts.misses);
+            let counts = &model.counts;
+            let explained = counts.evicted_misses + counts.lost_misses + counts.ended_total();
+            assert!(explained <= counts.misses);
         }
         Call::Peek(key) => {
             let found = with_key(*key, |id| store.peek(id, now_ms, owned));
-            assert_eq!(found, model.fresh(*key, now_ms).map(owned_entry(*key)));
+            assert_eq!(found, model.resumable(*key, now_ms).map(owned_entry(*key)));
         }
         Call::Delete(key) => {
             let is_held = with_key(*key, |id| store.delete(id));
             assert_eq!(is_held, model.entries.remove(key).is_some());
         }
         Call::Revoke(number) => {
-            let Some(der) = certificate_of(number | 1) else {
-                return;
-            };
+            let holder = holder_of(number | 1).expect("an odd number");
+            let der = holder.certificate();
             let dropped = match number % 3 {
                 0 => store.revoke(&[Selector::Sha256(&Sha256::digest(&der).into())]),
                 1 => store.revoke(&[Selector::Sha1(&Sha1::digest(&der).into())]),
@@ -319,7 +468,7 @@ fn make(call: &Call, store: &ServerStore<u8>, model: &mut Model, now: &mut u64) 
             let before = model.entries.len();
             model
                 .entries
-                .retain(|_, entry| !is_named || entry.certificate.as_ref() != Some(&der));
+                .retain(|_, entry| !is_named || entry.holder != Some(holder));
             assert_eq!(dropped, (before - model.entries.len()) as u64);
         }
         Call::Expire(slice) => {
@@ -342,17 +491,7 @@ fn make(call: &Call, store: &ServerStore<u8>, model: &mut Model, now: &mut u64) 
             let dropped = store.clear((*slice).into());
             let before = model.entries.len();
             assert_eq!(dropped, before.min((*slice).into()));
-            let mut held = HashSet::new();
-            let order = store.order.lock();
-            for key in model.entries.keys() {
-                if with_key(*key, |id| {
-                    store.find_slot(&order, store.hash(id), id).is_some()
-                }) {
-                    held.insert(*key);
-                }
-            }
-            drop(order);
-            model.entries.retain(|key, _| held.contains(key));
+            model.entries.retain(|key, _| is_held(store, *key));
             assert_eq!(model.entries.len(), before - dropped);
         }
         Call::SetLimits(bounds) => {
@@ -361,7 +500,36 @@ fn make(call: &Call, store: &ServerStore<u8>, model: &mut Model, now: &mut u64) 
             model.is_narrowed = true;
         }
         Call::Pass(ms) => *now += 10 * u64::from(*ms),
+        Call::SetWall(seconds) => {
+            model.wall_s = WALL_BEGIN_S + u64::from(*seconds);
+            WALL_S.set(Some(model.wall_s));
+        }
+        Call::SetTrust {
+            allows_expired,
+            allows_stale,
+            has_lists,
+        } => {
+            (model.allows_expired, model.allows_stale) = (*allows_expired, *allows_stale);
+            model.has_lists = *has_lists;
+            store.set_trust(Trust {
+                allows_expired: *allows_expired,
+                allows_stale: *allows_stale,
+                lists: has_lists.then(|| Arc::clone(&model.lists)),
+            });
+        }
+        Call::Publish(issued) => {
+            model.lists.publish(issued.known());
+            model.issued = Some(issued.clone());
+        }
     }
+}
+
+/// Whether the session is in the store, even if lookups must not return it.
+fn is_held(store: &ServerStore<u8>, key: u8) -> bool {
+    let order = store.order.lock();
+    with_key(key, |id| {
+        store.find_slot(&order, store.hash(id), id).is_some()
+    })
 }
 
 fn with_new<R>(
@@ -371,12 +539,13 @@ fn with_new<R>(
     with: impl FnOnce(NewSession<u8>) -> R,
 ) -> R {
     let template = entry.template.and_then(|n| store.template(&Common(n)));
+    let certificate = entry.certificate();
     with_key(key, |id| {
         with(NewSession {
             key: id,
             secret: &[key; 48],
             template,
-            certificate: entry.certificate.as_deref(),
+            certificate: certificate.as_deref(),
             tail: &entry.tail,
         })
     })
@@ -393,8 +562,8 @@ fn check_refusal(refusal: Option<Refusal>, entry: &Entry, key: u8, model: &Model
         Some(Refusal::TooLarge) => assert!(bytes + 14 > MAX_SESSION_BYTES),
         Some(Refusal::Lifetime) => assert!(model.is_expired(entry, now_ms)),
         Some(Refusal::NoRoom) => {
-            // A page for each of the things that a session needs, or a bound that was made narrower.
-            let certificate = entry.certificate.as_ref().map_or(0, Vec::len);
+            // A page for each part that a session needs, or a bound that was lowered.
+            let certificate = entry.certificate().map_or(0, |der| der.len());
             let needed = (bytes + certificate + 16 * 4096) as u64;
             assert!(
                 model.limits.max_bytes < 2 * needed
@@ -415,14 +584,14 @@ fn check_sums(store: &ServerStore<u8>, model: &Model) {
         .filter_map(|entry| entry.template)
         .collect();
     assert_eq!(store.templates(), templates.len());
-    let certificates: HashSet<&Vec<u8>> = model
+    let holders: HashSet<Holder> = model
         .entries
         .values()
-        .filter_map(|entry| entry.certificate.as_ref())
+        .filter_map(|entry| entry.holder)
         .collect();
-    assert_eq!(store.certificates(), certificates.len() as u64);
-    let certified = certificates.iter().map(|certificate| {
-        let with_it = |entry: &&Entry| entry.certificate.as_ref() == Some(certificate);
+    assert_eq!(store.certificates(), holders.len() as u64);
+    let certified = holders.iter().map(|holder| {
+        let with_it = |entry: &&Entry| entry.holder == Some(*holder);
         model
             .entries
             .values()
@@ -444,7 +613,7 @@ fn check_sums(store: &ServerStore<u8>, model: &Model) {
 fn check_sessions(store: &ServerStore<u8>, model: &Model, now_ms: u64) {
     for key in model.entries.keys() {
         let found = with_key(*key, |id| store.peek(id, now_ms, owned));
-        assert_eq!(found, model.fresh(*key, now_ms).map(owned_entry(*key)));
+        assert_eq!(found, model.resumable(*key, now_ms).map(owned_entry(*key)));
     }
 }
 
@@ -465,12 +634,14 @@ fn check_parts(store: &ServerStore<u8>) {
             1000,
             |number| store.hash_of(number),
             |number| {
+                // SAFETY: the slot is in the index, whose lock on this part is held.
                 let slot = unsafe { store.slot(number) };
                 if slot.flags() & CERTIFIED != 0 {
                     certified_bytes += slot_bytes(slot.bytes()) as u64;
                 }
                 if let (Some(chain), Some(certificates)) = (slot.chain(), store.certificates.get())
                 {
+                    // SAFETY: sessions in a chain are allocated, and no other thread changes the store.
                     let at = |slot: SlotRef| unsafe { store.slot(slot.0) }.chain().unwrap();
                     match chain.newer.some() {
                         None => assert_eq!(
@@ -512,7 +683,7 @@ fn owned_entry(key: u8) -> impl Fn(&Entry) -> Owned {
         (
             entry.template,
             vec![key; 48],
-            entry.certificate.clone(),
+            entry.certificate(),
             entry.tail.clone(),
         )
     }
@@ -544,8 +715,19 @@ mod tests {
         })
     }
 
+    fn issued() -> impl Strategy<Value = Issued> {
+        let until = || prop::option::weighted(0.8, 0..90u8);
+        let until = [until(), until()];
+        let revoked = any::<u16>();
+        (revoked, until, any::<bool>()).prop_map(|(revoked, current_until, is_complete)| Issued {
+            revoked,
+            current_until,
+            is_complete,
+        })
+    }
+
     fn call() -> impl Strategy<Value = Call> {
-        // Few enough that they come again.
+        // So few that they come again.
         let key = || 0..96u8;
         let restore = (key(), parts(), any::<u8>(), any::<bool>());
         prop_oneof![
@@ -562,6 +744,11 @@ mod tests {
             1 => (0..8u8).prop_map(Call::Clear),
             1 => bounds().prop_map(Call::SetLimits),
             4 => any::<u8>().prop_map(Call::Pass),
+            3 => (0..64u8).prop_map(Call::SetWall),
+            1 => any::<[bool; 3]>().prop_map(|[allows_expired, allows_stale, has_lists]| {
+                Call::SetTrust { allows_expired, allows_stale, has_lists }
+            }),
+            3 => issued().prop_map(Call::Publish),
         ]
     }
 

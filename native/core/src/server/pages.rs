@@ -1,7 +1,7 @@
-//! Memory from the system: zeroed pages that are kept out of core dumps and can be given back one by one.
+//! Memory from the system: zeroed pages, which are kept out of core dumps and can be given back one by one.
 //!
-//! Pages of our own, because sessions are secrets; because what they take is known to the page; and because
-//! they go back to the system as soon as nothing is in them.
+//! The store has pages of its own because sessions are secrets, because it must know to the page how much it takes, and because
+//! an empty page should go back to the system at once.
 
 #![allow(unsafe_code)]
 
@@ -13,23 +13,23 @@ use std::ops::Range;
 
 /// Bytes of the system's pages.
 static PAGE_BYTES: Lazy<usize> = Lazy::new(|| {
-    // SAFETY: asks for a number.
+    // SAFETY: the call only returns a number.
     let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     usize::try_from(bytes).map_or(SMALLEST_PAGE, |bytes| bytes.max(SMALLEST_PAGE))
 });
 
 const SMALLEST_PAGE: usize = 4096;
 
-/// What `bytes` bytes at the start of a mapping take, in whole pages.
+/// `bytes` rounded up to whole pages.
 pub(crate) fn whole_pages(bytes: usize) -> usize {
     bytes.next_multiple_of(*PAGE_BYTES)
 }
 
-/// Pages from the system. Those that were never written to take no memory.
+/// Pages from the system. A page takes no memory before something is written to it.
 pub(crate) struct Mapping(MmapRaw);
 
 impl Mapping {
-    /// `None` where the system has none to give.
+    /// `None` if the system has no memory.
     pub fn new(bytes: usize) -> Option<Self> {
         let mut options = MmapOptions::new();
         options.len(bytes);
@@ -44,16 +44,16 @@ impl Mapping {
         self.0.as_mut_ptr()
     }
 
-    /// Gives the pages between two multiples of the page size back. On Linux they read as zeros afterwards, and
-    /// take no memory until they are written to again; elsewhere nothing happens.
+    /// Gives back the pages between two multiples of the page size. On Linux they read as zeros afterwards, and take no memory
+    /// until something is written to them. On other systems this does nothing.
     ///
     /// # Safety
-    /// Nobody relies on what is in them.
+    /// No thread relies on the content of these pages.
     pub unsafe fn release(&self, from: usize, to: usize) {
         #[cfg(all(target_os = "linux", not(miri)))]
         if from < to {
             let advice = memmap2::UncheckedAdvice::DontNeed;
-            // SAFETY: by the caller. An error leaves the pages as they are.
+            // SAFETY: guaranteed by the caller. An error leaves the pages as they are.
             let _ = unsafe { self.0.unchecked_advise_range(advice, from, to - from) };
         }
         #[cfg(any(not(target_os = "linux"), miri))]
@@ -61,8 +61,8 @@ impl Mapping {
     }
 }
 
-/// Best effort: where the system does not know the advice, secrets are in core dumps as they would be
-/// anywhere else. Huge pages would be taken, and zeroed, as soon as a part of one is written to.
+/// A system may not know the advice; then core dumps contain the secrets, as with other memory. A huge page would take memory
+/// for all of it as soon as a part is written to.
 #[cfg(all(target_os = "linux", not(miri)))]
 fn advise(pages: &MmapRaw) {
     let _ = pages.advise(memmap2::Advice::DontDump);
@@ -72,7 +72,7 @@ fn advise(pages: &MmapRaw) {
 #[cfg(any(not(target_os = "linux"), miri))]
 fn advise(_pages: &MmapRaw) {}
 
-/// Has the processor fetch so many bytes, which will be read a little later. They need not be mapped.
+/// Makes the processor fetch `bytes` bytes, which the caller reads a little later. They need not be mapped.
 #[inline]
 pub(crate) fn prefetch(place: *const u8, bytes: usize) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
@@ -85,19 +85,19 @@ pub(crate) fn prefetch(place: *const u8, bytes: usize) {
     let _ = (place, bytes);
 }
 
-/// Enough for half a billion buckets of the index.
+/// Chunks of an array: enough for half a billion buckets of the index.
 const CHUNKS: usize = 24;
 
 /// An array that starts as zeros, grows without moving, and is read without a lock.
 ///
-/// Its chunks double in size, so there are few of them. A chunk that is mapped stays so until the array is
-/// dropped; its pages can be given back before.
+/// Its chunks double in size, so there are few of them. A chunk stays mapped until the array is dropped, but its pages can be
+/// given back before.
 pub(crate) struct Zeroed<T> {
     chunks: [OnceCell<Mapping>; CHUNKS],
     _elements: PhantomData<T>,
 }
 
-// SAFETY: this hands out addresses. Who may use an element, and how, is up to the owner of the array.
+// SAFETY: the array only returns addresses. Its owner decides which thread may use an element, and how.
 unsafe impl<T: Send + Sync> Send for Zeroed<T> {}
 // SAFETY: as above.
 unsafe impl<T: Send + Sync> Sync for Zeroed<T> {}
@@ -113,7 +113,7 @@ impl<T> Zeroed<T> {
         }
     }
 
-    /// The chunk of an element, the first element of that chunk, and how many the chunk has.
+    /// The chunk of an element, the first element of that chunk, and how many elements the chunk has.
     const fn place(element: usize) -> (usize, usize, usize) {
         let chunk = (usize::BITS - (element / Self::FIRST).leading_zeros()) as usize;
         match chunk {
@@ -126,8 +126,7 @@ impl<T> Zeroed<T> {
         }
     }
 
-    /// Sees to it that `element` has an address. `false` where the system has no memory, or the array can be
-    /// no longer.
+    /// Maps the chunk of `element`. `false` if the system has no memory, or the array has its greatest length.
     pub fn reserve(&self, element: usize) -> bool {
         let (chunk, _, elements) = Self::place(element);
         let Some(cell) = self.chunks.get(chunk) else {
@@ -140,7 +139,7 @@ impl<T> Zeroed<T> {
     /// The address of an element.
     ///
     /// # Safety
-    /// It was reserved.
+    /// The element was reserved.
     pub unsafe fn at(&self, element: usize) -> *mut T {
         let (chunk, first, _) = Self::place(element);
         // SAFETY: a reserved element's chunk is mapped, and the element is in it.
@@ -150,7 +149,7 @@ impl<T> Zeroed<T> {
         }
     }
 
-    /// What the first `elements` elements take.
+    /// Bytes of the first `elements` elements, in whole pages.
     pub fn bytes(elements: usize) -> usize {
         whole_pages(elements * size_of::<T>())
     }
@@ -169,21 +168,21 @@ impl<T> Zeroed<T> {
     /// Gives the pages of [`behind`](Self::behind) back.
     ///
     /// # Safety
-    /// Nobody relies on what is in them.
+    /// No thread relies on the content of these pages.
     pub unsafe fn release(&self, elements: usize, former: usize) {
         for (mapping, _, bytes) in self.ranges(elements, former) {
-            // SAFETY: by the caller.
+            // SAFETY: guaranteed by the caller.
             unsafe { mapping.release(bytes.start, bytes.end) };
         }
     }
 
-    /// Of each chunk that has such pages its first element, and where the pages are.
+    /// For each chunk with such pages: its mapping, its first element, and the range of the pages in bytes.
     fn ranges(
         &self,
         elements: usize,
         former: usize,
     ) -> impl Iterator<Item = (&Mapping, usize, Range<usize>)> + '_ {
-        // Most often there are none.
+        // Mostly there are none.
         let chunks = match Self::bytes(elements) < Self::bytes(former) {
             true => &self.chunks[..],
             false => &[],
@@ -205,6 +204,10 @@ impl<T> Zeroed<T> {
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::undocumented_unsafe_blocks,
+    reason = "tests use what they have made"
+)]
 mod tests {
     use super::*;
 

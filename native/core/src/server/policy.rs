@@ -1,19 +1,17 @@
-//! Which session goes when one has to.
+//! Chooses the session to evict.
 //!
-//! A session earns protection in proportion to the age at which it was last used. One that was resumed a second
-//! after its birth has proved nothing: every client can do that, and a flood of clients does. One that was resumed
-//! at the age of two hours is protected to the age of eight. So a flood pays in time, not in handshakes.
+//! A session earns protection in proportion to the age at which it was last used. A session that was resumed a second after
+//! its birth has proved nothing: every client can do that, and a flood of clients does. A session that was resumed at the age
+//! of two hours is protected to the age of eight. So a flood pays in time, not in handshakes.
 //!
-//! New sessions wait in a queue, the oldest at its end. What comes to the end goes if it was never used or has been
-//! idle for too long; otherwise it is kept: it moves to a clock, where nothing is evicted for a flood's sake. Kept
-//! sessions go only for others that have earned their place, and for clients that ask again for sessions that were
-//! evicted, which is how devices look that have lost their sessions all at once. See docs/store.md for the reasons,
-//! and for what this is bad at.
+//! New sessions wait in a queue, the oldest at its end. A session at the end goes if it was never used or has been idle for
+//! too long. Otherwise it is kept: it moves to a clock, from which a flood evicts nothing. Kept sessions go only for others
+//! that have earned their place, and for clients that ask for evicted sessions, because devices that have lost their sessions
+//! all at once look like that. docs/store.md has the reasons, and what the rule is bad at.
 
 use super::slab::SlotRef;
 
-/// An age, in ticks, as one byte: 0 is none, 1 is an age of 0, and from 8 ticks on there are four steps to each
-/// doubling.
+/// Encodes an age in ticks as one byte: 0 means no age, 1 an age of 0. From 8 ticks on there are four steps per doubling.
 pub(crate) fn code_of(age: u32) -> u8 {
     if age < 8 {
         return age as u8 + 1;
@@ -23,7 +21,7 @@ pub(crate) fn code_of(age: u32) -> u8 {
     (4 * (doubling - 3) + quarter) as u8 + 9
 }
 
-/// The least age with this code. 0 has none.
+/// The least age with this code, in ticks; 0 for the code 0.
 pub(crate) fn age_of(code: u8) -> u32 {
     match code {
         0..9 => u32::from(code.saturating_sub(1)),
@@ -34,16 +32,16 @@ pub(crate) fn age_of(code: u8) -> u32 {
     }
 }
 
-/// Sessions are evicted among their like.
+/// The policy evicts sessions of each class separately.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Class {
-    /// Anybody can make them.
+    /// Sessions that anybody can make.
     Anonymous = 0,
-    /// The newest of a verified client certificate.
+    /// The newest sessions of a verified client certificate.
     Certified = 1,
 }
 
-/// What the policy needs of the sessions. Under the order lock.
+/// What the policy needs to know about sessions. Called under the order lock.
 pub(crate) trait Links {
     fn newer(&self, slot: SlotRef) -> SlotRef;
     fn older(&self, slot: SlotRef) -> SlotRef;
@@ -51,35 +49,35 @@ pub(crate) trait Links {
     fn set_older(&self, slot: SlotRef, older: SlotRef);
     /// In ticks.
     fn age(&self, slot: SlotRef) -> u32;
-    /// The code of the age at which it was last used.
+    /// The code of the age at the last use.
     fn used(&self, slot: SlotRef) -> u8;
     fn is_kept(&self, slot: SlotRef) -> bool;
     fn set_kept(&self, slot: SlotRef, kept: bool);
 }
 
-/// How many times the age at its last use a session may be idle: while there is room among the kept, while there
-/// is none, and while many ask for what was evicted.
+/// For how many times the age at its last use a session may be idle: while there is room among the kept sessions, while there
+/// is no room, and while many clients ask for evicted sessions.
 const PATIENCE_WITH_ROOM: f32 = 2.0;
 const PATIENCE: f32 = 3.0;
 const PATIENCE_WHILE_SESSIONS_RETURN: f32 = 0.5;
 
-/// A second, and three hundredths of one.
+/// A shorter pause (a second) does not make a session idle, unless its last use came earlier than the other bound (30 ms).
 const SHORTEST_PAUSE_TICKS: u32 = 100;
 const SHORTEST_USE_TICKS: u32 = 3;
 
-/// Many ask, if they are so many times the hits.
+/// Many clients ask for evicted sessions if there are more such lookups than this per hit.
 const RETURNS_PER_HIT: f32 = 8.0;
 
-/// Of the sessions, this share may be kept ones.
+/// The share of sessions that may be kept.
 const KEPT_SHARE: f32 = 0.9;
 
-/// Most kept sessions that are looked at for one that is idle.
+/// Most kept sessions that an eviction looks at for an idle one.
 const MAX_LOOKS: u32 = 16;
 
-/// Most steps that one eviction takes.
+/// Most steps of an eviction.
 const MAX_STEPS: u32 = 64;
 
-/// Kept sessions that may go for each that was asked for again.
+/// How many kept sessions may go per lookup of an evicted session.
 const CREDIT_PER_RETURN: f32 = 2.0;
 
 #[derive(Default)]
@@ -146,7 +144,7 @@ pub(crate) struct Policy {
     new: List,
     kept: List,
     credit: f32,
-    /// Hits of kept sessions, and lookups of evicted ones, of late.
+    /// Recent hits of kept sessions, and recent lookups of evicted ones.
     hits: f32,
     returns: f32,
     seen_hits: u64,
@@ -157,7 +155,7 @@ pub(crate) struct Policy {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Victim {
     pub slot: SlotRef,
-    /// Whether it is worth knowing if somebody asks for it again.
+    /// Whether the store should remember it, to notice if a client asks for it.
     pub leaves_ghost: bool,
 }
 
@@ -166,8 +164,8 @@ impl Policy {
         self.new.length + self.kept.length
     }
 
-    /// Adds a session as the newest; or as the oldest, if it was made before all others. `is_replayed` says that
-    /// those which come later were made before.
+    /// Adds a session as the newest; or as the oldest, if it was made before all others. `is_replayed` says that sessions
+    /// arrive newest first, so that of two with the same age the later one is the older.
     pub fn insert(&mut self, links: &impl Links, slot: SlotRef, is_replayed: bool) {
         let is_oldest = self.new.oldest.some().is_some_and(|oldest| {
             let (age, oldest) = (links.age(slot), links.age(oldest));
@@ -184,7 +182,7 @@ impl Policy {
         self.list_of(links, slot).remove(links, slot);
     }
 
-    /// The session in `old` was moved to `new`, its links with it.
+    /// Updates the lists after the session in `old` was moved to `new`, with its links.
     pub fn moved(&mut self, links: &impl Links, old: SlotRef, new: SlotRef) {
         self.list_of(links, new).replace(links, old, new);
     }
@@ -194,7 +192,7 @@ impl Policy {
         self.new.oldest.some().or(self.kept.oldest.some())
     }
 
-    /// Takes note of how many hits of kept sessions and lookups of evicted ones there were since the beginning.
+    /// Takes the numbers of hits of kept sessions and of lookups of evicted ones since the store was made.
     pub fn observe(&mut self, hits: u64, returns: u64) {
         let returned = (returns - self.seen_returns) as f32;
         self.hits += (hits - self.seen_hits) as f32;
@@ -262,9 +260,9 @@ impl Policy {
         })
     }
 
-    /// Keeps the oldest of the new sessions as long as they have earned it, at most so many, as the next evictions
-    /// would. Tells whether there are more. Otherwise the first evictions of a store that was filled by sessions in use
-    /// would have to do it all, and evict newest ones meanwhile.
+    /// Keeps at most `most` of the oldest new sessions, as long as they have earned it, as the next evictions would. Returns
+    /// whether there are more. Otherwise the first evictions of a store that was filled with sessions in use would have to keep
+    /// them all, and would evict the newest ones meanwhile.
     pub fn settle(&mut self, links: &impl Links, most: usize) -> bool {
         for _ in 0..most {
             let Some(candidate) = self.new.oldest.some().filter(|_| self.has_room()) else {
@@ -296,7 +294,7 @@ impl Policy {
         links.set_kept(slot, true);
     }
 
-    /// A kept session that has been idle for too long. Those that have not go to the other end.
+    /// A kept session that has been idle for too long. Others that it looks at go to the other end.
     fn find_idle(&mut self, links: &impl Links) -> Option<SlotRef> {
         let patience = self.patience();
         for _ in 0..MAX_LOOKS.min(self.kept.length as u32) {
@@ -318,8 +316,8 @@ impl Policy {
     }
 }
 
-/// Whether a session was not used for `patience` times the age at which it was used last. A pause of less than a second
-/// says nothing, unless it was used right after its birth, which says nothing either, or sessions return.
+/// Whether a session was not used for `patience` times the age at its last use. A pause of less than a second does not count,
+/// unless the session was only used right after its birth, or clients ask for evicted sessions.
 fn is_idle(links: &impl Links, slot: SlotRef, patience: f32) -> bool {
     let (age, used) = (links.age(slot), age_of(links.used(slot)));
     let is_long = age as f32 > (1.0 + patience) * used as f32;
@@ -347,7 +345,7 @@ mod tests {
         assert!(code_of(u32::MAX) < 128);
     }
 
-    /// Sessions are places in a vector, counted from 1.
+    /// A slot is a place in the vector, counted from 1.
     #[derive(Default)]
     struct Table {
         sessions: RefCell<Vec<Session>>,
@@ -452,13 +450,13 @@ mod tests {
         let devices: Vec<_> = (0..100).map(|_| table.insert(&mut policy)).collect();
         table.now.set(1000);
         devices.iter().for_each(|device| table.touch(*device));
-        // Fresh ones push nobody out.
+        // Fresh sessions evict no device.
         for _ in 0..50 {
             table.insert(&mut policy);
             table.evict(&mut policy);
         }
         assert!((85..=92).contains(&policy.kept.length));
-        // Those whose sessions are idle do, when their former sessions are asked for.
+        // Lookups of evicted sessions let idle ones go.
         table.now.set(100_000);
         policy.observe(0, 100);
         for _ in 0..20 {

@@ -1,13 +1,12 @@
 //! Memory for sessions and certificates: slots of a few sizes in pages of the store's own.
 //!
-//! Slots of one size and kind make up a class, and a class has segments of its own. A segment takes pages as it
-//! fills, and counts as many as it has touched. Where slots are freed, new ones of the class come first; and a
-//! class with much free memory is compacted: the last slots of its emptiest segment are moved into gaps of the
-//! others, until pages at its end are free and go back to the system. So whatever sizes come and go, what is
-//! taken can be brought down to what is in use, but for a page per class.
+//! Slots of one size and kind make up a class, which has segments of its own. A segment takes pages as it fills, and counts
+//! those that it has touched. New slots use freed ones of their class first. A class with much free memory is compacted: the
+//! caller moves the last slots of its emptiest segment into gaps of the others, until pages at its end are free and go back
+//! to the system. So whatever sizes come and go, the memory taken can be brought down to the memory in use, except for a page
+//! per class.
 //!
-//! A slot is named by a [`SlotRef`] of 32 bits. Who may touch which part of a slot, and when, is written in
-//! [`super`].
+//! A [`SlotRef`] of 32 bits names a slot. [`super`] says which thread may touch which part of a slot, and when.
 
 #![allow(unsafe_code)]
 
@@ -20,24 +19,24 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 /// Bytes of a segment.
 const SEGMENT: usize = 256 * 1024;
 
-/// Slots begin at multiples of this, and their sizes are multiples of it.
+/// Offsets and sizes of slots are multiples of this.
 const GRANULE: usize = 16;
 
-/// Up to this size a class has each multiple of the granule; from then on there are eight to each doubling.
+/// Up to this size there is a class for each multiple of the granule; above it there are eight per doubling.
 const SMALL: usize = 512;
 
 const OFFSET_BITS: u32 = (SEGMENT / GRANULE).trailing_zeros();
 
-/// What a scope can name: 64 GiB.
+/// Most segments of a scope: 64 GiB.
 const MAX_SEGMENTS: usize = (1 << (u32::BITS - OFFSET_BITS)) - 1;
 
-/// The largest slot: a certificate of 64 KiB and what is kept with it.
+/// The largest slot, for a certificate of 64 KiB and its header.
 pub(crate) const MAX_SLOT: usize = 72 * 1024;
 
 /// Classes of each kind.
 const SIZES: usize = size_class(MAX_SLOT) + 1;
 
-/// What is in a slot. Each kind has classes of its own.
+/// The content of a slot. Each kind has classes of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Session = 0,
@@ -65,12 +64,12 @@ const fn class_bytes(class: usize) -> usize {
     }
 }
 
-/// What a slot for `bytes` bytes takes.
+/// The size of a slot for `bytes` bytes.
 pub(crate) fn slot_bytes(bytes: usize) -> usize {
     class_bytes(size_class(bytes))
 }
 
-/// A slot, by segment and place.
+/// Names a slot by its segment and offset.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SlotRef(pub u32);
 
@@ -96,7 +95,7 @@ impl SlotRef {
     }
 }
 
-/// Finds slots. Shared by all, without a lock.
+/// Finds slots. All threads share it without a lock.
 pub(crate) struct Directory {
     segments: Zeroed<AtomicPtr<u8>>,
 }
@@ -108,13 +107,13 @@ impl Directory {
         }
     }
 
-    /// Where the slot is.
+    /// The address of a slot.
     ///
     /// # Safety
     /// `slot` was allocated by the [`Slab`] of this directory and has not been freed since.
     pub unsafe fn find(&self, slot: SlotRef) -> *mut u8 {
-        // SAFETY: an allocated slot's segment is mapped, and was entered here before the slot was given out;
-        // the offset of a slot is within its segment.
+        // SAFETY: an allocated slot's segment is mapped, and was entered here before the slot was allocated. The offset of a
+        // slot is within its segment.
         unsafe {
             let base = (*self.segments.at(slot.segment())).load(Ordering::Acquire);
             base.add(slot.offset())
@@ -124,7 +123,7 @@ impl Directory {
     fn enter(&self, segment: usize, base: *mut u8) -> bool {
         let is_reserved = self.segments.reserve(segment);
         if is_reserved {
-            // SAFETY: it was just reserved, and all zeros is a null pointer.
+            // SAFETY: the element was just reserved, and zeros are a null pointer.
             unsafe { (*self.segments.at(segment)).store(base, Ordering::Release) };
         }
         is_reserved
@@ -135,32 +134,32 @@ impl Directory {
 #[derive(Default)]
 pub(crate) struct Slab {
     segments: Segments,
-    /// Places in `segments` that are empty, and some that are no longer there. The lowest is taken first, so that
-    /// `segments` becomes shorter.
+    /// Empty places in `segments`, and some places behind its end. The lowest is used first, so that `segments` becomes
+    /// shorter.
     vacant: BinaryHeap<Reverse<u32>>,
     classes: Vec<Class>,
-    /// What the pages take that were touched and not given back.
+    /// Bytes of the pages that were touched and not given back.
     bytes: usize,
-    /// What the bits of live slots take.
+    /// Bytes of the bits for slots in use.
     live_bytes: usize,
-    /// What touched slots take that are free.
+    /// Bytes of touched slots that are free.
     free_bytes: usize,
-    /// Segments in which no slot was in use at some time.
+    /// Segments in which at some time no slot was in use.
     emptied: Vec<u32>,
     /// The class that is being compacted.
     compacted: usize,
-    /// Where `next_due` goes on.
+    /// The segment at which `next_due` continues.
     looked_at: usize,
 }
 
 #[derive(Default)]
 struct Class {
     segments: Vec<u32>,
-    /// Segments in which a touched slot is free.
+    /// Segments with a free touched slot.
     roomy: Vec<u32>,
-    /// Segments in which slots are free that were never touched, or whose pages were given back.
+    /// Segments with free slots that were never touched, or whose pages were given back.
     growable: Vec<u32>,
-    /// Touched slots that are free.
+    /// The number of free touched slots.
     free: usize,
     /// The segment that is being emptied.
     source: Option<usize>,
@@ -171,20 +170,20 @@ struct Segment {
     class: usize,
     size: usize,
     used: usize,
-    /// Bytes from the start that are counted: whole pages, or all.
+    /// Counted bytes from the start: whole pages, or the whole segment.
     touched: usize,
     /// A bit for each slot that is in use.
     live: Box<[u64]>,
     roomy_at: Option<usize>,
     growable_at: Option<usize>,
-    /// It is in the list of those in which no slot was in use at some time.
+    /// Whether the segment is in [`Slab::emptied`].
     is_emptied: bool,
-    /// No session in here was born before this moment, in the unit of the caller.
+    /// No session in this segment was born before this moment, in the caller's unit.
     oldest: u64,
 }
 
 impl Segment {
-    /// Slots in the touched part.
+    /// The number of slots in the touched part.
     fn usable(&self) -> usize {
         self.touched / self.size
     }
@@ -193,7 +192,7 @@ impl Segment {
         self.usable() - self.used
     }
 
-    /// Whether one more slot fits behind the touched ones.
+    /// Whether another slot fits behind the touched ones.
     fn can_grow(&self) -> bool {
         (self.usable() + 1) * self.size <= SEGMENT
     }
@@ -218,7 +217,7 @@ impl Segment {
     }
 }
 
-/// Segments by their number. They are not moved when there are more, which would take long.
+/// Segments by number, in chunks, because it would take long to move all when there are more.
 #[derive(Default)]
 struct Segments {
     chunks: Vec<Vec<Option<Segment>>>,
@@ -246,7 +245,7 @@ impl Segments {
         self.chunks.iter().flatten()
     }
 
-    /// Sees to it that there is a place for one more. `false` where the system has no memory.
+    /// Reserves a place for one more segment. `false` if the system has no memory.
     fn reserve(&mut self) -> bool {
         if self.length < self.chunks.len() * Self::CHUNK {
             return true;
@@ -265,7 +264,7 @@ impl Segments {
         self.length += 1;
     }
 
-    /// Forgets empty places at the end, and tells how many there are then.
+    /// Removes empty places at the end, and returns the new length.
     fn shorten(&mut self) -> usize {
         while let Some(None) = self.length.checked_sub(1).and_then(|last| self.get(last)) {
             self.length -= 1;
@@ -292,34 +291,34 @@ impl std::ops::IndexMut<usize> for Segments {
     }
 }
 
-/// What is kept about a segment, but for the bits of its slots.
+/// Bytes of the tables per segment, without the bits of its slots.
 const TABLE_BYTES: usize = size_of::<Option<Segment>>() + size_of::<AtomicPtr<u8>>();
 
-/// Words of 64 bits that have a bit for each slot of a segment.
+/// How many words of 64 bits have a bit for each slot of a segment.
 const fn live_words(slot_bytes: usize) -> usize {
     (SEGMENT / slot_bytes).div_ceil(64)
 }
 
-/// A slot to be moved together with others, and where to.
+/// A slot to move, and its destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Move {
     pub from: SlotRef,
     pub to: SlotRef,
     pub kind: Kind,
-    /// Bytes of either slot.
+    /// The size of either slot.
     pub bytes: usize,
 }
 
-/// What is to be done to bring down what is taken.
+/// The next step to reduce the memory taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
     /// Pages went back to the system.
-    GaveBack,
-    /// The caller moves what is in a slot, wipes it, and frees it.
+    Released,
+    /// The caller moves the content of a slot, wipes the slot, and frees it.
     Move(Move),
 }
 
-/// A list of segments that each know their place in it.
+/// A list of segments, each of which knows its place in the list.
 macro_rules! listed {
     ($enter:ident, $leave:ident, $list:ident, $place:ident) => {
         fn $enter(&mut self, at: usize) {
@@ -355,12 +354,12 @@ impl Slab {
     listed!(enter_roomy, leave_roomy, roomy, roomy_at);
     listed!(enter_growable, leave_growable, growable, growable_at);
 
-    /// What the slots take, in whole pages, and what is kept about them.
+    /// Bytes of the slots, in whole pages, and of their tables.
     pub fn bytes(&self) -> usize {
         self.bytes + self.live_bytes + self.segments.len() * TABLE_BYTES
     }
 
-    /// What the slots take that are free, and were not given back to the system.
+    /// Bytes of free slots whose pages were not given back.
     pub fn free_bytes(&self) -> usize {
         self.free_bytes
     }
@@ -373,7 +372,7 @@ impl Slab {
         self.classes.get(Self::class_of(kind, bytes))
     }
 
-    /// What a slot for `bytes` bytes would take beyond what is taken: 0 where a touched one is free.
+    /// How many more bytes a slot for `bytes` bytes would take: 0 if a touched one is free.
     pub fn bytes_to_grow(&self, kind: Kind, bytes: usize) -> usize {
         let size = slot_bytes(bytes);
         let new_segment = whole_pages(size) + TABLE_BYTES + size_of::<u64>() * live_words(size);
@@ -393,8 +392,8 @@ impl Slab {
         }
     }
 
-    /// A slot for `bytes` bytes, all zeros. `None` where the system has no pages to give, or the scope has as
-    /// many as it can have.
+    /// A slot for `bytes` bytes, filled with zeros. `None` if the system has no memory, or the scope has as many segments as
+    /// it can have.
     pub fn allocate(&mut self, directory: &Directory, kind: Kind, bytes: usize) -> Option<SlotRef> {
         if self.classes.is_empty() {
             self.classes.try_reserve_exact(KINDS * SIZES).ok()?;
@@ -429,7 +428,7 @@ impl Slab {
         Some(SlotRef::new(at, slot * size))
     }
 
-    /// Frees a slot. It has been wiped: all zeros.
+    /// Frees a slot, which the caller has filled with zeros.
     pub fn free(&mut self, slot: SlotRef) {
         let at = slot.segment();
         let Some(segment) = self.segments[at].as_mut() else {
@@ -445,7 +444,7 @@ impl Slab {
         self.enter_roomy(at);
     }
 
-    /// Whether pages can be gained by [`next_move`](Self::next_move).
+    /// Whether [`next_step`](Self::next_step) can gain pages by a move.
     pub fn can_compact(&mut self) -> bool {
         if self.can_compact_class(self.compacted) {
             return true;
@@ -459,14 +458,14 @@ impl Slab {
         self.classes[class].free * class_bytes(class % SIZES)
     }
 
-    /// A page or more: where slots lie close together, less than that is free.
+    /// Whether at least a page is free. If slots lie close together, less than that is free.
     fn can_compact_class(&self, class: usize) -> bool {
         let free = self.classes.get(class).is_some_and(|class| class.free > 0);
         free && self.free_bytes_of(class) >= whole_pages(1)
     }
 
     /// Gives back a segment in which no slot is in use. `false` if there is none.
-    pub fn give_back(&mut self, directory: &Directory) -> bool {
+    pub fn release_empty_segment(&mut self, directory: &Directory) -> bool {
         while let Some(at) = self.emptied.pop() {
             let at = at as usize;
             let Some(Some(segment)) = self.segments.get_mut(at) else {
@@ -480,10 +479,10 @@ impl Slab {
         false
     }
 
-    /// Gives back some pages, or names the slot to be moved before more can be. `None` where nothing is to be gained.
+    /// Gives back some pages, or names the slot to move before more can be given back. `None` if nothing can be gained.
     pub fn next_step(&mut self, directory: &Directory) -> Option<Step> {
-        if self.give_back(directory) {
-            return Some(Step::GaveBack);
+        if self.release_empty_segment(directory) {
+            return Some(Step::Released);
         }
         if self.can_compact() {
             let class = self.compacted;
@@ -500,12 +499,12 @@ impl Slab {
             let segment = self.segments[at].as_ref()?;
             let Some(last) = segment.last_used() else {
                 drop(self.remove_segment(directory, at));
-                return Some(Step::GaveBack);
+                return Some(Step::Released);
             };
             let (size, used) = (segment.size, (last + 1) * segment.size);
             if whole_pages(used) < segment.touched {
                 self.shrink_segment(at, used);
-                return Some(Step::GaveBack);
+                return Some(Step::Released);
             }
             let other = self.classes[class]
                 .roomy
@@ -519,7 +518,7 @@ impl Slab {
                     self.take_slot(at)?
                 }
                 None => {
-                    // Dense, and alone. The next class has its turn.
+                    // The segment is dense, and the only one. The next class has its turn.
                     self.classes[class].source = None;
                     return None;
                 }
@@ -538,14 +537,14 @@ impl Slab {
         None
     }
 
-    /// Notes when the session in a slot was born.
+    /// Records when the session in a slot was born.
     pub fn note_birth(&mut self, slot: SlotRef, born: u64) {
         if let Some(segment) = self.segments[slot.segment()].as_mut() {
             segment.oldest = segment.oldest.min(born);
         }
     }
 
-    /// Notes that the session in `from` is in `to` as well.
+    /// Records that the session in `from` is also in `to`.
     pub fn inherit_birth(&mut self, from: SlotRef, to: SlotRef) {
         let from = self.segments[from.segment()].as_ref();
         if let Some(oldest) = from.map(|segment| segment.oldest) {
@@ -553,7 +552,7 @@ impl Slab {
         }
     }
 
-    /// The segment that may have the oldest session, and the moment before which none was born.
+    /// The segment that may have the oldest session, and the moment before which no session was born.
     pub fn oldest(&self) -> Option<(usize, u64)> {
         let segments = self.segments.iter().enumerate();
         let of_sessions = segments.filter_map(|(at, segment)| {
@@ -563,7 +562,7 @@ impl Slab {
         of_sessions.min_by_key(|(_, oldest)| *oldest)
     }
 
-    /// A segment that may have a session born before `limit`, by turns.
+    /// A segment that may have a session born before `limit`. Successive calls go through the segments in turn.
     pub fn next_due(&mut self, limit: u64) -> Option<usize> {
         let number = self.segments.len();
         let from = self.looked_at;
@@ -593,14 +592,14 @@ impl Slab {
         })
     }
 
-    /// What `oldest` is for a segment that was looked through.
+    /// Sets `oldest` of a segment that was searched.
     pub fn set_oldest(&mut self, at: usize, oldest: u64) {
         if let Some(segment) = self.segments[at].as_mut() {
             segment.oldest = oldest;
         }
     }
 
-    /// How many segments are taken from the system.
+    /// How many segments are mapped.
     #[cfg(any(test, fuzzing))]
     pub fn mapped(&self) -> usize {
         self.segments.iter().flatten().count()
@@ -650,7 +649,7 @@ impl Slab {
         Some(at)
     }
 
-    /// Sees to it that one more segment of a class has places in all lists. `false` where the system has no memory.
+    /// Reserves places in all lists for one more segment of a class. `false` if the system has no memory.
     fn reserve_places(&mut self, class: usize) -> bool {
         let segments = self.segments.len() + 1;
         let missing = |length: usize| segments.saturating_sub(length);
@@ -700,7 +699,7 @@ impl Slab {
         if touched >= segment.touched {
             return;
         }
-        // SAFETY: no slot behind the last one is in use.
+        // SAFETY: no slot in these pages is in use.
         unsafe { segment.pages.release(touched, segment.touched) };
         self.bytes -= segment.touched - touched;
         let before = segment.usable();
@@ -743,12 +742,16 @@ impl Slab {
     }
 }
 
-/// The bytes that a segment has touched when it has room for one more slot.
+/// How many bytes a segment has touched after it has grown by one slot.
 fn grown(segment: &Segment) -> usize {
     whole_pages((segment.usable() + 1) * segment.size).min(SEGMENT)
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::undocumented_unsafe_blocks,
+    reason = "tests use what they have made"
+)]
 mod tests {
     use super::*;
     use proptest::collection::vec;
@@ -769,7 +772,7 @@ mod tests {
         assert_eq!((slot_bytes(96), slot_bytes(108)), (96, 112));
     }
 
-    /// Slots that are filled with a byte of their own, as a store would.
+    /// Slots that are each filled with a byte of their own.
     #[derive(Default)]
     struct Filled {
         slab: Slab,
@@ -831,7 +834,7 @@ mod tests {
                         self.slab.free(step.from);
                         moved_slots += 1;
                     }
-                    Some(Step::GaveBack) => {}
+                    Some(Step::Released) => {}
                     None => break,
                 }
             }
@@ -915,7 +918,7 @@ mod tests {
             unsafe { directory.find(slot).write_bytes(0, bytes) };
             filled.slab.free(slot);
         }
-        while filled.slab.give_back(&directory) {}
+        while filled.slab.release_empty_segment(&directory) {}
         assert_eq!((filled.slab.mapped(), filled.slab.bytes), (0, 0));
         filled.allocate(&directory, 96);
         filled.check_all(&directory);
@@ -939,7 +942,7 @@ mod tests {
                     0..4 => filled.allocate(&directory, sizes[usize::from(pick) % sizes.len()]),
                     4..7 if !filled.slots.is_empty() => filled.free(&directory, pick.into()),
                     4..7 => {}
-                    _ if pick % 8 == 0 => while filled.slab.give_back(&directory) {},
+                    _ if pick % 8 == 0 => while filled.slab.release_empty_segment(&directory) {},
                     _ => _ = filled.compact(&directory, usize::from(pick % 32)),
                 }
             }

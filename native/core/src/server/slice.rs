@@ -1,8 +1,8 @@
-//! How much is done under one hold of the order lock.
+//! How long a thread works under one hold of the order lock.
 
 use std::time::{Duration, Instant};
 
-/// How long a slice goes on. The step that it ends with comes on top.
+/// How long a slice lasts. Its last step may exceed that.
 const LENGTH: Duration = Duration::from_micros(100);
 
 /// A slice of work. Insertions wait meanwhile.
@@ -19,7 +19,7 @@ impl Slice {
         }
     }
 
-    /// Whether there is time for another step. For the first one there always is.
+    /// Whether there is time for another step. There always is for the first one.
     pub fn goes_on(&mut self) -> bool {
         !std::mem::replace(&mut self.has_begun, true) || !self.is_over()
     }

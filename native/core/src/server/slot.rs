@@ -1,4 +1,4 @@
-//! What a session's slot holds, and where.
+//! The layout of a session's slot.
 //!
 //! A plain session takes 96 bytes, [`Header`]. If it has a certificate, [`Chain`] follows; if it has a tail, two
 //! bytes with its length and the tail itself follow that.
@@ -14,15 +14,15 @@ use std::slice;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use zeroize::Zeroize;
 
-/// Kept by the policy, that is on its clock.
+/// The policy keeps the session: it is on the clock.
 pub(crate) const KEPT: u8 = 1;
-/// Among the newest of its certificate. Only then it is of the class of certified sessions.
+/// The session is among the newest of its certificate, and so in the class of certified sessions.
 pub(crate) const CERTIFIED: u8 = 2;
-/// A [`Chain`] follows.
+/// A [`Chain`] follows the header.
 pub(crate) const HAS_CERTIFICATE: u8 = 4;
-/// The key is not an id: the tail begins with two bytes of length and the key.
+/// The key is no id. The tail begins with the key and its length in two bytes.
 pub(crate) const OTHER_KEY: u8 = 8;
-/// A tail follows.
+/// A tail follows the header, or the chain.
 pub(crate) const HAS_TAIL: u8 = 16;
 
 #[repr(C)]
@@ -35,14 +35,14 @@ struct Header {
     born: u32,
     /// The number of the template, or 0.
     template: u16,
-    /// The code of the age at which it was last used; see [`super::policy::code_of`].
+    /// The code of the age at the last use; see [`super::policy::code_of`].
     used: AtomicU8,
     flags: AtomicU8,
 }
 
 const _: () = assert!(size_of::<Header>() == 96);
 
-/// A session among those of its certificate, which is named by its number.
+/// A session's place among those of its certificate, which has a number.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct Chain {
@@ -55,7 +55,7 @@ const _: () = assert!(size_of::<Chain>() == 12);
 
 const LENGTH: usize = size_of::<u16>();
 
-/// What goes into a slot.
+/// The content of a slot.
 pub(crate) struct Content<'a> {
     pub key: SessionKey<'a>,
     pub secret: &'a [u8; 48],
@@ -66,7 +66,7 @@ pub(crate) struct Content<'a> {
 }
 
 impl Content<'_> {
-    /// Bytes that the slot has to have.
+    /// How many bytes the slot needs.
     pub fn bytes(&self) -> usize {
         let chain = match self.flags & HAS_CERTIFICATE {
             0 => 0,
@@ -79,7 +79,7 @@ impl Content<'_> {
         size_of::<Header>() + chain + tail
     }
 
-    /// Bytes of the tail, the key included if it is no id.
+    /// Bytes of the tail, which includes a key that is no id.
     pub fn tail_bytes(&self) -> usize {
         match self.key {
             SessionKey::Id(_) => self.tail.len(),
@@ -90,20 +90,23 @@ impl Content<'_> {
 
 /// A slot that holds a session.
 ///
-/// Made by [`SlotPtr::new`], whose caller sees to it that the slot is allocated and that the locks are held that
-/// [`super`] names for what it does with it.
+/// The caller of [`SlotPtr::new`] guarantees that the slot is allocated, and holds the locks that [`super`] demands for each
+/// access.
 #[derive(Clone, Copy)]
 pub(crate) struct SlotPtr<'a> {
     place: *mut Header,
     _store: PhantomData<&'a ()>,
 }
 
-// SAFETY of all methods: by the caller of `new`, the slot is allocated and its parts are in this thread's hands as
-// the module above says. No reference to the whole header is made, as `used` and `flags` change under readers.
+// SAFETY of all methods: the caller of `new` guarantees that the slot is allocated, and accesses its parts as the module above
+// allows. No method makes a reference to the whole header, because `used` and `flags` change under readers.
+#[allow(
+    clippy::undocumented_unsafe_blocks,
+    reason = "one argument holds for all"
+)]
 impl<'a> SlotPtr<'a> {
-    /// # Safety
-    /// `place` is the place of an allocated slot, and stays so for `'a`. The caller holds the order lock, or the
-    /// lock of the slot's bucket, and writes only what is allowed under it.
+    /// # Safety `place` is the address of an allocated slot, which stays allocated for `'a`. The caller holds the order lock,
+    /// or visits the slot's bucket, and writes only what is allowed then.
     pub unsafe fn new(place: *mut u8) -> Self {
         SlotPtr {
             place: place.cast(),
@@ -111,7 +114,7 @@ impl<'a> SlotPtr<'a> {
         }
     }
 
-    /// Fills an empty slot. The secret is copied from where the caller has it to where it stays.
+    /// Fills an empty slot. Copies the secret directly to its place, and makes no other copy.
     pub fn fill(self, content: &Content) {
         let mut flags = content.flags;
         unsafe {
@@ -144,7 +147,7 @@ impl<'a> SlotPtr<'a> {
         }
     }
 
-    /// Overwrites all `bytes` bytes of the slot.
+    /// Overwrites all `bytes` bytes of the slot with zeros.
     pub fn wipe(self, bytes: usize) {
         unsafe { slice::from_raw_parts_mut(self.place.cast::<u8>(), bytes) }.zeroize();
     }
@@ -208,14 +211,14 @@ impl<'a> SlotPtr<'a> {
         Some(unsafe { (*chain).certificate })
     }
 
-    /// Before anybody can find the session.
+    /// Only before a reader can find the session, or while its bucket is seized.
     pub fn set_certificate(self, certificate: u32) {
         if let Some(chain) = self.chain_place() {
             unsafe { (*chain).certificate = certificate };
         }
     }
 
-    /// The session among those of its certificate, if it has one. Under the order lock, as readers come meanwhile.
+    /// The session's place among those of its certificate, if it has one. Under the order lock.
     pub fn chain(self) -> Option<Chain> {
         let chain = self.chain_place()?;
         Some(unsafe { chain.read() })
@@ -247,12 +250,12 @@ impl<'a> SlotPtr<'a> {
         SessionKey::Other(self.split_tail().0)
     }
 
-    /// What the session was inserted with as its tail.
+    /// The tail that the session was inserted with.
     pub fn tail(self) -> &'a [u8] {
         self.split_tail().1
     }
 
-    /// Bytes that the slot was allocated for.
+    /// The number of bytes that the slot was allocated for.
     pub fn bytes(self) -> usize {
         let flags = self.flags();
         let before = self.after_chain(flags) as usize - self.place as usize;

@@ -1,8 +1,8 @@
-//! What many sessions have in common, kept once for all of them.
+//! The parts that many sessions share, kept once.
 //!
-//! A template has a number of 16 bits, which is all that a session keeps of it. Each session, and each
-//! [`Held`], counts as one hold; with the last hold the template goes. Several templates can share a part, as all
-//! those of one listener share its certificates: that part is counted once.
+//! A template has a number of 16 bits, which is all that a session keeps of it. Each session, and each [`Held`], is a hold.
+//! With the last hold the template goes. Several templates can share a part: all templates of one listener share its
+//! certificates. The store counts such a part once.
 
 #![allow(unsafe_code)]
 
@@ -13,22 +13,22 @@ use std::ops::Deref;
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering::*};
 
-/// Most templates of a scope: numbers go from 1 to this.
+/// Most templates of a scope. Numbers go from 1 to this.
 pub(crate) const MAX_TEMPLATES: usize = u16::MAX as usize;
 
-/// What a template costs beside what its maker says: its entry, and its places in the tables.
+/// Bytes of a template beside those that its maker counts: its entry, and its places in the tables.
 const ENTRY_BYTES: u64 = 160;
 
-/// Tells templates apart, also those of different scopes and times.
+/// Distinguishes templates, also those of different scopes and times.
 static NEXT_SERIAL: AtomicU64 = AtomicU64::new(1);
 
-/// What a template has to be, without making one.
+/// Describes a template without making one.
 pub trait Pattern<T> {
-    /// Equal for all patterns that the same template matches.
+    /// A hash, which is equal for all patterns that the same template matches.
     fn hash(&self) -> u64;
-    /// Whether `template` is what is looked for.
+    /// Whether `template` is the described one.
     fn matches(&self, template: &T) -> bool;
-    /// Makes the template that matches. `None` if there must be none.
+    /// Makes the template. `None` if sessions like this must not have one.
     fn make(&self) -> Option<Made<T>>;
 }
 
@@ -36,18 +36,18 @@ pub trait Pattern<T> {
 pub struct Made<T> {
     /// The template.
     pub template: T,
-    /// What it takes alone, in bytes.
+    /// Bytes that it takes alone.
     pub bytes: u64,
-    /// What it shares with others.
+    /// The part that it shares with others.
     pub part: Option<Part>,
 }
 
-/// What several templates share.
+/// A part that several templates share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Part {
-    /// The same for all templates that share it.
+    /// Identifies the part.
     pub key: usize,
-    /// What it takes, in bytes.
+    /// Bytes that it takes.
     pub bytes: u64,
 }
 
@@ -59,12 +59,12 @@ pub struct Template<T> {
     hash: u64,
     bytes: u64,
     part: Option<Part>,
-    /// Sessions and [`Held`]s. Only raised from 0 under the lock of the table.
+    /// The number of sessions and [`Held`]s. It is raised from 0 only under the lock of the table.
     holds: AtomicU64,
 }
 
 impl<T> Template<T> {
-    /// A number that no other template of this process has, or had.
+    /// A number that no other template of this process has or had.
     pub fn serial(&self) -> u64 {
         self.serial
     }
@@ -78,21 +78,21 @@ impl<T> Deref for Template<T> {
     }
 }
 
-/// Names a template without holding it.
+/// The name of a template. It does not hold the template.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TemplateName {
     number: u16,
     serial: u64,
 }
 
-/// A hold on a template, for a session to be inserted with.
+/// A hold on a template, for a session to be inserted.
 pub struct Held<'a, T> {
     templates: &'a Templates<T>,
     number: u16,
 }
 
 impl<T> Held<'_, T> {
-    /// Names the template, for [`hold_template`](crate::ServerStore::hold_template).
+    /// The template's name, for [`hold_template`](crate::ServerStore::hold_template).
     pub fn name(&self) -> TemplateName {
         TemplateName {
             number: self.number,
@@ -104,7 +104,7 @@ impl<T> Held<'_, T> {
         self.number
     }
 
-    /// Leaves the hold to a session.
+    /// Passes the hold to a session.
     pub(crate) fn into_number(self) -> u16 {
         std::mem::ManuallyDrop::new(self).number
     }
@@ -126,21 +126,21 @@ impl<T> Drop for Held<'_, T> {
 }
 
 pub(crate) struct Templates<T> {
-    /// By number. Null where there is none.
+    /// Templates by number. Null if there is none.
     table: Zeroed<AtomicPtr<Template<T>>>,
     kept: Mutex<Kept>,
     bytes: AtomicU64,
 }
 
 struct Kept {
-    /// Numbers by the hash of the pattern. Different patterns can have one hash.
+    /// Numbers by the hash of the pattern. Different patterns can have the same hash.
     by_hash: HashMap<u64, Vec<u16>>,
     /// How many templates have each part.
     parts: HashMap<usize, u32>,
-    /// The one that was asked for last: most often the next to be asked for.
+    /// The template that was asked for last, which is mostly the next one as well.
     recent: u16,
     free: Vec<u16>,
-    /// The largest number that was given out.
+    /// The largest number in use so far.
     last: u16,
     length: usize,
 }
@@ -161,7 +161,7 @@ impl<T> Templates<T> {
         }
     }
 
-    /// What all templates take.
+    /// Bytes that all templates take.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Relaxed)
     }
@@ -183,14 +183,14 @@ impl<T> Templates<T> {
     /// The template with this number.
     ///
     /// # Safety
-    /// It is held for as long as the answer is used.
+    /// The template is held for as long as the reference is used.
     pub unsafe fn get(&self, number: u16) -> &Template<T> {
-        // SAFETY: by the caller. Its place was reserved when it was made.
+        // SAFETY: the caller guarantees that it is held. Its place was reserved when it was made.
         unsafe { &*(*self.table.at(usize::from(number))).load(Acquire) }
     }
 
-    /// The template that matches, made if there is none. `None` if there are as many as there may be, or there
-    /// must be none like this.
+    /// The template that matches. Makes it if there is none. `None` if there are as many as there may be, or the pattern makes
+    /// none.
     pub fn intern(&self, pattern: &impl Pattern<T>) -> Option<Held<'_, T>> {
         let mut kept = self.kept.lock();
         if let Some(recent) = self.find(kept.recent) {
@@ -234,7 +234,7 @@ impl<T> Templates<T> {
         })
     }
 
-    /// Takes a hold on a template that still has others.
+    /// Takes a hold on a template, if it still exists.
     pub fn hold_again(&self, name: TemplateName) -> Option<Held<'_, T>> {
         let _kept = self.kept.lock();
         let template = self.find(name.number)?;
@@ -249,14 +249,14 @@ impl<T> Templates<T> {
             return;
         }
         let mut kept = self.kept.lock();
-        // Somebody may have taken a hold before the lock was had, or done this: then the number may even be
-        // another template's. Whichever it is, nobody has it if it has no holds under the lock.
+        // Before this thread had the lock, another one may have taken a hold, or may have released the template here; then the
+        // number may even be another template's. Whichever it is, no thread has it if it has no holds under the lock.
         let unheld = self
             .find(number)
             .filter(|template| template.holds.load(Acquire) == 0);
         if let Some(template) = unheld {
             kept.leave(template, &self.bytes);
-            // SAFETY: its place was reserved, and it was made by `Box::into_raw`; nobody holds it.
+            // SAFETY: its place was reserved, `Box::into_raw` made the pointer, and no thread holds the template.
             let template = unsafe {
                 let place = &*self.table.at(number.into());
                 Box::from_raw(place.swap(null_mut(), AcqRel))
@@ -270,7 +270,7 @@ impl<T> Templates<T> {
         if number == 0 || !self.table.reserve(number.into()) {
             return None;
         }
-        // SAFETY: the place is reserved; a template that is in it stays while the lock is held.
+        // SAFETY: the place is reserved, and a template in it stays while the lock is held.
         unsafe { (*self.table.at(number.into())).load(Acquire).as_ref() }
     }
 
@@ -288,7 +288,7 @@ impl<T> Drop for Templates<T> {
     fn drop(&mut self) {
         for number in 1..=self.kept.lock().last {
             if let Some(template) = self.find(number) {
-                // SAFETY: it was made by `Box::into_raw`, and nobody else is left.
+                // SAFETY: `Box::into_raw` made the pointer, and no other thread has the table.
                 drop(unsafe { Box::from_raw((template as *const Template<T>).cast_mut()) });
             }
         }
@@ -296,7 +296,7 @@ impl<T> Drop for Templates<T> {
 }
 
 impl Kept {
-    /// Sees to it that the tables have places for one more. `false` where the system has no memory.
+    /// Reserves places for one more template in the tables. `false` if the system has no memory.
     fn reserve(&mut self) -> bool {
         let may_become_free = usize::from(self.last) + 1 - self.free.len();
         self.by_hash.try_reserve(1).is_ok()
@@ -393,7 +393,7 @@ mod tests {
             (templates.len(), templates.bytes()),
             (1, 1003 + ENTRY_BYTES)
         );
-        // A number that is used again names another template.
+        // A number that is used again belongs to another template.
         let third = templates.intern(&Word("three")).unwrap();
         assert_eq!(third.number(), name.number);
         assert!(templates.hold_again(name).is_none());

@@ -1,4 +1,4 @@
-//! What the tests of the crate share: a template that is a number.
+//! A template that is a number, which the tests of the crate share.
 
 use rekindle_core::{Made, Pattern};
 

@@ -1,4 +1,4 @@
-//! One database per folder: opening it, looking after its files, and what to do when they fail.
+//! The one database of a folder: opens it, checks its files, and decides what to do when they fail.
 
 use super::tables;
 use crate::place::{self, Lock};
@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 use std::collections::{HashMap, VecDeque};
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
@@ -15,21 +15,21 @@ use std::time::Instant;
 
 use crate::LogError;
 
-/// Where the database's files are, in the folder.
+/// The subfolder with the database's files.
 const FILES: &str = "log-2";
 const DATABASE: &str = "records.sqlite";
-/// Where the log of the former format is.
+/// The subfolder of the former format.
 const FORMER_FILES: &str = "log";
-/// Held by the one process that has the folder open.
+/// The lock file: the process that has the folder open holds it.
 const LOCK: &str = "lock";
-/// What a damaged log is called, with a number behind it that tells their order.
+/// The name of a damaged log. A number behind it tells their order.
 const DAMAGED: &str = "log-2.damaged-";
 const DAMAGED_KEPT: usize = 2;
 
-/// The engines in use, by the true paths of their folders: of an engine and its lock there can only be one.
+/// The engines in use, by the canonical paths of their folders. There is one engine, and so one lock, per folder.
 static ENGINES: Lazy<Mutex<HashMap<PathBuf, Weak<Engine>>>> = Lazy::new(Mutex::default);
 
-/// A folder as it was asked for, and its engine from the first use on.
+/// A folder as the caller named it, and its engine from the first use on.
 pub(super) struct Handle {
     pub(super) asked: PathBuf,
     engine: OnceCell<Arc<Engine>>,
@@ -43,7 +43,8 @@ impl Handle {
         }
     }
 
-    /// Does something with the log, which no one else uses meanwhile. `task` is what, as in "cannot … the log".
+    /// Calls `work` with the log. Nobody else uses the log in the meantime. `task` completes the error "cannot … the
+    /// log".
     pub(super) fn with<R>(
         &self,
         task: &str,
@@ -52,15 +53,15 @@ impl Handle {
         self.on_engine(task, |engine| engine.with(&mut engine.state.lock(), work))
     }
 
-    /// Removes the log if `so`: it may have filled the disk, and to drop records one by one would need room.
+    /// Removes the log if `is_spent`. It may have filled the disk, and dropping records one by one would need room.
     pub(super) fn remove_if(
         &self,
         task: &str,
-        so: impl FnOnce(&mut Open) -> Result<bool, Failure>,
+        is_spent: impl FnOnce(&mut Open) -> Result<bool, Failure>,
     ) -> Result<(), LogError> {
         self.on_engine(task, |engine| {
             let state = &mut engine.state.lock();
-            if engine.with(state, so)? {
+            if engine.with(state, is_spent)? {
                 state.open = None;
                 fs::remove_dir_all(engine.path.join(FILES))
                     .map_err(|error| format!("cannot remove it: {error}"))?;
@@ -70,7 +71,7 @@ impl Handle {
         })
     }
 
-    /// What an operator should know, oldest first.
+    /// The oldest notice for the operator.
     pub(super) fn take_notice(&self) -> Option<String> {
         self.engine.get()?.state.lock().notices.pop_front()
     }
@@ -90,14 +91,14 @@ impl Handle {
         task: &str,
         work: impl FnOnce(&Engine) -> Result<R, String>,
     ) -> Result<R, LogError> {
-        let told = |path: &Path, why| {
+        let log_error = |path: &Path, why| {
             LogError(format!(
                 "cannot {task} the log in {}: {why}",
                 path.display()
             ))
         };
-        let engine = self.engine().map_err(|why| told(&self.asked, why))?;
-        work(engine).map_err(|why| told(&engine.path, why))
+        let engine = self.engine().map_err(|why| log_error(&self.asked, why))?;
+        work(engine).map_err(|why| log_error(&engine.path, why))
     }
 
     fn engine(&self) -> Result<&Arc<Engine>, String> {
@@ -124,7 +125,7 @@ impl Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        // Whoever opens the folder next finds this engine, or its lock released: nothing between.
+        // The next caller who opens the folder must find either this engine or a lock that was released.
         let _engines = ENGINES.lock();
         self.engine.take();
     }
@@ -139,7 +140,7 @@ struct Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         if let Some(open) = &mut self.state.get_mut().open {
-            // Without it, records only stay a little longer.
+            // If this fails, records only stay a little longer.
             let _ = open
                 .check()
                 .and_then(|()| tables::store_clock(&open.db, open.clock.now_ms()));
@@ -147,16 +148,16 @@ impl Drop for Engine {
     }
 }
 
-/// The database, if it is open, and the right to it. The first two fields are dropped in this order.
+/// The database, if it is open, and its lock. They are dropped in this order.
 #[derive(Default)]
 struct State {
     open: Option<Open>,
     lock: Option<Lock>,
     notices: VecDeque<String>,
     has_looked_for_former: bool,
-    /// The clock when the database was closed last; it goes on when the database is opened again.
+    /// The clock when the database was last closed. It continues when the database is opened again.
     clock: Option<Clock>,
-    /// How many logs were begun here.
+    /// How many new logs this process has begun in this folder.
     begun: u64,
     /// What each scope took when it was last trimmed.
     bytes: HashMap<String, u64>,
@@ -165,13 +166,13 @@ struct State {
 pub(super) struct Open {
     pub(super) db: Connection,
     pub(super) clock: Clock,
-    /// Tells this log from one that was here before.
+    /// Distinguishes this log from one that was here before.
     pub(super) generation: u64,
-    /// The folder, and the one of the files.
+    /// The folder, and its subfolder with the files.
     folders: [PathBuf; 2],
     /// The database, and its write-ahead log.
     files: [PathBuf; 2],
-    /// How they were left, if they were there.
+    /// How the last use left them, if they existed.
     left: [Option<Left>; 2],
     is_synced: bool,
 }
@@ -183,7 +184,7 @@ struct Left {
     bytes: u64,
 }
 
-/// How long the log has been open, in all.
+/// The total time that the log has been open.
 #[derive(Clone, Copy)]
 pub(super) struct Clock {
     base_ms: i64,
@@ -206,8 +207,12 @@ impl Clock {
 }
 
 impl Open {
-    /// Fails if the files are not as they were left, but for being longer, or if others can write to them.
+    /// Fails if the files are not as the last use left them, except for being longer, or if others can write to them.
+    ///
+    /// If a file is cut short during a use, that use can make it as long as before. Then the database, which SQLite
+    /// rarely writes to, is empty, or the write-ahead log begins with zeros.
     fn check(&self) -> Result<(), Failure> {
+        const CUT_SHORT: &str = "somebody has replaced its files, or cut them short";
         for (path, left) in self.files.iter().zip(&self.left) {
             let found = look(path)?;
             if let Some(found) = &found {
@@ -218,12 +223,19 @@ impl Open {
             };
             match found {
                 Some(found) if found.ino() == left.inode && found.len() >= left.bytes => {}
-                Some(_) => {
-                    let what = "somebody has replaced its files, or cut them short";
-                    return Err(Failure::Damage(what.into()));
-                }
+                Some(_) => return Err(Failure::Damage(CUT_SHORT.into())),
                 None => return Err(Failure::Removed),
             }
+        }
+        let [database, write_ahead] = &self.left;
+        let is_cut = match database {
+            Some(database) => database.bytes == 0,
+            None => return Err(Failure::Removed),
+        };
+        let is_refilled = write_ahead.as_ref().is_some_and(|left| left.bytes > 0)
+            && begins_with_zeros(&self.files[WRITE_AHEAD]).map_err(failed("look at its files"))?;
+        if is_cut || is_refilled {
+            return Err(Failure::Damage(CUT_SHORT.into()));
         }
         for folder in &self.folders {
             place::check_folder(folder).map_err(Failure::Place)?;
@@ -241,14 +253,14 @@ impl Open {
         Ok(())
     }
 
-    /// Says that something was committed, which [`sync`](Self::sync) then writes to the disk.
+    /// Notes a commit, which [`sync`](Self::sync) then writes to the disk.
     pub(super) fn has_appended(&mut self) {
         self.is_synced = false;
     }
 
     pub(super) fn sync(&mut self) -> Result<(), Failure> {
         if !self.is_synced {
-            // What is not in this file is in the database, which was synced when it got there.
+            // Commits that are no longer in this file are in the database, which SQLite synced when it moved them.
             File::open(&self.files[WRITE_AHEAD])
                 .and_then(|file| file.sync_data())
                 .map_err(failed("write to the disk"))?;
@@ -258,7 +270,14 @@ impl Open {
     }
 }
 
-/// How a file is, if there is one.
+/// Not for the database: to close another handle of that would unlock it.
+fn begins_with_zeros(path: &Path) -> io::Result<bool> {
+    let mut beginning = [0; 4];
+    let read = File::open(path)?.read(&mut beginning)?;
+    Ok(beginning[..read] == [0; 4][..read])
+}
+
+/// The metadata of a file, if it exists.
 fn look(path: &Path) -> Result<Option<fs::Metadata>, Failure> {
     match fs::metadata(path) {
         Ok(found) => Ok(Some(found)),
@@ -268,7 +287,7 @@ fn look(path: &Path) -> Result<Option<fs::Metadata>, Failure> {
 }
 
 impl Engine {
-    /// Opens the log if it is not, and does something with it. Says why either failed.
+    /// Opens the log if necessary, and calls `work` with it. Returns the reason if either failed.
     fn with<R>(
         &self,
         state: &mut State,
@@ -303,7 +322,7 @@ impl Engine {
                 let files = self.path.join(FILES);
                 place::make_folder(&files).map_err(Failure::Place)?;
                 place::check_folder(&files).map_err(Failure::Place)?;
-                // One from before would be in the way.
+                // A lock from before would be in the way.
                 state.lock = None;
                 let lock = place::lock(&self.path.join(LOCK)).map_err(Failure::Place)?;
                 state.lock = Some(lock.ok_or(Failure::InUse)?);
@@ -349,7 +368,7 @@ impl Engine {
         ));
     }
 
-    /// Makes room for a new log. Says what was done.
+    /// Moves a damaged log aside, to make room for a new one. Returns a line about it.
     fn move_aside(&self, damage: &str) -> String {
         let mut kept = self.kept_damage();
         let newest = kept.last().map_or(0, |(number, _)| *number);
@@ -359,13 +378,13 @@ impl Engine {
         }
         kept.truncate((kept.len() + 1).saturating_sub(DAMAGED_KEPT));
         for (_, path) in kept {
-            // What cannot be removed now is tried again at the next damage.
+            // If this fails, it is tried again at the next damage.
             let _ = fs::remove_dir_all(path);
         }
         format!("it was damaged ({damage}), is kept as {name}, and a new one is begun")
     }
 
-    /// What was moved aside, the oldest first, with its number.
+    /// The logs that were moved aside, the oldest first, with their numbers.
     fn kept_damage(&self) -> Vec<(u64, PathBuf)> {
         let entries = fs::read_dir(&self.path).into_iter().flatten().flatten();
         let mut kept: Vec<_> = entries
@@ -380,7 +399,7 @@ impl Engine {
     }
 }
 
-/// Opens the database. Answers whether it is new.
+/// Opens the database. Returns whether it is new.
 fn open(files: &Path) -> Result<(Connection, bool), Failure> {
     let path = files.join(DATABASE);
     check_writable(files).map_err(failed("open the database"))?;
@@ -394,8 +413,8 @@ fn open(files: &Path) -> Result<(Connection, bool), Failure> {
         | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut db = Connection::open_with_flags(&path, flags)?;
     db.set_prepared_statement_cache_capacity(64);
-    // The exclusive mode comes first: it keeps the index of the write-ahead log out of shared memory, where
-    // others could change it, or truncate it and so end the process.
+    // The exclusive mode comes first. It keeps the index of the write-ahead log out of shared memory, where others
+    // could change it, or truncate it and so kill the process.
     db.execute_batch(
         "PRAGMA locking_mode = EXCLUSIVE;
          PRAGMA synchronous = NORMAL;
@@ -406,7 +425,7 @@ fn open(files: &Path) -> Result<(Connection, bool), Failure> {
     )?;
     let layout: i64 = db.pragma_query_value(None, "user_version", |row| row.get(0))?;
     if layout == 0 {
-        // Before there is anything in the file. In another file it would be a write, for which there may be no room.
+        // This must come before anything is in the file. Later it would be a write, for which there may be no room.
         db.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
     }
     db.pragma_update(None, "journal_mode", "WAL")?;
@@ -428,7 +447,7 @@ fn open(files: &Path) -> Result<(Connection, bool), Failure> {
     Ok((db, layout == 0))
 }
 
-/// The engine would go on without the right to write, and say the same as of a file that is damaged.
+/// Without this check, SQLite would go on without the right to write, and report it in the same way as damage.
 fn check_writable(files: &Path) -> io::Result<()> {
     let mut options = File::options();
     options.write(true).mode(0o600);
@@ -449,9 +468,9 @@ fn failed(tried: &'static str) -> impl Fn(io::Error) -> Failure {
 /// Why the log could not be used.
 pub(super) enum Failure {
     Engine(rusqlite::Error),
-    /// What was tried, and what came of it.
+    /// What was tried, and the error.
     Io(&'static str, io::Error),
-    /// The folder or a file cannot be made, locked, or belongs to others as well.
+    /// The folder or a file cannot be made or locked, or others can use it as well.
     Place(String),
     InUse,
     Removed,
@@ -462,7 +481,7 @@ impl Failure {
     pub(super) fn reason(&self) -> String {
         match self {
             Failure::Engine(error) => match error.sqlite_error() {
-                // Its words are few, and the number says at what.
+                // SQLite's text says little; the code says where it failed.
                 Some(code) => format!("{error} (SQLite {})", code.extended_code),
                 None => error.to_string(),
             },
@@ -473,7 +492,7 @@ impl Failure {
         }
     }
 
-    /// Whether there is no room for what was written.
+    /// Whether the disk had no room for it.
     pub(super) fn is_full(&self) -> bool {
         match self {
             Failure::Engine(error) => error.sqlite_error_code() == Some(ErrorCode::DiskFull),
@@ -490,12 +509,12 @@ impl Failure {
                 return false
             }
         };
-        // Other errors are about values and tables that are not what was written.
+        // Other errors mean values or tables that Rekindle has not written.
         let Some(error) = error.sqlite_error() else {
             return true;
         };
         match error.code {
-            // A byte of the file can say so as well.
+            // A damaged byte in the file can cause this error as well.
             ErrorCode::ReadOnly => check_writable(&folder.join(FILES)).is_ok(),
             ErrorCode::PermissionDenied
             | ErrorCode::OperationAborted
@@ -517,5 +536,33 @@ impl Failure {
 impl From<rusqlite::Error> for Failure {
     fn from(error: rusqlite::Error) -> Self {
         Failure::Engine(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_that_are_cut_short_during_a_use_are_set_aside() {
+        let fill = |open: &mut Open| {
+            let sql = "CREATE TABLE IF NOT EXISTS t (v); INSERT INTO t VALUES (zeroblob(20000))";
+            open.db.execute_batch(sql).map_err(Failure::from)
+        };
+        for which in [0, WRITE_AHEAD] {
+            let folder = tempfile::TempDir::new().unwrap();
+            let handle = Handle::new(folder.path().into());
+            handle.with("write to", fill).unwrap();
+            let cut = |open: &mut Open| {
+                let file = File::options().write(true).open(&open.files[which]);
+                file.unwrap().set_len(0).unwrap();
+                fill(open)
+            };
+            handle.with("write to", cut).unwrap();
+            let error = handle.with("write to", fill).unwrap_err();
+            assert!(error.0.contains("cut them short"), "{}", error.0);
+            assert!(handle.take_notice().is_some());
+            handle.with("write to", fill).unwrap();
+        }
     }
 }

@@ -1,20 +1,20 @@
 //! The log in a folder, for one node: an SQLite database that this process alone has open.
 //!
-//! With a million records of 250 bytes, in batches of 50 to 500 and an fsync every 200 ms, SQLite wrote
-//! 270,000 records/s (3 s of CPU, 700 MB written, 280 MB kept) and read 2,400,000/s newest first; dropping half
-//! of them took a second, and memory peaked at 8 MB. fjall 2.11 wrote 100,000/s (2.3 s of CPU, 530 MB written),
-//! with a stall of half a second, three threads and 33 MB; a damaged byte of its smaller files keeps it shut, it
-//! lets a second process in, and its next major version needs a newer Rust. redb 2.6 wrote 170,000/s, but to
-//! drop 50,000 of 100,000 records it took three seconds, wrote 780 MB and made a file of 50 MB one of 830 MB. LMDB was
-//! not tried: it maps its file, so that a truncated one or a full disk can end the node.
+//! SQLite was chosen by measurements with a million records of 250 bytes, in batches of 50 to 500 and an fsync every
+//! 200 ms. SQLite wrote 270,000 records/s (3 s of CPU, 700 MB written, 280 MB kept) and read 2,400,000/s newest first;
+//! dropping half of them took a second, and memory peaked at 8 MB. fjall 2.11 wrote 100,000/s (2.3 s of CPU, 530 MB
+//! written), with a pause of half a second, three threads and 33 MB; it cannot open a log with a damaged byte in one of
+//! its smaller files, it lets a second process in, and its next major version needs a newer Rust. redb 2.6 wrote
+//! 170,000/s, but to drop 50,000 of 100,000 records it took three seconds, wrote 780 MB and blew up a file of 50 MB to
+//! 830 MB. LMDB was not tried: it maps its file, so a truncated file or a full disk can kill the node.
 //!
-//! - A commit is in the write-ahead log, and so outlives the process. [`sync`](LogWriter::sync) makes it outlive
-//!   a power cut; the engine itself does at each checkpoint.
+//! - A commit reaches the write-ahead log, so it outlives the process. [`sync`](LogWriter::sync) makes it outlive a
+//!   power cut; SQLite itself does so at each checkpoint.
 //! - No wall clock is read. A record's age is how long the log has been open since the record was appended. The log
-//!   stores how long it has been open, in all, with each append, with each trim, and when it is closed.
-//! - After any error the database is closed, and opened again by the next call.
-//! - The engine goes on with files that somebody else has removed or cut short: what it then writes is gone with the
-//!   process. So they are looked at before each use, with a few `stat`s.
+//!   stores its total open time with each append, with each trim, and when it is closed.
+//! - After any error the database is closed, and the next call opens it again.
+//! - SQLite goes on with files that somebody else has removed or cut short, and what it writes then is lost with the
+//!   process. So a few `stat`s check the files before each use.
 //! - The folder and the files must belong to the user who runs this process, and nobody else may write to them.
 
 mod engine;
@@ -30,19 +30,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tables::{Books, Excess, What};
 
-/// How long a trim may take. What is left is for the next one.
+/// How long a trim may take. The next one does the rest.
 const TRIM: Duration = Duration::from_secs(3);
-/// How many records are dropped before others have a turn: some milliseconds.
+/// How many records one transaction drops, so that others have to wait some milliseconds at most.
 const DROPPED_AT_ONCE: usize = 2000;
-/// How long batches are tried one by one where there is no room for all of them.
+/// How long `append` tries batches one by one if the disk has no room for all of them.
 const ONE_BY_ONE: Duration = Duration::from_secs(3);
 
-/// A log in a folder, for all scopes of a node. It stays open until this, and all writers and readers of every
-/// `Folder` for the same place, are gone.
+/// A log in a folder, for all scopes of a node. It stays open until all `Folder`s of this path, with their writers and
+/// readers, are gone.
 pub struct Folder(Arc<Handle>);
 
 impl Folder {
-    /// The log in a folder. It is made or opened when it is first used.
+    /// The log in this folder. First use makes or opens it.
     pub fn at(path: impl Into<PathBuf>) -> Self {
         Folder(Arc::new(Handle::new(path.into())))
     }
@@ -76,7 +76,7 @@ impl Log for Folder {
 struct FolderWriter(Arc<Handle>);
 
 impl LogWriter for FolderWriter {
-    /// In one transaction. If the disk has no room for it, each batch is tried alone, as some may be small.
+    /// Appends in one transaction. If the disk has no room for it, tries each batch alone, as some may be small.
     fn append(&mut self, batches: &[Batch]) -> Result<Vec<Result<(), LogError>>, LogError> {
         if batches.is_empty() {
             return Ok(Vec::new());
@@ -107,13 +107,14 @@ impl LogWriter for FolderWriter {
             Ok(()) if results.is_empty() => Ok(vec![Ok(()); batches.len()]),
             Ok(()) => {
                 let location = self.0.asked.display();
-                let told = |why| LogError(format!("cannot append to the log in {location}: {why}"));
+                let log_error =
+                    |why| LogError(format!("cannot append to the log in {location}: {why}"));
                 Ok(results
                     .into_iter()
-                    .map(|result| result.map_err(told))
+                    .map(|result| result.map_err(log_error))
                     .collect())
             }
-            // What went before may be in the log, or not: the caller appends it again.
+            // Earlier batches may be in the log or not: the caller appends them again.
             Err(error) => Err(error),
         }
     }
@@ -122,11 +123,11 @@ impl LogWriter for FolderWriter {
         self.0.with("sync", Open::sync)
     }
 
-    /// Drops records of all scopes: those that nobody opens any more have their records dropped by the age that they
-    /// last asked for, or by the longest that any scope did where they never have.
+    /// Drops records of all scopes, also of those that nobody opens any more. Their bound on age is the last one that
+    /// was asked for, or, if there was none, the longest of any scope.
     ///
-    /// A log of which nothing is to be kept is removed: it may have filled the disk, and to drop records from it would
-    /// need room.
+    /// If the log has only records to drop, it is removed as a whole: it may have filled the disk, and dropping records
+    /// one by one would need room.
     fn trim(&mut self, scopes: &[Bounds]) -> Result<(), LogError> {
         let begun = Instant::now();
         let bounds: HashMap<&str, &Bounds> =
@@ -154,7 +155,7 @@ impl LogWriter for FolderWriter {
                 .collect())
         })?;
         self.0.set_bytes(bytes);
-        while begun.elapsed() < TRIM && self.0.with("trim", |open| tables::give_back(&open.db))? {}
+        while begun.elapsed() < TRIM && self.0.with("trim", |open| tables::vacuum(&open.db))? {}
         Ok(())
     }
 
@@ -178,7 +179,7 @@ fn millis(time: Duration) -> i64 {
     time.as_millis().try_into().unwrap_or(i64::MAX)
 }
 
-/// For each scope, the time at and before which a record was appended if it is too old now.
+/// For each scope, a time: records that were appended then or before are too old now.
 fn horizons(books: &[Books], bounds: &HashMap<&str, &Bounds>, now_ms: i64) -> Vec<i64> {
     let keep_ms = |scope: &Books| match bounds.get(&*scope.name) {
         Some(bounds) => Some(millis(bounds.keep)),
@@ -192,7 +193,7 @@ fn horizons(books: &[Books], bounds: &HashMap<&str, &Bounds>, now_ms: i64) -> Ve
         .collect()
 }
 
-/// Whether there are records, and all of them are too old.
+/// Whether there are records and all of them are too old.
 fn is_spent(books: &[Books], horizons: &[i64]) -> bool {
     let is_too_old = |(scope, horizon_ms): (&Books, &i64)| {
         let streams = scope.until_ms.iter().flatten();
@@ -204,7 +205,7 @@ fn is_spent(books: &[Books], horizons: &[i64]) -> bool {
     has_records && books.iter().zip(horizons).all(is_too_old)
 }
 
-/// Stores what has changed: how long records are kept, and how long the log has been open.
+/// Stores how long the log has been open, and the bounds on age that have changed.
 fn store(
     open: &mut Open,
     books: &[Books],
@@ -228,7 +229,7 @@ fn store(
     tables::store_books(&mut open.db, now_ms, &keeps, &empty)
 }
 
-/// What is to be dropped: what is too old first, then the oldest sessions of scopes that are too large.
+/// The records to drop: first those that are too old, then the oldest sessions of scopes that are too large.
 fn excess(books: &[Books], bounds: &HashMap<&str, &Bounds>, now_ms: i64) -> Vec<Excess> {
     let mut excess = Vec::new();
     for (scope, horizon_ms) in books.iter().zip(horizons(books, bounds, now_ms)) {
@@ -264,11 +265,11 @@ struct FolderReader {
     place: Option<Place>,
 }
 
-/// Where a reader is.
+/// A reader's position.
 struct Place {
     generation: u64,
     scope: i64,
-    /// The number that all records still to be read are below, for each stream.
+    /// For each stream, records below this number are still to be read.
     before: [i64; 2],
 }
 
@@ -295,7 +296,7 @@ impl LogReader for FolderReader {
             Stream::Sessions => &mut place.before[1],
         };
         let (records, next) = self.folder.with("read", |open| {
-            // A log that was begun since has nothing from before the mark.
+            // If the log was begun again since, it has no record from before the mark.
             if open.generation != place.generation {
                 return Ok((Vec::new(), *before));
             }

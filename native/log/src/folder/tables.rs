@@ -1,17 +1,18 @@
-//! The tables, and all that is asked of them: append, read back, drop by age and by size.
+//! The tables and their statements: append, read back, drop by age and by size.
 //!
-//! A record's number is the next one of its scope and stream. Its age is kept for ranges of numbers: those that were
-//! appended within a minute in which the log was open. What a stream takes is a running sum in its scope's row.
+//! Records are numbered within their scope and stream. Ages are stored for ranges of records: all that were appended
+//! within one minute of the log's open time. The scope's row has a running sum of each stream's bytes.
 
 use super::engine::Failure;
 use crate::{Batch, Record, Stream};
 use rusqlite::{params, Connection, OptionalExtension, Transaction};
 
-/// Another arrangement of the tables has another number.
+/// Increase it whenever the tables change.
 pub(super) const LAYOUT: i64 = 2;
 
 /// `next_*` is the number of the stream's next record. `open_ms` is how long the log has been open, in all; `until_ms`
-/// is what it was when the range's last record was appended. Numbers of scopes are not used twice: readers know them.
+/// is what it was when the range's last record was appended. Numbers of scopes are not used twice, because readers
+/// remember them.
 const TABLES: &str = "
     CREATE TABLE clock (id INTEGER PRIMARY KEY CHECK (id = 1), open_ms INTEGER NOT NULL) STRICT;
     INSERT INTO clock VALUES (1, 0);
@@ -30,13 +31,13 @@ const TABLES: &str = "
         PRIMARY KEY (scope, stream, first)
     ) STRICT, WITHOUT ROWID;";
 
-/// How long a range goes on. A record may stay this much longer than it has to.
+/// How long a range goes on. So long may a record stay beyond its age.
 const RANGE_MS: i64 = 60_000;
-/// What a record takes beside its own bytes.
+/// Bytes of a record besides its content.
 const RECORD_OVERHEAD_BYTES: i64 = 20;
-/// How many pages are given back before others have a turn: some milliseconds.
+/// How many pages one call gives back, so that others have to wait some milliseconds at most.
 const PAGES_AT_ONCE: i64 = 1024;
-/// Free pages that are never given back: the next records need them.
+/// Free pages that the file keeps for the next records.
 const SPARE_PAGES: i64 = 256;
 
 pub(super) const STREAMS: [Stream; 2] = [Stream::Control, Stream::Sessions];
@@ -55,7 +56,7 @@ pub(super) fn create(db: &mut Connection) -> Result<(), Failure> {
     Ok(begin.commit()?)
 }
 
-/// How long the log had been open when that was last stored.
+/// How long the log had been open when that was last stored, in milliseconds.
 pub(super) fn clock_ms(db: &Connection) -> Result<i64, Failure> {
     Ok(db.query_row("SELECT open_ms FROM clock", [], |row| row.get(0))?)
 }
@@ -71,7 +72,7 @@ pub(super) fn store_clock(db: &Connection, open_ms: i64) -> Result<(), Failure> 
 /// Appends the records of each scope.
 pub(super) fn append(db: &mut Connection, batches: &[Batch], open_ms: i64) -> Result<(), Failure> {
     let append = db.transaction()?;
-    // With what it dates, so that no record is younger than the clock after a crash.
+    // In the same transaction as the records that it dates, so that after a crash no record is younger than the clock.
     store_clock(&append, open_ms)?;
     for batch in batches {
         append_batch(&append, batch, open_ms)?;
@@ -117,7 +118,7 @@ fn append_batch(append: &Transaction, batch: &Batch, open_ms: i64) -> Result<(),
     Ok(())
 }
 
-/// Answers the next number, and how many bytes were added.
+/// Returns the next number, and how many bytes were added.
 fn append_stream(
     append: &Transaction,
     scope: i64,
@@ -146,7 +147,7 @@ fn size(record_bytes: i64) -> i64 {
     record_bytes + RECORD_OVERHEAD_BYTES
 }
 
-/// Dates the records from `next` on: by the newest range, or by a new one.
+/// Adds the records from `next` on to the newest range, or begins a new one.
 fn extend_range(
     append: &Transaction,
     scope: i64,
@@ -191,7 +192,7 @@ pub(super) fn find(db: &Connection, name: &str) -> Result<Option<(i64, [i64; 2])
         let last: Option<i64> = db
             .prepare_cached("SELECT max(seq) FROM record WHERE scope = ? AND stream = ?")?
             .query_row([scope, number(stream)], |row| row.get(0))?;
-        // The row and the records are on different pages, of which one may be damaged.
+        // The row and the records are on different pages, and one of these may be damaged.
         if last.is_some_and(|last| last >= *next) {
             return Err(Failure::Damage(
                 "a record has no number of its stream".into(),
@@ -204,7 +205,7 @@ pub(super) fn find(db: &Connection, name: &str) -> Result<Option<(i64, [i64; 2])
     Ok(Some((scope, next)))
 }
 
-/// The records of a stream below a number, newest first, and the number of the last of them.
+/// The records of a stream below a number, newest first, and the number of the last one returned.
 pub(super) fn older(
     db: &Connection,
     scope: i64,
@@ -220,7 +221,7 @@ pub(super) fn older(
     let (mut records, mut next) = (Vec::new(), before);
     while let Some(row) = rows.next()? {
         let seq: i64 = row.get(0)?;
-        // Otherwise a damaged page could be met for ever.
+        // Without this check, a damaged page could make the reader loop for ever.
         if seq >= next {
             return Err(Failure::Damage("records are out of order".into()));
         }
@@ -232,17 +233,17 @@ pub(super) fn older(
 
 // ---- trim ----
 
-/// A scope as trimming needs it.
+/// What trimming needs to know about a scope.
 pub(super) struct Books {
     pub(super) scope: i64,
     pub(super) name: String,
     pub(super) keep_ms: Option<i64>,
     pub(super) bytes: i64,
-    /// Of each stream that has records, when its oldest range and its newest had their last record.
+    /// For each stream with records: when its oldest and its newest range had their last record.
     pub(super) until_ms: [Option<(i64, i64)>; 2],
 }
 
-/// All scopes: one row and four ranges for each, whatever they hold.
+/// All scopes. Reads one row and four ranges per scope, however many records there are.
 pub(super) fn books(db: &Connection) -> Result<Vec<Books>, Failure> {
     let mut select = db.prepare_cached(
         "SELECT id, name, keep_ms, control_bytes + sessions_bytes,
@@ -268,7 +269,7 @@ pub(super) fn books(db: &Connection) -> Result<Vec<Books>, Failure> {
     Ok(books.collect::<Result<_, _>>()?)
 }
 
-/// Remembers how long the scopes want their records kept, and what time it is. Forgets scopes that have no record.
+/// Stores the open time and the scopes' bounds on age. Removes scopes without records.
 pub(super) fn store_books(
     db: &mut Connection,
     open_ms: i64,
@@ -294,7 +295,7 @@ pub(super) fn store_books(
     Ok(store.commit()?)
 }
 
-/// What is to be dropped of a scope.
+/// Records of a scope to drop.
 pub(super) struct Excess {
     pub(super) scope: i64,
     pub(super) stream: Stream,
@@ -303,13 +304,13 @@ pub(super) struct Excess {
 
 /// Which records are to be dropped.
 pub(super) enum What {
-    /// Those that were appended at this time, or before.
+    /// Those that were appended at this time or before.
     UntilMs(i64),
     /// The oldest, while the scope takes more than these bytes.
     BeyondBytes(i64),
 }
 
-/// Drops what comes first in the list, about `limit` records, and takes from the list what is done.
+/// Drops records from the front of the list, about `limit` of them, and removes from the list what is done.
 pub(super) fn drop_some(
     db: &mut Connection,
     excess: &mut Vec<Excess>,
@@ -359,8 +360,8 @@ fn end_of(drop: &Transaction, part: &Excess, until_ms: i64) -> Result<i64, Failu
     Ok(i64::MAX)
 }
 
-/// Drops the oldest records of a stream: those below `end`, until they have `bytes`, and not more than `limit`.
-/// Answers how many.
+/// Drops the oldest records of a stream: those below `end`, until `bytes` are freed, and at most `limit` of them.
+/// Returns how many.
 fn drop_oldest(
     drop: &Transaction,
     scope: i64,
@@ -401,7 +402,7 @@ fn drop_oldest(
         ))?
         .execute([scope, freed])?;
     }
-    // The range of the oldest record that is left is the newest that begins at or below it.
+    // The oldest remaining record belongs to the newest range that begins at or before it.
     drop.prepare_cached(
         "DELETE FROM range WHERE scope = ?1 AND stream = ?2 AND first < coalesce(
              (SELECT max(first) FROM range WHERE scope = ?1 AND stream = ?2 AND first <=
@@ -411,16 +412,16 @@ fn drop_oldest(
     Ok(dropped)
 }
 
-/// Gives some of the file back to the disk, where much of it is free. Returns whether it did.
-pub(super) fn give_back(db: &Connection) -> Result<bool, Failure> {
+/// Gives a part of the file back to the disk if much of it is free. Returns whether it did.
+pub(super) fn vacuum(db: &Connection) -> Result<bool, Failure> {
     let count = |pragma| db.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0));
     let free = count("freelist_count")?;
     if free <= SPARE_PAGES.max(count("page_count")? / 4) {
         return Ok(false);
     }
-    // One page a row.
+    // The pragma returns one row per page.
     db.pragma(None, "incremental_vacuum", PAGES_AT_ONCE, |_| Ok(()))?;
-    // This is what makes the file shorter.
+    // Only the checkpoint shortens the file.
     db.query_row("PRAGMA wal_checkpoint", [], |_| Ok(()))?;
     Ok(count("freelist_count")? < free)
 }

@@ -1,4 +1,4 @@
-//! What a sealed file notices, and what it survives.
+//! Tests of what a sealed file notices, and what it survives.
 
 use super::*;
 use std::fs::Permissions;
@@ -147,7 +147,7 @@ fn zeros_that_a_power_cut_leaves_at_the_end_are_cut_off() {
     let good = fs::read(path(&folder)).unwrap();
     let last = starts(&BLOCKS)[BLOCKS.len() - 1];
     for from in last..=good.len() - TAG_BYTES {
-        // A length that was written in part is damage.
+        // A partly written length is damage.
         if (last + 1..last + LENGTH_BYTES).contains(&from) {
             continue;
         }
@@ -179,7 +179,7 @@ fn blocks_that_are_moved_copied_or_of_another_file_are_noticed() {
     fails(&[&good, block(0)], 4);
     fails(&[&good, block(3)], 4);
 
-    // Of the same number, from before it was written again.
+    // A block with the same number, from before the file was rewritten.
     fs::write(path(&folder), &good).unwrap();
     let (mut file, _) = SealedFile::open(folder.path(), NAME).unwrap();
     file.rewrite(BLOCKS.iter().map(|block| block.to_vec()))
@@ -189,7 +189,7 @@ fn blocks_that_are_moved_copied_or_of_another_file_are_noticed() {
     fails(&[&new[..starts[2]], block(2), &new[starts[3]..]], 2);
     fails(&[header, &new[HEADER_BYTES..]], 0);
 
-    // Under another name.
+    // The same file under another name.
     fs::write(folder.path().join("other"), &good).unwrap();
     let error = SealedFile::open(folder.path(), "other").err().unwrap().0;
     assert!(error.contains("its header is damaged"), "{error}");
@@ -203,7 +203,7 @@ fn a_missing_or_wrong_key_is_an_error_and_not_made_again() {
     fs::remove_file(&key).unwrap();
     let error = all(folder.path()).unwrap_err();
     let expected = format!(
-        "cannot open {}: {} is missing, with which its blocks were sealed",
+        "cannot open {}: its key {} is missing",
         path(&folder).display(),
         key.display()
     );
@@ -319,7 +319,7 @@ fn a_damaged_file_is_moved_aside_on_request_and_two_are_kept() {
     for round in 1..=12 {
         fs::write(path(&folder), format!("damage {round}")).unwrap();
         if round == 1 {
-            // A key was made before.
+            // A key exists already.
             fs::remove_file(path(&folder)).unwrap();
             SealedFile::open(folder.path(), NAME).unwrap();
             fs::write(path(&folder), "damage 1").unwrap();
@@ -403,7 +403,7 @@ fn a_full_disk_leaves_the_file_usable() {
             "{error}"
         );
         assert!(!place.path().join("revocations.new").exists());
-        // A smaller one has room.
+        // There is room for a smaller block.
         file.append(b"small", true).unwrap();
         drop(file);
         let found = all(place.path()).unwrap();

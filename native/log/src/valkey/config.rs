@@ -17,33 +17,32 @@ const TLS: [&str; 2] = ["valkeys", "rediss"];
 #[derive(Clone)]
 pub struct ValkeyConfig {
     /// `valkey://[[USER]:PASSWORD@]HOST[:PORT][/DATABASE]`, or `valkeys` for TLS. The schemes `redis` and `rediss` mean
-    /// the same. Port 6379 and database 0 are the defaults. For a cluster, the URL of any of its servers.
+    /// the same. The defaults are port 6379 and database 0. For a cluster, the URL of any of its servers.
     pub url: Zeroizing<String>,
     /// The user, if it is not in the URL.
     pub user: Option<String>,
     /// Where the password is.
     pub password: Password,
-    /// A PEM file with the CA certificates of which one must have signed the server's certificate. Without it, the
-    /// system's CA certificates count.
+    /// A PEM file with CA certificates for the server's certificate. Without it, the system's CA certificates count.
     pub ca_file: Option<PathBuf>,
-    /// A PEM file with the certificate that this client shows to the server, and the chain behind it.
+    /// A PEM file with the certificate that this client shows to the server, and its chain.
     pub tls_cert_file: Option<PathBuf>,
     /// A PEM file with the private key of that certificate.
     pub tls_key_file: Option<PathBuf>,
     /// Whether the server is one of a cluster.
     pub cluster: bool,
-    /// Over how many streams the sessions of a scope are spread: the same number for all nodes that share the log. More
-    /// than 1 is of use only if several servers of a cluster share the load; 64 at most.
+    /// Number of streams over which the sessions of a scope are spread, at most 64. All nodes that share the log need
+    /// the same number. More than 1 is useful only if several servers of a cluster share the load.
     pub partitions: u16,
 }
 
 /// Where a password is. It is read again for each connection.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Password {
-    /// In the URL, or there is no password.
+    /// In the URL, if there is one.
     #[default]
     Url,
-    /// The contents of a file, without line ends at the end.
+    /// The content of a file, without line ends at its end.
     File(PathBuf),
     /// The value of an environment variable.
     Env(String),
@@ -61,7 +60,7 @@ pub(super) struct Target {
 }
 
 impl ValkeyConfig {
-    /// One server, with nothing set that is not in the URL.
+    /// One server, with only the settings in the URL.
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             url: Zeroizing::new(url.into()),
@@ -75,7 +74,7 @@ impl ValkeyConfig {
         }
     }
 
-    /// Says what is wrong, as far as that can be seen without a file or a server.
+    /// Fails if the settings are wrong, as far as that can be seen without a file or a server.
     pub fn check(&self) -> Result<(), String> {
         self.target().map(|_| ())
     }
@@ -85,7 +84,7 @@ impl ValkeyConfig {
         let url = self.target().ok().and_then(|_| self.parsed());
         match url {
             Some(mut url) => {
-                // Neither fails for a URL with a host.
+                // These do not fail for a URL with a host.
                 let _ = url.set_username("");
                 let _ = url.set_password(None);
                 url.to_string()
@@ -94,7 +93,7 @@ impl ValkeyConfig {
         }
     }
 
-    /// The URL, if it is one of a server.
+    /// The URL, if it has a known scheme and a host.
     fn parsed(&self) -> Option<Url> {
         Url::parse(&self.url)
             .ok()
@@ -103,7 +102,7 @@ impl ValkeyConfig {
     }
 
     pub(super) fn target(&self) -> Result<Target, String> {
-        // Nothing of the URL is repeated in an error: in a wrong one, the password may be anywhere.
+        // Errors must not repeat any part of the URL: in a wrong URL, the password may be anywhere.
         let url = self.parsed().ok_or(
             "the URL is not of the form valkey://[[USER]:PASSWORD@]HOST[:PORT][/DATABASE] with one of the \
              schemes valkey, redis and, with TLS, valkeys, rediss; \
@@ -118,24 +117,19 @@ impl ValkeyConfig {
     fn understood(&self, url: &Url) -> Result<Target, String> {
         let tls = TLS.contains(&url.scheme());
         if url.query().is_some() || url.fragment().is_some() {
-            return Err("the URL has a ? or # in it, but no settings can be made there".into());
+            return Err("the URL has a ? or #; write settings as options".into());
         }
         if self.ca_file.is_some() && !tls {
-            return Err("a CA file needs a URL with TLS, with the scheme valkeys or rediss".into());
+            return Err("ca_file needs a URL with TLS: valkeys://… or rediss://…".into());
         }
         if self.tls_cert_file.is_some() != self.tls_key_file.is_some() {
-            return Err("a client certificate needs both a certificate file and a key file".into());
+            return Err("tls_cert_file and tls_key_file belong together; set both".into());
         }
         if self.tls_cert_file.is_some() && !tls {
-            return Err(
-                "a client certificate needs a URL with TLS, with the scheme valkeys or rediss"
-                    .into(),
-            );
+            return Err("tls_cert_file needs a URL with TLS: valkeys://… or rediss://…".into());
         }
         if !(1..=MAX_PARTITIONS).contains(&self.partitions) {
-            return Err(format!(
-                "the number of partitions is from 1 to {MAX_PARTITIONS}"
-            ));
+            return Err(format!("partitions must be from 1 to {MAX_PARTITIONS}"));
         }
         let host = match url.host() {
             Some(Host::Domain(name)) => name.to_owned(),
@@ -148,7 +142,7 @@ impl ValkeyConfig {
         }
         let database = match url.path().trim_matches('/') {
             "" => Some(0),
-            // Servers count them with 31 bits.
+            // Servers count databases with 31 bits.
             database => database
                 .parse::<u32>()
                 .ok()
@@ -169,11 +163,11 @@ impl ValkeyConfig {
             .map(|password| decoded(password).map(Zeroizing::new))
             .transpose()?;
         if password.is_some() && self.password != Password::Url {
-            return Err("there is a password in the URL and one elsewhere".into());
+            return Err("the URL has a password, and so has an option; give it once".into());
         }
         let user = self.user.clone().or(user_in_url);
         if user.is_some() && password.is_none() && self.password == Password::Url {
-            return Err("a user needs a password".into());
+            return Err("there is a user but no password".into());
         }
         Ok(Target {
             host,
@@ -185,7 +179,7 @@ impl ValkeyConfig {
         })
     }
 
-    /// The password, wherever it is.
+    /// The password from wherever it is; `None` if there is none.
     pub(super) fn secret(&self, target: &Target) -> Result<Option<Zeroizing<String>>, String> {
         let (secret, of) = match &self.password {
             Password::Url => return Ok(target.password.clone()),
@@ -194,7 +188,7 @@ impl ValkeyConfig {
                 format!("the password file {}", path.display()),
             ),
             Password::Env(name) => (
-                // The error for a value that is not UTF-8 has the value in it.
+                // The error is not shown: for a value that is not UTF-8 it contains the value.
                 std::env::var(name).map_err(|_| "not set, or not UTF-8".into()),
                 format!("the variable {name} for the password"),
             ),

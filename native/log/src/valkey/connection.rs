@@ -1,4 +1,4 @@
-//! One connection to a server, by TCP or TLS, on which no call outlasts its deadline.
+//! One connection to a server, by TCP or TLS. No call on it outlasts its deadline.
 
 use std::fs;
 use std::io::{self, BufReader, ErrorKind, Read, Write};
@@ -18,12 +18,11 @@ use zeroize::{Zeroize, Zeroizing};
 use super::config::{Target, ValkeyConfig};
 use super::resp::{self, Budget, Fault, Value};
 
-/// How long a connection may take to be made.
+/// How long making a connection may take.
 const CONNECT: Duration = Duration::from_secs(2);
-/// How long a server may keep silent where it has nothing to wait for.
+/// How long a server may stay silent if it has nothing to wait for.
 pub(super) const ANSWER: Duration = Duration::from_secs(3);
-/// A connection that was idle longer than this is asked for a sign of life before it is used for what must not be sent
-/// twice.
+/// A connection that was idle longer than this is tested before it is used for commands that must not be sent twice.
 const IDLE: Duration = Duration::from_secs(1);
 
 /// A server's host and port.
@@ -32,9 +31,9 @@ pub(super) type Address = (String, u16);
 /// Why a call on a connection failed.
 #[derive(Debug)]
 pub(super) struct Broken {
-    /// In words, for an operator.
+    /// A line for the operator.
     pub(super) words: String,
-    /// Whether the other side, or something between, ended the connection.
+    /// Whether the server, or something on the way, ended the connection.
     pub(super) lost: bool,
 }
 
@@ -80,11 +79,11 @@ impl From<Fault> for Broken {
     }
 }
 
-/// A socket whose every operation ends before a deadline.
+/// A socket whose operations all end before a deadline.
 struct Timed {
     socket: TcpStream,
     deadline: Instant,
-    /// How long it may be silent within the deadline.
+    /// How long the other side may be silent before the deadline.
     silence: Duration,
 }
 
@@ -93,7 +92,7 @@ impl Timed {
         let left = self.deadline.saturating_duration_since(Instant::now());
         match left.min(self.silence) {
             Duration::ZERO => Err(ErrorKind::TimedOut.into()),
-            // The system counts in microseconds at best, and takes 0 for no limit.
+            // The system counts in microseconds at best, and takes 0 as no limit.
             left => Ok(left.max(Duration::from_millis(1))),
         }
     }
@@ -206,7 +205,7 @@ impl Connection {
                 _ => return Err(Fault::Nonsense.into()),
             }
         }
-        // A server that refuses this one may do well otherwise.
+        // A server may refuse this command and still be fine.
         connection.ask(
             &resp::encode(&[b"CLIENT", b"SETNAME", b"rekindle"]),
             deadline,
@@ -251,7 +250,7 @@ impl Connection {
         Ok(answer)
     }
 
-    /// Whether the connection can be used, as far as can be known without using it: after a while without use, the
+    /// Whether the connection can be used, as far as that can be known in advance. If it was idle for a while, the
     /// server is asked for a sign of life.
     pub(super) fn is_alive(&mut self, deadline: Instant) -> bool {
         if self.is_closed() {
@@ -261,11 +260,11 @@ impl Connection {
             return true;
         }
         let deadline = deadline.min(Instant::now() + CONNECT);
-        // A user who has no right to ask gets an answer as well.
+        // A user without the right to PING gets an answer as well: an error.
         self.ask(&resp::encode(&[b"PING"]), deadline).is_ok()
     }
 
-    /// Whether the other side has ended the connection, or sent what nobody asked for.
+    /// Whether the server has ended the connection, or sent something that nobody asked for.
     fn is_closed(&mut self) -> bool {
         if !self.stream.buffer().is_empty() {
             return true;
@@ -281,7 +280,7 @@ impl Connection {
     }
 }
 
-/// Connects to the first address of a host that takes the connection.
+/// Connects to the first address of a host that accepts the connection.
 fn connect(host: &str, port: u16, deadline: Instant) -> Result<TcpStream, Broken> {
     let mut last = io::Error::new(ErrorKind::NotFound, "the host has no address");
     for address in addresses(host, port, deadline)? {
@@ -304,7 +303,7 @@ fn addresses(host: &str, port: u16, deadline: Instant) -> Result<Vec<SocketAddr>
     if let Ok(address) = host.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(address, port)]);
     }
-    // The system's resolver can be given no deadline, so it gets a thread that may stay behind.
+    // The system's resolver takes no deadline, so it runs in a thread that may stay behind.
     let (found, wanted) = mpsc::channel();
     let name = host.to_owned();
     thread::Builder::new()
@@ -319,7 +318,7 @@ fn addresses(host: &str, port: u16, deadline: Instant) -> Result<Vec<SocketAddr>
     }
 }
 
-/// The client's side of TLS. Files are read again for each connection, as they may have been replaced.
+/// The client's side of TLS. The files are read again for each connection, as somebody may have replaced them.
 fn client(config: &ValkeyConfig, host: &str) -> Result<ClientConnection, String> {
     let mut roots = RootCertStore::empty();
     match &config.ca_file {
@@ -334,7 +333,7 @@ fn client(config: &ValkeyConfig, host: &str) -> Result<ClientConnection, String>
         None => {
             roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
             if roots.is_empty() {
-                return Err("the system has no CA certificates; a CA file can be set".into());
+                return Err("the system has no CA certificates; set the option ca_file".into());
             }
         }
     }
@@ -369,12 +368,12 @@ fn identity(certificate: &Path, key: &Path) -> Result<CertifiedKey, String> {
     let chain = certificates(certificate).map_err(of_certificate)?;
     let pem = fs::read(key).map_err(|error| of_key(error.to_string()))?;
     let pem = Zeroizing::new(pem);
-    // What is wrong with the contents of the file is not repeated, as they are secret.
+    // Errors about the file's content are not repeated, because the content is secret.
     let mut der =
         PrivateKeyDer::from_pem_slice(&pem).map_err(|_| of_key("no private key in it".into()))?;
     let signer = ring::sign::any_supported_type(&der);
     der.zeroize();
-    let signer = signer.map_err(|_| of_key("its private key is of no known kind".into()))?;
+    let signer = signer.map_err(|_| of_key("this kind of private key is not supported".into()))?;
     let identity = CertifiedKey::new(chain, signer);
     identity.keys_match().map_err(|_| {
         of_key(format!(

@@ -1,8 +1,8 @@
-//! Follows scopes of a log in Valkey: new records, and the loss of revocations.
+//! Follows scopes of a log in Valkey: finds new records, and notices lost revocations.
 //!
-//! One server's streams are all waited for with one command. In a cluster, the bell is waited for: it names the streams
-//! that have something new. From time to time each stream is looked at on its own: whether its control records are all
-//! still there, and whether there are records that nobody announced.
+//! With one server, one command waits for all streams. In a cluster, the follower waits for the bell, which names the
+//! streams with new entries. From time to time it checks each stream by itself: whether all its control records are
+//! still there, and whether there are entries that nobody announced.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -18,39 +18,40 @@ use super::{
 };
 use crate::{LogError, LogFollower, Mark, News, Record, Stream};
 
-const DOING: &str = "reading";
-/// The least time between two reads while there are new records all the time.
+const TASK: &str = "read";
+/// The least time between two reads while new records keep coming.
 const PACE: Duration = Duration::from_millis(50);
 /// How long one command waits.
 const BLOCK: Duration = Duration::from_secs(1);
-/// A call waits no longer than this, so that it ends in time whatever happens.
+/// The longest wait of a call, so that it ends in time whatever happens.
 const MAX_WAIT: Duration = Duration::from_secs(5);
-/// How often streams are looked at on their own, and how many of each kind at a time.
+/// How often streams are checked by themselves, and how many of each kind at a time.
 const CHECK: Duration = Duration::from_secs(1);
 const CONTROL_CHECKS: usize = 8;
 const SESSIONS_CHECKS: usize = 4;
-/// A follower that finds this many entries in the bell may have missed some, as writers shorten it to twice as many.
+/// If a follower finds this many entries in the bell, it may have missed some, as writers shorten the bell to twice as
+/// many.
 const BELL_PAGE: usize = 500;
 
-/// Reads what is appended to scopes.
+/// Reads new records of scopes.
 pub(super) struct Follower {
     config: Arc<ValkeyConfig>,
     servers: Servers,
     scopes: Vec<Scope>,
-    /// Which scope and stream has a key; empty after a change of scopes.
+    /// Scope and stream of each key; empty after a change of scopes.
     index: HashMap<Vec<u8>, (usize, usize)>,
-    /// Records that were read beyond the limit of a call.
+    /// Records that exceed the limit of the call that read them.
     ready: VecDeque<(Arc<str>, Stream, Record)>,
-    /// How often connections had been lost when it was last known what the log has.
+    /// The count of lost connections when the state of the log was last known.
     lost: u64,
     /// The last key that the server refused to read.
     refusal: Option<LogError>,
     checked: Option<Instant>,
     next_control: usize,
     next_sessions: usize,
-    /// When it was last read, if there were new records and no more of them.
+    /// When new records were last read, if there were no more of them.
     paced: Option<Instant>,
-    /// In a cluster, up to where the bell was read.
+    /// In a cluster, up to where the bell has been read.
     bell: Option<Id>,
 }
 
@@ -66,24 +67,24 @@ struct Tail {
     key: Vec<u8>,
     /// The last entry that was read.
     last: Id,
-    /// Of a control stream: how many entries it has to have at least, and the id from which on they are counted one by
-    /// one.
+    /// Only for a control stream: how many entries it must have at least, and the id from which on they are counted one
+    /// by one.
     counted: Option<Extent>,
-    /// Whether it was looked at since it is followed, or since the connection was lost.
+    /// Whether it has been checked since the start, or since the connection was lost.
     is_checked: bool,
-    /// In a cluster, whether there may be something new.
+    /// In a cluster, whether there may be new entries.
     is_due: bool,
-    /// Whether the server refuses to read the key, as if it is no stream.
+    /// Whether the server refuses to read the key, for instance because it is no stream.
     is_refused: bool,
 }
 
 impl Tail {
-    /// Takes note of how far the stream goes. Answers whether entries are gone that it had.
+    /// Notes how far the stream goes. Returns whether it has lost entries.
     fn compare(&mut self, now: Extent, is_control: bool) -> bool {
         self.is_checked = true;
         let went_back = now.last < self.last;
         if went_back {
-            // It began again. Nothing says that its ids go on from where the old ones ended.
+            // The stream began again. Its ids need not continue the old ones.
             self.last = Id::default();
         }
         self.is_due |= now.last > self.last;
@@ -99,7 +100,7 @@ impl Tail {
         went_back || is_short
     }
 
-    /// Takes note of an entry that was read.
+    /// Notes an entry that was read.
     fn read(&mut self, id: Id) {
         self.last = id;
         if let Some(counted) = &mut self.counted {
@@ -113,13 +114,13 @@ impl Tail {
     }
 }
 
-/// Whether an answer says that one key cannot be read, for reasons that do not go away by themselves.
+/// Whether an answer says that a key cannot be read, for a reason that does not pass by itself.
 fn is_refusal(answer: &Value) -> bool {
     matches!(answer.error_code(), Some("WRONGTYPE" | "NOPERM"))
 }
 
 impl Follower {
-    /// Connects to nothing yet.
+    /// Does not connect yet.
     pub(super) fn new(config: Arc<ValkeyConfig>) -> Self {
         Self {
             servers: Servers::new(config.clone()),
@@ -157,7 +158,7 @@ impl Follower {
         let answers = self
             .servers
             .call(commands, wait, deadline, Repeat::Safe)
-            .map_err(|why| error(&self.config, DOING, &why))?;
+            .map_err(|why| error(&self.config, TASK, &why))?;
         if self.lost != self.servers.lost() {
             self.lost = self.servers.lost();
             self.suspect_all();
@@ -165,7 +166,7 @@ impl Follower {
         Ok(answers)
     }
 
-    /// After the connection was away, nothing is known of the log.
+    /// Notes that nothing is known of the log after the connection was lost.
     fn suspect_all(&mut self) {
         self.checked = None;
         self.bell = None;
@@ -179,7 +180,7 @@ impl Follower {
         }
     }
 
-    /// The next streams of one kind to look at, in rotation.
+    /// The next streams of one kind to check, in rotation.
     fn turn(
         scopes: &[Scope],
         next: &mut usize,
@@ -200,7 +201,7 @@ impl Follower {
         turn
     }
 
-    /// Looks at new scopes at once, and at the others in rotation, each at most once a second.
+    /// Checks new scopes at once, and the others in rotation, at most once a second.
     fn check(&mut self, deadline: Instant) -> Result<(), LogError> {
         let mut chosen: Vec<(usize, usize)> = (0..self.scopes.len())
             .filter(|scope| {
@@ -243,7 +244,7 @@ impl Follower {
             let answer = answers
                 .pop()
                 .and_then(|answer| extent(answer).ok().flatten());
-            // Without a bell, streams are only looked at in rotation.
+            // If there is no bell yet, streams are only checked in rotation.
             let now = answer.unwrap_or_default().last;
             if self.bell.is_none_or(|bell| now < bell) {
                 self.bell = Some(now);
@@ -271,16 +272,16 @@ impl Follower {
                 }
                 Ok(None) => {
                     self.servers.disconnect();
-                    return Err(nonsense(&self.config, DOING, "XINFO STREAM"));
+                    return Err(nonsense(&self.config, TASK, "XINFO STREAM"));
                 }
-                Err(why) => return Err(error_for(&self.config, DOING, &why, &tail.key)),
+                Err(why) => return Err(error_for(&self.config, TASK, &why, &tail.key)),
             }
         }
         result
     }
 
-    /// Reads a stream no more until it can be read again. That is an error the first time; after it, a scope's other
-    /// streams and other scopes go on.
+    /// Stops reading a stream until it can be read again. This is an error the first time; afterwards the other streams
+    /// and scopes go on.
     fn refuse(&mut self, scope: usize, stream: usize, why: &str) -> Result<(), LogError> {
         let followed = &mut self.scopes[scope];
         let tail = &mut followed.tails[stream];
@@ -288,7 +289,7 @@ impl Follower {
         if std::mem::replace(&mut tail.is_refused, true) {
             return Ok(());
         }
-        let refusal = error_for(&self.config, DOING, why, &tail.key);
+        let refusal = error_for(&self.config, TASK, why, &tail.key);
         self.refusal = Some(refusal.clone());
         Err(refusal)
     }
@@ -299,7 +300,7 @@ impl Follower {
         }
     }
 
-    /// A command that reads what streams have behind what was read.
+    /// A command that reads the streams' entries behind those that were read.
     fn read_command(&self, parts: &[(usize, usize)], count: usize, wait: Duration) -> Command {
         let count = count.to_string();
         let block = wait.as_millis().to_string();
@@ -320,7 +321,7 @@ impl Follower {
         Command::new(words[words.len() - 2 * parts.len()], &words)
     }
 
-    /// Streams and what an answer to XREAD has of them.
+    /// The streams in an answer to XREAD, with their entries.
     fn found(&self, answer: Value) -> Option<Vec<((usize, usize), Page)>> {
         let stream = |value: Value| {
             let [Value::Text(key), entries] = value.array()? else {
@@ -343,13 +344,13 @@ impl Follower {
         let answer = self.call(&[command], wait, deadline)?.pop();
         match answer {
             Some(answer) if is_refusal(&answer) => {
-                // One key is enough for the server to refuse all of them.
+                // A server refuses the whole command because of one key.
                 let mut found = Vec::new();
                 let result = self.read_each(&parts, count, deadline, &mut found);
                 self.take(found, count);
                 result
             }
-            Some(Value::Error(why)) => Err(error(&self.config, DOING, &why)),
+            Some(Value::Error(why)) => Err(error(&self.config, TASK, &why)),
             answer => match answer.and_then(|answer| self.found(answer)) {
                 Some(found) => {
                     self.take(found, count);
@@ -357,13 +358,13 @@ impl Follower {
                 }
                 None => {
                     self.servers.disconnect();
-                    Err(nonsense(&self.config, DOING, "XREAD"))
+                    Err(nonsense(&self.config, TASK, "XREAD"))
                 }
             },
         }
     }
 
-    /// The streams that can be read. Sessions cannot without the control records of their scope.
+    /// The streams that can be read. Sessions cannot be read if the control records of their scope cannot.
     fn parts(&self, is_wanted: impl Fn(&Tail) -> bool) -> Vec<(usize, usize)> {
         let mut parts = Vec::new();
         for (scope, followed) in self.scopes.iter().enumerate() {
@@ -379,7 +380,7 @@ impl Follower {
         parts
     }
 
-    /// Reads streams with one command each. The server may refuse some.
+    /// Reads each stream with a command of its own. The server may refuse some.
     fn read_each(
         &mut self,
         parts: &[(usize, usize)],
@@ -401,13 +402,13 @@ impl Follower {
                 }
                 Value::Error(why) => {
                     let key = &self.scopes[*scope].tails[*stream].key;
-                    return Err(error_for(&self.config, DOING, why, key));
+                    return Err(error_for(&self.config, TASK, why, key));
                 }
                 _ => {}
             }
             let Some(found) = self.found(answer) else {
                 self.servers.disconnect();
-                return Err(nonsense(&self.config, DOING, "XREAD"));
+                return Err(nonsense(&self.config, TASK, "XREAD"));
             };
             self.scopes[*scope].tails[*stream].is_due = false;
             all.extend(found);
@@ -430,12 +431,12 @@ impl Follower {
         let mut control: Vec<_> = due.iter().map(|(scope, _)| (*scope, 0)).collect();
         control.dedup();
         let mut found = Vec::new();
-        // The control streams after the others: they have all that the sessions refer to.
+        // The control streams come after the others, so they have all records that the sessions refer to.
         let result = self
             .read_each(&sessions, count, deadline, &mut found)
             .and_then(|()| self.read_each(&control, count, deadline, &mut found));
         if result.is_err() {
-            // What was read is read again, as its control records may be missing.
+            // The sessions are read again later, as their control records may be missing now.
             for (scope, stream) in due {
                 self.scopes[scope].tails[stream].is_due = true;
             }
@@ -445,7 +446,7 @@ impl Follower {
         Ok(())
     }
 
-    /// Waits for the bell, and notes which streams have something new.
+    /// Waits for the bell, and notes which streams have new entries.
     fn listen(&mut self, wait: Duration, deadline: Instant) -> Result<(), LogError> {
         let bell = self.bell.unwrap_or_default().to_string();
         let count = BELL_PAGE.to_string();
@@ -460,7 +461,7 @@ impl Follower {
             .pop();
         let entries = match answer {
             Some(Value::Nil) => return Ok(()),
-            Some(Value::Error(why)) => return Err(error_for(&self.config, DOING, &why, BELL)),
+            Some(Value::Error(why)) => return Err(error_for(&self.config, TASK, &why, BELL)),
             answer => answer
                 .and_then(Value::array)
                 .and_then(|[stream]| stream.array())
@@ -468,10 +469,10 @@ impl Follower {
         };
         let Some(rung) = entries else {
             self.servers.disconnect();
-            return Err(nonsense(&self.config, DOING, "XREAD"));
+            return Err(nonsense(&self.config, TASK, "XREAD"));
         };
         if rung.entries.len() >= BELL_PAGE || rung.cut_at.is_some() {
-            // Its end is looked up again.
+            // The end of the bell will be looked up again.
             self.bell = None;
             self.all_due();
             return Ok(());
@@ -487,12 +488,13 @@ impl Follower {
         Ok(())
     }
 
-    /// Takes what was found.
+    /// Takes the entries that were found.
     fn take(&mut self, mut found: Vec<((usize, usize), Page)>, count: usize) {
         found.sort_by_key(|(part, _)| *part);
         let mut is_more = false;
         let mut is_new = false;
-        // A scope with more control records than were read: what its sessions refer to may be among the rest.
+        // A scope may have more control records than were read. Its sessions have to wait, as they may refer to the
+        // rest.
         let mut incomplete = None;
         for ((scope, stream), page) in found {
             if incomplete == Some(scope) {
@@ -519,7 +521,7 @@ impl Follower {
         self.paced = Some(Instant::now()).filter(|_| is_new && !is_more);
     }
 
-    /// What is to be handed out, about `limit` records at most.
+    /// Records to return, about `limit` at most.
     fn news(&mut self, limit: usize) -> News {
         let count = limit.max(1).min(self.ready.len());
         let mut lost = Vec::new();
@@ -538,7 +540,7 @@ impl Follower {
         !self.ready.is_empty() || self.scopes.iter().any(|scope| scope.lost)
     }
 
-    /// Waits until there is something to hand out.
+    /// Waits until there are records to return.
     fn wait(&mut self, wait: Duration) -> Result<(), LogError> {
         let deadline = deadline();
         let began = Instant::now();
@@ -571,7 +573,7 @@ impl LogFollower for Follower {
     fn follow(&mut self, scope: &Arc<str>, from: &Mark) {
         self.leave(scope);
         let keys = keys(&self.config, scope);
-        // Behind the ends of the streams, a mark has the number of control records.
+        // Behind the ends of the streams, a mark contains the number of control records.
         let count = from.0.get(keys.len()).map(|(length, _)| Extent {
             length: *length,
             last: Id(from.0[0].0, from.0[0].1),

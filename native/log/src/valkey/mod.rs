@@ -1,15 +1,16 @@
-//! A log in the streams of a Valkey server, or of Redis from 6.2 on; in a cluster, of its servers.
+//! A log in the streams of a Valkey server or cluster, or of Redis from 6.2 on.
 //!
 //! The keys are `rekindle:2:{SCOPE}:control` and, for each partition N, `rekindle:2:{SCOPE:N}:sessions`. A record is an
-//! entry with one field, `r`. In a cluster there is also `rekindle:2:bell`, a short stream in which writers say which
-//! streams they have appended to: followers wait for it, as no command can wait for streams on several servers.
+//! entry with one field, `r`. A cluster also has `rekindle:2:bell`, a short stream in which writers name the streams
+//! that they have appended to. Followers wait for the bell, because no command can wait for streams on several servers.
 //!
-//! A server's user needs XADD, XTRIM, XREAD, XREVRANGE, XINFO, EXPIRE and TIME for keys `rekindle:2:*`, and in a cluster
-//! CLUSTER SLOTS. With MEMORY the size of a scope is measured, without it estimated. With INFO the eviction policy is
-//! seen: where it is noeviction, streams that nobody writes to any more expire; where it may evict the log, a notice says
-//! so.
+//! The user needs XADD, XTRIM, XREAD, XREVRANGE, XINFO, EXPIRE and TIME for keys `rekindle:2:*`, and CLUSTER SLOTS in a
+//! cluster. With the right to MEMORY USAGE the size of a scope is measured, without it estimated. With the right to
+//! INFO the eviction policy is known: if it is noeviction, streams that nobody writes to any more expire; if it can
+//! evict the log, a notice says so.
 //!
-//! The client is our own and small, because the usual one bounds neither the memory of an answer nor the time of a call.
+//! The client is Rekindle's own and small, because the usual one bounds neither the memory of an answer nor the time of
+//! a call.
 
 mod config;
 mod connection;
@@ -29,13 +30,13 @@ pub use config::{Password, ValkeyConfig};
 use crate::{Log, LogError, LogFollower, LogReader, LogWriter, Record, Stream};
 use resp::Value;
 
-/// No call takes longer than 10 seconds; what follows the last answer takes some time as well.
+/// A call's time for answers. The work after the last answer must fit into the 10 seconds that a call may take.
 const CALL: Duration = Duration::from_secs(9);
-/// How many entries a command may ask for, in all streams together, so that the answer stays far below its limit.
+/// How many entries a command may ask for, in all streams together. So the answer stays far below its limit.
 const MAX_ENTRIES: usize = 10_000;
-/// The field of an entry that has the record.
+/// The field of an entry with the record.
 const FIELD: &[u8] = b"r";
-/// In a cluster, the stream that says which streams were appended to.
+/// In a cluster, the stream that names the streams with new entries.
 const BELL: &[u8] = b"rekindle:2:bell";
 
 /// A log in the streams of a Valkey server or cluster.
@@ -44,8 +45,7 @@ pub struct ValkeyLog {
 }
 
 impl ValkeyLog {
-    /// Connects to nothing yet. Says what is wrong with the settings, as far as that can be seen without a file or a
-    /// server.
+    /// Does not connect yet. Fails if the settings are wrong, as far as that can be seen without a file or a server.
     pub fn new(config: ValkeyConfig) -> Result<Self, LogError> {
         config.check().map_err(LogError)?;
         let config = Arc::new(config);
@@ -75,7 +75,7 @@ impl Log for ValkeyLog {
     }
 }
 
-/// The id of an entry, by which a stream is in order: milliseconds of the server's clock, and a number.
+/// The id of an entry. It orders the stream: milliseconds of the server's clock, and a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 struct Id(u64, u64);
 
@@ -85,7 +85,7 @@ impl Id {
         Some(Self(time.parse().ok()?, number.parse().ok()?))
     }
 
-    /// The one before. 0-0 is no entry's.
+    /// The id before this one. No entry has 0-0.
     fn previous(self) -> Option<Self> {
         let previous = match self.1.checked_sub(1) {
             Some(number) => Self(self.0, number),
@@ -108,12 +108,25 @@ impl fmt::Display for Id {
     }
 }
 
-/// Entries of a stream, in the order of the answer, each with its record if it has a likely one.
+/// Entries of a stream, in the order of the answer, each with its record if it can be one.
 #[derive(Debug, PartialEq)]
 struct Page {
     entries: Vec<(Id, Option<Record>)>,
-    /// The first entry that is left out, as there was no room for it.
+    /// The first entry whose record had no room in memory.
     cut_at: Option<Id>,
+}
+
+impl Page {
+    /// Whether the ids are at most this one and descend. Otherwise reading backwards might never end.
+    fn descends_from(&self, first: Id) -> bool {
+        let mut upto = Some(first);
+        let ids = self.entries.iter().map(|(id, _)| *id);
+        ids.chain(self.cut_at).all(|id| {
+            let is_next = upto.is_some_and(|upto| id <= upto);
+            upto = id.previous();
+            is_next
+        })
+    }
 }
 
 /// The entries in an answer, or `None` if it has another form.
@@ -147,14 +160,14 @@ fn page(answer: Value) -> Option<Page> {
     Some(page)
 }
 
-/// How long a stream is, and the last id it ever had.
+/// The length of a stream, and the last id that it ever had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Extent {
     length: u64,
     last: Id,
 }
 
-/// The answer to XINFO STREAM: an error in words, or `None` if it makes no sense.
+/// The answer to XINFO STREAM: `Err` with the server's error, or `None` if the answer makes no sense.
 fn extent(answer: Value) -> Result<Option<Extent>, String> {
     let values = match answer {
         Value::Error(error) if error == "ERR no such key" => return Ok(Some(Extent::default())),
@@ -177,7 +190,7 @@ fn extent(answer: Value) -> Result<Option<Extent>, String> {
         .map(|(length, last)| Extent { length, last }))
 }
 
-/// The part of a key between the braces: nothing that ends them, and nothing that cannot be typed.
+/// The part of a key between the braces: without characters that would end it or that cannot be typed.
 fn escaped(scope: &str) -> String {
     let mut escaped = String::new();
     for c in scope.chars() {
@@ -205,7 +218,7 @@ fn keys(config: &ValkeyConfig, scope: &str) -> Vec<Vec<u8>> {
         .collect()
 }
 
-/// Which stream of a scope has the key at that index.
+/// The stream of a scope whose key has this index.
 fn stream_of(index: usize) -> Stream {
     match index {
         0 => Stream::Control,
@@ -217,20 +230,23 @@ fn deadline() -> Instant {
     Instant::now() + CALL
 }
 
-fn error(config: &ValkeyConfig, doing: &str, why: &str) -> LogError {
-    LogError(format!("{doing} the log at {}: {why}", config.location()))
+fn error(config: &ValkeyConfig, task: &str, why: &str) -> LogError {
+    LogError(format!(
+        "cannot {task} the log at {}: {why}",
+        config.location()
+    ))
 }
 
-/// An error that a server answered for a key.
-fn error_for(config: &ValkeyConfig, doing: &str, why: &str, key: &[u8]) -> LogError {
+/// An error that a server returned for a key.
+fn error_for(config: &ValkeyConfig, task: &str, why: &str, key: &[u8]) -> LogError {
     let key = String::from_utf8_lossy(key);
-    error(config, doing, &format!("{why} (key {key})"))
+    error(config, task, &format!("{why} (key {key})"))
 }
 
-fn nonsense(config: &ValkeyConfig, doing: &str, command: &str) -> LogError {
+fn nonsense(config: &ValkeyConfig, task: &str, command: &str) -> LogError {
     error(
         config,
-        doing,
+        task,
         &format!("its answer to {command} makes no sense"),
     )
 }

@@ -12,8 +12,8 @@ use super::{
 };
 use crate::{LogError, LogReader, Mark, Record, Stream};
 
-const DOING: &str = "reading";
-/// How long what a server said about its clock is good for.
+const TASK: &str = "read";
+/// How long an answer about the server's clock counts.
 const CLOCK: Duration = Duration::from_secs(60);
 
 /// Reads one scope backwards.
@@ -25,17 +25,17 @@ pub(super) struct Reader {
     clock: Option<(Instant, i64)>,
 }
 
-/// The way back through one stream.
+/// A position in one stream, on the way back.
 #[derive(Default)]
 struct Back {
-    /// The newest entry that was not asked for yet, if there may be one.
+    /// The newest entry that was not yet requested, if there may be one.
     next: Option<Id>,
-    /// Records that are older than others of the scope's partitions.
+    /// Records that were read but not yet returned: other partitions of the scope had newer ones.
     page: VecDeque<(Id, Record)>,
 }
 
 impl Reader {
-    /// Connects to nothing yet.
+    /// Does not connect yet.
     pub(super) fn new(config: Arc<ValkeyConfig>) -> Self {
         Self {
             servers: Servers::new(config.clone()),
@@ -46,7 +46,7 @@ impl Reader {
         }
     }
 
-    /// The entries of some streams from certain ids back.
+    /// The entries of some streams, from these ids back.
     fn pages(
         &mut self,
         from: &[(usize, String)],
@@ -72,41 +72,41 @@ impl Reader {
         let answers = self
             .servers
             .call(&commands, Duration::ZERO, deadline, Repeat::Safe)
-            .map_err(|why| error(&self.config, DOING, &why))?;
+            .map_err(|why| error(&self.config, TASK, &why))?;
         let mut pages = Vec::new();
         for ((stream, _), answer) in from.iter().zip(answers) {
             if let Value::Error(why) = &answer {
-                return Err(error_for(&self.config, DOING, why, &self.keys[*stream]));
+                return Err(error_for(&self.config, TASK, why, &self.keys[*stream]));
             }
             let Some(page) = page(answer) else {
                 self.servers.disconnect();
-                return Err(nonsense(&self.config, DOING, "XREVRANGE"));
+                return Err(nonsense(&self.config, TASK, "XREVRANGE"));
             };
             pages.push(page);
         }
         Ok(pages)
     }
 
-    /// How far the control stream goes.
+    /// The length and the end of the control stream.
     fn control(&mut self, deadline: Instant) -> Result<Extent, LogError> {
         let key = &self.keys[0];
         let command = Command::new(key, &[b"XINFO", b"STREAM", key]);
         let answer = self
             .servers
             .call(&[command], Duration::ZERO, deadline, Repeat::Safe)
-            .map_err(|why| error(&self.config, DOING, &why))?
+            .map_err(|why| error(&self.config, TASK, &why))?
             .pop();
         match answer.map(extent) {
             Some(Ok(Some(extent))) => Ok(extent),
-            Some(Err(why)) => Err(error_for(&self.config, DOING, &why, &self.keys[0])),
+            Some(Err(why)) => Err(error_for(&self.config, TASK, &why, &self.keys[0])),
             _ => {
                 self.servers.disconnect();
-                Err(nonsense(&self.config, DOING, "XINFO STREAM"))
+                Err(nonsense(&self.config, TASK, "XINFO STREAM"))
             }
         }
     }
 
-    /// Ends the connections if all was read.
+    /// Ends the connections once everything has been read.
     fn rest(&mut self) {
         let is_done = |back: &Back| back.next.is_none() && back.page.is_empty();
         if self.back.iter().all(is_done) {
@@ -128,7 +128,7 @@ impl LogReader for Reader {
             let last = page.entries.first().map(|(id, _)| *id);
             ends.push(last.or(page.cut_at).unwrap_or_default());
         }
-        // The control stream last: it has all that the sessions before its end refer to.
+        // The control stream comes last, so it has all records that the sessions refer to.
         let control = self.control(deadline)?;
         ends[0] = control.last;
         let back = |last: &Id| Back {
@@ -138,13 +138,13 @@ impl LogReader for Reader {
         self.back = ends.iter().map(back).collect();
         self.rest();
         let ends = ends.into_iter().map(|Id(time, number)| (time, number));
-        // A follower counts on from here.
+        // A follower continues the count of control records from here.
         Ok(Mark(ends.chain([(control.length, 0)]).collect()))
     }
 
     fn older(&mut self, stream: Stream, limit: usize) -> Result<Vec<Record>, LogError> {
         if self.back.is_empty() {
-            return Err(error(&self.config, DOING, "no scope is marked"));
+            return Err(error(&self.config, TASK, "no scope is marked"));
         }
         let deadline = deadline();
         let limit = limit.max(1);
@@ -164,6 +164,11 @@ impl LogReader for Reader {
             }
             let pages = self.pages(&from, count, deadline)?;
             for ((stream, _), page) in from.into_iter().zip(pages) {
+                let next = self.back[stream].next;
+                if !next.is_some_and(|next| page.descends_from(next)) {
+                    self.servers.disconnect();
+                    return Err(nonsense(&self.config, TASK, "XREVRANGE"));
+                }
                 let oldest = page.entries.last().filter(|_| page.entries.len() >= count);
                 let next = page
                     .cut_at
@@ -203,7 +208,7 @@ impl LogReader for Reader {
         if let Some((_, ahead)) = self.clock.filter(|(asked, _)| asked.elapsed() < CLOCK) {
             return Ok(Some(ahead));
         }
-        let doing = "asking the time of";
+        let task = "ask the time of";
         let deadline = deadline();
         let key = match self.keys.first() {
             Some(key) => key,
@@ -212,13 +217,14 @@ impl LogReader for Reader {
         let time = [Command::new(key, &[b"TIME"])];
         let mut answer = None;
         let mut asked = Instant::now();
-        // The first only makes the connection, as the time that this takes would count as the way there.
+        // The first command only makes the connection: otherwise the time for that would count as the way to the
+        // server.
         for _ in 0..2 {
             asked = Instant::now();
             let answers = self
                 .servers
                 .call(&time, Duration::ZERO, deadline, Repeat::Safe)
-                .map_err(|why| error(&self.config, doing, &why))?;
+                .map_err(|why| error(&self.config, task, &why))?;
             answer = answers.into_iter().next();
         }
         let way = asked.elapsed() / 2;
@@ -228,12 +234,12 @@ impl LogReader for Reader {
             .saturating_sub(way);
         self.rest();
         if let Some(Value::Error(why)) = &answer {
-            return Err(error(&self.config, doing, why));
+            return Err(error(&self.config, task, why));
         }
         let theirs = answer
             .and_then(clock)
             .and_then(|theirs| i64::try_from(theirs).ok())
-            .ok_or_else(|| nonsense(&self.config, doing, "TIME"))?;
+            .ok_or_else(|| nonsense(&self.config, task, "TIME"))?;
         let ahead = theirs.saturating_sub(ours.as_millis() as i64);
         self.clock = Some((asked, ahead));
         Ok(Some(ahead))

@@ -1,22 +1,22 @@
-//! The protocol of Valkey and Redis, RESP2: commands out, answers in, with limits on what an answer may cost.
+//! RESP2, the protocol of Valkey and Redis: encodes commands and reads answers, with limits on the memory of an answer.
 
 use std::io::{self, BufRead};
 
-/// What the answers of one call may take in memory, in bytes.
+/// Memory limit for all answers of one call, in bytes.
 const MAX_CALL_BYTES: usize = 64 << 20;
-/// What the records among them may take. Later records of the call are passed over and read by the next call.
+/// Memory limit for the records among them. Later records of the call are skipped, and the next call reads them.
 const MAX_CALL_RECORD_BYTES: usize = 32 << 20;
-/// Longer texts are no records that a journal writes. They are passed over.
+/// No journal writes records that are longer. Longer texts are skipped.
 pub(super) const MAX_RECORD_BYTES: usize = 1 << 20;
-/// Texts up to this length are kept even where there is no room for records: they may be keys and ids.
+/// Texts up to this length are kept even if there is no room for records: they may be keys and ids.
 const SHORT_BYTES: usize = 1024;
 /// An answer to XREAD has five levels.
 const MAX_NESTING: usize = 8;
-/// Statuses, numbers and errors are lines.
+/// Length limit for statuses, numbers and errors.
 const MAX_LINE_BYTES: usize = 64 << 10;
-/// How much of an error is kept.
+/// How many characters of an error are kept.
 const MAX_ERROR_CHARS: usize = 1024;
-/// What a value is taken to cost beside its text: itself, twice as it is in a growing vector, and an allocation.
+/// The assumed cost of a value besides its text: itself, twice as it is in a growing vector, and an allocation.
 const VALUE_BYTES: usize = 128;
 
 /// An answer of a server.
@@ -28,18 +28,18 @@ pub(super) enum Value {
     Int(i64),
     /// A status or a text.
     Text(Vec<u8>),
-    /// A text that is longer than any record.
+    /// A text that was skipped because it is longer than any record.
     TooLong,
-    /// A text for which there was no room any more.
+    /// A text that was skipped because there was no room.
     NoRoom,
-    /// An error, printable.
+    /// An error, in printable characters.
     Error(String),
     /// Several answers.
     Array(Vec<Value>),
 }
 
 impl Value {
-    /// An array of that many elements.
+    /// The elements of an array, if it has `N` of them.
     pub(super) fn array<const N: usize>(self) -> Option<[Value; N]> {
         match self {
             Value::Array(values) => values.try_into().ok(),
@@ -47,7 +47,7 @@ impl Value {
         }
     }
 
-    /// The first word of an error, which says of which kind it is.
+    /// The first word of an error: its kind.
     pub(super) fn error_code(&self) -> Option<&str> {
         match self {
             Value::Error(error) => error.split(' ').next(),
@@ -56,7 +56,7 @@ impl Value {
     }
 }
 
-/// What the answers of a call may still cost.
+/// Memory that the answers of a call may still take.
 #[derive(Debug)]
 pub(super) struct Budget {
     bytes: usize,
@@ -84,7 +84,7 @@ impl Budget {
 pub(super) enum Fault {
     /// The connection failed.
     Io(io::Error),
-    /// The bytes are not of the protocol.
+    /// The bytes do not follow the protocol.
     Nonsense,
     /// The answers exceed the budget.
     TooMuch,
@@ -96,16 +96,16 @@ impl From<io::Error> for Fault {
     }
 }
 
-/// What stands at the beginning of an answer.
+/// The beginning of an answer.
 enum Head {
     Value(Value),
     Text(usize),
     Array(usize),
 }
 
-/// Reads one answer. It needs no stack for nested ones, and no memory for what a server only promises to send.
+/// Reads one answer. Nested answers take no stack, and a length that a server only announces takes no memory.
 pub(super) fn read(source: &mut impl BufRead, budget: &mut Budget) -> Result<Value, Fault> {
-    // Arrays that are not complete, with the number of elements that they lack.
+    // Incomplete arrays, with the number of elements that they lack.
     let mut open: Vec<(usize, Vec<Value>)> = Vec::new();
     loop {
         budget.spend(VALUE_BYTES)?;
@@ -175,7 +175,7 @@ fn line(source: &mut impl BufRead) -> Result<Vec<u8>, Fault> {
     }
 }
 
-/// The bytes of a text, and the end of the line behind it.
+/// Reads the bytes of a text, and the end of the line behind it.
 fn text(source: &mut impl BufRead, length: usize, budget: &mut Budget) -> Result<Value, Fault> {
     let too_long = length > MAX_RECORD_BYTES;
     let no_room = length > SHORT_BYTES && length > budget.record_bytes;
@@ -222,7 +222,7 @@ fn number(text: &[u8]) -> Result<i64, Fault> {
     text.parse().map_err(|_| Fault::Nonsense)
 }
 
-/// A length, or `None` for -1, which stands for nothing.
+/// A length, or `None` for -1, which means no value.
 fn length(text: &[u8]) -> Result<Option<usize>, Fault> {
     match number(text)? {
         -1 => Ok(None),
@@ -232,7 +232,7 @@ fn length(text: &[u8]) -> Result<Option<usize>, Fault> {
     }
 }
 
-/// A text of a server's own, in one line.
+/// A server's text in one line of printable characters.
 pub(super) fn printable(text: &str, max_chars: usize) -> String {
     let printable = |c: char| if c.is_control() { ' ' } else { c };
     text.chars().map(printable).take(max_chars).collect()
@@ -373,7 +373,7 @@ mod tests {
         for length in [MAX_RECORD_BYTES + 1, 2 * MAX_CALL_BYTES] {
             assert_eq!(parse(&bulk(length)).unwrap(), Value::TooLong);
         }
-        // Those for which there is no room are told apart; short ones are there nevertheless.
+        // Skipped texts are marked as such, and short ones are kept.
         let mut many = b"*41\r\n".to_vec();
         for _ in 0..40 {
             many.extend(bulk(MAX_RECORD_BYTES));

@@ -1,4 +1,5 @@
-//! The servers of a log: one, or those of a cluster that have its streams, with a connection to each that is in use.
+//! The servers of a log: one server, or those of a cluster that have its streams. Keeps a connection to each one in
+//! use.
 
 use std::collections::VecDeque;
 use std::ops::RangeInclusive;
@@ -9,7 +10,7 @@ use super::config::ValkeyConfig;
 use super::connection::{Address, Broken, Connection, ANSWER};
 use super::resp::{encode, Budget, Value};
 
-/// How many slots a cluster has.
+/// Number of slots in a cluster.
 const SLOTS: u16 = 16384;
 
 /// A command for the server that has a key.
@@ -32,12 +33,13 @@ impl Command {
     }
 }
 
-/// What is to be done if a server or something between has ended the connection.
+/// What to do if a server, or something on the way, has ended the connection.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Repeat {
-    /// Connect again and send the commands again: they change nothing.
+    /// Connect and send the commands again: repeating them does no harm.
     Safe,
-    /// Nothing, as the commands may have been carried out. Connections are tried out first.
+    /// Return an error, as the server may have carried out the commands. To make that rare, connections are tested
+    /// first.
     Never,
 }
 
@@ -45,9 +47,9 @@ pub(super) enum Repeat {
 pub(super) struct Servers {
     config: Arc<ValkeyConfig>,
     nodes: Vec<Node>,
-    /// In a cluster, which of the nodes has which slots.
+    /// In a cluster, which node has which slots.
     homes: Vec<(RangeInclusive<u16>, usize)>,
-    /// The servers of the cluster when it was last asked, to be asked when the one in the URL is gone.
+    /// The servers of the cluster when it was last asked: one of them is asked if the server in the URL is gone.
     known: VecDeque<Address>,
     connected: u64,
     lost: u64,
@@ -59,7 +61,7 @@ struct Node {
 }
 
 impl Servers {
-    /// Connects to nothing yet.
+    /// Does not connect yet.
     pub(super) fn new(config: Arc<ValkeyConfig>) -> Self {
         Self {
             config,
@@ -71,7 +73,7 @@ impl Servers {
         }
     }
 
-    /// How many connections were made so far, those to ask for slots included.
+    /// How many connections were made so far, including those that asked for slots.
     pub(super) fn connected(&self) -> u64 {
         self.connected
     }
@@ -90,7 +92,7 @@ impl Servers {
         self.homes.clear();
     }
 
-    /// One key for each server that is in use, to send commands to all of them: the index of a key that it has.
+    /// The index of one key per server in use: a command for each of these keys reaches all servers.
     pub(super) fn one_for_each_server(&mut self, keys: &[&[u8]]) -> Vec<usize> {
         let mut homes = Vec::new();
         let mut chosen = Vec::new();
@@ -105,11 +107,11 @@ impl Servers {
         chosen
     }
 
-    /// Sends commands, each to the server that has its key, and reads the answers, in the same order, errors included.
-    /// There is no order between commands to different servers. For `wait` the servers may be silent with good reason.
-    /// After an error no connection is left.
+    /// Sends each command to the server that has its key. Returns the answers in the order of the commands; some may be
+    /// errors. Commands to different servers are carried out in any order. `wait` is how long the servers may stay
+    /// silent because the commands wait for something. After an error no connection is left.
     ///
-    /// Commands that a server refuses because another one has the keys now are sent there, once.
+    /// If a server refuses commands because another server has the keys now, they are sent there, once.
     pub(super) fn call(
         &mut self,
         commands: &[Command],
@@ -178,7 +180,7 @@ impl Servers {
         for (command, home) in commands.iter().zip(&homes) {
             encoded[*home].extend_from_slice(&command.encoded);
         }
-        // All connections stand before anything is sent.
+        // All connections must stand before anything is sent.
         for (node, encoded) in encoded.iter().enumerate() {
             if !encoded.is_empty() {
                 self.prepare(node, deadline, repeat)
@@ -203,7 +205,7 @@ impl Servers {
         Ok(answers)
     }
 
-    /// In a cluster, an error says which server it is about.
+    /// In a cluster, adds to an error which server it is about.
     fn at(&self, node: usize, broken: Broken) -> Broken {
         match self.config.cluster {
             true => at(&self.nodes[node].address, broken),
@@ -216,7 +218,7 @@ impl Servers {
         connection.ok_or_else(|| Broken::new("not connected"))
     }
 
-    /// Connects to a node, if there is no connection that can be used.
+    /// Connects to a node, unless there is a connection that can be used.
     fn prepare(&mut self, node: usize, deadline: Instant, repeat: Repeat) -> Result<(), Broken> {
         let node = &mut self.nodes[node];
         if let Some(connection) = &mut node.connection {
@@ -232,7 +234,7 @@ impl Servers {
         Ok(())
     }
 
-    /// Which node has a slot.
+    /// The node that has a slot.
     fn home(&self, slot: u16) -> Option<usize> {
         match self.config.cluster {
             true => self
@@ -274,7 +276,7 @@ impl Servers {
         self.disconnect();
         let mut nodes: Vec<Node> = Vec::new();
         for range in ranges {
-            // A server that does not know its own name leaves it out.
+            // A server that does not know its own name leaves out the host.
             let address = (range.host.unwrap_or_else(|| seed.0.clone()), range.port);
             let known = nodes.iter().position(|node| node.address == address);
             let home = known.unwrap_or_else(|| {
@@ -305,8 +307,8 @@ fn at((host, port): &Address, broken: Broken) -> Broken {
     }
 }
 
-/// Whether a command was refused, and not carried out, because the server's part has changed: another one has the key, or
-/// it has become a replica.
+/// Whether a server refused a command, and did not carry it out, because another one has the key now or because it has
+/// become a replica.
 fn is_elsewhere(answer: &Value) -> bool {
     matches!(
         answer.error_code(),
@@ -314,7 +316,7 @@ fn is_elsewhere(answer: &Value) -> bool {
     )
 }
 
-/// Slots of a cluster, and the server that has them.
+/// A range of slots, and the server that has them.
 struct Slots {
     slots: RangeInclusive<u16>,
     host: Option<String>,
@@ -356,7 +358,7 @@ fn ranges(answer: Value) -> Option<Vec<Slots>> {
     all.into_iter().map(range).collect()
 }
 
-/// The slot of a key: only what is between its first braces counts, if there is something.
+/// The slot of a key. If there is something between its first braces, only that counts.
 fn slot(key: &[u8]) -> u16 {
     let tag = key.iter().position(|byte| *byte == b'{').and_then(|start| {
         let rest = &key[start + 1..];
@@ -366,7 +368,7 @@ fn slot(key: &[u8]) -> u16 {
     crc16(tag.unwrap_or(key)) % SLOTS
 }
 
-/// CRC-16/XMODEM, by which clusters assign keys to slots.
+/// CRC-16/XMODEM, with which clusters assign keys to slots.
 fn crc16(bytes: &[u8]) -> u16 {
     bytes.iter().fold(0, |crc, byte| {
         (0..8).fold(crc ^ u16::from(*byte) << 8, |crc, _| {

@@ -212,6 +212,18 @@ fn pages() {
             cut_at: Some(Id(7, 5)),
         })
     );
+    let descends = |ids: &[(u64, u64)], cut_at: Option<(u64, u64)>| {
+        let page = Page {
+            entries: ids.iter().map(|id| (Id(id.0, id.1), None)).collect(),
+            cut_at: cut_at.map(|id| Id(id.0, id.1)),
+        };
+        page.descends_from(Id(7, 5))
+    };
+    assert!(descends(&[], None) && descends(&[(7, 5), (7, 4), (6, 9)], Some((6, 8))));
+    assert!(descends(&[(0, 1)], None) && descends(&[], Some((7, 5))));
+    assert!(!descends(&[(7, 6)], None) && !descends(&[(7, 5), (7, 5)], None));
+    assert!(!descends(&[(7, 4), (7, 5)], None) && !descends(&[(0, 1), (0, 0)], None));
+    assert!(!descends(&[(7, 5)], Some((7, 5))) && !descends(&[], Some((8, 0))));
     for wrong in [
         Value::Nil,
         Value::Int(1),

@@ -1,4 +1,5 @@
-//! What a log in Valkey keeps: age without clocks, bytes, keys that expire, and the servers' eviction policies.
+//! How a log in Valkey is trimmed: by age without clocks, and by bytes. Also keys that expire, and the servers'
+//! eviction policies.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -9,40 +10,41 @@ use super::writer::Writer;
 use super::{error, error_for, extent, nonsense, Extent, Id};
 use crate::{Bounds, LogError};
 
-/// How often a scope in use is looked at, and one that nobody uses.
+/// How often a scope in use is checked, and how often an idle one.
 const BUSY: Duration = Duration::from_secs(15);
 const IDLE: Duration = Duration::from_secs(600);
-/// A call begins nothing new after this time; the rest is for the next call.
+/// A call starts nothing new after this time. The next call does the rest.
 const ENOUGH: Duration = Duration::from_secs(4);
-/// How many keys are looked at at once.
+/// How many keys are checked at once.
 const MAX_KEYS: usize = 500;
-/// How many samples of a stream's end are taken while a record is kept.
+/// How many samples of a stream's end are taken during the time that a record is kept.
 const SAMPLES: u32 = 16;
-/// The least time between two samples of a control stream: followers take each drop for a loss and check it.
+/// The least time between two samples of a control stream. A follower takes each drop as a possible loss, and checks
+/// the stream.
 const CONTROL_SAMPLE: Duration = Duration::from_secs(60);
-/// How many entries one command drops, so that it does not hold up the server.
+/// How many entries one command drops, so that it does not block the server.
 const MAX_DROPPED: u64 = 20_000;
-/// How long keys that nobody writes to stay after their last record has become too old: longer than a server's clock is
-/// likely to be wrong.
+/// How long a key that nobody writes to stays after its last record has become too old. That is longer than a server's
+/// clock is likely to be wrong.
 const EXPIRY_MARGIN: Duration = Duration::from_secs(7 * 24 * 3600);
-/// How often the expiry of a key that is written to is renewed.
+/// How often the expiry of a key in use is renewed.
 const EXPIRY_RENEWAL: Duration = Duration::from_secs(3600);
-/// Servers refuse an expiry far beyond this.
+/// Servers refuse an expiry that is far longer.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// How often the eviction policy is asked for.
 const POLICY: Duration = Duration::from_secs(600);
-/// What an entry takes beside its record, and what a record takes as long as none was seen.
+/// Bytes of an entry besides its record, and the assumed size of a record while none was seen.
 const ENTRY_BYTES: u64 = 24;
 const USUAL_RECORD_BYTES: u64 = 1000;
 
-/// How much is kept of a scope.
+/// What is known of a scope's size and age.
 pub(super) struct Kept {
     streams: Vec<KeptStream>,
     keep: Option<Duration>,
     max_bytes: u64,
     due: Option<Instant>,
     interval: Duration,
-    /// How many records, and how many bytes of records, this writer has appended; and the bytes since the last look.
+    /// How many records, and how many bytes of records, this writer has appended; and the bytes since the last check.
     appended: u64,
     appended_bytes: u64,
     new_bytes: u64,
@@ -52,14 +54,14 @@ pub(super) struct Kept {
 struct KeptStream {
     extent: Option<Extent>,
     bytes: Option<u64>,
-    /// Where the stream ended at which time. Up to there, all records are at least as old.
+    /// Samples: where the stream ended at which time. All records up to there are at least as old.
     samples: VecDeque<(Instant, Id)>,
     sampled: Option<Instant>,
     expiry_renewed: Option<Instant>,
 }
 
 impl KeptStream {
-    /// Notes the end of the stream and answers the id up to which records are older than `keep`.
+    /// Notes the end of the stream, and returns the id up to which records are older than `keep`.
     fn observe(
         &mut self,
         now: Instant,
@@ -72,7 +74,7 @@ impl KeptStream {
             .back()
             .is_some_and(|(_, last)| extent.last < *last)
         {
-            // The stream was deleted and began again, with ids that say nothing about those before.
+            // The stream was deleted and began again. Its ids say nothing about the ones before.
             self.samples.clear();
             self.sampled = None;
         }
@@ -120,9 +122,10 @@ impl Kept {
         self.streams.iter().map(|stream| stream.bytes).sum()
     }
 
-    /// Has a key go that nobody appends to any more, once its last record is too old.
+    /// The command that makes a key expire after its last record has become too old, if nobody appends to it until
+    /// then.
     pub(super) fn expiry(&mut self, stream: usize, key: &[u8]) -> Option<Command> {
-        let keep = self.keep?;
+        let keep = keep_in(stream, self.keep?);
         let renewed = &mut self.streams[stream].expiry_renewed;
         if renewed.is_some_and(|renewed| renewed.elapsed() < EXPIRY_RENEWAL) {
             return None;
@@ -133,7 +136,7 @@ impl Kept {
         Some(Command::new(key, &[b"EXPIRE", key, seconds.as_bytes()]))
     }
 
-    /// Takes note of the bounds and answers whether it is time to see whether they hold.
+    /// Notes the bounds, and returns whether it is time to check them.
     fn is_due(&mut self, now: Instant, bounds: &Bounds) -> bool {
         let are_new = self.keep != Some(bounds.keep) || self.max_bytes != bounds.max_bytes;
         self.keep = Some(bounds.keep);
@@ -150,12 +153,20 @@ impl Kept {
     }
 }
 
-/// Which entries the servers evict when they are full.
+/// How long a stream keeps its records. The first one is the control stream.
+fn keep_in(stream: usize, keep: Duration) -> Duration {
+    match stream {
+        0 => keep.saturating_mul(2),
+        _ => keep,
+    }
+}
+
+/// The servers' eviction policies.
 #[derive(Default)]
 pub(super) struct Policies {
     asked: Option<(Instant, u64)>,
-    /// Whether all servers said that they evict nothing. Only then may keys have an expiry: elsewhere it can be what
-    /// makes a server evict them.
+    /// Whether all servers said that they evict nothing. Only then may keys expire: under other policies, a server may
+    /// evict just the keys that have an expiry.
     may_expire: bool,
     has_expired: bool,
     notice: Option<String>,
@@ -192,7 +203,7 @@ impl Policies {
     }
 }
 
-/// The eviction policy in an answer to INFO, if it has one.
+/// The eviction policy in an answer to INFO, if it is there.
 fn policy(answer: Value) -> Option<String> {
     let Value::Text(text) = answer else {
         return None;
@@ -230,7 +241,7 @@ impl Writer {
         if due.is_empty() {
             return Ok(());
         }
-        // Those that have waited longest come first, as there may not be time for all.
+        // There may not be time for all, so those that have waited longest come first.
         due.sort_by_key(|bounds| self.scopes[bounds.scope].kept.due);
         self.ask_for_policies(&due, deadline)?;
         let streams = 1 + usize::from(self.config.partitions);
@@ -265,20 +276,20 @@ impl Writer {
             .map(|index| Command::new(keys[index], &[b"INFO", b"memory"]))
             .collect();
         if commands.is_empty() {
-            // Nothing is known of the servers yet; the next call asks.
+            // No server is known yet. The next call asks.
             return Ok(());
         }
         let answers = self
             .servers
             .call(&commands, Duration::ZERO, deadline, Repeat::Safe)
-            .map_err(|why| error(&self.config, "trimming", &why))?;
+            .map_err(|why| error(&self.config, "trim", &why))?;
         let policies: Vec<_> = answers.into_iter().map(policy).collect();
         self.policies.learn(&policies);
         self.policies.asked = Some((Instant::now(), self.servers.connected()));
         Ok(())
     }
 
-    /// Trims some scopes. An error of the inner result is one scope's, and the others were trimmed.
+    /// Trims some scopes. The inner error is about one scope; the others were trimmed.
     fn trim_some(
         &mut self,
         scopes: &[Bounds],
@@ -311,9 +322,9 @@ impl Writer {
             let key = &scope.keys[part.stream];
             let extent = match extent(answer) {
                 Ok(Some(extent)) => extent,
-                Ok(None) => return Err(nonsense(&self.config, "trimming", "XINFO STREAM")),
+                Ok(None) => return Err(nonsense(&self.config, "trim", "XINFO STREAM")),
                 Err(why) => {
-                    result = result.and(Err(error_for(&self.config, "trimming", &why, key)));
+                    result = result.and(Err(error_for(&self.config, "trim", &why, key)));
                     continue;
                 }
             };
@@ -328,7 +339,8 @@ impl Writer {
                 0 => (bounds.keep / SAMPLES).max(CONTROL_SAMPLE),
                 _ => bounds.keep / SAMPLES,
             };
-            let drop = kept.observe(now, extent, bounds.keep, spacing);
+            let keep = keep_in(part.stream, bounds.keep);
+            let drop = kept.observe(now, extent, keep, spacing);
             too_old.extend(drop.map(|last| (*part, last)));
             if kept.extent != Some(extent) || kept.bytes.is_none() || drop.is_some() {
                 kept.extent = Some(extent);
@@ -339,7 +351,7 @@ impl Writer {
         if !expiry.is_empty() {
             self.servers
                 .call(&expiry, Duration::ZERO, deadline, Repeat::Safe)
-                .map_err(|why| error(&self.config, "trimming", &why))?;
+                .map_err(|why| error(&self.config, "trim", &why))?;
         }
         self.drop_old(scopes, too_old, began, deadline)?;
         self.measure(scopes, &changed, deadline)?;
@@ -358,7 +370,7 @@ impl Writer {
         Ok(result)
     }
 
-    /// The answers to a command for each of some keys.
+    /// Sends a command for each of some keys, and returns the answers.
     fn ask(
         &mut self,
         scopes: &[Bounds],
@@ -373,13 +385,13 @@ impl Writer {
                 command(key, *part)
             })
             .collect();
-        // Trimming twice is no harm.
+        // Trimming twice does no harm.
         self.servers
             .call(&commands, Duration::ZERO, deadline, Repeat::Safe)
-            .map_err(|why| error(&self.config, "trimming", &why))
+            .map_err(|why| error(&self.config, "trim", &why))
     }
 
-    /// Drops all up to certain ids, or as many as there is time for.
+    /// Drops all entries up to these ids, as far as time allows.
     fn drop_old(
         &mut self,
         scopes: &[Bounds],
@@ -404,15 +416,21 @@ impl Writer {
             let answers = self
                 .servers
                 .call(&commands, Duration::ZERO, deadline, Repeat::Safe)
-                .map_err(|why| error(&self.config, "trimming", &why))?;
-            // A server drops some ten thousand entries at a time.
+                .map_err(|why| error(&self.config, "trim", &why))?;
+            for (part, answer) in parts.iter().zip(&answers) {
+                if let Value::Error(why) = answer {
+                    let key = &self.scopes[scopes[part.scope].scope].keys[part.stream];
+                    return Err(error_for(&self.config, "trim", why, key));
+                }
+            }
+            // A server drops about ten thousand entries per command.
             let mut answers = answers.into_iter();
             too_old.retain(|_| matches!(answers.next(), Some(Value::Int(1..))));
         }
         Ok(())
     }
 
-    /// Learns how many bytes streams take.
+    /// Finds out how many bytes streams take.
     fn measure(
         &mut self,
         scopes: &[Bounds],
@@ -435,7 +453,7 @@ impl Writer {
             let bytes = match size {
                 Value::Int(size) => u64::try_from(size).unwrap_or(0),
                 Value::Nil => 0,
-                // Without the right to ask.
+                // The user has no right to ask.
                 _ => kept.estimate(length),
             };
             kept.streams[part.stream].bytes = Some(bytes);
@@ -443,7 +461,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Drops the oldest sessions of scopes that take too much. Answers for each scope whether that is done.
+    /// Drops the oldest sessions of scopes that take too many bytes. Returns for each scope whether it is done.
     fn drop_excess(
         &mut self,
         scopes: &[Bounds],
@@ -460,7 +478,7 @@ impl Writer {
             if control.saturating_add(sessions) <= bounds.max_bytes {
                 continue;
             }
-            // A little more than needed goes, so that not each call has to drop something.
+            // Drops a little more than needed, so that not every call has to drop something.
             let target = (bounds.max_bytes - bounds.max_bytes / 16).saturating_sub(control);
             for (stream, kept) in kept.streams.iter().enumerate().skip(1) {
                 let length = kept.extent.map_or(0, |extent| extent.length);
@@ -497,11 +515,11 @@ impl Writer {
             let answers = self
                 .servers
                 .call(&commands, Duration::ZERO, deadline, Repeat::Safe)
-                .map_err(|why| error(&self.config, "trimming", &why))?;
+                .map_err(|why| error(&self.config, "trim", &why))?;
             for (part, answer) in next.iter().zip(answers) {
                 if let Value::Error(why) = answer {
                     let key = &self.scopes[scopes[part.scope].scope].keys[part.stream];
-                    return Err(error_for(&self.config, "trimming", &why, key));
+                    return Err(error_for(&self.config, "trim", &why, key));
                 }
             }
             for (part, length, wanted) in &mut parts {

@@ -1,4 +1,4 @@
-//! The end of a log in Valkey that is appended to.
+//! Appends to a log in Valkey.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -11,15 +11,15 @@ use super::trim::Kept;
 use super::{deadline, error, error_for, keys, BELL, FIELD};
 use crate::{Batch, Bounds, LogError, LogWriter, Record};
 
-/// How many records, and about how many bytes, are sent before the answers are read.
+/// How many records, and about how many bytes, are sent before answers are read.
 const CHUNK: (usize, usize) = (500, 1 << 20);
 /// How many sessions of a batch go to one partition before the next partition is used.
 const RUN: usize = 100;
-/// About how many entries the bell has, and how many keys one of them names.
+/// About how many entries the bell keeps, and how many keys an entry names.
 const BELL_LENGTH: &[u8] = b"1000";
 const BELL_KEYS: usize = 100;
 
-/// The end that is appended to.
+/// The writer of a log.
 pub(super) struct Writer {
     pub(super) config: Arc<ValkeyConfig>,
     pub(super) servers: Servers,
@@ -27,25 +27,25 @@ pub(super) struct Writer {
     pub(super) policies: super::trim::Policies,
 }
 
-/// What the writer knows of a scope.
+/// What the writer knows about a scope.
 pub(super) struct Scope {
-    /// That of the control stream, then those of the partitions.
+    /// The key of the control stream, then those of the partitions.
     pub(super) keys: Vec<Vec<u8>>,
     /// The partition that the next sessions go to.
     partition: usize,
     pub(super) kept: Kept,
 }
 
-/// A record on its way.
+/// A record to send.
 struct Item<'a> {
     batch: usize,
-    /// The index of its key among those of the scope.
+    /// The index of its key among the scope's keys.
     key: usize,
     record: &'a Record,
 }
 
 impl Writer {
-    /// Connects to nothing yet.
+    /// Does not connect yet.
     pub(super) fn new(config: Arc<ValkeyConfig>) -> Self {
         Self {
             servers: Servers::new(config.clone()),
@@ -68,7 +68,7 @@ impl Writer {
         self.scopes.get_mut(name).expect("it was just inserted")
     }
 
-    /// Appends records and says for each batch what went wrong first, if anything. Stops if there is no connection.
+    /// Appends records, and notes the first error of each batch. Stops if there is no connection.
     fn append_items(
         &mut self,
         batches: &[Batch],
@@ -94,7 +94,7 @@ impl Writer {
                 .servers
                 .call(&commands, Duration::ZERO, deadline, Repeat::Never)
                 .map_err(|why| {
-                    let failed = error(&self.config, "appending to", &why);
+                    let failed = error(&self.config, "append to", &why);
                     for item in rest {
                         let result = &mut results[item.batch];
                         *result = result.clone().and(Err(failed.clone()));
@@ -113,18 +113,17 @@ impl Writer {
                 };
                 let key = &self.scopes[batches[item.batch].scope].keys[item.key];
                 let result = &mut results[item.batch];
-                *result =
-                    result
-                        .clone()
-                        .and(Err(error_for(&self.config, "appending to", &why, key)));
+                *result = result
+                    .clone()
+                    .and(Err(error_for(&self.config, "append to", &why, key)));
             }
             rest = unsent;
         }
         Ok(())
     }
 
-    /// Tells followers in a cluster which streams have something new, and renews the expiry of these. Neither is needed
-    /// for the records to count, so errors are passed over: followers also look from time to time.
+    /// Tells followers in a cluster which streams have new entries, and renews the expiry of these streams. The records
+    /// count without either, because followers also look from time to time. So errors are ignored.
     fn announce(&mut self, touched: &BTreeSet<Vec<u8>>, expiry: Vec<Command>, deadline: Instant) {
         let mut commands = expiry;
         if self.config.cluster {
@@ -162,7 +161,7 @@ impl LogWriter for Writer {
             let mut records = batch.control.iter().chain(batch.sessions);
             if records.any(|record| record.len() > MAX_RECORD_BYTES) {
                 let why = format!("a record is longer than {MAX_RECORD_BYTES} bytes");
-                results[index] = Err(error(&self.config, "appending to", &why));
+                results[index] = Err(error(&self.config, "append to", &why));
                 continue;
             }
             control.extend(batch.control.iter().map(|record| Item {
@@ -229,7 +228,7 @@ impl LogWriter for Writer {
     }
 }
 
-/// The results after the connection failed: an error for all, if no batch is in the log.
+/// The results after the connection failed: one error for all if no batch is in the log.
 fn settled(
     results: Vec<Result<(), LogError>>,
     failed: LogError,

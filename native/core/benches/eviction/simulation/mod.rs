@@ -1,4 +1,4 @@
-//! Devices that come back and strangers that do not count, with one cache, in simulated time.
+//! Simulates devices that come back, and strangers, whose results do not count, with one cache.
 //!
 //! A device connects after log-normal pauses around a pace of its own; half of all paces are below two
 //! hours. A device whose session is not found makes a full handshake, and its new session is stored. Only
@@ -26,7 +26,7 @@ const DAY: Micros = 24 * HOUR;
 /// How long a session may be resumed.
 pub const LIFETIME_MS: u64 = 24 * 60 * 60 * 1000;
 
-/// What clients meet. Sessions are numbered in the order in which they are made.
+/// The cache that clients meet. Sessions are numbered in the order in which they are made.
 pub trait Cache {
     /// Stores a new session. `certificate` is the number of its client's certificate.
     fn insert(&mut self, session: u64, certificate: Option<u64>, now_ms: u64);
@@ -35,7 +35,7 @@ pub trait Cache {
     fn lookup(&mut self, session: u64, now_ms: u64) -> bool;
 }
 
-/// What the devices of a workload do besides coming back.
+/// The behaviour of the devices of a workload, beside coming back.
 #[derive(Debug, Clone, Copy)]
 pub struct Habits {
     /// How likely a device is to have lost its session when it connects.
@@ -48,7 +48,7 @@ pub struct Habits {
     pub certified: f64,
 }
 
-/// Clients that are not counted. Each makes one session.
+/// Clients whose results do not count. Each makes one session.
 #[derive(Debug, Clone, Copy)]
 pub struct Strangers {
     /// How often a stranger resumes its session.
@@ -112,7 +112,7 @@ pub struct Simulation<'a> {
     agenda: BinaryHeap<Reverse<(Micros, Event)>>,
     now: Micros,
     sessions: u64,
-    /// Of devices without certificates, and with.
+    /// The results of devices without and with certificates.
     tallies: [Tally; 2],
 }
 
@@ -283,7 +283,7 @@ impl<'a> Simulation<'a> {
         self.plan(at, Event::Device(device));
     }
 
-    /// Puts what would be in the night into the first hour of the morning.
+    /// Moves events of the night to the first hour of the morning.
     fn after_the_night(&mut self, at: Micros) -> Micros {
         let midnight = at - at % DAY;
         let morning = match at - midnight {

@@ -1,14 +1,14 @@
-//! What happens in the workloads, and in which order.
+//! The events of the workloads, and their order.
 
 use super::{Micros, Simulation, Strangers, DAY, HOUR, MINUTE};
 
 /// How long devices connect at their own pace before something else happens.
 const BEFORE: Micros = 36 * HOUR;
 
-/// What a call takes where nothing but the order of calls matters.
+/// The time of a call in workloads in which only the order of calls matters.
 const CALL: Micros = 20;
 
-/// What happens in which order, and what counts.
+/// The events, their order, and the part that counts.
 #[derive(Clone, Copy)]
 pub enum Script {
     /// Devices come for two days. Then a day counts. `rooms` in two hours come all the time.

@@ -4,7 +4,7 @@ use super::{Cache, LIFETIME_MS};
 use crate::support::id;
 use rekindle_core::{Limits, NewSession, ServerStore, SessionKey, BEGIN_MS};
 
-/// What a session has beside its secret where bytes are the bound.
+/// The bytes of a session beside its secret, if the bound is in bytes.
 const TAIL: usize = 900;
 
 /// Bytes of a certificate: few, so that as many sessions with one have room where bytes are the bound.
@@ -21,12 +21,12 @@ pub struct Rekindle {
 }
 
 impl Rekindle {
-    /// Bounded to so many sessions.
+    /// A store with room for this many sessions.
     pub fn of_sessions(room: usize) -> Self {
         Self::new(room as u64, u64::MAX, 0)
     }
 
-    /// Bounded to so many bytes. Its sessions are long, so that there are many of them in a page, but not so
+    /// A store with room for this many bytes. Its sessions are long, so that there are many of them in a page, but not so
     /// many that a page more or less matters.
     pub fn of_bytes(max_bytes: u64) -> Self {
         Self::new(u64::MAX, max_bytes, TAIL)
@@ -84,7 +84,7 @@ impl Cache for Rekindle {
     }
 }
 
-/// The least `max_bytes` with which the store holds so many sessions after it was full for long.
+/// The least `max_bytes` with which the store has this many sessions after it was full for long.
 pub fn bytes_for(room: usize) -> u64 {
     let holds = |max_bytes| {
         let mut cache = Rekindle::of_bytes(max_bytes);

@@ -1,4 +1,4 @@
-//! The workloads, and what is asked of the store in each.
+//! The workloads, and the store's target in each.
 //!
 //! The letters and numbers name families: W1 steady devices, W2 noise, W3 noise that resumes, W4 a flood while
 //! devices are silent, W5 a flood that resumes, W6 all devices lose their sessions, W7 half of them do, W8
@@ -10,22 +10,22 @@ use super::{Cache, Habits, Micros, Simulation, Strangers, HOUR, MINUTE, SECOND};
 
 /// A workload for a cache of any size.
 pub struct Workload {
-    /// What it is called in tables.
+    /// Its name in tables.
     pub name: &'static str,
-    /// What happens, and what the result is the per cent of.
+    /// The events, and the meaning of the result.
     pub about: &'static str,
     /// Devices for each session that there is room for.
     fill: f64,
     habits: Habits,
     script: Script,
     verdict: Verdict,
-    /// The least result that is asked of the store.
+    /// The store's target: the least result.
     pub target: Option<f64>,
-    /// Is part of a short run.
+    /// Whether it is part of a short run.
     pub quick: bool,
 }
 
-/// Which one of several results is that of the workload.
+/// Which of several results is the workload's result.
 #[derive(Clone, Copy, PartialEq)]
 enum Verdict {
     First,
@@ -35,18 +35,18 @@ enum Verdict {
     Recovered,
 }
 
-/// What a cache reached.
+/// The results of a cache.
 pub struct Outcome {
-    /// What is held against the target.
+    /// The result that is compared with the target.
     pub result: f64,
-    /// The mean of the rounds, where there are some.
+    /// The mean of the rounds, if there are any.
     pub mean: Option<f64>,
     /// Each round.
     pub rounds: Vec<f64>,
 }
 
 impl Workload {
-    /// What the target asks of the rounds.
+    /// How the target applies to the rounds.
     pub fn target_of_rounds(&self) -> Option<String> {
         let target = self.target?;
         match self.verdict {
@@ -57,7 +57,7 @@ impl Workload {
         }
     }
 
-    /// Runs it on an empty cache with room for so many sessions.
+    /// Runs the workload on an empty cache with room for this many sessions.
     pub fn run(&self, cache: &mut dyn Cache, room: usize, seed: u64) -> Outcome {
         let mut simulation = Simulation::new(cache, room, self.fill, self.habits, seed);
         let rounds = self.script.play(&mut simulation);
@@ -109,7 +109,7 @@ const REVISITING: Strangers = Strangers {
     ..ONCE
 };
 
-/// Strangers who resume their session so often, with as much time before each.
+/// Strangers who resume their session this often, after this pause each time.
 fn resuming(resumptions: u32, gap: Micros) -> Strangers {
     Strangers {
         resumptions,
