@@ -1,6 +1,6 @@
 #!/bin/sh
-# Prints the load average, and fails if the machine has other work to do: published benchmarks run alone on it. With
-# `--busy' it prints a warning instead, and the report says the same.
+# Prints the load average, and fails if the machine has other work, because published benchmarks must run alone. With `--busy'
+# it only prints a warning, and the report says the same.
 set -eu
 load=$(cut -d ' ' -f 1 /proc/loadavg)
 if [ "$(printf '%s\n' 0.50 "$load" | sort -n | tail -n 1)" != 0.50 ]; then

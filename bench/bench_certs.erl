@@ -11,13 +11,13 @@
 -type key() :: ecdsa | rsa.
 
 -type piece() :: binary() | {random | hex, Bytes :: pos_integer()}.
-%% Of a client's certificate: what all certificates of one authority have in common, and what each has of its own.
+%% A part of a client's certificate: bytes that all certificates of one authority share, or random bytes that differ.
 
 -define(DEVICE, "urn:device:").
 -define(DEVICE_DIGITS, 32).
 %% Sixteen bytes. The first byte makes the number positive.
 -define(SERIAL, 16#5a000000000000000000000000000001).
-%% A certificate ends with its signature, which has at least so many bytes.
+%% A certificate ends with its signature, which has at least this many bytes.
 -define(SIGNATURE_BYTES, 64).
 
 %% @doc Writes everything as PEM files into `Dir'. The client's certificate has about `ClientBytes' bytes.
@@ -38,7 +38,7 @@ make(Dir, ClientBytes) ->
     #{cert := RootCert} = Root,
     write_pem(Dir, "ca", [{'Certificate', RootCert, not_encrypted}]).
 
-%% @doc The options of a server in `Dir' that answers with `Key', and demands a client certificate or not.
+%% @doc The options of a server in `Dir' with a certificate of type `Key', which may demand a client certificate.
 -spec server_opts(Dir :: file:filename(), {key(), ClientCert :: boolean()}) -> [ssl:tls_server_option()].
 server_opts(Dir, {Key, ClientCert}) ->
     [{certfile, pem(Dir, atom_to_list(Key))}, {keyfile, pem(Dir, atom_to_list(Key))}] ++
@@ -49,7 +49,7 @@ server_opts(Dir, {Key, ClientCert}) ->
 
 %% ---- other clients' certificates ----
 
-%% @doc A client's certificate in pieces. Serial number, key, device number and signature differ from client to client.
+%% @doc A client's certificate in pieces. Serial number, key, device number and signature differ between clients.
 -spec pieces(public_key:der_encoded()) -> [piece()].
 pieces(Cert) ->
     #'OTPCertificate'{tbsCertificate = #'OTPTBSCertificate'{serialNumber = Serial, subjectPublicKeyInfo = KeyInfo}} =
@@ -64,7 +64,7 @@ pieces(Cert) ->
     ],
     cut(lists:sort(Own), 0, Cert).
 
-%% All of a number but its first byte, which says how long it is and that it is positive.
+%% A number without its first byte, which determines its length and sign.
 number(Number, Cert) ->
     {Place, Length} = binary:match(Cert, binary:encode_unsigned(Number)),
     {Place + 1, random, Length - 1}.

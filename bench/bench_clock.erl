@@ -1,4 +1,4 @@
-%% @doc CPU time and memory of a process of the operating system, by what Linux says of its threads.
+%% @doc CPU time and memory of this operating-system process, from Linux's figures of its threads.
 -module(bench_clock).
 
 -export([cpu/0, cpu/1, cpu/2, cpu_of_erlang/0, cpu_of_native/0, rss/0, settle/0]).
@@ -6,7 +6,7 @@
 
 -define(BYTES, 64).
 
-%% @doc Nanoseconds that all threads of this node have run, user and system, with those of the native library.
+%% @doc CPU time of all threads of this node in nanoseconds, user and system, including those of the native library.
 -spec cpu() -> non_neg_integer().
 cpu() ->
     cpu("self").
@@ -15,7 +15,7 @@ cpu() ->
 cpu(OsPid) ->
     cpu(OsPid, fun(_) -> true end).
 
-%% @doc The same for the threads whose name `IsMeant' accepts.
+%% @doc The same for the threads whose names `IsMeant' accepts.
 -spec cpu(OsPid :: string(), fun((Name :: binary()) -> boolean())) -> non_neg_integer().
 cpu(OsPid, IsMeant) ->
     Tasks = "/proc/" ++ OsPid ++ "/task",
@@ -23,8 +23,8 @@ cpu(OsPid, IsMeant) ->
     Threads = [filename:join(Tasks, Id) || Id <- Ids],
     lists:sum([run_time(Thread) || Thread <- Threads, IsMeant(name(Thread))]).
 
-%% @doc The same for the threads of this node that run Erlang code and collect garbage. The threads that read files are
-%% not among them, so that reading this clock hardly counts.
+%% @doc The same for the threads that run Erlang code and collect garbage. It leaves out the threads that read files, so that
+%% reading this clock hardly counts.
 -spec cpu_of_erlang() -> non_neg_integer().
 cpu_of_erlang() ->
     cpu("self", fun is_scheduler/1).
@@ -34,7 +34,7 @@ cpu_of_erlang() ->
 cpu_of_native() ->
     cpu("self", fun is_native/1).
 
-%% `1_scheduler' and `1_dirty_cpu_sch' until OTP 25, then `erts_sched_1' and `erts_dcpus_1'.
+%% The names are like `1_scheduler' and `1_dirty_cpu_sch' up to OTP 25, and like `erts_sched_1' and `erts_dcpus_1' later.
 is_scheduler(Name) ->
     re:run(Name, "^[0-9]+_(scheduler|dirty_cpu)|^erts_(sched|dcpus)_") =/= nomatch.
 
@@ -48,7 +48,7 @@ run_time(Thread) ->
         {error, _} -> 0
     end.
 
-%% A thread keeps its name: reading it once makes the clock quick.
+%% A thread keeps its name, so the clock reads it only once.
 name(Thread) ->
     case get({?MODULE, Thread}) of
         undefined ->
@@ -60,7 +60,7 @@ name(Thread) ->
             Name
     end.
 
-%% Without the process that otherwise reads a node's files, whose work would count.
+%% Without the node's file server, whose work would count.
 read(Name) ->
     case file:open(Name, [read, raw, binary]) of
         {ok, File} ->
@@ -78,7 +78,7 @@ rss() ->
     {match, [Kib]} = re:run(Text, "VmRSS:\\s+([0-9]+)", [{capture, all_but_first, list}]),
     1024 * list_to_integer(Kib).
 
-%% @doc Collects the garbage of all processes, and lets other threads finish what they were at.
+%% @doc Collects the garbage of all processes, and lets other threads finish their work.
 -spec settle() -> ok.
 settle() ->
     _ = [erlang:garbage_collect(Pid) || Pid <- processes()],

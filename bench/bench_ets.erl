@@ -1,5 +1,5 @@
-%% @doc A session cache in an ets table, as OTP's own for clients, but without the server's private key: then a lookup
-%% copies a term of the size that Rekindle's has. The option `{table, set | ordered_set}' chooses the table.
+%% @doc A session cache in an ets table, like OTP's own for clients, but without the server's private key, so that a lookup
+%% copies a term of the same size as with Rekindle. The option `{table, set | ordered_set}' chooses the table.
 -module(bench_ets).
 
 -behaviour(ssl_session_cache_api).
@@ -7,7 +7,7 @@
 -export([init/1, terminate/1, lookup/2, update/3, delete/2, foldl/3, select_session/2, size/1]).
 
 -define(OTP, ssl_client_session_cache_db).
-%% In the session record of OTP 25 to 29.
+%% The place in the session record of OTP 25 to 29.
 -define(PRIVATE_KEY, 6).
 
 init(Args) ->

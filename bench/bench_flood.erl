@@ -1,8 +1,8 @@
 %% @doc Devices that keep resuming while a listener is flooded: with lookups of ids that nobody has, as a client can send
 %% them in a ClientHello, and with sessions that nobody comes back for.
 %%
-%% The devices are OTP's clients in this node, one after the other; the listener is in a node of its own. What the flood
-%% does to OTP's cache process is done by processes of that node: this machine could not make as many handshakes.
+%% The devices are OTP's clients in this node, one after the other; the listener is in a node of its own. Processes of that node
+%% send to OTP's cache process what a flood would send: this machine could not make as many handshakes.
 -module(bench_flood).
 
 -export([run/3]).
@@ -11,18 +11,18 @@
 -type settings() :: #{devices := pos_integer(), resumptions := pos_integer(), lookups := pos_integer(), sessions := pos_integer()}.
 
 -define(FLOODERS, 2).
-%% Lookups for each of the sessions registered are made in between.
+%% Lookups between two batches of registrations.
 -define(CHUNK, 100).
 -define(NEW, 1 bsl 43).
 
-%% @doc A row for each cache and for before and during the flood. The cache has room for ten times the devices.
+%% @doc Returns a row for the time before the flood and one for during it. The cache has room for ten times the devices.
 -spec run(file:filename(), bench_store:name(), settings()) -> [map()].
 run(Dir, Name, #{devices := Devices, resumptions := Resumptions} = Settings) ->
     {ok, _} = application:ensure_all_started(ssl),
     Node = bench_node:start(bench_store:ssl_env(Name, 10 * Devices)),
     {Port, Cache, Template} = bench_node:call(Node, fun() -> listen(Dir) end),
     Sessions = [Session || _ <- lists:seq(1, Devices), {_, Session, _} <- [connect(Port, none)]],
-    %% Each has come back once.
+    %% Each device comes back once.
     {_, Held} = resume(Port, Sessions, Devices),
     {Before, Again} = resume(Port, Held, Resumptions),
     Self = self(),
@@ -40,7 +40,7 @@ listen(Dir) ->
     {ok, {_, Port}} = ssl:sockname(Listener),
     {Port, bench_process:cache_of(Listener), Template}.
 
-%% @private Answers when all lookups and registrations are done.
+%% @private Returns when all lookups and registrations are done.
 flood(Cache, Template, #{lookups := Lookups, sessions := Sessions}) ->
     Flooders = [
         spawn_monitor(fun() ->
@@ -63,7 +63,7 @@ flood(Cache, Template, First, Chunks, Lookups) ->
 resume(Port, Sessions, Number) ->
     lists:mapfoldl(fun(_, [Session | Others]) -> again(Port, Session, Others) end, Sessions, lists:seq(1, Number)).
 
-%% The first in the row goes to its end, with the session it has then.
+%% The first device goes to the end of the queue, with its new session.
 again(Port, Session, Others) ->
     {Resumed, Next, Took} = connect(Port, Session),
     {{Resumed, Took}, Others ++ [Next]}.

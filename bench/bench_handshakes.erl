@@ -1,11 +1,11 @@
 %% @doc Real handshakes with a listener whose cache already holds many sessions.
 %%
-%% Each server is a node of its own. The client is OpenSSL's (handshakes.py), because it needs far less time than the
-%% server, and makes one connection at a time: so the latencies are those of the server and not of a queue, and what
-%% its process spends is the CPU time of that one handshake. The servers take turns.
+%% Each server is a node of its own. The client uses OpenSSL (handshakes.py), which needs far less time than the server, and
+%% makes one connection at a time. So the latencies are those of the server and not of a queue, and the CPU time of its
+%% process is that of one handshake. The servers take turns.
 %%
-%% While a cache is busy, connections come at a steady rate whether the server is ready or not, and others register
-%% sessions, so that each new one pushes out an old one: each connection that a pause of OTP's cache process delays counts.
+%% In the measurement of a busy cache, connections come at a steady rate whether the server is ready or not. Meanwhile other
+%% sessions are registered, and each evicts an old one. So every connection that a pause of OTP's cache process delays counts.
 -module(bench_handshakes).
 
 -export([run/5, busy/4]).
@@ -17,17 +17,17 @@
 
 -define(ACCEPTORS, 8).
 -define(WARM_UP, 60).
-%% In each second.
+%% Per second.
 -define(ARRIVALS, 200).
 -define(REGISTRATIONS, 2_000).
 -define(REGISTRATIONS_AT_ONCE, 10).
-%% Room for the sessions of the handshakes measured.
+%% Room for the sessions of the measured handshakes.
 -define(SPARE_ROOM, 100_000).
-%% Numbers no session in the cache has.
+%% Numbers that no session in the cache has.
 -define(NEW, 1 bsl 42).
 
-%% @doc A row for each number of sessions in the cache, kind of handshake and cache. `Sizes' ascend. What is measured is a
-%% list with a value for each round.
+%% @doc Returns a row for each number of sessions in the cache, kind of handshake and cache. `Sizes' must ascend. Each measured
+%% quantity is a list with a value for each round.
 -spec run(file:filename(), bench_sessions:workload(), Sizes :: [pos_integer()], [bench_store:name()], settings()) -> [map()].
 run(Dir, Workload, Sizes, Names, Settings) ->
     Room = 2 * lists:last(Sizes) + ?SPARE_ROOM,
@@ -45,7 +45,7 @@ run(Dir, Workload, Sizes, Names, Settings) ->
         [Row#{workload => Workload} || Row <- Rows]
     end).
 
-%% @doc A row for each cache, which is full, while sessions are registered.
+%% @doc Returns a row for each cache, while it is full and sessions are registered.
 -spec busy(file:filename(), bench_sessions:workload(), [{bench_store:name(), Size :: pos_integer()}], busy_settings()) -> [map()].
 busy(Dir, Workload, Caches, #{connections := Count} = Settings) ->
     with_servers(Dir, Workload, Caches, Settings, fun(Empty, Client) ->
@@ -82,7 +82,7 @@ start(Dir, Workload) ->
     Cache = bench_process:cache_of(Listener),
     #{port => Port, keeper => spawn(fun() -> keep(Template, Cache) end)}.
 
-%% @doc A listener at this port, or at any if it is 0, that stays when the caller ends.
+%% @doc Opens a listener at this port, or at any if it is 0. It stays open when the caller ends.
 -spec listen(file:filename(), bench_sessions:workload(), inet:port_number()) -> ssl:sslsocket().
 listen(Dir, Workload, Port) ->
     Self = self(),
@@ -113,7 +113,7 @@ keep(Template, Cache) ->
             keep(Template, Cache)
     end.
 
-%% Until told to stop. What is due is made up for.
+%% Registers sessions until it gets a message to stop, and catches up when it is late.
 register_on(Template, Cache, First, Due, Interval) ->
     receive
         {From, stop} -> From ! {self(), stopped}
@@ -135,7 +135,7 @@ accept(Listener) ->
     end,
     accept(Listener).
 
-%% All servers at once, each from the size it has.
+%% Fills all servers at once, each from its present size.
 fill(Servers) ->
     Filling = [
         spawn_monitor(fun() ->
@@ -185,7 +185,7 @@ connect(#{port := Port, os_pid := OsPid}, Client, Task) ->
             error({client_ended, Status})
     end.
 
-%% A time below zero is that of a connection whose session was gone.
+%% A negative time means that the connection's session was gone.
 row(#{name := Name, size := Size}, Rounds) ->
     Each = fun(Of) -> [Of(Cpu, Times, [Time || Time <- Times, Time >= 0]) || {Cpu, Times} <- Rounds] end,
     Percentile = fun(Part) -> Each(fun(_, _, Kept) -> bench_clock:percentile(Kept, Part) end) end,

@@ -1,5 +1,4 @@
-%% @doc Measures journals: what they cost, how fast they are, how large, and what is lost when. Writes
-%% `journal_fleet.md'.
+%% @doc Measures journals: their cost, speed and size, and what they lose in a crash. Writes `journal_fleet.md'.
 -module(bench_journal).
 
 -export([start/1]).
@@ -40,12 +39,12 @@ start([Mode, Results, Python]) ->
 settings(quick) ->
     #{
         registrations => {5, 5_000, 200}, throughput => {3, 30_000}, many => 50_000, kills => {2, [500, 5000]},
-        latencies => 300, devices => 500
+        latencies => 300, devices => 500, revocations => 5_000
     };
 settings(full) ->
     #{
         registrations => {7, 20_000, 500}, throughput => {3, 150_000}, many => 1_000_000, kills => {10, [500, 5000]},
-        latencies => 2000, devices => 20_000
+        latencies => 2000, devices => 20_000, revocations => 100_000
     }.
 
 parts() ->
@@ -54,6 +53,7 @@ parts() ->
         {throughput, fun throughput/1},
         {many, fun many/1},
         {latency, fun latency/1},
+        {revocations, fun revocations/1},
         {kills, fun kills/1},
         {storm, fun storm/1}
     ].
@@ -73,11 +73,11 @@ registration(#{registrations := {Rounds, Burst, Single}} = Setting) ->
         [bench_journal_node:stop(Node) || {_, Node} <- Nodes],
         None = proplists:get_value(none, Medians),
         [
-            "\n## What a registration costs\n\nCPU time in nanoseconds of a call of `rekindle:update/3` with a session as OTP has it, "
-            "that of all threads but the journal's: where ", count(Burst), " calls follow each other; and where each comes 3 ms after "
-            "the one before, with that timer's costs. Medians of ", integer_to_list(Rounds),
-            " rounds by turns. Mark: the journal adds less than 2,000.\n\n",
-            table(["journal", "one of many", "added", "timer and a single one", "added"], [
+            "\n## What a registration costs\n\nCPU time of a call of `rekindle:update/3` with a session of OTP, in nanoseconds, without that of "
+            "the journal's threads. In the first two columns, ", count(Burst), " calls follow each other. In the others, a timer makes "
+            "a call every 3 ms, and its costs are included. Medians of ", integer_to_list(Rounds),
+            " rounds, in which the journals take turns. Target: the journal adds less than 2,000.\n\n",
+            table(["journal", "one of many", "added", "timer and one call", "added"], [
                 [atom_to_list(Kind)] ++ lists:append([[whole(Value), whole(Value - Base)] || {Value, Base} <- lists:zip(Values, None)])
              || {Kind, Values} <- Medians
             ])
@@ -101,15 +101,15 @@ registrations(From, Burst, Single) ->
     ],
     {Used / Burst, (bench_journal_node:scheduler_cpu() - CpuOfSingles) / Single}.
 
-%% ---- how many a second ----
+%% ---- throughput ----
 
 throughput(#{throughput := {Rounds, Sessions}} = Setting) ->
     Rows = [[atom_to_list(Kind) | throughput(Kind, Rounds, Sessions, Setting)] || Kind <- [folder, valkey]],
     [
-        "\n## Into a log and out of it\n\n", count(Sessions), " sessions, registered as fast as one process can: into the log until all "
-        "are written; out of it until another node has applied all while they are written (Valkey), or by a replay. CPU time for a "
-        "session, of the journal's threads and of a whole node that replays. Medians of ", integer_to_list(Rounds), " rounds. Mark: 50,000 a second.\n\n",
-        table(["journal", "in, a second", "in, CPU", "followed, a second", "replayed, a second", "replay, CPU"], Rows)
+        "\n## Into a log and out of it\n\n", count(Sessions), " sessions, which one process registers as fast as it can. *Written*: until "
+        "all are in the log. *Followed*: until another node has applied all, while they are written. *Replayed*: by a node that starts. "
+        "CPU time per session, of the journal's threads and of the whole node that replays. Medians of ", integer_to_list(Rounds), " rounds. Target: 50,000 per second.\n\n",
+        table(["journal", "written per second", "CPU, writing", "followed per second", "replayed per second", "CPU, replay"], Rows)
     ].
 
 throughput(Kind, Rounds, Sessions, Setting) ->
@@ -158,7 +158,7 @@ write(Sessions) ->
     Written = await_written(Sessions),
     {Start, Written, bench_journal_node:journal_cpu() - Cpu}.
 
-%% The template is a record, too.
+%% The log also has a record for the template.
 await_written(Sessions) ->
     [#{dropped := 0, written := Written}] = [Journal || #{journal := #{} = Journal} <- rekindle_admin:info()],
     case Written > Sessions of
@@ -170,9 +170,10 @@ await_written(Sessions) ->
 
 many(#{many := Sessions} = Setting) ->
     [
-        "\n## ", count(Sessions), " sessions\n\nBytes a session: as sealed, in the log, on the wire or written to files (by `write`, and to "
-        "the disk), and as the process of a node that has replayed them has grown, beside what Rekindle counts and beside a node "
-        "that was told of them one by one. Marks: a record under 260 bytes, replay of a million under 15 s.\n\n",
+        "\n## ", count(Sessions), " sessions\n\nBytes per session: of the sealed record, in the log, on the wire, and written to files (by `write`, and to "
+        "the disk). The last three columns are what Rekindle counts in a node that has replayed the log, how much the process of that "
+        "node has grown, and how much a process grows that registers the sessions one by one. Targets: a record under 260 bytes, "
+        "replay of a million under 15 s.\n\n",
         table(
             ["journal", "record", "kept", "on the wire, in", "out", "written", "to the disk", "of the records", "replay", "counted", "resident, replayed", "resident, registered"],
             [[atom_to_list(Kind) | many(Kind, Sessions, Setting)] || Kind <- [folder, valkey]]
@@ -212,7 +213,7 @@ many(Kind, Sessions, Setting) ->
 grown(#{rss_before := Before} = Node) ->
     bench_journal_node:call(Node, fun() -> bench_clock:settle(), bench_clock:rss() - Before end).
 
-%% What the log takes, and what has come in and gone out.
+%% The size of the log, and the bytes that the server has received and sent.
 size_of(folder, Folder) ->
     {filelib:fold_files(Folder, "", true, fun(File, Sum) -> Sum + filelib:file_size(File) end, 0), 0, 0};
 size_of(valkey, Valkey) ->
@@ -244,8 +245,8 @@ latency(#{latencies := Count} = Setting) ->
         [(Then - When) / 1000 || {When, Then} <- lists:zip(Made, Known)]
     end),
     [
-        "\n## How soon a session is known elsewhere\n\nMilliseconds from before the registration on one node until a lookup on another finds "
-        "it, through Valkey; ", count(Count), " sessions, one every 5 ms. The other node looks all the time.\n\n",
+        "\n## How soon a session is known elsewhere\n\nMilliseconds from before the registration on one node until a lookup on another node "
+        "finds the session, through Valkey; ", count(Count), " sessions, one every 5 ms. The other node looks all the time.\n\n",
         table(["median", "p99", "longest"], [[two(bench_clock:percentile(Times, Part)) || Part <- [0.5, 0.99, 1.0]]])
     ].
 
@@ -272,13 +273,64 @@ watch_for(Cache, Id) ->
         _ -> bench_journal_node:now_us()
     end.
 
+%% ---- revocations of another node ----
+
+revocations(#{many := Sessions, revocations := Count} = Setting) ->
+    {DurableMs, AppliedMs, Revoked, Calls} = with_valkey(Setting, fun(Valkey) ->
+        [One, Other] = Nodes = [start_node(valkey, Valkey, Setting) || _ <- [1, 2]],
+        [bench_journal_node:await(Node, fun bench_journal_node:is_replayed/1) || Node <- Nodes],
+        ok = bench_journal_node:call(Other, fun() -> bench_journal_node:fill(0, Sessions) end),
+        bench_journal_node:await(One, fun(#{sessions := Held}) -> Held =:= Sessions end),
+        Self = self(),
+        Remembers = fun(#{journal := #{revocations := Known}}) -> Known =:= Count end,
+        Calls = spawn_link(fun() -> Self ! {self(), bench_journal_node:call(Other, fun() -> register_until(Remembers, Sessions) end)} end),
+        %% The other node has begun.
+        timer:sleep(1000),
+        {Start, End, Revoked} = bench_journal_node:call(One, fun() -> revoke(Count) end),
+        Applied = bench_journal_node:await(Other, Remembers),
+        Times = receive {Calls, All} -> All end,
+        lists:foreach(fun bench_journal_node:stop/1, Nodes),
+        {(End - Start) / 1000, (Applied - Start) / 1000, Revoked, Times}
+    end),
+    [
+        "\n## Revocations of another node\n\nOne call on one node revokes ", count(Count), " certificates by their fingerprints. Another "
+        "node holds ", count(Sessions), " sessions, and registers a session every millisecond meanwhile. Milliseconds until the call "
+        "answers, until the other node has applied all, and of a registration there. Marks: applied in 10,000, a registration in 50.\n\n",
+        table(["answer", "after", "applied after", "registrations", "median", "p99", "longest"], [
+            [atom_to_list(Revoked), whole(DurableMs), whole(AppliedMs), count(length(Calls))]
+            ++ [two(bench_clock:percentile(Calls, Part)) || Part <- [0.5, 0.99, 1.0]]
+        ])
+    ].
+
+revoke(Count) ->
+    Fingerprints = [<<N:256>> || N <- lists:seq(1, Count)],
+    Start = bench_journal_node:now_us(),
+    Revoked = element(1, rekindle_admin:revoke(Fingerprints)),
+    {Start, bench_journal_node:now_us(), Revoked}.
+
+%% Registers new sessions until the condition holds, and returns how long each took, in milliseconds.
+register_until(Condition, From) ->
+    register_until(Condition, From, []).
+
+register_until(Condition, From, Times) ->
+    timer:sleep(1),
+    [Session] = bench_journal_node:chunk(From, From),
+    Start = erlang:monotonic_time(nanosecond),
+    ok = rekindle:update(bench_journal_node:cache(), bench_sessions:key(Session), Session),
+    Took = (erlang:monotonic_time(nanosecond) - Start) / 1.0e6,
+    IsDone = (From rem 100 =:= 0) andalso Condition(bench_journal_node:info()),
+    case IsDone of
+        true -> [Took | Times];
+        false -> register_until(Condition, From + 1, [Took | Times])
+    end.
+
 %% ---- what is lost ----
 
 kills(#{kills := {Kills, Rates}} = Setting) ->
     [
-        "\n## What `kill -9` loses\n\nMilliseconds from the registration of the last session that is there again to the kill's last one, and "
-        "sessions lost, with the journal in a folder; ", integer_to_list(Kills), " kills each, some time after a second of load.\n\n",
-        table(["sessions a second", "median", "worst", "sessions, median", "worst"], [
+        "\n## What `kill -9` loses\n\nLost sessions, and the milliseconds from the registration of the last session that was kept to that of the last "
+        "session before the kill, with the journal in a folder; ", integer_to_list(Kills), " kills each, after more than a second of load.\n\n",
+        table(["sessions per second", "median", "worst", "sessions, median", "worst"], [
             begin
                 Lost = killed(Rate, Kills, Setting),
                 [count(Rate)] ++
@@ -312,7 +364,7 @@ killed(Rate, Kills, Setting) ->
         Lost
     end).
 
-%% When each was registered goes to a file, and so outlives the node as what it has written.
+%% The node writes to a file when it registered each session. The file survives the node, as its log does.
 load(From, Rate, Times) ->
     spawn(fun() ->
         {ok, File} = file:open(Times, [write, raw, binary]),
@@ -347,9 +399,9 @@ storm(#{devices := Devices, certs := Certs} = Setting) ->
     Rows = Shared ++ bench_storm:run(Certs, gb_trees, none, Setting),
     [
         "\n## All devices at once, after a rolling restart\n\nThree nodes, ", count(Devices), " devices (OpenSSL's TLS 1.2, ECDSA P-256, eight "
-        "at a time, each to a random node). They come without a session; the nodes are restarted one after the other; they come back. "
-        "CPU time for a connection. OTP's cache has room for all. Mark: 99 % resumed.\n\n",
-        table(["cache", "storm", "resumed", "failed", "handshakes a second", "nodes' CPU", "devices' CPU"], [
+        "at a time, each to a random node). The devices come without a session; the nodes are restarted one after the other; the devices "
+        "come back. CPU time per connection. OTP's cache has room for all. Target: 99 % resumed.\n\n",
+        table(["cache", "storm", "resumed", "failed", "handshakes per second", "nodes' CPU", "devices' CPU"], [
             [
                 maps:get(Store, #{rekindle => "Rekindle, Valkey", gb_trees => "OTP's own"}),
                 maps:get(Storm, #{first => "first", restarted => "after the restarts"}),

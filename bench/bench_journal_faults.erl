@@ -1,19 +1,19 @@
 %% @doc Handshakes with a node whose journal works, and with nodes whose journals do not, beside one without.
 %%
 %% Connections come at a steady rate whether the server is ready or not (handshakes.py). The nodes take turns. A log fails
-%% as its node's turn begins and works again as it ends, so the turn has the failure itself, the silence until it is
-%% noticed, and the tries after that. A second node without a journal shows how much of a difference is chance.
+%% when its node's turn begins, and works again when the turn ends. So the turn includes the failure, the silence until the
+%% node notices it, and the attempts after that. A second node without a journal shows how much of a difference is chance.
 -module(bench_journal_faults).
 
 -export([start/1]).
 
 -define(ROUNDS, 10).
-%% Connections of a kind a turn, and how many are due each second.
+%% Connections of each kind per turn, and how many are due per second.
 -define(COUNT, 500).
 -define(RATES, #{full => 100, resumed => 200}).
 -define(PASSWORD, "a password").
 
-%% A node. `state' is what its journal has to say at the end of a turn; `mend_at_last' is done after all of them.
+%% A node. Its journal must have `state' at the end of a turn; `mend_at_last' runs after all turns.
 -type cell() :: #{
     name := string(),
     node := pid(),
@@ -41,7 +41,7 @@ start([Results, Python]) ->
         try
             measure(cells(Dir, Disks), Dir, Python)
         after
-            %% They end with this process, but not with the node.
+            %% The servers end with this process, but not with the node.
             lists:foreach(fun rekindle_valkey:stop/1, servers()),
             [rekindle_clients:run("umount", ["-l", Disk], [], 10_000) || {_, Disk} <- Disks],
             file:del_dir_r(Dir)
@@ -156,7 +156,7 @@ measure(Cells, Dir, Python) ->
     [bench_node:stop(Node) || #{node := Node} <- Cells],
     {Rows, Recovered}.
 
-%% How long the journal had not worked, and how long it took to do so again, in milliseconds.
+%% How long the journal did not work, and how long it took to recover, in milliseconds.
 recovery(#{mend_at_last := Mend} = Cell) ->
     #{since := Seconds} = journal(Cell),
     _ = Mend(),
@@ -168,7 +168,7 @@ turn(Round, #{name := Name, break := Break, mend := Mend, state := Expected} = C
     io:format("round ~b: ~ts~n", [Round, Name]),
     _ = Break(),
     Turn = [{Kind, Name, connect(Cell, Client, Kind, ?COUNT)} || Kind <- Kinds],
-    %% The fault was one.
+    %% The fault had an effect.
     State = state(Cell),
     State =:= Expected orelse error({Name, State}),
     _ = Mend(),
@@ -210,13 +210,13 @@ page({Rows, Recovered}, About) ->
     [
         "# Handshakes while a journal's log fails\n\n"
         "One node each, TLS 1.2, ECDSA P-256, no client certificates. ", integer_to_list(?ROUNDS), " turns of ",
-        integer_to_list(?COUNT), " connections of a kind, due at a steady rate: ",
-        [[integer_to_list(Rate), " ", atom_to_list(Kind), " a second; "] || {Kind, Rate} <- maps:to_list(?RATES)],
-        "latency counts from when one was due to the first byte after its handshake, CPU is the whole node's, journal included. "
-        "A log fails as its turn begins. Ratios are to the first row; the second one tells how far they go by chance. "
-        "Each handshake was of the kind that is said: none failed, and all that were to be resumed were.\n\n",
+        integer_to_list(?COUNT), " connections of each kind, due at a steady rate: ",
+        [[integer_to_list(Rate), " ", atom_to_list(Kind), " per second; "] || {Kind, Rate} <- maps:to_list(?RATES)],
+        "the time of a connection runs from when it was due to the first byte after its handshake. CPU is that of the whole node, with its journal. "
+        "A log fails when its turn begins. Ratios are to the first row; the second row shows how much they vary by chance. "
+        "No handshake failed, and all that had to resume did.\n\n",
         [
-            io_lib:format("The server that was stopped all the time was so for ~b s; ~.1f s after that its journal worked again.\n\n", [Down div 1000, Up / 1000])
+            io_lib:format("One server was stopped all the time, for ~b s. ~.1f s later its journal worked again.\n\n", [Down div 1000, Up / 1000])
          || {Down, Up} <- Recovered
         ],
         About, " The clients share the cores.\n",

@@ -1,7 +1,7 @@
-%% @doc Nodes that have a journal, and sessions registered in them as OTP's cache process registers them.
+%% @doc Nodes with a journal, in which sessions are registered as OTP's cache process does it.
 -module(bench_journal_node).
 
--export([start/2, start/3, stop/1, kill/1, call/2, info/1, journal/1, is_replayed/1, await/2, cpu_since/1]).
+-export([start/2, start/3, stop/1, kill/1, call/2, info/0, info/1, journal/1, is_replayed/1, await/2, cpu_since/1]).
 -export([cache/0, template/0, update_all/1, chunk/2, fill/2, scheduler_cpu/0, journal_cpu/0, now_us/0]).
 
 -export_type([running/0]).
@@ -10,7 +10,8 @@
 
 -define(CHUNK, 1000).
 
-%% @doc A node with one listener, whose scope has this journal. `rss_before' and `cpu_before' are from before the listener.
+%% @doc Starts a node with one listener, whose scope has this journal. `rss_before' and `cpu_before' were measured before the
+%% listener was opened.
 -spec start(file:filename(), rekindle:journal()) -> running().
 start(Certs, Journal) ->
     start(Certs, Journal, rekindle_node:free_port()).
@@ -28,11 +29,11 @@ prepare(Certs) ->
     bench_clock:settle(),
     {bench_clock:rss(), runtime()}.
 
-%% Also of threads that have ended, as a reader's does.
+%% Includes threads that have ended, such as a reader's.
 runtime() ->
     1_000_000 * element(1, statistics(runtime)).
 
-%% @doc Nanoseconds of CPU time since before the listener.
+%% @doc CPU time in nanoseconds since before the listener was opened.
 -spec cpu_since(running()) -> non_neg_integer().
 cpu_since(#{cpu_before := Before} = Running) ->
     call(Running, fun runtime/0) - Before.
@@ -47,7 +48,7 @@ listen(Certs, Port) ->
 stop(#{node := Node}) ->
     bench_node:stop(Node).
 
-%% @doc Ends it with SIGKILL.
+%% @doc Ends the node with SIGKILL.
 -spec kill(running()) -> ok.
 kill(#{node := Node, os_pid := OsPid}) ->
     Monitor = monitor(process, Node),
@@ -62,7 +63,8 @@ call(#{node := Node}, Fun) ->
 info(Running) ->
     call(Running, fun info/0).
 
-%% That of the listener with the journal.
+%% @doc The scope of the listener with the journal, in the node itself.
+-spec info() -> rekindle_admin:info().
 info() ->
     [Info] = [Info || #{scope := {shared, _, devices}} = Info <- rekindle_admin:info()],
     Info.
@@ -74,7 +76,7 @@ journal(Running) ->
 -spec is_replayed(rekindle_admin:info()) -> boolean().
 is_replayed(#{journal := #{replay := Replay}}) -> Replay =/= undefined.
 
-%% @doc Waits until it is so, and tells when that was, in microseconds.
+%% @doc Waits until the condition holds, and returns the time then, in microseconds.
 -spec await(running(), fun((rekindle_admin:info()) -> boolean())) -> integer().
 await(Running, Condition) ->
     call(Running, fun() -> await_here(Condition, now_us() + 120_000_000) end).
@@ -89,7 +91,7 @@ await_here(Condition, Deadline) ->
 
 %% ---- in the node ----
 
-%% @doc What OTP's process calls the callbacks with.
+%% @doc The cache that OTP's process passes to the callbacks.
 -spec cache() -> rekindle:cache().
 cache() ->
     persistent_term:get({?MODULE, cache}).
@@ -113,19 +115,19 @@ fill(From, To) when From >= To ->
     bench_clock:settle();
 fill(From, To) ->
     Next = min(To, From + ?CHUNK),
-    %% Never more than the queue has room for.
+    %% Never register more than the queue has room for.
     #{journal := Journal} = info(),
     case Journal of
         #{queued := Queued} when Queued > 50_000 -> timer:sleep(5), fill(From, To);
         _ -> update_all(chunk(From, Next - 1)), fill(Next, To)
     end.
 
-%% @doc Nanoseconds that the threads of the journals have run.
+%% @doc CPU time of the journals' threads, in nanoseconds.
 -spec journal_cpu() -> non_neg_integer().
 journal_cpu() ->
     bench_clock:cpu("self", fun is_journal/1).
 
-%% @doc Nanoseconds that all others have run, OTP's processes among them.
+%% @doc CPU time of all other threads, in nanoseconds, including OTP's processes.
 -spec scheduler_cpu() -> non_neg_integer().
 scheduler_cpu() ->
     bench_clock:cpu("self", fun(Name) -> not is_journal(Name) end).

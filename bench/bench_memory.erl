@@ -1,17 +1,17 @@
-%% @doc What a session takes in memory, and whether Rekindle keeps to the bytes it was given.
+%% @doc How much memory a session takes, and whether Rekindle respects `max_bytes'.
 %%
-%% Live bytes are what the cache has in use: heap and binaries, tables and binaries, or what Rekindle counts. Resident
-%% bytes are what the process of the operating system has grown by, garbage and free space of the allocators included.
+%% Live bytes are in use by the cache: heap and binaries, tables and binaries, or what Rekindle counts. Resident bytes are the
+%% growth of the operating-system process, including garbage and free space of the allocators.
 -module(bench_memory).
 
 -export([sessions/4, bound/3]).
 
 -define(SCOPE, bench).
 -define(WARM_UP, 20_000).
-%% Larger ones make the memory of the process that makes the sessions come and go by megabytes.
+%% With larger batches, the memory of the process that makes the sessions would grow and shrink by megabytes.
 -define(CHUNK, 100).
 
-%% @doc Fills the cache, then replaces all sessions three times over, the oldest first. Run it in a fresh node.
+%% @doc Fills the cache, then replaces all sessions three times, the oldest first. Run it in a fresh node.
 -spec sessions(file:filename(), bench_sessions:workload(), pos_integer(), bench_store:name()) -> map().
 sessions(Dir, Workload, Size, Name) ->
     Template = bench_sessions:template(Dir, Workload),
@@ -24,7 +24,8 @@ sessions(Dir, Workload, Size, Name) ->
     Churned = measure(Worker, Before, Size),
     #{store => Name, workload => Workload, size => Size, filled => Filled, churned => Churned}.
 
-%% @doc Twice as many sessions again as fit into `MaxBytes', and how many bytes the process has grown by then.
+%% @doc Registers as many sessions as fit into `MaxBytes' and twice as many again, and returns by how many bytes the process has
+%% grown.
 -spec bound(file:filename(), bench_sessions:workload(), MaxBytes :: pos_integer()) -> map().
 bound(Dir, Workload, MaxBytes) ->
     Template = bench_sessions:template(Dir, Workload),
@@ -53,7 +54,7 @@ insert_until(Worker, Template, From, Enough) ->
         false -> insert_until(Worker, Template, From + ?CHUNK, Enough)
     end.
 
-%% Grows what grows in any case.
+%% Grows the parts of the node that grow with any cache.
 warm_up(Template) ->
     insert_all(start(loop, []), Template, infinity, 0, ?WARM_UP),
     bench_clock:settle().
@@ -68,7 +69,7 @@ measure(Worker, {Rss, Binary}, Size) ->
 start(Name, Options) ->
     bench_worker:start(fun() -> bench_store:open(Name, #{scope => ?SCOPE, options => Options}) end).
 
-%% The sessions from `From' up to, but without, `To'. A cache holds at most `Size': the oldest goes first.
+%% Registers the sessions from `From' to `To' - 1. A cache holds at most `Size'; the oldest goes first.
 insert_all(Worker, Template, Size, From, To) ->
     lists:foreach(
         fun(First) ->
@@ -90,7 +91,7 @@ insert(Store, Size, N, Session) when N < Size ->
 insert(Store, Size, N, Session) ->
     bench_store:replace(Store, bench_sessions:id(N - Size), Session).
 
-%% What messages leave behind is no part of a cache, but can be megabytes. Where the heap is the cache, garbage is part
-%% of it and left to the BEAM.
+%% The garbage of messages is no part of a cache, but can take megabytes. If the heap is the cache, garbage is a part of it,
+%% and only the BEAM collects it.
 tidy_up(Store) ->
     bench_store:is_on_heap(Store) orelse erlang:garbage_collect().

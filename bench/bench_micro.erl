@@ -1,9 +1,9 @@
-%% @doc What a lookup that hits, one that misses, an insertion and a deletion cost.
+%% @doc Measures the cost of a hit, a miss, an insertion and a deletion.
 %%
-%% All caches of a node hold the same sessions and are measured in turn, round by round, each in the process that
-%% opened it. What that process works on is not on its heap, where each garbage collection would copy it, more often for
-%% one cache than for another: keys are literals, and a session to insert is copied out of a table, as a message is copied.
-%% A cache that does nothing tells what the loop costs; the reader of the results takes that off.
+%% All caches of a node hold the same sessions and are measured in turn, round by round, each in the process that opened it.
+%% The data of that process is not on its heap, where each garbage collection would copy it, more often for one cache than for
+%% another: keys are literals, and a session to insert is copied from a table, as a message is copied. A cache that does
+%% nothing shows the cost of the loop, which the reader of the results subtracts.
 -module(bench_micro).
 
 -export([run/4]).
@@ -29,22 +29,22 @@
     native_ns := [float()],
     wall_ns := [float()]
 }.
-%% `words' is the size of the term that a hit returns, `bytes' what Rekindle's scope takes. The others have a value for
-%% each round, in nanoseconds for each operation: CPU time of the threads that run Erlang; CPU time of Rekindle's own
-%% threads, then and shortly after; and time by the clock, where two processes count as one that is twice as fast.
+%% `words' is the size of the term that a hit returns, `bytes' what Rekindle's scope takes. The others have a value for each
+%% round, in nanoseconds per operation: CPU time of the threads that run Erlang; CPU time of Rekindle's own threads, then and
+%% shortly after; and time by the clock, which counts two processes as one that is twice as fast.
 
 %% Sessions inserted before they are deleted again, so that a cache keeps about its size.
 -define(MOST_FRESH, 1000).
-%% For Rekindle's own threads to do what a turn has left for them.
+%% A pause in which Rekindle's own threads do the work that a turn has left for them.
 -define(PAUSE_MS, 20).
-%% So few keys that they do not push a small cache out of the processor's, and no fewer than a large cache has sessions.
+%% Few enough keys not to push a small cache out of the processor's caches. A large cache has as many keys as sessions.
 -define(FEWEST_KEYS, 20_000).
 %% Numbers of sessions that are in no cache.
 -define(MISSING, 1 bsl 40).
 -define(FRESH, 1 bsl 41).
 
-%% @doc A row for each cache and operation. `Caches' says how many sessions are in each, and how many processes look them up
-%% at once; insertions are made by one.
+%% @doc Returns a row for each cache and operation. `Caches' says how many sessions are in each, and how many processes look
+%% them up at once. One process makes the insertions.
 -spec run(file:filename(), bench_sessions:workload(), [cache()], settings()) -> [row()].
 run(Dir, Workload, Caches, #{operations := Operations} = Settings) ->
     Template = bench_sessions:template(Dir, Workload),
@@ -61,7 +61,7 @@ crew({Name, Size, Processes} = Scope) ->
     Config = #{scope => Scope, options => [{max_bytes, bench_store:max_bytes(Size)}, {max_sessions, infinity}]},
     First = bench_worker:start(fun() -> bench_store:open(Name, Config) end),
     Workers = workers(Processes, First, Name, Config),
-    %% Where two have the same part, one of them fills the cache of both.
+    %% If two workers have the same part, one of them fills the cache of both.
     #{name => Name, size => Size, scope => Scope, workers => Workers, fill => lists:ukeysort(3, Workers)}.
 
 workers(1, First, _, _) ->
@@ -143,7 +143,7 @@ words({Worker, _, _}) ->
 
 %% ---- turns ----
 
-%% All caches have a turn in each round, each time another one the first. The first round is not counted.
+%% All caches have a turn in each round, and each round begins with another cache. The first round does not count.
 rounds(Rounds, Crews, Task) ->
     Tasks = [{Crew, [{Worker, Task(Crew, All)} || {Worker, _, _} = All <- Workers]} || #{workers := Workers} = Crew <- Crews],
     [_ | Counted] = [
@@ -168,8 +168,8 @@ looked_up(Expected, #{cpu := Cpu, native := Native, replies := Replies}) ->
     Wall = lists:max([End || {_, End, _} <- Replies]) - lists:min([Start || {Start, _, _} <- Replies]),
     {Cpu, Native, nanoseconds(Wall)}.
 
-%% Insertions and deletions take turns too short for the clock of CPU time, and are told apart by the other clock.
-%% Rekindle's own threads work on what was inserted.
+%% Insertions and deletions alternate too fast for the clock of CPU time, so the other clock separates them. The CPU time of
+%% Rekindle's own threads counts for insertions.
 churned(insert, #{cpu := Cpu, native := Native, replies := [{Insert, Delete}]}) ->
     {Cpu * Insert / (Insert + Delete), Native, nanoseconds(Insert)};
 churned(delete, #{cpu := Cpu, replies := [{Insert, Delete}]}) ->

@@ -1,4 +1,4 @@
-%% @doc A fresh process of the operating system for each measurement, so that nothing is left in it of another.
+%% @doc A fresh operating-system process for each measurement, so that no measurement influences another.
 -module(bench_node).
 
 -export([run/2, start/1, call/2, stop/1, os_pid/1]).
@@ -9,7 +9,7 @@
 
 -define(KEYS, [session_cb, server_session_cb, client_session_cb]).
 
-%% @doc Runs `Fun' in a node of its own whose ssl is configured so.
+%% @doc Runs `Fun' in a node of its own with these settings of ssl.
 -spec run(config(), fun(() -> Result)) -> Result.
 run(Config, Fun) ->
     Node = start(Config),
@@ -48,7 +48,7 @@ prepare(Env) ->
     {ok, _} = application:ensure_all_started(ssl),
     logger:set_primary_config(level, error).
 
-%% Schedulers that wait for work without using the processor: their waiting would count as CPU time.
+%% Schedulers must not spin while they wait for work, because that would count as CPU time.
 arguments() ->
     Folders = [filename:absname(filename:dirname(code:which(Module))) || Module <- [?MODULE, rekindle]],
     ["+sbwt", "none", "+sbwtdcpu", "none", "+sbwtdio", "none"] ++ lists:append([["-pa", Folder] || Folder <- Folders]).

@@ -1,4 +1,4 @@
-%% @doc A cache that does nothing: what a round takes with it is the cost of the measuring loop.
+%% @doc A cache that does nothing. It shows the cost of the measuring loop.
 -module(bench_null).
 
 -export([lookup/2, update/3, delete/2]).

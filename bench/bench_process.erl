@@ -1,15 +1,15 @@
-%% @doc OTP's own cache process of a real listener, as it fills, and when it is full.
+%% @doc Measures OTP's cache process of a real listener while it fills, and when it is full.
 %%
-%% Sessions are registered as connections do it, a few at a time, so that no call waits behind many others. A second
-%% process asks for a random session that is there, every millisecond.
+%% A process registers sessions as connections do it, a few at a time, so that no call waits behind many others. A second
+%% process asks for a random stored session every millisecond.
 -module(bench_process).
 
 -export([run/4, cache_of/1, register_all/4]).
 
 -define(BATCH, 10).
 
-%% @doc A row for each of `Sizes', ascending: the process at that size, and its worst since the size before. Then one for
-%% a tenth as many sessions again: the last of `Sizes' has to be the most the cache holds.
+%% @doc Returns a row for each of `Sizes', which must ascend: the process at that size, and its worst values since the size
+%% before. Then one for a tenth as many sessions again; the last of `Sizes' must be the most that the cache holds.
 -spec run(file:filename(), bench_sessions:workload(), [pos_integer()], bench_store:name()) -> [map()].
 run(Dir, Workload, Sizes, Name) ->
     Template = bench_sessions:template(Dir, Workload),
@@ -66,14 +66,14 @@ register_all(_Template, _Cache, From, To, _Report) when From > To ->
 register_all(Template, Cache, From, To, Report) ->
     Last = min(To, From + ?BATCH - 1),
     [ssl_server_session_cache:register_session(Cache, Session) || Session <- bench_sessions:chunk(Template, From, Last)],
-    %% Answered after all of them.
+    %% The process answers this call after all registrations.
     _ = ssl_server_session_cache:new_session_id(Cache),
     Report(Last + 1),
     register_all(Template, Cache, Last + 1, To, Report).
 
 %% ---- the caller ----
 
-%% Asks for sessions registered since the caller started: those before may be gone.
+%% Asks for sessions that were registered since the caller started, because older ones may be gone.
 call(Cache, From, Registered, Latencies) ->
     receive
         {Asker, stop} when Latencies =/= [] ->

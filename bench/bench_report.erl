@@ -26,11 +26,16 @@ machine(Seconds) ->
         system => list_to_binary(string:trim(os:cmd("uname -sr"))),
         otp => list_to_binary(erlang:system_info(otp_release)),
         ssl => list_to_binary(Ssl),
-        commit => list_to_binary(string:trim(os:cmd("git describe --always --dirty 2>/dev/null"))),
+        commit => list_to_binary(commit()),
         load_before => load_before(),
         busy => load_before() > ?BUSY,
         load_after => list_to_float(first_match("/proc/loadavg", "^(\\S+)"))
     }.
+
+%% The results that the run has written by now are no change of what it measures.
+commit() ->
+    Changes = os:cmd("git status --porcelain --untracked-files=no -- . ':!bench/results' 2>/dev/null"),
+    string:trim(os:cmd("git describe --always 2>/dev/null")) ++ case Changes of "" -> ""; _ -> "-dirty" end.
 
 %% As alone.sh has found it.
 load_before() ->
@@ -52,7 +57,7 @@ first_match(File, Regexp) ->
 about(Command, #{seconds := Seconds, commit := Commit, cpu := Cpu, cores := Cores, memory_kib := Kib} = Machine) ->
     #{system := System, otp := Otp, ssl := Ssl, busy := Busy, load_before := Before, load_after := After} = Machine,
     [
-        ["**Busy machine**: something else was running when this began, so its figures are not to be compared. " || Busy],
+        ["**Busy machine**: other programs were running at the start, so do not compare these figures with others. " || Busy],
         io_lib:format(
             "`~ts`, ~b s, commit ~ts. ~ts, ~b cores, ~b GiB, ~ts, OTP ~ts (ssl-~ts). Load average before: ~.2f, after: ~.2f.",
             [Command, Seconds, Commit, Cpu, Cores, round(Kib / 1048576), System, Otp, Ssl, Before, After]

@@ -1,8 +1,8 @@
-%% @doc Sessions as OTP's processes hand them to a cache: one is made by a real handshake and taken out of the
-%% default cache's process, the others are that one with an id, secret, stamps and peer certificate of their own.
+%% @doc Sessions as OTP's processes pass them to a cache. A real handshake makes one, which is read from the default cache's
+%% process. The others are copies with an id, secret, stamps and peer certificate of their own.
 %%
-%% The listener's certificate is one binary that all share, as in reality; so is the way a peer certificate
-%% holds on to the larger buffer it was received in.
+%% As in reality, all sessions share one binary of the listener's certificate, and a peer certificate refers to the larger
+%% buffer in which it was received.
 -module(bench_sessions).
 
 -export([template/2, make/2, id/1, key/1, chunk/3]).
@@ -23,7 +23,7 @@
 -define(PEER_CERTIFICATE, 4).
 -define(FIRST_OTHER, 7).
 
-%% @doc The session of one handshake with a listener of this node. Its ssl uses the default cache for it.
+%% @doc The session of a handshake with a listener of this node, whose ssl uses the default cache.
 -spec template(Dir :: file:filename(), workload()) -> template().
 template(Dir, Workload) ->
     Env = [{Key, application:get_env(ssl, Key)} || Key <- [session_cb, server_session_cb, session_cb_init_args]],
@@ -38,7 +38,7 @@ template(Dir, Workload) ->
         peer => peer(element(?PEER_CERTIFICATE, Session))
     }.
 
-%% @doc The `N'th session. Always with the same id, secret and certificate.
+%% @doc The `N'th session. Each call returns the same id, secret and certificate.
 -spec make(template(), non_neg_integer()) -> Session :: tuple().
 make(#{session := Session, secret := Secret, time_stamp := TimeStamp, peer := Peer}, N) ->
     Now = erlang:monotonic_time(),
@@ -56,7 +56,7 @@ make(#{session := Session, secret := Secret, time_stamp := TimeStamp, peer := Pe
 id(N) ->
     crypto:hash(sha256, <<N:64>>).
 
-%% @doc What a server's cache has the session under: the id in it, not a copy.
+%% @doc The key of the session in a server's cache: the id in the session, not a copy.
 -spec key(Session :: tuple()) -> ssl:session_id().
 key(Session) ->
     element(?SESSION_ID, Session).
@@ -72,7 +72,7 @@ handshake(Dir, Workload) ->
     {ok, Socket} = ssl:connect({127, 0, 0, 1}, Port, [
         {versions, ['tlsv1.2']}, {verify, verify_none}, {active, false}, {certfile, Client}, {keyfile, Client}
     ]),
-    %% Answered after the server has registered the session.
+    %% The process answers this call after it has registered the session.
     ok = ssl:send(Socket, "hello\n"),
     {ok, _} = ssl:recv(Socket, 6),
     Cache = bench_process:cache_of(rekindle_servers:listen_socket(Server)),

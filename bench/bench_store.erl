@@ -1,4 +1,4 @@
-%% @doc The caches that are compared, called as OTP's cache process calls them.
+%% @doc The caches to compare, which are called as OTP's cache process calls them.
 -module(bench_store).
 
 -export([names/1, open/2, join/3, lookup/2, insert/2, replace/3, delete/2, is_on_heap/1, live_bytes/1]).
@@ -8,7 +8,7 @@
 -export_type([name/0, store/0]).
 
 -type name() :: loop | gb_trees | ets_ordered_set | ets_set | rekindle | rekindle_compressed.
-%% `loop' does nothing. `gb_trees' is OTP's default. The last is Rekindle once it has compressed its certificates.
+%% `loop' does nothing. `gb_trees' is OTP's default. The last is Rekindle after it has compressed its certificates.
 
 -opaque store() :: {Callbacks :: module(), Ref :: term(), RefForDeletions :: own | term()}.
 
@@ -19,7 +19,7 @@
 names({_, ClientCert}) ->
     [loop, gb_trees, ets_ordered_set, ets_set, rekindle] ++ [rekindle_compressed || ClientCert].
 
-%% @doc Opens a cache in the process that is to work with it. `Options' are Rekindle's.
+%% @doc Opens a cache in the process that will use it. `Options' are Rekindle's.
 -spec open(name(), #{scope := term(), options := [rekindle:option()]}) -> store().
 open(loop, _) ->
     {bench_null, none, own};
@@ -30,7 +30,7 @@ open(ets_ordered_set, _) ->
 open(ets_set, _) ->
     {bench_ets, bench_ets:init([{role, server}, {table, set}]), own};
 open(_, Config) ->
-    %% OTP's process deletes nothing in Rekindle. The deletions of another process that has the same scope are obeyed.
+    %% Rekindle ignores deletions of OTP's process, but not those of another process with the same scope.
     Self = self(),
     Other = spawn_link(fun() -> Self ! {self(), init(Config)} end),
     Ref = init(Config),
@@ -38,15 +38,15 @@ open(_, Config) ->
         {Other, RefForDeletions} -> {rekindle, Ref, RefForDeletions}
     end.
 
-%% As OTP's process does: it monitors its listen socket, by which Rekindle finds the name of the scope.
+%% Like OTP's process, this one monitors a listen socket, by which Rekindle finds the scope's name.
 init(#{scope := Scope, options := Options}) ->
     {ok, Socket} = gen_tcp:listen(0, [{ip, {127, 0, 0, 1}}]),
     _ = monitor(port, Socket),
     {ok, Port} = inet:port(Socket),
     rekindle:init([{role, server}, {scope, #{Port => Scope}} | Options]).
 
-%% @doc The cache of a second process beside one that has `Store', and whether it has sessions of its own: OTP has one
-%% tree for each process, many processes read one ets table, and listeners can share a scope of Rekindle's.
+%% @doc The cache of a second process beside one with `Store', and whether it has sessions of its own: OTP has a tree per
+%% process, many processes read one ets table, and listeners can share a scope of Rekindle.
 -spec join(name(), store(), map()) -> {shared | own, store()}.
 join(gb_trees, _, Config) -> {own, open(gb_trees, Config)};
 join(rekindle, _, Config) -> {shared, open(rekindle, Config)};

@@ -1,9 +1,9 @@
 """TLS 1.2 clients of OpenSSL's, for bench_handshakes.erl.
 
 Usage: handshakes.py CLIENT.pem, then a line for each task on standard input: `PORT KIND COUNT`, for one connection
-after the other, or `PORT KIND COUNT RATE` for so many that are due in each second, whether those before are through or
-not. Answers with a line of nanoseconds, one number for each connection, from before the TCP connection, or from when it
-was due, until the first byte that the server sends after the handshake.
+after the other, or `PORT KIND COUNT RATE` for RATE connections per second, whether earlier ones have ended or not. Prints a
+line of nanoseconds, one number per connection: from before the TCP connection, or from when it was due, until the first
+byte that the server sends after the handshake.
 
 Connections of the kind `full` offer no session; those that are `resumed` or `returning` offer the sessions of earlier
 full ones, one after the other. A session that does not resume is an error, or, for those that are `returning`, makes

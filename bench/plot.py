@@ -46,7 +46,9 @@ def scaling(run, folder):
                     line(axes, cache, [(size, median(run.cost(cache, operation, size, workload))) for size in sizes])
             certificate = 900 if workload == CERTIFICATES else 0
             core = [
-                row for row in run.core("operations")["rows"] if (row["operation"], row["certificate"], row["threads"]) == (operation, certificate, 1)
+                row
+                for row in run.core("operations")["rows"]
+                if (row["operation"], row["certificate"], row["threads"]) == (operation, certificate, 1)
             ]
             line(axes, "rekindle", [(row["sessions"], row["ns"]) for row in core], style="o:", label="Rekindle's store, without Erlang")
             axes.set_xscale("log")

@@ -107,14 +107,17 @@ def words(run):
 
 def two_processes(run):
     lines = []
-    for cache in ["rekindle", *OTHERS]:
+    for cache in ["rekindle", *OTHERS, "loop"]:
         rows = {row["processes"]: row for row in run.rows("two_processes", store=cache)}
         if rows:
             size, wall = rows[1]["size"], {n: row["wall_ns"] for n, row in rows.items()}
-            cost = {n: run.cost(cache, "hit", size, part="two_processes", processes=n) for n in (1, 2)}
-            ratio = run.ratio(cache, "hit", size, part="two_processes", processes=2)
             per_second = [f"{1e3 / median(wall[n]):.2f} million" for n in (1, 2)]
             gain = times(median(ratios(wall[1], wall[2])))
+            if cache == "loop":
+                lines.append(["loop", *(whole(median(rows[n]["cpu_ns"])) for n in (1, 2)), *per_second, gain])
+                continue
+            cost = {n: run.cost(cache, "hit", size, part="two_processes", processes=n) for n in (1, 2)}
+            ratio = run.ratio(cache, "hit", size, part="two_processes", processes=2)
             lines.append([name(cache), whole(median(cost[1])), f"{whole(median(cost[2]))} ({times(ratio)})", *per_second, gain])
     head = ["<cache", "CPU, one process", "CPU, two at once", "hits per second, one process", "two at once", "gain"]
     return table(head, lines)
@@ -166,7 +169,8 @@ def growing(run):
 
 def stalls(run):
     keys = ["mean µs", "p99.99 µs", "max µs"]
-    lines = [[row["case"], whole(row["sessions"]), *(str(row[key]) for key in keys)] for row in growing(run)]
+    new_pages = [row for row in run.core("stalls")["rows"] if row["case"] == "first write to a new page"]
+    lines = [[row["case"], whole(row["sessions"]), *(str(row[key]) for key in keys)] for row in growing(run) + new_pages]
     return table(["<case", "sessions", *keys], lines)
 
 

@@ -1,8 +1,9 @@
 #!/bin/sh
 # Runs the benchmarks of this folder: `bench/run.sh [--busy] MODE [RESULTS]`. MODE is `quick` (under two minutes), `full`
 # (about an hour; refuses to run on a busy machine without --busy), or `tiny`, which shows that everything runs.
-# Writes numbers, tables and plots to bench/results, or to the folder RESULTS. A full run into bench/results also
-# puts its tables into docs/performance.md; any other leaves a filled copy of that page beside its results.
+# Writes numbers, tables and plots to bench/results, or to the folder RESULTS. A full run into bench/results also puts its
+# tables into docs/performance.md, and its figures into README.md and docs/sizing.md. Any other run leaves a filled copy of
+# docs/performance.md beside its results.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -47,7 +48,8 @@ if [ "$mode" = full ]; then
         # The report has its table as well.
         rm "$folder/$bench".md "$folder/$bench"_*.md 2>/dev/null || true
     done
-    export CRITERION_HOME="$(pwd)/_build/bench/criterion"
+    CRITERION_HOME=$PWD/_build/bench/criterion
+    export CRITERION_HOME
     rm -rf "$CRITERION_HOME"
     cargo bench --locked -p rekindle_core --bench operations
     "$python" bench/criterion.py "$CRITERION_HOME" "$folder"
@@ -62,6 +64,11 @@ if [ "$mode" != full ] || [ "$results" != "$published" ]; then
     page=$results/performance.md
 fi
 "$python" bench/report.py "$results" "$page"
+if [ "$page" = docs/performance.md ]; then
+    for quoting in README.md docs/sizing.md; do
+        "$python" bench/figures.py "$results" "$quoting"
+    done
+fi
 if "$python" -c 'import matplotlib' 2>/dev/null; then
     "$python" bench/plot.py "$results"
 else
