@@ -12,7 +12,7 @@
 
 %% How long the application's stop waits until all revocations are in their logs.
 -define(WAIT_FOR_LOGS_MS, 2000).
--define(QUESTION_INTERVAL_MS, 20).
+-define(POLL_INTERVAL_MS, 20).
 
 start(_Type, _Args) ->
     try
@@ -26,17 +26,17 @@ start(_Type, _Args) ->
 %% Without a node folder, a revocation that is in no log is lost when the node ends.
 prep_stop(State) ->
     try
-        wait_for_logs(?WAIT_FOR_LOGS_MS div ?QUESTION_INTERVAL_MS)
+        wait_for_logs(?WAIT_FOR_LOGS_MS div ?POLL_INTERVAL_MS)
     catch
         %% The library may not be there.
         _:_ -> ok
     end,
     State.
 
-wait_for_logs(QuestionsLeft) ->
+wait_for_logs(PollsLeft) ->
     case rekindle_nif:unwritten() of
         0 -> ok;
-        _ when QuestionsLeft > 0 -> timer:sleep(?QUESTION_INTERVAL_MS), wait_for_logs(QuestionsLeft - 1);
+        _ when PollsLeft > 0 -> timer:sleep(?POLL_INTERVAL_MS), wait_for_logs(PollsLeft - 1);
         Unwritten -> log_unwritten(Unwritten)
     end.
 

@@ -41,10 +41,10 @@ next_updates() ->
 %% one has no next update and so never does.
 newest(Files) ->
     %% A list without a next update has the atom `undefined', which compares as larger than any number.
-    Newest = maps:map(fun(_, Ends) -> lists:max(Ends) end, whole(Files)),
+    Newest = maps:map(fun(_, Ends) -> lists:max(Ends) end, complete_lists(Files)),
     [{Issuer, Next, Path} || {Next, Issuer, Path} <- maps:values(Newest), is_integer(Next)].
 
-whole(Files) ->
+complete_lists(Files) ->
     Lists = [{Covers, {Next, Issuer, Path}} || {Path, Of, _, _} <- Files, {Issuer, _, _, Next, false, Covers, true} <- Of],
     maps:groups_from_list(fun({Covers, _}) -> Covers end, fun({_, List}) -> List end, Lists).
 
@@ -90,7 +90,7 @@ time(Seconds) -> calendar:system_time_to_universal_time(Seconds, second).
 findings() ->
     All = rekindle_nif:crls(),
     Files = files(All),
-    unread(All) ++ lists:append([broken(File) || File <- Files]) ++ ends(Files) ++ only_changes(Files) ++ empty(All).
+    unread(All) ++ lists:append([broken(File) || File <- Files]) ++ expiries(Files) ++ only_changes(Files) ++ empty(All).
 
 unread(All) ->
     case [true || {IsRead, IsComplete, _} <- All, not (IsRead andalso IsComplete)] of
@@ -109,30 +109,30 @@ broken({Path, _, Error, false}) ->
 broken({Path, _, Error, true}) ->
     [{warning, io_lib:format("the revocation list ~ts cannot be read again: ~ts. What was read before stays in force.", [shown_path(Path), Error])}].
 
-ends(Files) ->
+expiries(Files) ->
     Now = erlang:system_time(second),
-    lists:append([ends(Issuer, Next, Path, Now) || {Issuer, Next, Path} <- newest(Files)]).
+    lists:append([expiry(Issuer, Next, Path, Now) || {Issuer, Next, Path} <- newest(Files)]).
 
-ends(Issuer, Next, Path, Now) when Next < Now ->
+expiry(Issuer, Next, Path, Now) when Next < Now ->
     [{error,
         io_lib:format("the revocation list of ~ts in ~ts expired at ~ts. Until there is a newer one, sessions of this authority's clients are "
             "not resumed, unless {stale_crls, resume} is set.",
             [rekindle_certificate:shown_name(Issuer), shown_path(Path), shown_time(Next)])}];
-ends(Issuer, Next, Path, Now) when Next - Now =< ?WARN_BEFORE_S ->
+expiry(Issuer, Next, Path, Now) when Next - Now =< ?WARN_BEFORE_S ->
     [{warning,
         io_lib:format("the revocation list of ~ts in ~ts expires at ~ts. Without a newer one, all clients of this authority will make full handshakes.",
             [rekindle_certificate:shown_name(Issuer), shown_path(Path), shown_time(Next)])}];
-ends(_, _, _, _) ->
+expiry(_, _, _, _) ->
     [].
 
 only_changes(Files) ->
-    Authorities = [Authority || {Authority, _} <- maps:keys(whole(Files))],
+    Authorities = [Authority || {Authority, _} <- maps:keys(complete_lists(Files))],
     [
-        {error, io_lib:format("~ts is a delta list of ~ts, ~s", [shown_path(Path), rekindle_certificate:shown_name(Issuer), without_whole()])}
+        {error, io_lib:format("~ts is a delta list of ~ts, ~s", [shown_path(Path), rekindle_certificate:shown_name(Issuer), without_complete_list()])}
      || {Path, Lists, _, _} <- Files, {Issuer, _, _, _, true, {Authority, _}, _} <- Lists, not lists:member(Authority, Authorities)
     ].
 
-without_whole() ->
+without_complete_list() ->
     "and its base list is not there. Until that is there, too, sessions of this authority's clients are not resumed, "
     "unless {stale_crls, resume} is set.".
 
@@ -175,7 +175,7 @@ log({Path, {expired, Issuer, NextUpdate}}) ->
         "unless {stale_crls, resume} is set.",
         [rekindle_certificate:shown_name(Issuer), shown_time(NextUpdate)]);
 log({Path, {delta, Issuer}}) ->
-    log(warning, Path, " is a delta list of ~ts, ~s", [rekindle_certificate:shown_name(Issuer), without_whole()]).
+    log(warning, Path, " is a delta list of ~ts, ~s", [rekindle_certificate:shown_name(Issuer), without_complete_list()]).
 
 counted(1, One, _) -> "1 " ++ One;
 counted(Number, _, Many) -> integer_to_list(Number) ++ " " ++ Many.

@@ -29,22 +29,22 @@
 findings() ->
     [
         {Level, unicode:characters_to_binary(Line)}
-     || Level <- [error, warning, note], {L, Line} <- found(rekindle_faults:library(), unloadable()), L =:= Level
+     || Level <- [error, warning, note], {L, Line} <- found(rekindle_faults:library(), modules_that_do_not_load()), L =:= Level
     ].
 
 found({error, Missing}, _) ->
     [{error, missing_library(Missing)} | environment()];
 found(ok, [_ | _] = Modules) ->
     %% They may be those that the rest of this needs.
-    [{error, unloadable(Modules)}];
+    [{error, modules_do_not_load(Modules)}];
 found(ok, []) ->
     environment() ++
         case whereis(ssl_sup) of
             undefined -> ssl_is_not_started();
-            _ -> in_operation(rekindle_info:all())
+            _ -> findings_of_running_ssl(rekindle_info:all())
         end.
 
-in_operation(Infos) ->
+findings_of_running_ssl(Infos) ->
     Servers = [Info || #{role := server} = Info <- Infos],
     Clients = Infos -- Servers,
     late_start(Clients) ++ bounds_of_no_scope(Servers) ++ rights(Servers) ++ listeners(Servers) ++ rekindle_crls:findings() ++
@@ -84,7 +84,7 @@ missing_library({File, Reason}) ->
 
 %% An OTP release loads modules that were compiled by it or by one of the two releases before it, and perhaps some older ones.
 %% Without this check, a module that does not load is noticed only when something calls it.
-unloadable() ->
+modules_that_do_not_load() ->
     [{Module, Reason} || Module <- modules(), {error, Reason} <- [code:ensure_loaded(Module)]].
 
 %% From the file, because the application need not be loaded.
@@ -94,7 +94,7 @@ modules() ->
         {error, _} -> []
     end.
 
-unloadable(Modules) ->
+modules_do_not_load(Modules) ->
     io_lib:format(
         "OTP ~s cannot load these modules of Rekindle: ~ts. Functions that need them fail. Build Rekindle with this OTP "
         "release, or install a package that was made for it.",

@@ -5,10 +5,10 @@
 -export([start/1]).
 -export([watch/2]).
 
--define(QUESTION_INTERVAL_MS, 250).
+-define(POLL_INTERVAL_MS, 250).
 
-%% The process ends after this many questions in a row if nothing is left to ask about.
--define(MAX_IDLE_QUESTIONS, 40).
+%% The process ends after this many polls in a row if nothing is left to watch.
+-define(MAX_IDLE_POLLS, 40).
 
 %% Logs the events since the last call. Returns whether there may be more.
 -callback log_events() -> boolean().
@@ -19,7 +19,7 @@ start(Module) ->
     case whereis(Module) of
         undefined ->
             %% Not linked: the caller is a process of OTP's, and must survive it.
-            _ = spawn(fun() -> registers(Module) andalso watch(Module, ?MAX_IDLE_QUESTIONS) end),
+            _ = spawn(fun() -> registers(Module) andalso watch(Module, ?MAX_IDLE_POLLS) end),
             ok;
         _ ->
             ok
@@ -31,15 +31,15 @@ watch(Module, 0) ->
     true = unregister(Module),
     %% What was opened before that has started no other process.
     case Module:log_events() andalso registers(Module) of
-        true -> ?MODULE:watch(Module, ?MAX_IDLE_QUESTIONS);
+        true -> ?MODULE:watch(Module, ?MAX_IDLE_POLLS);
         false -> ok
     end;
-watch(Module, QuestionsLeft) ->
+watch(Module, PollsLeft) ->
     IsMoreToCome = Module:log_events(),
-    timer:sleep(?QUESTION_INTERVAL_MS),
+    timer:sleep(?POLL_INTERVAL_MS),
     case IsMoreToCome of
-        true -> ?MODULE:watch(Module, ?MAX_IDLE_QUESTIONS);
-        false -> ?MODULE:watch(Module, QuestionsLeft - 1)
+        true -> ?MODULE:watch(Module, ?MAX_IDLE_POLLS);
+        false -> ?MODULE:watch(Module, PollsLeft - 1)
     end.
 
 %% Registers this process under the module's name. `false' if there is another one.
