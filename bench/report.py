@@ -168,7 +168,7 @@ def growing(run):
 
 
 def stalls(run):
-    keys = ["mean µs", "p99.99 µs", "max µs"]
+    keys = ["mean µs", "p99.99 µs", "max µs", "max of a run µs"]
     new_pages = [row for row in run.core("stalls")["rows"] if row["case"] == "first write to a new page"]
     lines = [[row["case"], whole(row["sessions"]), *(str(row[key]) for key in keys)] for row in growing(run) + new_pages]
     return table(["<case", "sessions", *keys], lines)

@@ -4,8 +4,11 @@
 //!
 //! Now and then the system suspends a thread, which is not the store's fault. So for calls of a single thread the CPU time
 //! counts, including the system's work; or the real time if that is shorter, because a virtual machine may count time that
-//! its host took. For calls that wait for another thread, the real time counts. Each case runs a few times. The slowest calls
-//! of each run are ranked, and for each rank the quickest run counts.
+//! its host took. For calls that wait for another thread, the real time counts.
+//!
+//! Each case runs a few times. While a store grows, a call does the same work in each run, so for each call the quickest run
+//! counts. In other cases the calls of each run are ranked, and for each rank the quickest run counts. The last column is the
+//! slowest call of a single run, of the run where it was the quickest: what the system does counts there, too.
 
 mod support;
 
@@ -37,17 +40,19 @@ const ALONE: &[ClockId] = &[ClockId::Monotonic, ClockId::ThreadCPUTime];
 /// Times of calls that wait for other threads.
 const BESIDE: &[ClockId] = &[ClockId::Monotonic];
 
-/// The slowest calls of one run, or for each rank the quickest of several runs.
-struct Slowest {
-    calls: u64,
+/// How long the calls of one run took, or those of several runs.
+struct Times {
     total_ns: u64,
-    /// The slowest first.
-    ranked: Vec<u64>,
+    /// In the order of the calls, or the longest first.
+    ns: Vec<u32>,
+    /// The longest of one run.
+    max_ns: u32,
 }
 
-impl Slowest {
-    /// Calls `call` with numbers while there are some. Of the clocks the one that ran less counts.
-    fn of(
+impl Times {
+    /// Calls `call` with numbers while there are some. Of the clocks the one that ran less counts. The calls do the same work in
+    /// each run.
+    fn in_order(
         clocks: &[ClockId],
         numbers: impl Iterator<Item = u64>,
         mut call: impl FnMut(u64),
@@ -63,40 +68,52 @@ impl Slowest {
             times.push(time.min().map_or(0, |time| time as u32));
             before = now;
         }
-        let calls = times.len() as u64;
-        let total_ns = times.iter().map(|time| u64::from(*time)).sum();
-        times.sort_unstable_by_key(|time| std::cmp::Reverse(*time));
-        times.truncate(times.len() / 10_000 + 1);
-        Slowest {
-            calls,
-            total_ns,
-            ranked: times.into_iter().map(u64::from).collect(),
+        Times {
+            total_ns: times.iter().map(|ns| u64::from(*ns)).sum(),
+            max_ns: times.iter().copied().max().unwrap_or(0),
+            ns: times,
         }
     }
 
-    /// The quicker of two runs for each rank.
-    fn or(self, other: Self) -> Self {
-        Slowest {
-            calls: self.calls.min(other.calls),
-            total_ns: self.total_ns.min(other.total_ns),
-            ranked: self
-                .ranked
-                .into_iter()
-                .zip(other.ranked)
-                .map(|(one, two)| one.min(two))
-                .collect(),
-        }
+    /// The same with calls whose work differs between runs.
+    fn ranked(
+        clocks: &[ClockId],
+        numbers: impl Iterator<Item = u64>,
+        call: impl FnMut(u64),
+    ) -> Self {
+        let mut times = Self::in_order(clocks, numbers, call);
+        times.sort();
+        times
     }
 
-    fn row(&self, case: &str, certificate: usize) -> Vec<serde_json::Value> {
-        let micros = |ns: u64| rounded(ns as f64 / 1000.0, 1);
+    fn sort(&mut self) {
+        self.ns.sort_unstable_by_key(|ns| std::cmp::Reverse(*ns));
+    }
+
+    /// The quicker of two runs for each call or rank.
+    fn or(mut self, other: Self) -> Self {
+        self.total_ns = self.total_ns.min(other.total_ns);
+        self.max_ns = self.max_ns.min(other.max_ns);
+        self.ns.truncate(other.ns.len());
+        for (one, two) in self.ns.iter_mut().zip(other.ns) {
+            *one = two.min(*one);
+        }
+        self
+    }
+
+    fn row(mut self, case: &Case) -> Vec<serde_json::Value> {
+        self.sort();
+        let micros = |ns: u32| rounded(f64::from(ns) / 1000.0, 1);
+        let calls = self.ns.len();
         vec![
-            json!(case),
-            json!(certificate),
-            json!(self.calls),
-            rounded(self.total_ns as f64 / self.calls as f64 / 1000.0, 2),
-            micros(*self.ranked.last().expect("there are calls")),
-            micros(self.ranked[0]),
+            json!(case.name),
+            json!(case.sessions),
+            json!(case.certificate),
+            json!(calls),
+            rounded(self.total_ns as f64 / calls as f64 / 1000.0, 2),
+            micros(self.ns[calls / 10_000]),
+            micros(self.ns[0]),
+            micros(self.max_ns),
         ]
     }
 }
@@ -118,7 +135,7 @@ struct Case {
 }
 
 /// A store with this many sessions, whose certificates have this many bytes.
-type Run = fn(u64, usize) -> Slowest;
+type Run = fn(u64, usize) -> Times;
 
 fn cases(quick: bool) -> Vec<Case> {
     let million = if quick { 100_000 } else { 1_000_000 };
@@ -194,50 +211,50 @@ fn case(name: &'static str, sessions: u64, run: Run) -> Case {
     }
 }
 
-fn growing_to_bound(sessions: u64, certificate: usize) -> Slowest {
+fn growing_to_bound(sessions: u64, certificate: usize) -> Times {
     let store = ServerStore::new(at_most(sessions));
-    Slowest::of(ALONE, 0..sessions, |n| _ = insert(&store, n, certificate))
+    Times::in_order(ALONE, 0..sessions, |n| _ = insert(&store, n, certificate))
 }
 
-fn growing(sessions: u64, certificate: usize) -> Slowest {
+fn growing(sessions: u64, certificate: usize) -> Times {
     let store = ServerStore::new(OPEN);
-    Slowest::of(ALONE, 0..sessions, |n| _ = insert(&store, n, certificate))
+    Times::in_order(ALONE, 0..sessions, |n| _ = insert(&store, n, certificate))
 }
 
 /// What the system alone takes: the first write to a page, for as many pages as the sessions need.
-fn writing_to_new_pages(sessions: u64, _: usize) -> Slowest {
+fn writing_to_new_pages(sessions: u64, _: usize) -> Times {
     let pages = sessions as usize * SESSION / PAGE;
     let mut memory = MmapMut::map_anon(pages * PAGE).expect("there is memory");
     memory
         .advise(Advice::NoHugePage)
         .expect("the advice is known");
-    Slowest::of(ALONE, 0..pages as u64, |page| {
+    Times::in_order(ALONE, 0..pages as u64, |page| {
         memory[page as usize * PAGE] = 1
     })
 }
 
-fn evicting(sessions: u64, certificate: usize) -> Slowest {
+fn evicting(sessions: u64, certificate: usize) -> Times {
     let store = filled(at_most(sessions), sessions, certificate);
-    Slowest::of(ALONE, sessions..2 * sessions, |n| {
+    Times::ranked(ALONE, sessions..2 * sessions, |n| {
         _ = insert(&store, n, certificate)
     })
 }
 
-fn narrowed(sessions: u64, certificate: usize) -> Slowest {
+fn narrowed(sessions: u64, certificate: usize) -> Times {
     let store = filled(at_most(sessions), sessions, certificate);
     insert_into_narrowed(&store, sessions, certificate)
 }
 
-fn narrowed_all_read(sessions: u64, certificate: usize) -> Slowest {
+fn narrowed_all_read(sessions: u64, certificate: usize) -> Times {
     let store = filled(at_most(sessions), sessions, certificate);
     read_all(&store, sessions);
     insert_into_narrowed(&store, sessions, certificate)
 }
 
-fn insert_into_narrowed(store: &ServerStore<()>, sessions: u64, certificate: usize) -> Slowest {
+fn insert_into_narrowed(store: &ServerStore<()>, sessions: u64, certificate: usize) -> Times {
     store.set_limits(at_most(sessions / 100));
     let inserts = sessions..sessions + sessions / SLICE as u64;
-    Slowest::of(ALONE, inserts, |n| _ = insert(store, n, certificate))
+    Times::ranked(ALONE, inserts, |n| _ = insert(store, n, certificate))
 }
 
 fn read_all(store: &ServerStore<()>, sessions: u64) {
@@ -246,36 +263,36 @@ fn read_all(store: &ServerStore<()>, sessions: u64) {
     }
 }
 
-fn expiring(sessions: u64, certificate: usize) -> Slowest {
+fn expiring(sessions: u64, certificate: usize) -> Times {
     let store = filled(OPEN, sessions, certificate);
-    Slowest::of(ALONE, 0..sessions / SLICE as u64, |_| _ = expire(&store))
+    Times::ranked(ALONE, 0..sessions / SLICE as u64, |_| _ = expire(&store))
 }
 
 fn expire(store: &ServerStore<()>) -> usize {
     store.expire(OPEN.lifetime_ms, SLICE)
 }
 
-fn clearing(sessions: u64, certificate: usize) -> Slowest {
+fn clearing(sessions: u64, certificate: usize) -> Times {
     let store = filled(OPEN, sessions, certificate);
-    Slowest::of(ALONE, 0..sessions / SLICE as u64, |_| {
+    Times::ranked(ALONE, 0..sessions / SLICE as u64, |_| {
         _ = store.clear(SLICE)
     })
 }
 
-fn tidying_all_read(sessions: u64, certificate: usize) -> Slowest {
+fn tidying_all_read(sessions: u64, certificate: usize) -> Times {
     let store = filled(OPEN, sessions, certificate);
     read_all(&store, sessions);
     store.set_limits(at_most(0));
     tidying(&store, 0)
 }
 
-fn tidying_expired(sessions: u64, certificate: usize) -> Slowest {
+fn tidying_expired(sessions: u64, certificate: usize) -> Times {
     let store = filled(OPEN, sessions, certificate);
     tidying(&store, OPEN.lifetime_ms)
 }
 
 /// All pages are empty, and so are all buckets.
-fn tidying_deleted(sessions: u64, certificate: usize) -> Slowest {
+fn tidying_deleted(sessions: u64, certificate: usize) -> Times {
     let store = filled(OPEN, sessions, certificate);
     for n in 0..sessions {
         delete(&store, scatter(n) % sessions);
@@ -285,7 +302,7 @@ fn tidying_deleted(sessions: u64, certificate: usize) -> Slowest {
 }
 
 /// To a sixteenth of what it takes.
-fn tidying_narrowed(sessions: u64, certificate: usize) -> Slowest {
+fn tidying_narrowed(sessions: u64, certificate: usize) -> Times {
     let store = filled(OPEN, sessions, certificate);
     store.set_limits(Limits {
         max_bytes: store.bytes() / 16,
@@ -294,53 +311,53 @@ fn tidying_narrowed(sessions: u64, certificate: usize) -> Slowest {
     tidying(&store, 0)
 }
 
-fn tidying(store: &ServerStore<()>, now_ms: u64) -> Slowest {
+fn tidying(store: &ServerStore<()>, now_ms: u64) -> Times {
     let has_more = AtomicBool::new(true);
     let slices = (0..).take_while(|_| has_more.load(Relaxed));
-    Slowest::of(ALONE, slices, |_| {
+    Times::ranked(ALONE, slices, |_| {
         has_more.store(store.tidy(now_ms), Relaxed)
     })
 }
 
-fn insert_while_expiring(sessions: u64, certificate: usize) -> Slowest {
+fn insert_while_expiring(sessions: u64, certificate: usize) -> Times {
     let store = filled(OPEN, sessions, certificate);
     let fresh = |n| _ = insert_at(&store, n, certificate, OPEN.lifetime_ms);
     meanwhile(
         || while expire(&store) > 0 {},
-        |running| Slowest::of(BESIDE, while_it_runs(running, sessions), fresh),
+        |running| Times::ranked(BESIDE, while_it_runs(running, sessions), fresh),
     )
 }
 
-fn insert_while_clearing(sessions: u64, certificate: usize) -> Slowest {
+fn insert_while_clearing(sessions: u64, certificate: usize) -> Times {
     let store = filled(OPEN, sessions, certificate);
     meanwhile(
         || (0..sessions / SLICE as u64).for_each(|_| _ = store.clear(SLICE)),
         |running| {
-            Slowest::of(BESIDE, while_it_runs(running, sessions), |n| {
+            Times::ranked(BESIDE, while_it_runs(running, sessions), |n| {
                 _ = insert(&store, n, certificate)
             })
         },
     )
 }
 
-fn lookup_while_expiring(sessions: u64, certificate: usize) -> Slowest {
+fn lookup_while_expiring(sessions: u64, certificate: usize) -> Times {
     let store = filled(OPEN, sessions, certificate);
     meanwhile(
         || while expire(&store) > 0 {},
         |running| {
-            Slowest::of(BESIDE, while_it_runs(running, 0), |n| {
+            Times::ranked(BESIDE, while_it_runs(running, 0), |n| {
                 _ = lookup(&store, scatter(n) % sessions)
             })
         },
     )
 }
 
-fn lookup_while_growing(sessions: u64, certificate: usize) -> Slowest {
+fn lookup_while_growing(sessions: u64, certificate: usize) -> Times {
     let store = ServerStore::new(at_most(sessions));
     meanwhile(
         || (0..sessions).for_each(|n| _ = insert(&store, n, certificate)),
         |running| {
-            Slowest::of(BESIDE, while_it_runs(running, 0), |n| {
+            Times::ranked(BESIDE, while_it_runs(running, 0), |n| {
                 _ = lookup(&store, scatter(n) % sessions)
             })
         },
@@ -348,7 +365,7 @@ fn lookup_while_growing(sessions: u64, certificate: usize) -> Slowest {
 }
 
 /// Runs `work` on another thread beside `measured`, to which a flag says how long.
-fn meanwhile(work: impl FnOnce() + Send, measured: impl FnOnce(&AtomicBool) -> Slowest) -> Slowest {
+fn meanwhile(work: impl FnOnce() + Send, measured: impl FnOnce(&AtomicBool) -> Times) -> Times {
     let running = AtomicBool::new(true);
     thread::scope(|threads| {
         threads.spawn(|| {
@@ -373,18 +390,15 @@ fn main() {
         "mean µs",
         "p99.99 µs",
         "max µs",
+        "max of a run µs",
     ];
     let mut table = Table::new("stalls", "Longest calls", columns);
     let runs = if arguments.quick { 3 } else { 5 };
     for case in cases(arguments.quick) {
         let runs = if case.sessions > 1_000_000 { 3 } else { runs };
         let run = |_| (case.run)(case.sessions, case.certificate);
-        let slowest = (0..runs).map(run).reduce(Slowest::or);
-        let mut row = slowest
-            .expect("there are runs")
-            .row(case.name, case.certificate);
-        row.insert(1, json!(case.sessions));
-        table.row(row);
+        let times = (0..runs).map(run).reduce(Times::or);
+        table.row(times.expect("there are runs").row(&case));
     }
     table.publish(&arguments.folder);
 }
