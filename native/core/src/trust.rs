@@ -7,7 +7,7 @@
 //! A thread replaces the lists as a whole, and lookups read them without a lock.
 
 use crate::clock::wall_s;
-use crate::x509::{canonical_name, issuer_and_serial, last_second, shortest, NEVER};
+use crate::x509::{canonical_name, shortest, Signed, NEVER};
 use arc_swap::{ArcSwapOption, Guard};
 use foldhash::quality::RandomState;
 use once_cell::sync::Lazy;
@@ -80,14 +80,18 @@ pub(crate) struct Claims {
 impl Claims {
     /// The claims of a certificate in DER.
     pub fn of(certificate: &[u8]) -> Self {
-        let Some((issuer, serial)) = issuer_and_serial(certificate) else {
-            return Claims::NONE;
-        };
-        let issuer = IssuerHash::of(issuer);
+        match Signed::of(certificate) {
+            Some(signed) => Claims::new(&signed, IssuerHash::of(signed.issuer)),
+            None => Claims::NONE,
+        }
+    }
+
+    /// The claims of a certificate of the authority with this hash.
+    pub fn new(signed: &Signed, issuer: IssuerHash) -> Self {
         Claims {
-            last_second: last_second(certificate),
+            last_second: signed.last_second(),
             issuer: Some(issuer),
-            certificate: issuer.certificate(serial),
+            certificate: issuer.certificate(signed.serial),
         }
     }
 

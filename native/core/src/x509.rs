@@ -7,7 +7,7 @@ use der::{Decode, Reader, SliceReader, Tag, Tagged};
 /// and length. `None` if this is no certificate.
 pub fn issuer_and_serial(certificate: &[u8]) -> Option<(&[u8], &[u8])> {
     let signed = Signed::of(certificate)?;
-    Some((signed.issuer, shortest(signed.serial)))
+    Some((signed.issuer, signed.serial))
 }
 
 /// Whether a certificate is written in the form that its authority gave it: in DER, with the signature algorithm that the
@@ -20,16 +20,19 @@ pub fn is_canonical(certificate: &[u8]) -> bool {
 }
 
 fn has_canonical_form(certificate: &[u8]) -> Option<bool> {
-    let mut signed = Signed::of(certificate)?;
-    sequence(AnyRef::decode(&mut signed.validity_and_rest).ok()?)?;
-    let mut whole = SliceReader::new(certificate).ok()?;
-    let mut parts = SliceReader::new(sequence(AnyRef::decode(&mut whole).ok()?)?).ok()?;
-    AnyRef::decode(&mut parts).ok()?;
-    let algorithm = parts.tlv_bytes().ok()?;
-    let signature = AnyRef::decode(&mut parts).ok()?;
+    let Signed {
+        algorithm,
+        mut validity_and_rest,
+        mut behind,
+        ends_certificate,
+        ..
+    } = Signed::of(certificate)?;
+    sequence(AnyRef::decode(&mut validity_and_rest).ok()?)?;
+    let is_same_algorithm = behind.tlv_bytes().ok()? == algorithm;
+    let signature = AnyRef::decode(&mut behind).ok()?;
     let has_signature = signature.tag() == Tag::BitString && signature.value().first() == Some(&0);
-    let is_whole = whole.is_finished() && parts.is_finished();
-    Some(is_whole && has_signature && algorithm == signed.algorithm)
+    let is_whole = ends_certificate && behind.is_finished();
+    Some(is_whole && has_signature && is_same_algorithm)
 }
 
 /// A serial number without superfluous leading bytes, which some authorities write.
@@ -38,24 +41,6 @@ pub(crate) fn shortest(mut serial: &[u8]) -> &[u8] {
         serial = &serial[1..];
     }
     serial
-}
-
-/// The last second of a certificate's validity, in seconds since 1970. [`NEVER`] if it does not fit into 32 bits, or this is no
-/// certificate; 0 if the time cannot be parsed.
-pub(crate) fn last_second(certificate: &[u8]) -> u32 {
-    let Some(mut signed) = Signed::of(certificate) else {
-        return NEVER;
-    };
-    let validity = AnyRef::decode(&mut signed.validity_and_rest);
-    let Some(validity) = validity.ok().and_then(sequence) else {
-        return NEVER;
-    };
-    let not_after = || {
-        let mut validity = SliceReader::new(validity).ok()?;
-        AnyRef::decode(&mut validity).ok()?;
-        seconds(AnyRef::decode(&mut validity).ok()?)
-    };
-    not_after().map_or(0, |seconds| u32::try_from(seconds).unwrap_or(NEVER))
 }
 
 /// An end of validity that never comes.
@@ -74,20 +59,26 @@ pub fn seconds(time: AnyRef) -> Option<u64> {
     Some(since.as_secs())
 }
 
-/// The beginning of the part that is signed.
-struct Signed<'a> {
-    serial: &'a [u8],
+/// The beginning of the part of a certificate that is signed, and what is behind this part.
+pub(crate) struct Signed<'a> {
+    /// The value of the serial number in as few bytes as possible, without tag and length.
+    pub serial: &'a [u8],
     algorithm: &'a [u8],
-    issuer: &'a [u8],
+    /// The issuer's name in DER.
+    pub issuer: &'a [u8],
     validity_and_rest: SliceReader<'a>,
+    /// The algorithm and the signature.
+    behind: SliceReader<'a>,
+    /// Whether nothing follows the certificate.
+    ends_certificate: bool,
 }
 
 impl<'a> Signed<'a> {
     /// `None` if this is no certificate.
-    fn of(certificate: &'a [u8]) -> Option<Self> {
-        let certificate = SliceReader::new(certificate).ok()?.decode().ok()?;
-        let mut certificate = SliceReader::new(sequence(certificate)?).ok()?;
-        let mut signed = SliceReader::new(sequence(certificate.decode().ok()?)?).ok()?;
+    pub fn of(certificate: &'a [u8]) -> Option<Self> {
+        let mut whole = SliceReader::new(certificate).ok()?;
+        let mut parts = SliceReader::new(sequence(whole.decode().ok()?)?).ok()?;
+        let mut signed = SliceReader::new(sequence(parts.decode().ok()?)?).ok()?;
         let mut field = AnyRef::decode(&mut signed).ok()?;
         if matches!(field.tag(), Tag::ContextSpecific { .. }) {
             // The version.
@@ -97,11 +88,28 @@ impl<'a> Signed<'a> {
             return None;
         }
         Some(Signed {
-            serial: field.value(),
+            serial: shortest(field.value()),
             algorithm: signed.tlv_bytes().ok()?,
             issuer: signed.tlv_bytes().ok()?,
             validity_and_rest: signed,
+            behind: parts,
+            ends_certificate: whole.is_finished(),
         })
+    }
+
+    /// The last second of the certificate's validity, in seconds since 1970. [`NEVER`] if it does not fit into 32 bits, or if
+    /// there is no validity; 0 if the time cannot be parsed.
+    pub fn last_second(&self) -> u32 {
+        let validity = AnyRef::decode(&mut self.validity_and_rest.clone());
+        let Some(validity) = validity.ok().and_then(sequence) else {
+            return NEVER;
+        };
+        let not_after = || {
+            let mut validity = SliceReader::new(validity).ok()?;
+            AnyRef::decode(&mut validity).ok()?;
+            seconds(AnyRef::decode(&mut validity).ok()?)
+        };
+        not_after().map_or(0, |seconds| u32::try_from(seconds).unwrap_or(NEVER))
     }
 }
 
@@ -230,9 +238,13 @@ mod tests {
         tlv(0x30, &tlv(0x30, &fields))
     }
 
+    fn last_second(certificate: &[u8]) -> Option<u32> {
+        Some(Signed::of(certificate)?.last_second())
+    }
+
     fn ends(tag: u8, time: &[u8]) -> u32 {
         let validity = [tlv(23, b"200101000000Z"), tlv(tag, time)].concat();
-        last_second(&certificate(&tlv(0x30, &validity)))
+        last_second(&certificate(&tlv(0x30, &validity))).unwrap()
     }
 
     #[test]
@@ -256,9 +268,9 @@ mod tests {
         ] {
             assert_eq!(ends(tag, time), 0, "{}", String::from_utf8_lossy(time));
         }
-        assert_eq!(last_second(&certificate(&tlv(0x30, &[]))), 0);
-        assert_eq!(last_second(b"no certificate"), NEVER);
-        assert_eq!(last_second(&certificate(&[])), NEVER);
+        assert_eq!(last_second(&certificate(&tlv(0x30, &[]))), Some(0));
+        assert_eq!(last_second(&certificate(&[])), Some(NEVER));
+        assert_eq!(last_second(b"no certificate"), None);
     }
 
     #[test]

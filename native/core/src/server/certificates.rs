@@ -21,7 +21,7 @@ use super::slice::Slice;
 use crate::lookups::Lookups;
 use crate::sync::RawLock;
 use crate::trust::{Claims, IssuerHash};
-use crate::x509::{canonical_name, is_same_name, issuer_and_serial, last_second};
+use crate::x509::{canonical_name, is_same_name, issuer_and_serial, Signed};
 use dashmap::DashMap;
 use foldhash::quality::RandomState;
 use once_cell::sync::OnceCell;
@@ -283,8 +283,9 @@ impl Walk {
 }
 
 /// The parts by which a new session finds its certificate.
-struct Identity {
-    issuer: u32,
+pub(crate) struct Identity<'a> {
+    /// The issuer's name, if this is a certificate.
+    issuer: Option<&'a [u8]>,
     serial_key: u32,
     claims: Claims,
 }
@@ -474,9 +475,15 @@ impl Certificates {
         self.lookups.await_all();
     }
 
-    /// The number of the certificate with this content, if it is stored.
-    pub fn find(&self, books: &mut Books, directory: &Directory, der: &[u8]) -> Option<Number> {
-        let key = self.identify(books, der, false).serial_key;
+    /// The number of the certificate with this content and identity, if it is stored.
+    pub fn find(
+        &self,
+        books: &Books,
+        directory: &Directory,
+        der: &[u8],
+        identity: &Identity,
+    ) -> Option<Number> {
+        let key = identity.serial_key;
         let is_it = |number| self.with_der(directory, number, |other| *other == *der);
         let (found, _) = self.find_key(&books.serials, directory, key, SAME_SERIAL, is_it);
         match found {
@@ -520,6 +527,7 @@ impl Certificates {
         directory: &Directory,
         slab: &mut Slab,
         der: &[u8],
+        identity: &Identity,
     ) -> Option<Number> {
         let bytes = Self::slot_bytes_for(der.len());
         let number = match books.free {
@@ -530,19 +538,17 @@ impl Certificates {
             return None;
         }
         let slot = slab.allocate(directory, Kind::Certificate, bytes)?;
-        let mut identity = self.identify(books, der, true);
-        let (_, others) = self.find_key(
-            &books.serials,
-            directory,
-            identity.serial_key,
-            SAME_SERIAL,
-            |_| false,
-        );
+        let name = identity.issuer;
+        let issuer = name.map_or(0, |name| self.find_issuer(books, name, true).0);
+        let mut serial_key = identity.serial_key;
+        let (_, others) = self.find_key(&books.serials, directory, serial_key, SAME_SERIAL, |_| {
+            false
+        });
         if others == SAME_SERIAL {
-            identity.serial_key = self.key_of(der);
+            serial_key = self.key_of(der);
             books.has_same_serials = true;
         }
-        let hash = index_hash(identity.serial_key);
+        let hash = index_hash(serial_key);
         // SAFETY: the slot was just allocated, the entry is free and reserved, and the caller has the order lock.
         unsafe {
             let place = directory.find(slot);
@@ -553,9 +559,9 @@ impl Certificates {
             } = identity.claims;
             place.cast::<Header>().write(Header {
                 number,
-                issuer: identity.issuer,
+                issuer,
                 newest: SlotRef::NONE,
-                serial_key: identity.serial_key,
+                serial_key,
                 fingerprint_keys: [0; 2],
                 last_second,
                 issuer_hash: halves(issuer_hash.map_or(0, IssuerHash::get)),
@@ -580,8 +586,8 @@ impl Certificates {
         books.slot_bytes += slot_bytes(bytes) as u64;
         books.without_fingerprint += 1;
         books.unpacked += 1;
-        if identity.issuer != 0 {
-            let siblings = books.of_issuer.entry(identity.issuer).or_insert(0);
+        if issuer != 0 {
+            let siblings = books.of_issuer.entry(issuer).or_insert(0);
             *siblings += 1;
             books.may_pack |= *siblings > 1;
         }
@@ -1129,33 +1135,24 @@ impl Certificates {
     }
 
     /// The parts by which a certificate is found. Bytes that are no certificate are found by all of them.
-    fn identify(&self, books: &mut Books, der: &[u8], makes_issuer: bool) -> Identity {
-        let Some((name, serial)) = issuer_and_serial(der) else {
+    pub fn identify<'d>(&self, books: &mut Books, der: &'d [u8]) -> Identity<'d> {
+        let Some(signed) = Signed::of(der) else {
             return Identity {
-                issuer: 0,
+                issuer: None,
                 serial_key: self.key_of(der),
                 claims: Claims::NONE,
             };
         };
-        let (issuer, hash) = self.identify_issuer(books, name, makes_issuer);
+        let (_, hash) = self.find_issuer(books, signed.issuer, false);
         Identity {
-            issuer,
-            serial_key: self.serial_key(hash, serial),
-            claims: Claims {
-                last_second: last_second(der),
-                issuer: Some(hash),
-                certificate: hash.certificate(serial),
-            },
+            issuer: Some(signed.issuer),
+            serial_key: self.serial_key(hash, signed.serial),
+            claims: Claims::new(&signed, hash),
         }
     }
 
     /// The number of an authority, or 0 if it has none, and its hash.
-    fn identify_issuer(
-        &self,
-        books: &mut Books,
-        name: &[u8],
-        makes_issuer: bool,
-    ) -> (u32, IssuerHash) {
+    fn find_issuer(&self, books: &mut Books, name: &[u8], makes_issuer: bool) -> (u32, IssuerHash) {
         if let Some((number, issuer)) = &books.recent {
             if *issuer.name == *name {
                 return (*number, issuer.hash);

@@ -989,7 +989,8 @@ impl<T> ServerStore<T> {
         let certificates = self
             .certificates
             .get_or_init(|| Box::new(Certificates::new(Arc::clone(&self.counters.lookups))));
-        if let Some(number) = certificates.find(&mut order.books, &self.directory, der) {
+        let identity = certificates.identify(&mut order.books, der);
+        if let Some(number) = certificates.find(&order.books, &self.directory, der, &identity) {
             return Ok(number);
         }
         let room = Room {
@@ -999,7 +1000,7 @@ impl<T> ServerStore<T> {
         };
         let number = self.in_room(order, room, None, may_evict, now_ms, |order| {
             let Order { books, slab, .. } = order;
-            certificates.insert(books, &self.directory, slab, der)
+            certificates.insert(books, &self.directory, slab, der, &identity)
         });
         self.certificates_held.store(order.books.length(), Relaxed);
         self.note_bytes(order);
