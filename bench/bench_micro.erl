@@ -14,7 +14,7 @@
     operations := [hit | miss | churn],
     rounds := pos_integer(),
     lookups := pos_integer(),
-    churn := Sessions :: pos_integer()
+    churn := AtLeast :: pos_integer()
 }.
 
 -type row() :: #{
@@ -35,6 +35,8 @@
 
 %% Sessions inserted before they are deleted again, so that a cache keeps about its size.
 -define(MOST_FRESH, 1000).
+%% A round inserts at least one session for this many in the cache.
+-define(CHURNED_SHARE, 4).
 %% A pause in which Rekindle's own threads do the work that a turn has left for them.
 -define(PAUSE_MS, 20).
 %% Few enough keys not to push a small cache out of the processor's caches. A large cache has as many keys as sessions.
@@ -97,7 +99,8 @@ inserting(Sessions) ->
 
 measure(churn, Template, [#{size := Size} | _] = Crews, #{rounds := Rounds, churn := Sessions}) ->
     Length = min(?MOST_FRESH, max(1, Size div 5)),
-    Count = max(1, Sessions div Length),
+    %% In each round the heap of a large tree is collected several times.
+    Count = max(1, max(Sessions, Size div ?CHURNED_SHARE) div Length),
     Feed = feed(Template, Length, Count),
     Turns = rounds(Rounds, Crews, fun(_, _) -> fun(Store) -> churn(Store, Feed, Length, Count, {0, 0}) end end),
     [
