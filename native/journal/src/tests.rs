@@ -1311,6 +1311,10 @@ fn a_sync_that_fails_is_repeated_after_a_while() {
         writer.work(&hub.journals());
     }
     assert!(at_ms > 8_000 && node.error().contains("syncing"));
+    // That it can be written to does not mean that the log works again.
+    node.add(2);
+    writer.work(&hub.journals());
+    assert!(node.error().contains("syncing"));
     fleet.log.switch(|log| log.refuses_syncs = false);
     at_ms += 2000;
     set_moved(at_ms, at_ms as i64);

@@ -229,9 +229,9 @@ impl<T: TemplateCodec> Writer<T> {
             } else {
                 note_lost(journal);
             }
-            // The log counts as working once it has taken both halves.
+            // The log counts as working once it has taken both halves, and syncs them.
             let is_half_done = !open_batch.control.is_empty() || !open_batch.sessions.is_empty();
-            if result.is_err() || !is_half_done {
+            if result.is_err() || !is_half_done && !self.syncing.is_failing() {
                 journal.set(Part::Writer, result.map_err(|error| error.0));
             }
         }
@@ -361,9 +361,10 @@ impl<T: TemplateCodec> Writer<T> {
             if result.is_err() {
                 note_lost(journal);
             }
-            // A success of another call does not mean that appending works again.
+            // A success of another call does not mean that appending or syncing works again.
             let open_batch = self.open_batches.get(&journal.writer);
             let is_failing = self.backoff.is_failing()
+                || self.syncing.is_failing()
                 || open_batch.is_some_and(|open_batch| open_batch.backoff.is_failing());
             if result.is_err() || !is_failing {
                 journal.set(Part::Writer, result.clone());
