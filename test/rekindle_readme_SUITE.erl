@@ -8,6 +8,7 @@
 -export([
     the_readme_is_short/1,
     the_figures_are_those_of_the_results/1,
+    the_figures_of_journals_are_those_of_the_results/1,
     the_sys_config_is_that_of_the_demo/1,
     a_node_with_the_sys_config_resumes_sessions/1,
     tickets_resume_tls_1_3/1,
@@ -28,6 +29,7 @@ all() ->
     [
         the_readme_is_short,
         the_figures_are_those_of_the_results,
+        the_figures_of_journals_are_those_of_the_results,
         the_sys_config_is_that_of_the_demo,
         a_node_with_the_sys_config_resumes_sessions,
         tickets_resume_tls_1_3,
@@ -83,6 +85,37 @@ the_figures_are_those_of_the_results(Config) ->
              || Page <- ["README.md", "docs/sizing.md"]
             ]
     end.
+
+%% The columns of the table, and the figures of the restart. The page rounds some of them.
+the_figures_of_journals_are_those_of_the_results(Config) ->
+    {ok, Page} = file:read_file(in_root("docs/journal.md", Config)),
+    {ok, Results} = file:read_file(in_root("bench/results/journal_fleet.md", Config)),
+    [_, Section] = binary:split(Page, <<"\n## Figures\n">>),
+    Cells = captured("(?m)^\\|[^|]*\\|([^|]*\\|[^|]*)\\|$", Section),
+    [Restart] = captured("(?ms)^(\\*\\*What happens after a restart.*?)$\\s^$", Section),
+    Figures = lists:append([numbers(Text) || Text <- [Restart | Cells]]),
+    ?assert(length(Figures) > 15),
+    Measured = [number(Text) || Text <- numbers(Results)],
+    ?assertEqual([], [Figure || Figure <- Figures, not lists:any(fun(Number) -> is_rounded(Figure, Number) end, Measured)]).
+
+%% Versions such as 1.2.3 are no numbers.
+numbers(Text) ->
+    captured("(?<![0-9.])([0-9][0-9,]*(?:\\.[0-9]+)?)(?!\\.?[0-9])", Text).
+
+number(Text) ->
+    try binary_to_float(without_commas(Text)) catch error:badarg -> binary_to_integer(without_commas(Text)) end.
+
+without_commas(Text) ->
+    binary:replace(Text, <<",">>, <<>>, [global]).
+
+%% Whether the figure is this number, or this number rounded to the figure's last digit that is not 0.
+is_rounded(Figure, Number) ->
+    Unit =
+        case binary:split(without_commas(Figure), <<".">>) of
+            [_, Fraction] -> math:pow(10, -byte_size(Fraction));
+            [Whole] -> math:pow(10, byte_size(Whole) - byte_size(string:trim(Whole, trailing, "0")))
+        end,
+    abs(number(Figure) - Number) =< Unit / 2.
 
 %% ---- sys.config ----
 
