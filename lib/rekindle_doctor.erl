@@ -54,7 +54,10 @@ findings_of_running_ssl(Infos) ->
 -spec outdated_suites(LogName :: binary()) -> [finding()].
 outdated_suites(LogName) ->
     Infos = [Info || #{scope := Scope} = Info <- rekindle_info:all(), rekindle_scope:log_name(Scope) =:= LogName],
-    lists:append([rekindle_trust:suites(name(Socket), Options, scopes_of(Socket, Infos)) || {Socket, Options} <- opened()]).
+    lists:append([
+        rekindle_trust:suites(rekindle_scope:text_of_socket(Socket), Options, scopes_of(Socket, Infos))
+     || {Socket, Options} <- opened()
+    ]).
 
 %% @doc The findings as lines of this width at most.
 -spec format([finding()], rekindle_text:width()) -> unicode:chardata().
@@ -216,11 +219,14 @@ opened() ->
     opened(fun(_) -> true end).
 
 %% @doc The wanted ones among the sockets of the listeners, and their options.
--spec opened(fun((port()) -> boolean())) -> [{port(), map()}].
+-spec opened(fun((rekindle_scope:listen_socket()) -> boolean())) -> [{rekindle_scope:listen_socket(), map()}].
 opened(IsWanted) ->
     [
         {Socket, Options}
-     || Tracker <- children(ssl_listen_tracker_sup), Socket <- watched(Tracker), IsWanted(Socket), Options <- ssl_options(Tracker)
+     || Tracker <- children(ssl_listen_tracker_sup),
+        Socket <- rekindle_scope:listen_sockets(Tracker),
+        IsWanted(Socket),
+        Options <- ssl_options(Tracker)
     ] ++
         [
             {Socket, Options}
@@ -233,10 +239,10 @@ opened(IsWanted) ->
 without_rekindle(Sup, Servers) ->
     Ours = lists:append([rekindle_nif:sockets(Scope) || #{scope := Scope} <- Servers]),
     [
-        {error, [name(Socket), Why]}
+        {error, [rekindle_scope:text_of_socket(Socket), Why]}
      || Cache <- children(Sup),
-        Socket <- watched(Cache),
-        not lists:member(port_to_list(Socket), Ours),
+        Socket <- rekindle_scope:listen_sockets(Cache),
+        not lists:member(rekindle_scope:socket_name(Socket), Ours),
         Why <- why_without_rekindle(rekindle_otp:cache_of(Cache))
     ].
 
@@ -268,12 +274,6 @@ children(Sup) ->
         exit:_ -> []
     end.
 
-watched(Pid) ->
-    case process_info(Pid, monitors) of
-        {monitors, Monitors} -> [Port || {port, Port} <- Monitors];
-        undefined -> []
-    end.
-
 linked(Pid) ->
     case process_info(Pid, links) of
         {links, Links} -> [Port || Port <- Links, is_port(Port)];
@@ -302,7 +302,7 @@ ssl_options(Tracker) ->
     end.
 
 listener(Socket, Options, Servers) ->
-    Name = name(Socket),
+    Name = rekindle_scope:text_of_socket(Socket),
     resumption(Name, Options) ++ rekindle_trust:findings(Name, Options, scopes_of(Socket, Servers)).
 
 resumption(Name, #{versions := Versions} = Options) ->
@@ -342,9 +342,9 @@ never_used(Opened, Servers) ->
                 "~ts has open connections (~b), and none of its clients has made or offered a session yet. They probably speak "
                 "TLS 1.3, which resumes by tickets and needs no session cache. To let them resume, write {session_tickets, "
                 "stateless} in its options.",
-                [name(Socket), Count]
+                [rekindle_scope:text_of_socket(Socket), Count]
             )}
-     || Socket <- Candidates, {ok, {_, Port}} <- [inet:sockname(Socket)], #{Port := Count} <- [Counts]
+     || Socket <- Candidates, {ok, {_, Port}} <- [rekindle_scope:sockname(Socket)], #{Port := Count} <- [Counts]
     ].
 
 %% How many connections are open, by local port.
@@ -364,15 +364,7 @@ open_connections(_) ->
     ).
 
 scopes_of(Socket, Servers) ->
-    [Info || #{scope := Scope} = Info <- Servers, lists:member(port_to_list(Socket), rekindle_nif:sockets(Scope))].
-
-%% The name of the scope that belongs to this listener alone.
-name(Socket) ->
-    Transport = case erlang:port_info(Socket, name) of {name, "udp_inet"} -> dtls; _ -> tls end,
-    case inet:sockname(Socket) of
-        {ok, Address} -> rekindle_scope:text({listener, Transport, Address});
-        {error, _} -> port_to_list(Socket)
-    end.
+    [Info || #{scope := Scope} = Info <- Servers, lists:member(rekindle_scope:socket_name(Socket), rekindle_nif:sockets(Scope))].
 
 %% ---- scopes ----
 

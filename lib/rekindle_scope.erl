@@ -5,7 +5,10 @@
 -module(rekindle_scope).
 
 -export([of_server/1, open_sockets/1, processes_of_listener/0, is_of_upgraded_sockets/0, is_of_unknown_listener/0]).
+-export([listen_sockets/1, socket_name/1, sockname/1, text_of_socket/1]).
 -export([can_have_journal/2, text/1, quoted/1, log_name/1, of_log_name/1, text_of_log_name/1, transport/1, name/1, address/1]).
+
+-export_type([listen_socket/0]).
 
 %% A port; or with `inet_backend = socket' one of the others.
 -type listen_socket() :: port() | {'$inet', module(), {pid(), socket:socket()}} | socket:socket().
@@ -28,21 +31,27 @@ of_server(Option) ->
     end.
 
 listener() ->
-    case listen_sockets() of
+    case listen_sockets(self()) of
         [Socket | _] -> listener(Socket, driver(Socket), sockname(Socket));
         [] -> none
     end.
 
-%% OTP's cache process monitors its listen socket before it calls `init/1'. `process_info/2' shows only monitored ports; but
-%% from OTP 27 on the process's label contains the socket, whatever it is (proc_lib:get_label/1).
--spec listen_sockets() -> [listen_socket()].
-listen_sockets() ->
-    {monitors, Monitors} = process_info(self(), monitors),
-    case {[Port || {port, Port} <- Monitors], get('$process_label')} of
-        {[_ | _] = Ports, _} -> Ports;
-        {[], {_, {'$inet', _, {Pid, _}} = Socket}} when is_pid(Pid) -> [Socket];
-        {[], {_, {'$socket', _} = Socket}} -> [Socket];
-        {[], _} -> []
+%% @doc The listen sockets of one of OTP's processes: a listener's cache process, or the tracker of a TLS listener.
+%%
+%% Such a process monitors its listen socket; a cache process does so before it calls `init/1'. `process_info/2' shows only
+%% monitored ports; but from OTP 27 on the process's label contains the socket, whatever it is (proc_lib:get_label/1).
+-spec listen_sockets(pid()) -> [listen_socket()].
+listen_sockets(Process) ->
+    case process_info(Process, [monitors, dictionary]) of
+        [{monitors, Monitors}, {dictionary, Entries}] ->
+            case {[Port || {port, Port} <- Monitors], proplists:get_value('$process_label', Entries)} of
+                {[_ | _] = Ports, _} -> Ports;
+                {[], {_, {'$inet', _, {Pid, _}} = Socket}} when is_pid(Pid) -> [Socket];
+                {[], {_, {'$socket', _} = Socket}} -> [Socket];
+                {[], _} -> []
+            end;
+        undefined ->
+            []
     end.
 
 driver({'$inet', Driver, _}) ->
@@ -55,6 +64,8 @@ driver(Port) ->
         undefined -> undefined
     end.
 
+%% @doc The address of a listen socket.
+-spec sockname(listen_socket()) -> {ok, rekindle_admin:address()} | {error, term()}.
 sockname({'$socket', _} = Socket) ->
     case socket:sockname(Socket) of
         {ok, #{addr := Ip, port := Port}} -> {ok, {Ip, Port}};
@@ -120,7 +131,9 @@ is_open(_) -> false.
 open_sockets(Scope) ->
     lists:usort([Socket || Socket <- rekindle_nif:sockets(Scope), hd(Socket) =/= $# orelse is_open(Socket)]).
 
-%% The native side keeps encoded terms, and the encoding of a port changes with the node's name. So it gets the socket's name.
+%% @doc The name of a listen socket in the native library. That keeps encoded terms, and the encoding of a port changes with the
+%% node's name.
+-spec socket_name(listen_socket()) -> string().
 socket_name(Port) when is_port(Port) -> port_to_list(Port);
 socket_name({'$inet', _, {Pid, _}}) -> pid_to_list(Pid);
 socket_name(Socket) -> lists:flatten(io_lib:format("~0p", [Socket])).
@@ -135,14 +148,14 @@ name_without_listener() ->
 -spec is_of_unknown_listener() -> boolean().
 is_of_unknown_listener() ->
     get('$initial_call') =:= {ssl_server_session_cache, init, 1} andalso
-        not is_of_upgraded_sockets() andalso listen_sockets() =:= [].
+        not is_of_upgraded_sockets() andalso listen_sockets(self()) =:= [].
 
 %% @doc The processes that own or monitor the listen socket of the calling cache process, without the caller.
 -spec processes_of_listener() -> [pid()].
 %% The specification of erlang:port_info/2 lacks `monitored_by'.
 -dialyzer({nowarn_function, processes_of_listener/0}).
 processes_of_listener() ->
-    Processes = [Process || Socket <- listen_sockets(), Process <- processes_of(Socket), is_pid(Process)],
+    Processes = [Process || Socket <- listen_sockets(self()), Process <- processes_of(Socket), is_pid(Process)],
     lists:delete(self(), lists:usort(Processes)).
 
 processes_of({'$inet', _, {Pid, Socket}}) ->
@@ -167,7 +180,15 @@ text(Scope) ->
         Transport -> io_lib:format("~s ~ts", [Transport, name(Scope)])
     end.
 
-%% @doc The same as an Erlang string, to paste into a call of rekindle_admin.
+%% @doc What a listen socket is called in text: as the scope that belongs to this listener alone.
+-spec text_of_socket(listen_socket()) -> unicode:chardata().
+text_of_socket(Socket) ->
+    case listener(Socket, driver(Socket), sockname(Socket)) of
+        {_, Transport, Address} -> text({listener, Transport, Address});
+        none -> socket_name(Socket)
+    end.
+
+%% @doc The name in text as an Erlang string, to paste into a call of rekindle_admin.
 -spec quoted(rekindle_admin:scope_name()) -> unicode:chardata().
 quoted(Scope) ->
     io_lib:write_string(unicode:characters_to_list(text(Scope))).

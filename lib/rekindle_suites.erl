@@ -82,8 +82,8 @@ allowed(LogName, TriesLeft) ->
     case scope(LogName) of
         {Scope, Number} ->
             Sockets = rekindle_scope:open_sockets(Scope),
-            Opened = rekindle_doctor:opened(fun(Socket) -> lists:member(port_to_list(Socket), Sockets) end),
-            case lists:usort([port_to_list(Socket) || {Socket, _} <- Opened]) of
+            Opened = rekindle_doctor:opened(fun(Socket) -> lists:member(rekindle_scope:socket_name(Socket), Sockets) end),
+            case lists:usort([rekindle_scope:socket_name(Socket) || {Socket, _} <- Opened]) of
                 Sockets when Sockets =/= [] ->
                     {Scope, Number, union([rekindle_trust:allowed_suites(Options) || {_, Options} <- Opened])};
                 _ when TriesLeft > 1 ->

@@ -6,6 +6,7 @@
 -export([suite/0, all/0, groups/0, init_per_suite/1, end_per_suite/1]).
 -export([
     listeners_have_their_names/1,
+    the_doctor_knows_their_options/1,
     upgraded_sockets_have_theirs/1,
     a_listener_may_have_the_backend_alone/1,
     listeners_share_under_one_name_only/1,
@@ -35,6 +36,7 @@ groups() ->
     [
         {told, [], [
             listeners_have_their_names,
+            the_doctor_knows_their_options,
             upgraded_sockets_have_theirs,
             a_listener_may_have_the_backend_alone,
             listeners_share_under_one_name_only,
@@ -67,6 +69,16 @@ listeners_have_their_names(Config) ->
      || Kind <- [tls, dtls]
     ],
     ?assertEqual([], rekindle_log_lines:taken(Node)),
+    rekindle_node:stop(Node).
+
+%% Those of a DTLS listener it does not know: no process of the listener tells its socket.
+the_doctor_knows_their_options(Config) ->
+    Node = start(?NODE, []),
+    {_, Port} = serve(Node, tls, [{reuse_sessions, false}], Config),
+    {_, Resuming} = serve(Node, tls, [{reuse_sessions, true}], Config),
+    Lines = [Line || {warning, Line} <- rekindle_node:call(Node, rekindle_admin, findings, [])],
+    About = fun(Number) -> [Line || Line <- Lines, string:find(Line, ":" ++ integer_to_list(Number) ++ " has ") =/= nomatch] end,
+    ?assertMatch({[_], []}, {About(Port), About(Resuming)}),
     rekindle_node:stop(Node).
 
 upgraded_sockets_have_theirs(Config) ->
