@@ -54,10 +54,10 @@ init_per_group(Group, Config) ->
     Program = atom_to_list(Group),
     case rekindle_valkey:programs() of
         [] -> error(neither_valkey_server_nor_redis_server_is_installed);
-        ["redis-server"] when Program =:= "valkey-server" -> [{program, "redis-server"} | Config];
+        ["redis-server"] when Program =:= "valkey-server" -> [{group, Group}, {program, "redis-server"} | Config];
         Programs ->
             case lists:member(Program, Programs) of
-                true -> [{program, Program} | Config];
+                true -> [{group, Group}, {program, Program} | Config];
                 false -> {skip, Program ++ " IS NOT INSTALLED"}
             end
     end.
@@ -66,7 +66,7 @@ end_per_group(_Group, _Config) ->
     ok.
 
 init_per_testcase(Case, Config) ->
-    Dir = filename:join(?config(priv_dir, Config), lists:concat([Case, "_", ?config(program, Config)])),
+    Dir = filename:join(?config(priv_dir, Config), lists:concat([Case, "_", ?config(group, Config)])),
     ok = file:make_dir(Dir),
     KeyFile = filename:join(Dir, "keys"),
     write_keys(KeyFile, [key("a")]),
