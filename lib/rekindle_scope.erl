@@ -65,7 +65,7 @@ driver(Port) ->
     end.
 
 %% @doc The address of a listen socket.
--spec sockname(listen_socket()) -> {ok, rekindle_admin:address()} | {error, term()}.
+-spec sockname(listen_socket()) -> {ok, {inet:ip_address(), inet:port_number()} | inet:returned_non_ip_address()} | {error, term()}.
 sockname({'$socket', _} = Socket) ->
     case socket:sockname(Socket) of
         {ok, #{addr := Ip, port := Port}} -> {ok, {Ip, Port}};
