@@ -37,8 +37,8 @@ next_updates() ->
     %% An issuer may have lists for different certificates. The first one that becomes too old ends resumptions.
     maps:to_list(maps:from_list(lists:reverse(lists:sort(Shown)))).
 
-%% Lists of one issuer for the same certificates replace each other. Of these, this returns the one that becomes too old last, unless
-%% one has no next update and so never does.
+%% Lists of one issuer for the same certificates replace each other, so only the one that becomes too old last counts. If one of
+%% them has no next update, none becomes too old, and this returns none of them.
 newest(Files) ->
     %% A list without a next update has the atom `undefined', which compares as larger than any number.
     Newest = maps:map(fun(_, Ends) -> lists:max(Ends) end, complete_lists(Files)),

@@ -1,7 +1,7 @@
 #!/bin/sh
 # setup.sh [--backports] [NAME...]: installs what the demo and the tests need with apt, if it may; otherwise it names what is
-# missing and fails. NAME is a further program, in the package of its name or the one that package_of names, or Debian's
-# package of an Erlang application. If Debian has no Valkey, the script installs Redis. With --backports, it first adds
+# missing and fails. NAME is a further program, or Debian's package of an Erlang application. A program is in the package of its
+# name, unless package_of names another one. If Debian has no Valkey, the script installs Redis. With --backports, it first adds
 # Debian's backports to apt's sources, for Valkey.
 set -eu
 backports=

@@ -702,14 +702,14 @@ a_dead_cache_process_gives_its_memory_back_off_the_schedulers(Config) ->
     Env = [{session_cb_init_args, [{max_bytes, 4_000_000_000}]}],
     in_node(tls, Env, [], Config, fun(Cache, Sample) ->
         Holder = holder_of(Cache, Sample, Sessions),
-        Full = resident_bytes(),
+        Full = rekindle_memory:resident_bytes(),
         Held = lists:sum([Bytes || #{bytes := Bytes} <- rekindle_admin:info()]),
         JanitorBefore = janitor_cpu_ns(),
         [exit(Pid, kill) || Pid <- [Cache, Holder]],
         erlang:garbage_collect(),
         %% OTP starts another process for the listener, with an empty store.
         rekindle_node:await(fun() -> lists:all(fun(#{sessions := Left}) -> Left =:= 0 end, rekindle_admin:info()) end),
-        rekindle_node:await(fun() -> resident_bytes() < Full - Held div 2 end),
+        rekindle_node:await(fun() -> rekindle_memory:resident_bytes() < Full - Held div 2 end),
         ?assert(janitor_cpu_ns() - JanitorBefore > 1_000_000)
     end).
 
@@ -920,8 +920,3 @@ janitor_cpu_ns() ->
     {ok, Stat} = file:read_file(filename:join(Task, "schedstat")),
     [Ns | _] = binary:split(Stat, <<" ">>),
     binary_to_integer(Ns).
-
-resident_bytes() ->
-    {ok, Status} = file:read_file("/proc/self/status"),
-    {match, [Kilobytes]} = re:run(Status, "VmRSS:\\s+(\\d+) kB", [{capture, all_but_first, list}]),
-    1024 * list_to_integer(Kilobytes).

@@ -117,7 +117,7 @@ is_alive(Cache, SecretAt, Id) ->
             true
     end.
 
-%% @doc Drops sessions, in another process than the one that opened the cache, whose deletions are ignored.
+%% @doc Drops sessions. A deletion by the process that opened the cache would be ignored, so another process does it.
 -spec drop(rekindle:cache(), [integer()]) -> ok.
 drop(Cache, Numbers) ->
     in_process(fun() -> lists:foreach(fun(Number) -> ok = rekindle:delete(Cache, id(Number)) end, Numbers) end).

@@ -50,7 +50,7 @@ struct Times {
 }
 
 impl Times {
-    /// Calls `call` with numbers while there are some. Of the clocks the one that ran less counts. The calls do the same work in
+    /// Calls `call` with each number. A call's time is the shortest of those that the clocks show. The calls do the same work in
     /// each run.
     fn in_order(
         clocks: &[ClockId],
