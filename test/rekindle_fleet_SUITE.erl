@@ -368,7 +368,7 @@ a_server_that_asks_for_a_certificate_gets_it(Config) ->
 
 it_works_with_a_cluster(Config) ->
     Servers = [
-        start_valkey(Config, #{port => cluster_port(), options => ["--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--masterauth", "pass word/1"]})
+        start_valkey(Config, #{options => ["--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--masterauth", "pass word/1"]})
      || _ <- [1, 2, 3]
     ],
     [One | _] = Servers,
@@ -402,13 +402,6 @@ start_valkey(Config) ->
 start_valkey(Config, Wanted) ->
     Dir = filename:join(?config(dir, Config), "server" ++ integer_to_list(erlang:unique_integer([positive]))),
     rekindle_valkey:start(?config(program, Config), Dir, Wanted).
-
-%% Servers of a cluster talk to each other on a port that is higher by 10,000.
-cluster_port() ->
-    case rekindle_node:free_port() of
-        Port when Port < 55_000 -> Port;
-        _ -> cluster_port()
-    end.
 
 start_nodes(Count, Valkey, Config) ->
     [start_node(journal(Valkey, Config, []), [], Config) || _ <- lists:seq(1, Count)].

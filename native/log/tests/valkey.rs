@@ -2,7 +2,6 @@
 //! installed. `scripts/setup.sh valkey-server redis-server` installs them.
 #![cfg(feature = "valkey")]
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -10,7 +9,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{mpsc, Arc, Mutex};
+use std::sync::{mpsc, Arc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -254,14 +253,15 @@ fn log(config: &ValkeyConfig) -> ValkeyLog {
     ValkeyLog::new(config.clone()).unwrap()
 }
 
-/// A port that no other test has been given.
+/// A port that nobody uses, another one with each call. Ports from 32768 on are not among them, because the system gives
+/// those to any client, also before a server listens. Other processes on this machine begin elsewhere.
 fn free_port() -> u16 {
-    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let begin = 397 * std::process::id() as usize;
     loop {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        if GIVEN.lock().unwrap().insert(port) {
-            return port;
+        let port = 10_000 + (begin + COUNT.fetch_add(1, Ordering::Relaxed)) % 10_000;
+        if TcpListener::bind(("127.0.0.1", port as u16)).is_ok() {
+            return port as u16;
         }
     }
 }
