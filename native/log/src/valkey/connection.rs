@@ -98,17 +98,32 @@ impl Timed {
     }
 }
 
+/// Repeats a call that a signal interrupts. The system does not do that for sockets with a timeout, even if the process was
+/// only stopped and continued (signal(7)).
+fn uninterrupted<R>(mut call: impl FnMut() -> io::Result<R>) -> io::Result<R> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
 impl Read for Timed {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.socket.set_read_timeout(Some(self.left()?))?;
-        self.socket.read(buffer)
+        uninterrupted(|| {
+            self.socket.set_read_timeout(Some(self.left()?))?;
+            self.socket.read(buffer)
+        })
     }
 }
 
 impl Write for Timed {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        self.socket.set_write_timeout(Some(self.left()?))?;
-        self.socket.write(buffer)
+        uninterrupted(|| {
+            self.socket.set_write_timeout(Some(self.left()?))?;
+            self.socket.write(buffer)
+        })
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -382,4 +397,18 @@ fn identity(certificate: &Path, key: &Path) -> Result<CertifiedKey, String> {
         ))
     })?;
     Ok(identity)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_that_signals_interrupt_is_repeated() {
+        let interrupted = || Err(io::Error::from(ErrorKind::Interrupted));
+        let mut results = vec![Ok(7), interrupted(), interrupted()];
+        assert_eq!(uninterrupted(|| results.pop().unwrap()).unwrap(), 7);
+        let closed = uninterrupted(|| Err::<(), _>(ErrorKind::ConnectionReset.into()));
+        assert_eq!(closed.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    }
 }
