@@ -18,7 +18,7 @@
 -export([reload_keys/0, replay_anyway/1, crls/0]).
 -export([doctor/0, findings/0, report/0]).
 
--export_type([info/0, ended/0, refusal/0, journal/0, skipped/0, scope_name/0, which/0, session/0, peer/0, certificate_selector/0, revoked/0, page/0, next/0, limit/0]).
+-export_type([info/0, certificate_miss/0, refusal/0, journal/0, skipped/0, scope_name/0, which/0, session/0, peer/0, certificate_selector/0, revoked/0, page/0, next/0, limit/0]).
 -export_type([crl/0]).
 -export_type([no_such_scope/0, bad_option/0]).
 
@@ -47,8 +47,8 @@
     evicted_misses := non_neg_integer(),
     lost_misses := non_neg_integer(),
     unknown_misses := non_neg_integer(),
-    ended := non_neg_integer(),
-    ended_by := #{ended() => non_neg_integer()},
+    certificate_misses := non_neg_integer(),
+    certificate_misses_by := #{certificate_miss() => non_neg_integer()},
     hit_rate := float() | undefined,
     expired := non_neg_integer(),
     evicted := non_neg_integer(),
@@ -59,7 +59,7 @@
     journal := journal() | undefined
 }.
 
--type ended() :: expired | revoked | unknown.
+-type certificate_miss() :: expired | revoked | unknown.
 %% Why a stored session was not resumed: its client's certificate has expired (`expired') or is on a revocation list
 %% (`revoked'); or the lists were not read yet, or the list of the certificate's issuer is too old (`unknown').
 
@@ -213,12 +213,12 @@
 %%
 %% The rest counts what has happened since the scope was opened. `hits' and `misses' are lookups; `hit_rate' is the share of hits,
 %% from 0 to 1. The misses by reason are `evicted_misses' (for a session that was evicted not long ago, and that a larger bound
-%% would have kept), `lost_misses' (for one that expired or was dropped not long ago), `ended' (for a stored session that must
-%% not be resumed because of its client's certificate; `ended_by' has the reasons) and `unknown_misses' (for ids that the scope
-%% does not know: ids of another listener or node, old ones, or the random ones of clients with TLS 1.3). `inserts', `expired',
-%% `evicted' and `refused' are sessions that were stored, dropped or not stored; `refused_by' has the reasons. `moved' counts
-%% sessions and certificates that were moved to give memory back to the system. `faults' are calls that failed in the native
-%% library.
+%% would have kept), `lost_misses' (for one that expired or was dropped not long ago), `certificate_misses' (for a stored session
+%% that must not be resumed because of its client's certificate; `certificate_misses_by' has the reasons) and `unknown_misses'
+%% (for ids that the scope does not know: ids of another listener or node, old ones, or the random ones of clients with TLS 1.3).
+%% `inserts', `expired', `evicted' and `refused' are sessions that were stored, dropped or not stored; `refused_by' has the
+%% reasons. `moved' counts sessions and certificates that were moved to give memory back to the system. `faults' are calls that
+%% failed in the native library.
 %%
 %% `number' identifies a scope, even among scopes of the same name. A client scope has no bounds of its own: ssl's
 %% `session_cache_client_max' and `session_lifetime' bound it.

@@ -521,12 +521,12 @@ unused(#{inserts := Inserts, hits := Hits, misses := Misses, unknown_misses := U
             [Unknown]
         )}];
 unused(#{inserts := Inserts, hits := Hits} = Info) when Inserts >= ?MANY, 100 * Hits < Inserts ->
-    #{evicted_misses := Evicted, lost_misses := Lost, ended := Ended} = Info,
+    #{evicted_misses := Evicted, lost_misses := Lost, certificate_misses := Certificate} = Info,
     [{note,
         io_lib:format(
             "hardly any session is resumed, although clients offer them: ~b had been evicted, ~b had expired or been dropped, "
-            "and the certificates of ~b did not let them be resumed (rekindle_admin:info() says why in ended_by).",
-            [Evicted, Lost, Ended]
+            "and the certificates of ~b did not let them be resumed (rekindle_admin:info() says why in certificate_misses_by).",
+            [Evicted, Lost, Certificate]
         )}];
 unused(_) ->
     [].

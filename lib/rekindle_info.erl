@@ -12,7 +12,7 @@ with_hit_rate(#{hits := 0, misses := 0} = Info) -> Info#{hit_rate => undefined};
 with_hit_rate(#{hits := Hits, misses := Misses} = Info) -> Info#{hit_rate => Hits / (Hits + Misses)}.
 
 %% @doc The reasons that a map of {@link rekindle_admin:info()} counts by, in the order of the documentation.
--spec reasons(refused_by | ended_by | skipped) -> [atom()].
+-spec reasons(refused_by | certificate_misses_by | skipped) -> [atom()].
 reasons(refused_by) -> [too_large, no_room, private_key, layout, lifetime, certificate];
-reasons(ended_by) -> [expired, revoked, unknown];
+reasons(certificate_misses_by) -> [expired, revoked, unknown];
 reasons(skipped) -> [expired, revoked, full, suite, layout, key, template, forged, future, scope, log, version, malformed].

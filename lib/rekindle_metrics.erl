@@ -53,7 +53,7 @@ value(node_folder, #{node_folder := undefined}) -> undefined;
 value(node_folder, #{node_folder_error := undefined}) -> 1;
 value(node_folder, #{node_folder_error := _}) -> 0;
 value(node_folder_bytes, #{node_folder := undefined}) -> undefined;
-value({ended, Reason}, #{ended_by := Ended}) -> maps:get(Reason, Ended);
+value({certificate_miss, Reason}, #{certificate_misses_by := By}) -> maps:get(Reason, By);
 value({seconds, Key}, Map) -> maps:get(Key, Map) / 1000;
 value(state, #{state := up}) -> 1;
 value(state, #{state := _}) -> 0;
@@ -77,8 +77,8 @@ described() ->
         {rekindle_evicted_misses_total, "Lookups of sessions that were evicted not long ago.", counter, [{[], evicted_misses}]},
         {rekindle_lost_misses_total, "Lookups of sessions that expired or were dropped not long ago.", counter, [{[], lost_misses}]},
         {rekindle_unknown_misses_total, "Lookups of ids that the scope does not know.", counter, [{[], unknown_misses}]},
-        {rekindle_ended_misses_total, "Lookups of sessions whose certificate does not let them be resumed, by reason.",
-            counter, [{[{reason, Reason}], {ended, Reason}} || Reason <- rekindle_info:reasons(ended_by)]},
+        {rekindle_certificate_misses_total, "Lookups of sessions whose certificate does not let them be resumed, by reason.",
+            counter, [{[{reason, Reason}], {certificate_miss, Reason}} || Reason <- rekindle_info:reasons(certificate_misses_by)]},
         {rekindle_inserts_total, "Sessions stored.", counter, [{[], inserts}]},
         {rekindle_expired_sessions_total, "Sessions dropped because their lifetime was over.", counter, [{[], expired}]},
         {rekindle_evicted_sessions_total, "Sessions dropped to make room.", counter, [{[], evicted}]},

@@ -23,7 +23,7 @@ of_scopes(Infos, Width) ->
         about_memory(Infos, Width),
         $\n,
         table(["scope", "hits", "misses", "hit rate", "inserts", "expired", "evicted"], fun happened/1, Infos, Width),
-        more(["misses by reason", "evicted", "lost", "ended", "unknown"], fun missed/1, Missed, Width),
+        more(["misses by reason", "evicted", "lost", "certificate", "unknown"], fun missed/1, Missed, Width),
         more(["certificates", "kept", "certified sessions"], counts([certificates, certified]), Certified, Width),
         by_reason("refused by reason", refused_by, Refused, Width),
         more(["faults", "failed calls"], counts([faults]), Faulty, Width)
@@ -51,8 +51,8 @@ about_memory(Infos, Width) ->
 happened(#{hits := Hits, misses := Misses, hit_rate := HitRate, inserts := Inserts, expired := Expired, evicted := Evicted}) ->
     [count(Hits), count(Misses), percent(HitRate), count(Inserts), count(Expired), count(Evicted)].
 
-missed(#{evicted_misses := Evicted, lost_misses := Lost, ended := Ended, unknown_misses := Unknown}) ->
-    [count(Number) || Number <- [Evicted, Lost, Ended, Unknown]].
+missed(#{evicted_misses := Evicted, lost_misses := Lost, certificate_misses := Certificate, unknown_misses := Unknown}) ->
+    [count(Number) || Number <- [Evicted, Lost, Certificate, Unknown]].
 
 %% Shows only reasons with a count above 0.
 by_reason(Head, Kind, Infos, Width) ->

@@ -6,7 +6,7 @@
 
 -define(MEASURED, [
     sessions, max_sessions, bytes, max_bytes, templates, certificates, certified, lifetime, oldest, hits, misses, evicted_misses,
-    lost_misses, unknown_misses, ended, inserts, expired, evicted, moved, refused, faults
+    lost_misses, unknown_misses, certificate_misses, inserts, expired, evicted, moved, refused, faults
 ]).
 
 %% @doc Executes the event `[rekindle, scope]' once for each scope. The measurements are the numbers of

@@ -158,12 +158,12 @@ what_was_refused_or_missed_is_counted_by_reason(Config) ->
         ?assertMatch([_, _], scope_tables(Infos)),
         By = #{too_large => 1, no_room => 2, private_key => 3, layout => 4, lifetime => 5, certificate => 6},
         Made = Info#{
-            certified => 6, certificates => 7, evicted_misses => 8, lost_misses => 9, ended => 10, unknown_misses => 11, misses => 38,
+            certified => 6, certificates => 7, evicted_misses => 8, lost_misses => 9, certificate_misses => 10, unknown_misses => 11, misses => 38,
             refused => 21, refused_by => By, faults => 16
         },
         [_, #{Scope := Happened}, Missed, Certified, Refused, RefusedAlso, Faults] = scope_tables([Client, Made]),
         ?assertMatch(#{"misses" := "38", "hit rate" := _}, Happened),
-        ?assertEqual(#{Scope => #{"evicted" => "8", "lost" => "9", "ended" => "10", "unknown" => "11"}}, Missed),
+        ?assertEqual(#{Scope => #{"evicted" => "8", "lost" => "9", "certificate" => "10", "unknown" => "11"}}, Missed),
         ?assertEqual(#{Scope => #{"kept" => "7", "certified sessions" => "6"}}, Certified),
         Cells = #{"too large" => "1", "no room" => "2", "private key" => "3", "layout" => "4", "lifetime" => "5"},
         ?assertEqual(#{Scope => Cells}, Refused),
@@ -210,7 +210,7 @@ no_line_is_wider_than_asked_for(Config) ->
 the_reasons_are_those_there_are(Config) ->
     Folder = filename:join(?config(priv_dir, Config), "reasons"),
     with_servers(1, [{session_cb_init_args, [{journal, {folder, Folder}}]}], Config, fun(Node, [Port]) ->
-        [#{refused_by := Refused, ended_by := Ended, journal := #{skipped := Skipped}}] = admin(Node, info, [Port]),
+        [#{refused_by := Refused, certificate_misses_by := Missed, journal := #{skipped := Skipped}}] = admin(Node, info, [Port]),
         [
             begin
                 Reasons = rekindle_info:reasons(Kind),
@@ -220,7 +220,7 @@ the_reasons_are_those_there_are(Config) ->
             end
          || {Kind, Counted, Type, Pages} <- [
                 {refused_by, Refused, refusal, [{"docs/metrics.md", "## Why a session is refused"}]},
-                {ended_by, Ended, ended, []},
+                {certificate_misses_by, Missed, certificate_miss, []},
                 {skipped, Skipped, skipped, [{"docs/journal.md", "## What is left out"}]}
             ]
         ]

@@ -89,7 +89,7 @@ metrics() ->
         "rekindle_expired_sessions_total", "rekindle_evicted_sessions_total", "rekindle_moved_total", "rekindle_faults_total"
     ]]
     ++ [{"rekindle_lookups_total", [{"result", Result}]} || Result <- ["hit", "miss"]]
-    ++ [{"rekindle_ended_misses_total", [{"reason", Reason}]} || Reason <- ["expired", "revoked", "unknown"]]
+    ++ [{"rekindle_certificate_misses_total", [{"reason", Reason}]} || Reason <- ["expired", "revoked", "unknown"]]
     ++ [{"rekindle_refused_sessions_total", [{"reason", Reason}]} || Reason <- reasons()].
 
 reasons() ->
@@ -98,7 +98,7 @@ reasons() ->
 expected({"rekindle_lookups_total", [{"result", "hit"}]}, #{hits := Hits}) -> Hits;
 expected({"rekindle_lookups_total", [{"result", "miss"}]}, #{misses := Misses}) -> Misses;
 expected({"rekindle_refused_sessions_total", [{"reason", Reason}]}, Info) -> refused(Reason, Info);
-expected({"rekindle_ended_misses_total", [{"reason", Reason}]}, #{ended_by := By}) -> maps:get(list_to_existing_atom(Reason), By);
+expected({"rekindle_certificate_misses_total", [{"reason", Reason}]}, #{certificate_misses_by := By}) -> maps:get(list_to_existing_atom(Reason), By);
 expected({"rekindle_certified_sessions", _}, #{certified := Certified}) -> Certified;
 expected({"rekindle_oldest_session_age_seconds", _}, #{oldest := Oldest}) -> number(Oldest);
 expected({"rekindle_lifetime_seconds", _}, #{lifetime := Lifetime}) -> number(Lifetime);
@@ -396,8 +396,8 @@ alerts_are_raised_when_they_should_be(Config) ->
         Series("crl_next_update_timestamp_seconds", "s", io_lib:format("~bx200", [86400 + 155 * 60 - 30])),
         Series("crl_next_update_timestamp_seconds", "t", "1000000x200"),
         Series("crl_unreadable_files", "s", "0x162 2x38"), Series("crl_unreadable_files", "t", "0x200"),
-        Labelled("ended_misses_total", "s", "reason", "unknown", "0x173 1+1x27"), Labelled("ended_misses_total", "s", "reason", "expired", "0+1x200"),
-        Labelled("ended_misses_total", "t", "reason", "revoked", "0x183 1x17"),
+        Labelled("certificate_misses_total", "s", "reason", "unknown", "0x173 1+1x27"), Labelled("certificate_misses_total", "s", "reason", "expired", "0+1x200"),
+        Labelled("certificate_misses_total", "t", "reason", "revoked", "0x183 1x17"),
         Series("journal_up", "s", "1x170 0x30"), Series("journal_up", "t", "1x200"),
         Series("journal_unwritten_revocations", "s", "0x200"), Series("journal_unwritten_revocations", "t", "0x190 2x10"),
         Series("journal_missing_revocations", "s", "0x200"), Series("journal_missing_revocations", "t", "0x190 3x10"),

@@ -82,7 +82,7 @@ a_session_is_not_resumed_after_its_certificate_has_ended(Config) ->
         begin
             ?assertEqual(refused, connect(Server, Short, Config)),
             ?assertEqual(resumed, connect(Server, Long, Config)),
-            ?assertMatch(#{ended := 1, ended_by := #{expired := 1, revoked := 0, unknown := 0}, misses := 1}, info(Node, Server)),
+            ?assertMatch(#{certificate_misses := 1, certificate_misses_by := #{expired := 1, revoked := 0, unknown := 0}, misses := 1}, info(Node, Server)),
             %% The session is not dropped.
             ?assertEqual([0], time_left(Node, Server, "short"))
         end
@@ -97,7 +97,7 @@ sessions_of_certificates_that_have_ended_are_resumed_where_that_is_wanted(Config
     full = connect(Server, Short, Config),
     await_end(End),
     ?assertEqual(resumed, connect(Server, Short, Config)),
-    ?assertMatch(#{ended := 0, hits := 1}, info(Node, Server)),
+    ?assertMatch(#{certificate_misses := 0, hits := 1}, info(Node, Server)),
     ?assertMatch([Left] when Left > 80_000, time_left(Node, Server, "tolerated")),
     rekindle_node:stop(Node).
 
@@ -222,7 +222,7 @@ a_client_that_is_on_a_list_is_not_resumed(Config) ->
         begin
             ?assertEqual(refused, connect(Server, Bad, Config)),
             ?assertEqual(resumed, connect(Server, Good, Config)),
-            ?assertMatch(#{ended := 1, ended_by := #{expired := 0, revoked := 1, unknown := 0}}, info(Node, Server)),
+            ?assertMatch(#{certificate_misses := 1, certificate_misses_by := #{expired := 0, revoked := 1, unknown := 0}}, info(Node, Server)),
             ?assertEqual([0], time_left(Node, Server, "bad"))
         end
      || Server <- [Tls, Dtls]
@@ -341,7 +341,7 @@ nothing_is_resumed_until_all_lists_were_read(Config) ->
     rekindle_node:await(fun() -> length(findings(Node)) =:= 2 end),
     ?assertMatch([{error, _}, {error, _}], findings(Node)),
     ?assertEqual(full, connect(Server, Client, Config)),
-    ?assertMatch(#{ended_by := #{unknown := 1}}, info(Node, Server)),
+    ?assertMatch(#{certificate_misses_by := #{unknown := 1}}, info(Node, Server)),
     rekindle_node:await(fun() -> connect(Other, Client, Config) =:= resumed end),
     rekindle_ca:list(Ca, File),
     await_lists(Node, 0),
@@ -371,7 +371,7 @@ a_list_that_is_too_old_ends_resumptions_of_its_issuer(Config) ->
     ?assertEqual(full, connect(Server, Client, Config)),
     ?assertEqual(resumed, connect(Server, Stranger, Config)),
     ?assertEqual(resumed, connect(Tolerated, Client, Config)),
-    ?assertMatch(#{ended := 1, ended_by := #{unknown := 1}}, info(Node, Server)),
+    ?assertMatch(#{certificate_misses := 1, certificate_misses_by := #{unknown := 1}}, info(Node, Server)),
     [{error, Ended}] = findings(Node),
     ?assertMatch({match, _}, re:run(Ended, "the revocation list of O=Example,CN=old in .*ca.crl expired at")),
     rekindle_node:await(fun() -> logged(Log, "the list of O=Example,CN=old expired at") =:= 1 end),
@@ -464,8 +464,8 @@ a_session_in_a_journal_is_not_replayed_when_it_is_revoked(Config) ->
     ?assertEqual(resumed, connect(Server, Good, Config)),
     ?assertEqual(full, connect(Server, Bad, Config)),
     %% Told at the replay, or at the lookup if the lists were read after it.
-    #{ended_by := #{revoked := Ended}, journal := #{skipped := #{revoked := Skipped}}} = info(Second, Server),
-    ?assertEqual(1, Ended + Skipped),
+    #{certificate_misses_by := #{revoked := Missed}, journal := #{skipped := #{revoked := Skipped}}} = info(Second, Server),
+    ?assertEqual(1, Missed + Skipped),
     rekindle_node:stop(Second).
 
 %% Lists of openssl's with random entries, and random certificates.

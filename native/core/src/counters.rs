@@ -1,5 +1,5 @@
 use crate::lookups::Lookups;
-use crate::trust::Ended;
+use crate::trust::CertificateMiss;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::Arc;
 
@@ -62,8 +62,8 @@ pub struct Counts {
     pub evicted_misses: u64,
     /// Misses of sessions that went recently for another reason: they expired, or an operator or ssl dropped them.
     pub lost_misses: u64,
-    /// Misses of sessions that are stored but must not be resumed, in the order of [`Ended::ALL`].
-    pub ended: [u64; Ended::ALL.len()],
+    /// Misses of sessions that are stored but must not be resumed, in the order of [`CertificateMiss::ALL`].
+    pub certificate_misses: [u64; CertificateMiss::ALL.len()],
     pub expired: u64,
     pub evicted: u64,
     pub moved: u64,
@@ -81,13 +81,14 @@ impl Counts {
     /// Misses of ids that the store does not know: it never had them, or too long ago.
     pub fn unknown_misses(&self) -> u64 {
         // The counters are read one after the other, so the sum may be larger.
-        self.misses
-            .saturating_sub(self.evicted_misses + self.lost_misses + self.ended_total())
+        self.misses.saturating_sub(
+            self.evicted_misses + self.lost_misses + self.certificate_misses_total(),
+        )
     }
 
     /// Misses of sessions that must not be resumed, for all reasons together.
-    pub fn ended_total(&self) -> u64 {
-        self.ended.iter().sum()
+    pub fn certificate_misses_total(&self) -> u64 {
+        self.certificate_misses.iter().sum()
     }
 }
 
@@ -111,7 +112,9 @@ impl Counters {
             evicted_misses: self.lookups.sum(|line| &line.returns[0])
                 + self.lookups.sum(|line| &line.returns[1]),
             lost_misses: self.lookups.sum(|line| &line.lost),
-            ended: std::array::from_fn(|why| self.lookups.sum(|line| &line.ended[why])),
+            certificate_misses: std::array::from_fn(|why| {
+                self.lookups.sum(|line| &line.certificate_misses[why])
+            }),
             expired: self.expired.load(Relaxed),
             evicted: self.evicted.load(Relaxed),
             moved: self.moved.load(Relaxed),

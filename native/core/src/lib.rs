@@ -39,5 +39,5 @@ pub use server::{
     Selector, ServerStore, Session, SessionKey, Template, TemplateName, CERTIFIED_PER_CERTIFICATE,
     LONGEST_LIFETIME_MS, MAX_SESSION_BYTES,
 };
-pub use trust::{Ended, IssuerHash, IssuerLists, Known, Lists, Trust};
+pub use trust::{CertificateMiss, IssuerHash, IssuerLists, Known, Lists, Trust};
 pub use x509::{canonical_name, is_canonical, is_same_name, issuer_and_serial, seconds};

@@ -12,7 +12,7 @@
 //! A reader ends its announcement with a release store. A writer that sees it also sees that the reads before it are over.
 
 use crate::sync::{line_of_thread, Pause};
-use crate::trust::Ended;
+use crate::trust::CertificateMiss;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::*};
 
 /// More threads than this share lines. They do not wait for each other: the second one locks the bucket instead.
@@ -39,7 +39,7 @@ pub(crate) struct Line {
     /// Misses of sessions that went for another reason than eviction.
     pub lost: AtomicU64,
     /// Misses of sessions that are stored but must not be resumed, by reason.
-    pub ended: [AtomicU64; Ended::ALL.len()],
+    pub certificate_misses: [AtomicU64; CertificateMiss::ALL.len()],
     /// Hits of sessions that the policy keeps, by class.
     pub kept_hits: [AtomicU64; 2],
     /// Misses of sessions that were evicted recently, by class.

@@ -21,7 +21,7 @@ static KEYS: Lazy<RandomState> = Lazy::new(RandomState::default);
 
 /// Why a session is not resumed although the store has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ended {
+pub enum CertificateMiss {
     /// Its client's certificate has expired.
     Expired,
     /// Its client's certificate is on a revocation list.
@@ -30,9 +30,13 @@ pub enum Ended {
     Unknown,
 }
 
-impl Ended {
-    /// All of them, in the order of [`Counts::ended`](crate::Counts::ended).
-    pub const ALL: [Ended; 3] = [Ended::Expired, Ended::Revoked, Ended::Unknown];
+impl CertificateMiss {
+    /// All of them, in the order of [`Counts::certificate_misses`](crate::Counts::certificate_misses).
+    pub const ALL: [CertificateMiss; 3] = [
+        CertificateMiss::Expired,
+        CertificateMiss::Revoked,
+        CertificateMiss::Unknown,
+    ];
 }
 
 /// The name of an authority, as the hash of its canonical form.
@@ -131,20 +135,20 @@ impl Known {
         }
     }
 
-    fn check(&self, claims: &Claims, allows_stale: bool) -> Result<(), Ended> {
+    fn check(&self, claims: &Claims, allows_stale: bool) -> Result<(), CertificateMiss> {
         let Some(issuer) = claims.issuer else {
             // OTP has verified something that this library cannot parse.
-            return Err(Ended::Unknown);
+            return Err(CertificateMiss::Unknown);
         };
         let lists = self.issuers.get(&issuer);
         let has = |list: &Arc<[u64]>| has(list, claims.certificate);
         if lists.is_some_and(|lists| lists.revoked.iter().any(has)) {
-            return Err(Ended::Revoked);
+            return Err(CertificateMiss::Revoked);
         }
         let is_current = self.is_complete && lists.is_none_or(|l| l.current_until_s >= wall_s());
         match is_current || allows_stale {
             true => Ok(()),
-            false => Err(Ended::Unknown),
+            false => Err(CertificateMiss::Unknown),
         }
     }
 }
@@ -225,9 +229,9 @@ impl TrustCell {
     }
 
     /// Whether a session with this certificate may be resumed now.
-    pub fn check(&self, claims: &Claims) -> Result<(), Ended> {
+    pub fn check(&self, claims: &Claims) -> Result<(), CertificateMiss> {
         if self.has_expired(claims) {
-            return Err(Ended::Expired);
+            return Err(CertificateMiss::Expired);
         }
         if !self.has_lists.load(Acquire) {
             return Ok(());
@@ -236,7 +240,7 @@ impl TrustCell {
         match &*lists {
             None => Ok(()),
             Some(lists) => match &*lists.known() {
-                None => Err(Ended::Unknown),
+                None => Err(CertificateMiss::Unknown),
                 Some(known) => known.check(claims, self.allows_stale.load(Relaxed)),
             },
         }
@@ -303,7 +307,7 @@ mod tests {
         assert_eq!(cell.check(&certificate), Ok(()));
         assert_eq!(cell.seconds_left(&certificate), Some(0));
         WALL_S.set(Some(1001));
-        assert_eq!(cell.check(&certificate), Err(Ended::Expired));
+        assert_eq!(cell.check(&certificate), Err(CertificateMiss::Expired));
         assert_eq!(cell.check(&endless), Ok(()));
         // The clock was wrong.
         WALL_S.set(Some(900));
@@ -331,13 +335,13 @@ mod tests {
         };
         for (allows_stale, until_s, is_complete, expected) in [
             (false, 100, true, Ok(())),
-            (false, 99, true, Err(Ended::Unknown)),
+            (false, 99, true, Err(CertificateMiss::Unknown)),
             (true, 99, true, Ok(())),
-            (false, 100, false, Err(Ended::Unknown)),
+            (false, 100, false, Err(CertificateMiss::Unknown)),
             (true, 100, false, Ok(())),
         ] {
             let cell = trust(known(until_s, is_complete), allows_stale);
-            assert_eq!(cell.check(&one), Err(Ended::Revoked));
+            assert_eq!(cell.check(&one), Err(CertificateMiss::Revoked));
             assert_eq!(cell.check(&other), expected, "{until_s} {is_complete}");
             assert_eq!(cell.check(&stranger).is_ok(), is_complete || allows_stale);
         }
@@ -374,10 +378,13 @@ mod tests {
     fn nothing_is_resumed_before_the_lists_were_read() {
         WALL_S.set(Some(100));
         let cell = trust(None, true);
-        assert_eq!(cell.check(&claims(b"ca", b"1")), Err(Ended::Unknown));
+        assert_eq!(
+            cell.check(&claims(b"ca", b"1")),
+            Err(CertificateMiss::Unknown)
+        );
         let cell = trust(Some(Known::new([], true)), false);
         assert_eq!(cell.check(&claims(b"ca", b"1")), Ok(()));
-        assert_eq!(cell.check(&Claims::NONE), Err(Ended::Unknown));
+        assert_eq!(cell.check(&Claims::NONE), Err(CertificateMiss::Unknown));
     }
 
     #[test]

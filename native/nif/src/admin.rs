@@ -120,8 +120,14 @@ fn scope_info<'a>(env: Env<'a>, scope: &Scope<Template>) -> NifResult<Term<'a>> 
         (atoms::evicted_misses(), counts.evicted_misses.encode(env)),
         (atoms::lost_misses(), counts.lost_misses.encode(env)),
         (atoms::unknown_misses(), counts.unknown_misses().encode(env)),
-        (atoms::ended(), counts.ended_total().encode(env)),
-        (atoms::ended_by(), trust::ended_by(env, &counts)?),
+        (
+            atoms::certificate_misses(),
+            counts.certificate_misses_total().encode(env),
+        ),
+        (
+            atoms::certificate_misses_by(),
+            trust::certificate_misses_by(env, &counts)?,
+        ),
         (atoms::expired(), counts.expired.encode(env)),
         (atoms::evicted(), counts.evicted.encode(env)),
         (atoms::moved(), counts.moved.encode(env)),

@@ -2,7 +2,7 @@
 
 use crate::reference::Reference;
 use crate::{atoms, faults, terms};
-use rekindle_core::{canonical_name, Counts, Ended, Trust};
+use rekindle_core::{canonical_name, CertificateMiss, Counts, Trust};
 use rekindle_crl::{self as crl, Event, EventKind, FileStatus, Held, Status};
 use rustler::{Atom, Binary, Encoder, Env, Error, NifResult, Term};
 use std::ffi::OsStr;
@@ -40,15 +40,15 @@ fn set_trust(
 }
 
 /// Lookups of sessions that must not be resumed, by reason.
-pub fn ended_by<'a>(env: Env<'a>, counts: &Counts) -> NifResult<Term<'a>> {
-    let atom = |ended: &Ended| match ended {
-        Ended::Expired => atoms::expired(),
-        Ended::Revoked => atoms::revoked(),
-        Ended::Unknown => atoms::unknown(),
+pub fn certificate_misses_by<'a>(env: Env<'a>, counts: &Counts) -> NifResult<Term<'a>> {
+    let atom = |miss: &CertificateMiss| match miss {
+        CertificateMiss::Expired => atoms::expired(),
+        CertificateMiss::Revoked => atoms::revoked(),
+        CertificateMiss::Unknown => atoms::unknown(),
     };
-    let by = Ended::ALL.iter().zip(&counts.ended);
+    let by = CertificateMiss::ALL.iter().zip(&counts.certificate_misses);
     let by: Vec<(Term, Term)> = by
-        .map(|(ended, count)| (atom(ended).encode(env), count.encode(env)))
+        .map(|(miss, count)| (atom(miss).encode(env), count.encode(env)))
         .collect();
     Term::map_from_pairs(env, &by)
 }

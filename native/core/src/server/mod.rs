@@ -38,7 +38,7 @@ pub use templates::{Held, Made, Part, Pattern, Template, TemplateName};
 use crate::counters::{Counters, Refusal};
 use crate::lookups::Line;
 use crate::sync::{unlock_fair, Mutex};
-use crate::trust::{Claims, Ended, Trust, TrustCell};
+use crate::trust::{CertificateMiss, Claims, Trust, TrustCell};
 use certificates::{Books, CertificatePtr, Certificates, Locked, Meant, Walk, MAX_CERTIFICATE};
 use foldhash::quality::RandomState;
 use ghosts::{Ghost, Ghosts};
@@ -380,8 +380,8 @@ impl<T> ServerStore<T> {
             .certificate
             .map(|der| self.trust.check(&Claims::of(der)));
         match checked {
-            Some(Err(Ended::Expired)) => return Restored::Expired,
-            Some(Err(Ended::Revoked)) => return Restored::Revoked,
+            Some(Err(CertificateMiss::Expired)) => return Restored::Expired,
+            Some(Err(CertificateMiss::Revoked)) => return Restored::Revoked,
             _ => {}
         }
         match self.insert_born(session, born_ms, Some(arrival), now_ms) {
@@ -413,9 +413,9 @@ impl<T> ServerStore<T> {
             return None;
         };
         let certificate = self.certificate(slot, visit.is_announced());
-        if let Err(ended) = self.check(certificate.as_ref()) {
+        if let Err(miss) = self.check(certificate.as_ref()) {
             visit.count(|line| &line.misses);
-            visit.count(|line| &line.ended[ended as usize]);
+            visit.count(|line| &line.certificate_misses[miss as usize]);
             return None;
         }
         let used = code_of(age_of_birth(slot.born(), now_ms));
@@ -688,7 +688,7 @@ impl<T> ServerStore<T> {
 
     /// Whether a session with this certificate may be resumed.
     #[inline]
-    fn check(&self, certificate: Option<&VisitedCertificate>) -> Result<(), Ended> {
+    fn check(&self, certificate: Option<&VisitedCertificate>) -> Result<(), CertificateMiss> {
         certificate.map_or(Ok(()), |certificate| {
             self.trust.check(&certificate.claims())
         })

@@ -272,27 +272,27 @@ struct Model {
 
 impl Model {
     /// Whether the certificate of a session lets it be resumed.
-    fn check(&self, entry: &Entry) -> Result<(), Ended> {
+    fn check(&self, entry: &Entry) -> Result<(), CertificateMiss> {
         let Some(holder) = entry.holder else {
             return Ok(());
         };
         if !self.allows_expired && holder.end_s().is_some_and(|end_s| end_s < self.wall_s) {
-            return Err(Ended::Expired);
+            return Err(CertificateMiss::Expired);
         }
         if !self.has_lists {
             return Ok(());
         }
-        let issued = self.issued.as_ref().ok_or(Ended::Unknown)?;
+        let issued = self.issued.as_ref().ok_or(CertificateMiss::Unknown)?;
         if !holder.is_certified() {
-            return Err(Ended::Unknown);
+            return Err(CertificateMiss::Unknown);
         }
         let until = issued.current_until[holder.authority()];
         if until.is_some() && issued.has(holder) {
-            return Err(Ended::Revoked);
+            return Err(CertificateMiss::Revoked);
         }
         let is_old = until.is_some_and(|until| WALL_BEGIN_S + u64::from(until) < self.wall_s);
         match !self.allows_stale && (is_old || !issued.is_complete) {
-            true => Err(Ended::Unknown),
+            true => Err(CertificateMiss::Unknown),
             false => Ok(()),
         }
     }
@@ -409,9 +409,9 @@ fn make(call: &Call, store: &ServerStore<u8>, model: &mut Model, now: &mut u64) 
             });
             // If the lists are not known yet, the lookup decides.
             let refused = match model.check(&entry) {
-                Err(Ended::Expired) => Some(Restored::Expired),
-                Err(Ended::Revoked) => Some(Restored::Revoked),
-                Err(Ended::Unknown) | Ok(()) => None,
+                Err(CertificateMiss::Expired) => Some(Restored::Expired),
+                Err(CertificateMiss::Revoked) => Some(Restored::Revoked),
+                Err(CertificateMiss::Unknown) | Ok(()) => None,
             };
             match restored {
                 _ if refused.is_some() => assert_eq!(Some(restored), refused),
@@ -436,13 +436,14 @@ fn make(call: &Call, store: &ServerStore<u8>, model: &mut Model, now: &mut u64) 
                 None => model.counts.misses += 1,
             }
             let checked = model.fresh(*key, now_ms).map(|entry| model.check(entry));
-            if let Some(Err(ended)) = checked {
-                model.counts.ended[ended as usize] += 1;
+            if let Some(Err(miss)) = checked {
+                model.counts.certificate_misses[miss as usize] += 1;
             }
             model.counts.evicted_misses = store.counters().read().evicted_misses;
             model.counts.lost_misses = store.counters().read().lost_misses;
             let counts = &model.counts;
-            let explained = counts.evicted_misses + counts.lost_misses + counts.ended_total();
+            let explained =
+                counts.evicted_misses + counts.lost_misses + counts.certificate_misses_total();
             assert!(explained <= counts.misses);
         }
         Call::Peek(key) => {

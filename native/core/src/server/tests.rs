@@ -961,7 +961,7 @@ fn a_session_is_not_found_after_its_certificate_has_ended_and_stays() {
         }
     }
     let counts = store.counters().read();
-    assert_eq!(counts.ended, [2, 0, 0]);
+    assert_eq!(counts.certificate_misses, [2, 0, 0]);
     assert_eq!((counts.hits, counts.misses), (6, 2));
     assert_eq!(store.sessions(), 3_001);
     let mut left = Vec::new();
@@ -1015,7 +1015,7 @@ fn what_has_ended_or_is_revoked_is_not_restored() {
     assert_eq!(restore(3, &revoked), Restored::Revoked);
     lists.publish(known(&[]));
     assert!(use_it(&store, 2, 0));
-    assert_eq!(store.counters().read().ended, [0, 1, 1]);
+    assert_eq!(store.counters().read().certificate_misses, [0, 1, 1]);
 }
 
 #[test]
