@@ -10,14 +10,12 @@
 
 #![allow(unsafe_code)]
 
-use super::pages::{whole_pages, Mapping, Zeroed};
+use super::pages::{whole_pages, Zeroed};
+use super::regions::{self, FullRegion, Regions, SEGMENT};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicPtr, Ordering};
-
-/// Bytes of a segment.
-const SEGMENT: usize = 256 * 1024;
 
 /// Offsets and sizes of slots are multiples of this.
 const GRANULE: usize = 16;
@@ -134,6 +132,7 @@ impl Directory {
 #[derive(Default)]
 pub(crate) struct Slab {
     segments: Segments,
+    regions: Regions,
     /// Empty places in `segments`, and some places behind its end. The lowest is used first, so that `segments` becomes
     /// shorter.
     vacant: BinaryHeap<Reverse<u32>>,
@@ -166,7 +165,6 @@ struct Class {
 }
 
 struct Segment {
-    pages: Mapping,
     class: usize,
     size: usize,
     used: usize,
@@ -292,7 +290,8 @@ impl std::ops::IndexMut<usize> for Segments {
 }
 
 /// Bytes of the tables per segment, without the bits of its slots.
-const TABLE_BYTES: usize = size_of::<Option<Segment>>() + size_of::<AtomicPtr<u8>>();
+const TABLE_BYTES: usize =
+    size_of::<Option<Segment>>() + size_of::<AtomicPtr<u8>>() + regions::TABLE_BYTES;
 
 /// How many words of 64 bits have a bit for each slot of a segment.
 const fn live_words(slot_bytes: usize) -> usize {
@@ -537,6 +536,22 @@ impl Slab {
         None
     }
 
+    /// A region to make a huge page of. [`finish_huge_page`](Self::finish_huge_page) follows.
+    pub fn next_full_region(&mut self) -> Option<FullRegion> {
+        self.regions.next_full()
+    }
+
+    /// Gives back the pages of a huge page that went back to the system while it was made.
+    pub fn finish_huge_page(&mut self, made: &FullRegion) {
+        for at in self.regions.finish(made) {
+            let segment = self.segments.get(at).and_then(Option::as_ref);
+            let touched = segment.map_or(0, |segment| segment.touched);
+            if touched < SEGMENT {
+                self.regions.release(at, touched, SEGMENT);
+            }
+        }
+    }
+
     /// Records when the session in a slot was born.
     pub fn note_birth(&mut self, slot: SlotRef, born: u64) {
         if let Some(segment) = self.segments[slot.segment()].as_mut() {
@@ -618,15 +633,18 @@ impl Slab {
             None if self.segments.len() < MAX_SEGMENTS => self.segments.len(),
             None => return None,
         };
-        let pages = Mapping::new(SEGMENT)?;
         let mut live = Vec::new();
         live.try_reserve_exact(live_words(size)).ok()?;
         live.resize(live_words(size), 0);
-        if !self.reserve_places(class) || !directory.enter(at, pages.start()) {
+        if !self.reserve_places(class) {
+            return None;
+        }
+        let base = self.regions.add(at)?;
+        if !directory.enter(at, base) {
+            self.regions.remove(at, 0);
             return None;
         }
         let segment = Segment {
-            pages,
             class,
             size,
             used: 0,
@@ -684,8 +702,12 @@ impl Slab {
         let added = segment.usable() - before;
         self.classes[segment.class].free += added;
         self.free_bytes += added * segment.size;
+        let is_full = touched == SEGMENT;
         if !segment.can_grow() {
             self.leave_growable(at);
+        }
+        if is_full {
+            self.regions.note_full(at);
         }
         self.enter_roomy(at);
     }
@@ -699,8 +721,7 @@ impl Slab {
         if touched >= segment.touched {
             return;
         }
-        // SAFETY: no slot in these pages is in use.
-        unsafe { segment.pages.release(touched, segment.touched) };
+        self.regions.release(at, touched, segment.touched);
         self.bytes -= segment.touched - touched;
         let before = segment.usable();
         segment.touched = touched;
@@ -725,6 +746,7 @@ impl Slab {
         }
         directory.enter(at, null_mut());
         self.bytes -= segment.touched;
+        self.regions.remove(at, segment.touched);
         let class = &mut self.classes[segment.class];
         class.free -= segment.usable();
         self.free_bytes -= segment.usable() * segment.size;
@@ -861,6 +883,9 @@ mod tests {
             assert_eq!(self.slab.bytes, touched);
             let free = (0..self.slab.classes.len()).map(|class| self.slab.free_bytes_of(class));
             assert_eq!(self.slab.free_bytes, free.sum::<usize>());
+            let touched = self.slab.segments.iter();
+            let touched: Vec<_> = touched.map(|s| s.as_ref().map(|s| s.touched)).collect();
+            self.slab.regions.check(&touched);
             for class in &self.slab.classes {
                 let segments = || {
                     class
@@ -921,6 +946,70 @@ mod tests {
         while filled.slab.release_empty_segment(&directory) {}
         assert_eq!((filled.slab.mapped(), filled.slab.bytes), (0, 0));
         filled.allocate(&directory, 96);
+        filled.check_all(&directory);
+    }
+
+    /// Fills segments of pages until all pages of a region were touched.
+    #[cfg(all(target_os = "linux", not(miri)))]
+    fn fill_region(filled: &mut Filled, directory: &Directory) -> FullRegion {
+        loop {
+            filled.allocate(directory, 4096);
+            if let Some(region) = filled.slab.next_full_region() {
+                return region;
+            }
+        }
+    }
+
+    #[cfg(all(target_os = "linux", not(miri)))]
+    #[test]
+    fn huge_pages_have_the_same_content_and_take_no_more_memory() {
+        let (directory, mut filled) = (Directory::new(), Filled::default());
+        let region = fill_region(&mut filled, &directory);
+        let before = (filled.slab.bytes(), region.resident_bytes());
+        region.make_huge_page();
+        filled.slab.finish_huge_page(&region);
+        filled.check_all(&directory);
+        assert_eq!((filled.slab.bytes(), region.resident_bytes()), before);
+        assert!(filled.slab.next_full_region().is_none());
+        // What is given back is given back, and comes again as zeros.
+        while filled.slots.len() > 10 {
+            filled.free(&directory, 7);
+        }
+        filled.compact(&directory, usize::MAX);
+        assert_eq!(
+            (filled.slab.bytes, region.resident_bytes()),
+            (10 * 4096, 10 * 4096)
+        );
+        let again = fill_region(&mut filled, &directory);
+        again.make_huge_page();
+        filled.slab.finish_huge_page(&again);
+        filled.check_all(&directory);
+    }
+
+    #[cfg(all(target_os = "linux", not(miri)))]
+    #[test]
+    fn pages_given_back_while_a_huge_page_is_made_are_given_back_again() {
+        let (directory, mut filled) = (Directory::new(), Filled::default());
+        let region = fill_region(&mut filled, &directory);
+        while filled.slots.len() > 100 {
+            filled.free(&directory, 5);
+        }
+        filled.compact(&directory, usize::MAX);
+        region.make_huge_page();
+        filled.slab.finish_huge_page(&region);
+        assert_eq!(
+            (filled.slab.bytes, region.resident_bytes()),
+            (100 * 4096, 100 * 4096)
+        );
+        filled.check_all(&directory);
+        // Neither a region that has gone nor one that has taken its place is touched.
+        while !filled.slots.is_empty() {
+            filled.free(&directory, 0);
+        }
+        while filled.slab.release_empty_segment(&directory) {}
+        filled.slab.finish_huge_page(&region);
+        filled.allocate(&directory, 96);
+        filled.slab.finish_huge_page(&region);
         filled.check_all(&directory);
     }
 
