@@ -15,9 +15,9 @@
 -spec sessions(file:filename(), bench_sessions:workload(), pos_integer(), bench_store:name()) -> map().
 sessions(Dir, Workload, Size, Name) ->
     Template = bench_sessions:template(Dir, Workload),
-    warm_up(Template),
+    warm_up(Name, Template),
     Before = {bench_clock:rss(), erlang:memory(binary)},
-    Worker = start(Name, [{max_bytes, bench_store:max_bytes(Size)}, {max_sessions, Size}]),
+    Worker = start(Name, ?SCOPE, [{max_bytes, bench_store:max_bytes(Size)}, {max_sessions, Size}]),
     insert_all(Worker, Template, Size, 0, Size),
     Filled = measure(Worker, Before, Size),
     insert_all(Worker, Template, Size, Size, 4 * Size),
@@ -29,9 +29,9 @@ sessions(Dir, Workload, Size, Name) ->
 -spec bound(file:filename(), bench_sessions:workload(), MaxBytes :: pos_integer()) -> map().
 bound(Dir, Workload, MaxBytes) ->
     Template = bench_sessions:template(Dir, Workload),
-    warm_up(Template),
+    warm_up(rekindle, Template),
     Before = bench_clock:rss(),
-    Worker = start(rekindle, [{max_bytes, MaxBytes}, {max_sessions, infinity}]),
+    Worker = start(rekindle, ?SCOPE, [{max_bytes, MaxBytes}, {max_sessions, infinity}]),
     First = insert_until(Worker, Template, 0, fun(#{evicted := Evicted}) -> Evicted > 0 end),
     bench_clock:settle(),
     Full = bench_clock:rss() - Before,
@@ -54,9 +54,18 @@ insert_until(Worker, Template, From, Enough) ->
         false -> insert_until(Worker, Template, From + ?CHUNK, Enough)
     end.
 
-%% Grows the parts of the node that grow with any cache.
-warm_up(Template) ->
-    insert_all(start(loop, []), Template, infinity, 0, ?WARM_UP),
+%% Grows the parts of the node that grow with any cache, and loads the code of this one.
+warm_up(Name, Template) ->
+    lists:foreach(
+        fun({Cache, Sessions}) ->
+            Worker = start(Cache, warm_up, []),
+            insert_all(Worker, Template, infinity, 0, Sessions),
+            bench_worker:stop(Worker)
+        end,
+        [{loop, ?WARM_UP}, {Name, ?CHUNK}]
+    ),
+    %% A second after a scope has gone, Rekindle lets the system's allocator give back what it does not use.
+    timer:sleep(2_000),
     bench_clock:settle().
 
 measure(Worker, {Rss, Binary}, Size) ->
@@ -66,8 +75,8 @@ measure(Worker, {Rss, Binary}, Size) ->
     Live = bench_worker:run(Worker, fun(Store) -> {bench_store:live_bytes(Store), Store} end) + erlang:memory(binary) - Binary,
     #{resident => Resident / Size, live => Live / Size}.
 
-start(Name, Options) ->
-    bench_worker:start(fun() -> bench_store:open(Name, #{scope => ?SCOPE, options => Options}) end).
+start(Name, Scope, Options) ->
+    bench_worker:start(fun() -> bench_store:open(Name, #{scope => Scope, options => Options}) end).
 
 %% Registers the sessions from `From' to `To' - 1. A cache holds at most `Size'; the oldest goes first.
 insert_all(Worker, Template, Size, From, To) ->
