@@ -1335,7 +1335,13 @@ fn a_second_process_is_refused_until_the_first_is_gone() {
 fn a_folder_that_may_not_be_written_to_is_an_error_until_it_may() {
     let folder = TempDir::new().unwrap();
     let program = folder.path().join("program");
-    fs::copy(env::current_exe().unwrap(), &program).unwrap();
+    // Not by this process: a program that somebody has open to write cannot be run, and other tests' new processes would still
+    // have it open for a moment.
+    let copied = Command::new("cp")
+        .arg(env::current_exe().unwrap())
+        .arg(&program)
+        .status();
+    assert!(copied.unwrap().success());
     let log = folder.path().join("journal");
     fs::create_dir(&log).unwrap();
     for path in [folder.path(), &log, &program] {
