@@ -101,7 +101,7 @@ const PACKED: u8 = 4;
 
 /// The entry of a certificate's number. Zeros mean that it is free.
 #[repr(C)]
-pub(crate) struct Entry {
+struct Entry {
     /// The slot, or in a free entry the number of the next free one.
     slot: AtomicU32,
     lock: RawLock,
@@ -349,11 +349,6 @@ impl Books {
         self.length
     }
 
-    /// How many entries were ever in use, with the one that never is.
-    pub fn entries(&self) -> usize {
-        self.last as usize + 1
-    }
-
     /// Bytes of the certificates' slots.
     pub fn slot_bytes(&self) -> u64 {
         self.slot_bytes
@@ -394,10 +389,6 @@ impl Certificates {
         }
     }
 
-    pub fn entries(&self) -> &Zeroed<Entry> {
-        &self.entries
-    }
-
     /// Bytes of the tables of certificates, without their slots.
     pub fn bytes(&self, books: &Books) -> usize {
         if books.last == 0 {
@@ -409,7 +400,7 @@ impl Certificates {
             let growth = &books.fingerprints[which];
             self.by_fingerprint[which].bytes(growth).max(serials)
         });
-        Zeroed::<Entry>::bytes(books.entries())
+        Zeroed::<Entry>::bytes(books.last as usize + 1)
             + serials
             + fingerprints[0]
             + fingerprints[1]
@@ -758,7 +749,7 @@ impl Certificates {
     pub fn shrink(&self, books: &mut Books, directory: &Directory, slice: usize) -> bool {
         if books.length == 0 {
             // SAFETY: no certificate has a number, so no thread looks at an entry.
-            unsafe { self.entries.release(0, books.entries()) };
+            unsafe { self.entries.release(0, books.last as usize + 1) };
             (books.last, books.free, books.looked_at) = (0, 0, 0);
             (books.lowered_to, books.has_same_serials) = (None, false);
         }
@@ -786,7 +777,7 @@ impl Certificates {
             (books.lowered_to, books.free) = (Some(1), 0);
         }
         let mut low = books.lowered_to?;
-        let former = books.entries();
+        let former = books.last as usize + 1;
         // SAFETY: numbers up to the last one were used, so their entries are reserved, and the caller has the order lock.
         let is_used =
             |number: Number| unsafe { (*self.entries.at(number as usize)).state } & USED != 0;
@@ -794,7 +785,7 @@ impl Certificates {
             books.last -= 1;
         }
         // SAFETY: no thread looks at an entry behind the last one.
-        unsafe { self.entries.release(books.entries(), former) };
+        unsafe { self.entries.release(books.last as usize + 1, former) };
         while low < books.last && is_used(low) && slice.goes_on() {
             low += 1;
         }

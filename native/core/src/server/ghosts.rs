@@ -43,15 +43,6 @@ impl Ghosts {
         }
     }
 
-    /// The places, of which the first [`reach`](Self::reach) may have pages.
-    pub fn places(&self) -> &Zeroed<AtomicU16> {
-        &self.places
-    }
-
-    pub fn reach(&self) -> usize {
-        self.reach.load(Relaxed)
-    }
-
     /// Bytes for the ghosts of this many sessions. They are counted before there are any, so that the first eviction has room.
     pub fn bytes(&self, sessions: u64) -> usize {
         let places = self.reach.load(Relaxed).max(sessions as usize);

@@ -55,7 +55,7 @@ pub(crate) type Number = u32;
 
 /// Twelve entries in 64 bytes. A bucket of zeros is empty and unlocked. The tag 0 marks an empty entry.
 #[repr(C, align(64))]
-pub(crate) struct Bucket {
+struct Bucket {
     lock: RawLock,
     /// The number of the spill that follows, plus one; 0 if none follows.
     spill: [u8; 3],
@@ -240,15 +240,6 @@ impl Index {
             lookups: Some(lookups),
             ..Index::new()
         }
-    }
-
-    /// The buckets, of which the first [`length`](Self::length) are in use.
-    pub fn buckets(&self) -> &Zeroed<Bucket> {
-        &self.buckets
-    }
-
-    pub fn length(&self) -> usize {
-        self.length.load(Ordering::Relaxed)
     }
 
     /// How many bytes the index takes.

@@ -27,7 +27,6 @@ mod ghosts;
 mod index;
 mod pages;
 mod policy;
-mod regions;
 mod slab;
 mod slice;
 mod slot;
@@ -45,9 +44,8 @@ use foldhash::quality::RandomState;
 use ghosts::{Ghost, Ghosts};
 use index::{Growth, Index, Number, Visit};
 use once_cell::sync::OnceCell;
-use pages::Zeroed;
 use policy::{age_of, code_of, Class, Links, Policy};
-use slab::{slot_bytes, Directory, Kind, Move, Slab, SlotRef, Step};
+use slab::{slot_bytes, Directory, Kind, Move, Search, Slab, SlotRef, Step};
 use slice::Slice;
 use slot::{Content, SlotPtr, CERTIFIED, HAS_CERTIFICATE, KEPT};
 use std::hash::BuildHasher;
@@ -556,38 +554,7 @@ impl<T> ServerStore<T> {
         self.note_bytes(&order);
         // So that a waiting thread gets the lock, and not the caller's next slice.
         unlock_fair(order);
-        has_more || self.make_huge_page()
-    }
-
-    /// Makes a huge page of small ones that are all in use, and returns whether there was one to make.
-    fn make_huge_page(&self) -> bool {
-        self.make_huge_page_of(self.index.buckets(), |_| self.index.length())
-            || self.make_huge_page_of(self.ghosts.places(), |_| self.ghosts.reach())
-            || self.certificates.get().is_some_and(|certificates| {
-                self.make_huge_page_of(certificates.entries(), |order| order.books.entries())
-            })
-            || self.make_huge_page_of_slots()
-    }
-
-    /// `reach` returns how many elements of the table may have pages. It changes only under the order lock.
-    fn make_huge_page_of<E>(&self, table: &Zeroed<E>, reach: impl Fn(&Order) -> usize) -> bool {
-        let before = reach(&self.order.lock());
-        if !table.make_huge_page(before) {
-            return false;
-        }
-        let order = self.order.lock();
-        // SAFETY: no thread relies on what lies behind the reach. Those pages may have come again with the huge page.
-        unsafe { table.release(reach(&order), before) };
-        true
-    }
-
-    fn make_huge_page_of_slots(&self) -> bool {
-        let Some(region) = self.order.lock().slab.next_full_region() else {
-            return false;
-        };
-        region.make_huge_page();
-        self.order.lock().slab.finish_huge_page(&region);
-        true
+        has_more
     }
 
     /// Drops at most `slice` sessions whose lifetime is over, and returns how many.
@@ -1302,13 +1269,18 @@ impl<T> ServerStore<T> {
         true
     }
 
-    /// Drops at most `most` sessions of one segment whose lifetime is over. Returns how many, or `None` if no segment has any.
+    /// Drops at most `most` sessions of one segment whose lifetime is over, if there is such a segment among the next ones in turn.
+    /// Returns how many, or `None` if no segment has any.
     fn drop_expired(&self, order: &mut Order, now_ms: u64, most: usize) -> Option<usize> {
         let now = now_ms / TICK_MS;
         let lifetime_ms = self.lifetime_ms.load(Relaxed).min(LONGEST_LIFETIME_MS);
         // A session that was born before this has expired.
         let limit = (now + 1).checked_sub(lifetime_ms.div_ceil(TICK_MS))?;
-        let at = order.slab.next_due(limit)?;
+        let at = match order.slab.next_due(limit) {
+            Search::Found(at) => at,
+            Search::GoesOn => return Some(0),
+            Search::Over => return None,
+        };
         let due = self.look_through(order, at, now, limit, most);
         for slot in &due.slots[..due.length] {
             self.lose(order, *slot);

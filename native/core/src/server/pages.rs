@@ -10,7 +10,6 @@ use once_cell::sync::{Lazy, OnceCell};
 use std::marker::PhantomData;
 use std::mem::size_of;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// Bytes of the system's pages.
 static PAGE_BYTES: Lazy<usize> = Lazy::new(|| {
@@ -26,68 +25,23 @@ pub(crate) fn whole_pages(bytes: usize) -> usize {
     bytes.next_multiple_of(*PAGE_BYTES)
 }
 
-/// Bytes of the huge pages of processors with pages of 4 KiB.
-pub(crate) const HUGE_PAGE: usize = 2 * 1024 * 1024;
-
-/// How far the next address of a huge page is.
-fn skipped(pages: &MmapRaw) -> usize {
-    let address = pages.as_ptr().addr();
-    address.next_multiple_of(HUGE_PAGE) - address
-}
-
-fn map(bytes: usize) -> Option<MmapRaw> {
-    let mut options = MmapOptions::new();
-    options.len(bytes);
-    #[cfg(not(miri))]
-    options.no_reserve_swap();
-    Some(options.map_anon().ok()?.into())
-}
-
 /// Pages from the system. A page takes no memory before something is written to it.
-pub(crate) struct Mapping {
-    pages: MmapRaw,
-    /// Bytes before the first huge page.
-    skipped: usize,
-}
+pub(crate) struct Mapping(MmapRaw);
 
 impl Mapping {
-    /// The address is a multiple of the size of a huge page if there is room for one. `None` if the system has no memory.
+    /// `None` if the system has no memory.
     pub fn new(bytes: usize) -> Option<Self> {
-        let is_aligned = |pages: &MmapRaw| bytes < HUGE_PAGE || skipped(pages) == 0;
-        let pages = match map(bytes)? {
-            // New systems align it.
-            pages if is_aligned(&pages) => pages,
-            _ => map(bytes + HUGE_PAGE)?,
-        };
+        let mut options = MmapOptions::new();
+        options.len(bytes);
+        #[cfg(not(miri))]
+        options.no_reserve_swap();
+        let pages = MmapRaw::from(options.map_anon().ok()?);
         advise(&pages);
-        let skipped = if is_aligned(&pages) {
-            0
-        } else {
-            skipped(&pages)
-        };
-        Some(Mapping { pages, skipped })
+        Some(Mapping(pages))
     }
 
     pub fn start(&self) -> *mut u8 {
-        self.pages.as_mut_ptr().wrapping_add(self.skipped)
-    }
-
-    /// Replaces the pages of `HUGE_PAGE` bytes from an offset, a multiple of that, by a huge page with the same content. If the
-    /// system has none, nothing happens. May take milliseconds. Other threads may use the pages meanwhile.
-    pub fn make_huge_page(&self, from: usize) {
-        #[cfg(all(target_os = "linux", not(miri)))]
-        {
-            /// Linux 6.1 and later. The crate libc does not have it for musl.
-            const MADV_COLLAPSE: libc::c_int = 25;
-            let range = self.start().wrapping_add(from).cast();
-            // The last advice keeps the system from making huge pages here, where not all pages may be in use later.
-            for advice in [libc::MADV_HUGEPAGE, MADV_COLLAPSE, libc::MADV_NOHUGEPAGE] {
-                // SAFETY: the range lies in this mapping, and its content stays the same.
-                unsafe { libc::madvise(range, HUGE_PAGE, advice) };
-            }
-        }
-        #[cfg(any(not(target_os = "linux"), miri))]
-        let _ = from;
+        self.0.as_mut_ptr()
     }
 
     /// Gives back the pages between two multiples of the page size. On Linux they read as zeros afterwards, and take no memory
@@ -100,9 +54,7 @@ impl Mapping {
         if from < to {
             let advice = memmap2::UncheckedAdvice::DontNeed;
             // SAFETY: guaranteed by the caller. An error leaves the pages as they are.
-            let _ = unsafe {
-                (self.pages).unchecked_advise_range(advice, self.skipped + from, to - from)
-            };
+            let _ = unsafe { self.0.unchecked_advise_range(advice, from, to - from) };
         }
         #[cfg(any(not(target_os = "linux"), miri))]
         let _ = (from, to);
@@ -110,7 +62,7 @@ impl Mapping {
 }
 
 /// A system may not know the advice; then core dumps contain the secrets, as with other memory. A huge page would take memory
-/// for all of it as soon as a part is written to, so the system must not make one by itself.
+/// for all of it as soon as a part is written to.
 #[cfg(all(target_os = "linux", not(miri)))]
 fn advise(pages: &MmapRaw) {
     let _ = pages.advise(memmap2::Advice::DontDump);
@@ -142,8 +94,6 @@ const CHUNKS: usize = 24;
 /// given back before.
 pub(crate) struct Zeroed<T> {
     chunks: [OnceCell<Mapping>; CHUNKS],
-    /// How many huge pages the array begins with. The first one never is one, because several chunks lie there.
-    huge_pages: AtomicUsize,
     _elements: PhantomData<T>,
 }
 
@@ -159,7 +109,6 @@ impl<T> Zeroed<T> {
     pub const fn new() -> Self {
         Zeroed {
             chunks: [const { OnceCell::new() }; CHUNKS],
-            huge_pages: AtomicUsize::new(1),
             _elements: PhantomData,
         }
     }
@@ -203,23 +152,6 @@ impl<T> Zeroed<T> {
     /// Bytes of the first `elements` elements, in whole pages.
     pub fn bytes(elements: usize) -> usize {
         whole_pages(elements * size_of::<T>())
-    }
-
-    /// Makes one more huge page, if the first `elements` fill it. Returns whether it did; then the caller releases again what was
-    /// released meanwhile. For one thread at a time, which holds no lock.
-    pub fn make_huge_page(&self, elements: usize) -> bool {
-        let filled = (elements * size_of::<T>() / HUGE_PAGE).max(1);
-        let made = self.huge_pages.load(Relaxed).min(filled);
-        let goes_on = made < filled;
-        self.huge_pages.store(made + usize::from(goes_on), Relaxed);
-        if goes_on {
-            let element = made * HUGE_PAGE / size_of::<T>();
-            let (chunk, first, _) = Self::place(element);
-            if let Some(mapping) = self.chunks[chunk].get() {
-                mapping.make_huge_page((element - first) * size_of::<T>());
-            }
-        }
-        goes_on
     }
 
     /// The elements in whole pages behind the first `elements`, of which `former` were in use.
@@ -290,27 +222,6 @@ mod tests {
             }
         }
         assert!((0..100_000).all(|n| unsafe { array.at(n).read() } == n as u64 + 1));
-    }
-
-    #[cfg(not(miri))]
-    #[test]
-    fn an_array_on_huge_pages_has_the_same_content_and_shrinks() {
-        const ELEMENTS: usize = 4 * HUGE_PAGE / size_of::<u64>();
-        let array = Zeroed::<u64>::new();
-        let make_all = |elements| {
-            (0..9)
-                .take_while(|_| array.make_huge_page(elements))
-                .count()
-        };
-        for n in 0..ELEMENTS {
-            assert!(array.reserve(n));
-            unsafe { array.at(n).write(n as u64 + 1) };
-        }
-        // The first one is none, and the last element of the third is not in use.
-        assert_eq!(make_all(3 * ELEMENTS / 4 - 1), 1);
-        assert_eq!(make_all(ELEMENTS), 2);
-        assert!((0..ELEMENTS).all(|n| unsafe { array.at(n).read() } == n as u64 + 1));
-        assert_eq!((make_all(1000), make_all(ELEMENTS)), (0, 3));
     }
 
     #[cfg(all(target_os = "linux", not(miri)))]

@@ -10,12 +10,14 @@
 
 #![allow(unsafe_code)]
 
-use super::pages::{whole_pages, Zeroed};
-use super::regions::{self, FullRegion, Regions, SEGMENT};
+use super::pages::{whole_pages, Mapping, Zeroed};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicPtr, Ordering};
+
+/// Bytes of a segment.
+const SEGMENT: usize = 256 * 1024;
 
 /// Offsets and sizes of slots are multiples of this.
 const GRANULE: usize = 16;
@@ -132,7 +134,6 @@ impl Directory {
 #[derive(Default)]
 pub(crate) struct Slab {
     segments: Segments,
-    regions: Regions,
     /// Empty places in `segments`, and some places behind its end. The lowest is used first, so that `segments` becomes
     /// shorter.
     vacant: BinaryHeap<Reverse<u32>>,
@@ -147,8 +148,10 @@ pub(crate) struct Slab {
     emptied: Vec<u32>,
     /// The class that is being compacted.
     compacted: usize,
-    /// The segment at which `next_due` continues.
+    /// The segment at which `next_due` continues, for which limit it searches, and how many segments it has searched.
     looked_at: usize,
+    limit: u64,
+    searched: usize,
 }
 
 #[derive(Default)]
@@ -165,6 +168,7 @@ struct Class {
 }
 
 struct Segment {
+    pages: Mapping,
     class: usize,
     size: usize,
     used: usize,
@@ -290,8 +294,7 @@ impl std::ops::IndexMut<usize> for Segments {
 }
 
 /// Bytes of the tables per segment, without the bits of its slots.
-const TABLE_BYTES: usize =
-    size_of::<Option<Segment>>() + size_of::<AtomicPtr<u8>>() + regions::TABLE_BYTES;
+const TABLE_BYTES: usize = size_of::<Option<Segment>>() + size_of::<AtomicPtr<u8>>();
 
 /// How many words of 64 bits have a bit for each slot of a segment.
 const fn live_words(slot_bytes: usize) -> usize {
@@ -306,6 +309,18 @@ pub(crate) struct Move {
     pub kind: Kind,
     /// The size of either slot.
     pub bytes: usize,
+}
+
+/// Segments that one call of [`Slab::next_due`] looks at. The tests have few segments.
+const SEGMENTS_PER_SEARCH: usize = if cfg!(test) { 2 } else { 4096 };
+
+/// How far the search for a segment has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Search {
+    Found(usize),
+    GoesOn,
+    /// No segment is the one that was searched for.
+    Over,
 }
 
 /// The next step to reduce the memory taken.
@@ -536,22 +551,6 @@ impl Slab {
         None
     }
 
-    /// A region to make a huge page of. [`finish_huge_page`](Self::finish_huge_page) follows.
-    pub fn next_full_region(&mut self) -> Option<FullRegion> {
-        self.regions.next_full()
-    }
-
-    /// Gives back the pages of a huge page that went back to the system while it was made.
-    pub fn finish_huge_page(&mut self, made: &FullRegion) {
-        for at in self.regions.finish(made) {
-            let segment = self.segments.get(at).and_then(Option::as_ref);
-            let touched = segment.map_or(0, |segment| segment.touched);
-            if touched < SEGMENT {
-                self.regions.release(at, touched, SEGMENT);
-            }
-        }
-    }
-
     /// Records when the session in a slot was born.
     pub fn note_birth(&mut self, slot: SlotRef, born: u64) {
         if let Some(segment) = self.segments[slot.segment()].as_mut() {
@@ -577,18 +576,31 @@ impl Slab {
         of_sessions.min_by_key(|(_, oldest)| *oldest)
     }
 
-    /// A segment that may have a session born before `limit`. Successive calls go through the segments in turn.
-    pub fn next_due(&mut self, limit: u64) -> Option<usize> {
+    /// Searches the next segments in turn for one that may have a session born before `limit`. A whole search takes long if there
+    /// are many segments, so each call looks at some.
+    pub fn next_due(&mut self, limit: u64) -> Search {
+        if self.limit != limit {
+            (self.limit, self.searched) = (limit, 0);
+        }
         let number = self.segments.len();
-        let from = self.looked_at;
-        let by_turns = (0..number).map(|step| (from + step) % number);
-        let is_due = |at: &usize| {
-            self.segments[*at].as_ref().is_some_and(|segment| {
+        for _ in 0..SEGMENTS_PER_SEARCH {
+            if self.searched >= number {
+                self.searched = 0;
+                return Search::Over;
+            }
+            let at = self.looked_at % number;
+            self.looked_at = at;
+            let is_due = self.segments[at].as_ref().is_some_and(|segment| {
                 segment.class < SIZES && segment.used > 0 && segment.oldest < limit
-            })
-        };
-        self.looked_at = by_turns.into_iter().find(is_due)?;
-        Some(self.looked_at)
+            });
+            if is_due {
+                self.searched = 0;
+                return Search::Found(at);
+            }
+            self.looked_at += 1;
+            self.searched += 1;
+        }
+        Search::GoesOn
     }
 
     /// The slots of a segment that are in use.
@@ -633,18 +645,15 @@ impl Slab {
             None if self.segments.len() < MAX_SEGMENTS => self.segments.len(),
             None => return None,
         };
+        let pages = Mapping::new(SEGMENT)?;
         let mut live = Vec::new();
         live.try_reserve_exact(live_words(size)).ok()?;
         live.resize(live_words(size), 0);
-        if !self.reserve_places(class) {
-            return None;
-        }
-        let base = self.regions.add(at)?;
-        if !directory.enter(at, base) {
-            self.regions.remove(at, 0);
+        if !self.reserve_places(class) || !directory.enter(at, pages.start()) {
             return None;
         }
         let segment = Segment {
+            pages,
             class,
             size,
             used: 0,
@@ -702,12 +711,8 @@ impl Slab {
         let added = segment.usable() - before;
         self.classes[segment.class].free += added;
         self.free_bytes += added * segment.size;
-        let is_full = touched == SEGMENT;
         if !segment.can_grow() {
             self.leave_growable(at);
-        }
-        if is_full {
-            self.regions.note_full(at);
         }
         self.enter_roomy(at);
     }
@@ -721,7 +726,8 @@ impl Slab {
         if touched >= segment.touched {
             return;
         }
-        self.regions.release(at, touched, segment.touched);
+        // SAFETY: no slot in these pages is in use.
+        unsafe { segment.pages.release(touched, segment.touched) };
         self.bytes -= segment.touched - touched;
         let before = segment.usable();
         segment.touched = touched;
@@ -746,7 +752,6 @@ impl Slab {
         }
         directory.enter(at, null_mut());
         self.bytes -= segment.touched;
-        self.regions.remove(at, segment.touched);
         let class = &mut self.classes[segment.class];
         class.free -= segment.usable();
         self.free_bytes -= segment.usable() * segment.size;
@@ -883,9 +888,6 @@ mod tests {
             assert_eq!(self.slab.bytes, touched);
             let free = (0..self.slab.classes.len()).map(|class| self.slab.free_bytes_of(class));
             assert_eq!(self.slab.free_bytes, free.sum::<usize>());
-            let touched = self.slab.segments.iter();
-            let touched: Vec<_> = touched.map(|s| s.as_ref().map(|s| s.touched)).collect();
-            self.slab.regions.check(&touched);
             for class in &self.slab.classes {
                 let segments = || {
                     class
@@ -934,6 +936,36 @@ mod tests {
     }
 
     #[test]
+    fn a_search_looks_at_few_segments_at_a_time_and_finds_all() {
+        let (directory, mut filled) = (Directory::new(), Filled::default());
+        // One segment of each size.
+        for n in 0..9 {
+            filled.allocate(&directory, 96 + 16 * n);
+            let slot = filled.slots[&filled.next.wrapping_sub(1)].0;
+            filled.slab.note_birth(slot, 100 + n as u64);
+        }
+        let search = |slab: &mut Slab, limit| {
+            let steps = std::iter::from_fn(|| match slab.next_due(limit) {
+                Search::Found(at) => {
+                    slab.set_oldest(at, u64::MAX);
+                    Some(Some(at))
+                }
+                Search::GoesOn => Some(None),
+                Search::Over => None,
+            });
+            let steps: Vec<_> = steps.collect();
+            (steps.iter().flatten().copied().collect(), steps.len())
+        };
+        assert_eq!(search(&mut filled.slab, 100), (vec![], 4));
+        let (found, steps): (Vec<usize>, usize) = search(&mut filled.slab, 105);
+        assert_eq!((found.len(), steps > 5), (5, true), "{found:?}");
+        // Another limit begins another search.
+        assert_eq!(filled.slab.next_due(100), Search::GoesOn);
+        let (found, _): (Vec<usize>, _) = search(&mut filled.slab, 109);
+        assert_eq!(found.len(), 4, "{found:?}");
+    }
+
+    #[test]
     fn pages_go_back_when_their_slots_are_free() {
         let (directory, mut filled) = (Directory::new(), Filled::default());
         (0..50_000).for_each(|_| filled.allocate(&directory, 96));
@@ -946,70 +978,6 @@ mod tests {
         while filled.slab.release_empty_segment(&directory) {}
         assert_eq!((filled.slab.mapped(), filled.slab.bytes), (0, 0));
         filled.allocate(&directory, 96);
-        filled.check_all(&directory);
-    }
-
-    /// Fills segments of pages until all pages of a region were touched.
-    #[cfg(all(target_os = "linux", not(miri)))]
-    fn fill_region(filled: &mut Filled, directory: &Directory) -> FullRegion {
-        loop {
-            filled.allocate(directory, 4096);
-            if let Some(region) = filled.slab.next_full_region() {
-                return region;
-            }
-        }
-    }
-
-    #[cfg(all(target_os = "linux", not(miri)))]
-    #[test]
-    fn huge_pages_have_the_same_content_and_take_no_more_memory() {
-        let (directory, mut filled) = (Directory::new(), Filled::default());
-        let region = fill_region(&mut filled, &directory);
-        let before = (filled.slab.bytes(), region.resident_bytes());
-        region.make_huge_page();
-        filled.slab.finish_huge_page(&region);
-        filled.check_all(&directory);
-        assert_eq!((filled.slab.bytes(), region.resident_bytes()), before);
-        assert!(filled.slab.next_full_region().is_none());
-        // What is given back is given back, and comes again as zeros.
-        while filled.slots.len() > 10 {
-            filled.free(&directory, 7);
-        }
-        filled.compact(&directory, usize::MAX);
-        assert_eq!(
-            (filled.slab.bytes, region.resident_bytes()),
-            (10 * 4096, 10 * 4096)
-        );
-        let again = fill_region(&mut filled, &directory);
-        again.make_huge_page();
-        filled.slab.finish_huge_page(&again);
-        filled.check_all(&directory);
-    }
-
-    #[cfg(all(target_os = "linux", not(miri)))]
-    #[test]
-    fn pages_given_back_while_a_huge_page_is_made_are_given_back_again() {
-        let (directory, mut filled) = (Directory::new(), Filled::default());
-        let region = fill_region(&mut filled, &directory);
-        while filled.slots.len() > 100 {
-            filled.free(&directory, 5);
-        }
-        filled.compact(&directory, usize::MAX);
-        region.make_huge_page();
-        filled.slab.finish_huge_page(&region);
-        assert_eq!(
-            (filled.slab.bytes, region.resident_bytes()),
-            (100 * 4096, 100 * 4096)
-        );
-        filled.check_all(&directory);
-        // Neither a region that has gone nor one that has taken its place is touched.
-        while !filled.slots.is_empty() {
-            filled.free(&directory, 0);
-        }
-        while filled.slab.release_empty_segment(&directory) {}
-        filled.slab.finish_huge_page(&region);
-        filled.allocate(&directory, 96);
-        filled.slab.finish_huge_page(&region);
         filled.check_all(&directory);
     }
 
