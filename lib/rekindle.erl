@@ -3,9 +3,9 @@
 %%
 %% If a call fails below one of these functions, the function answers as an empty cache would.
 %% {@link rekindle_admin:info/0} counts the fault, and the 1st, 2nd, 4th, 8th … fault of a cache is logged. OTP's
-%% processes do not survive a callback that raises, so only two functions do: {@link init/1}, and {@link size/1} where
-%% ssl_manager expects it after a fault, or where OTP's process for a server would crash anyway. docs/otp.md explains each
-%% answer.
+%% processes do not survive a callback that raises. So only two functions raise: {@link init/1}; and {@link size/1}, to make
+%% ssl_manager start over after a fault or while there is no store yet, and where OTP's process for a server would crash
+%% anyway. docs/otp.md explains each answer.
 -module(rekindle).
 
 -behaviour(ssl_session_cache_api).

@@ -99,7 +99,7 @@ notation(path) -> "Dir";
 notation(paths) -> "[Path]";
 notation(action) -> "full_handshake | resume";
 notation(scope) -> "listener | #{Port => Name}";
-notation(journal) -> "none | {folder, Dir} | {valkey, Url, Options}".
+notation(journal) -> "none | {folder, Dir} | {folder, Dir, Options} | {valkey, Url, Options}".
 
 %% The type as an error explains it.
 allowed(role) -> "server or client (ssl sets it, leave it out)";
