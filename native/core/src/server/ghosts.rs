@@ -7,7 +7,7 @@
 
 use super::pages::Zeroed;
 use super::policy::Class;
-use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering::*};
 
 /// The two highest bits of a ghost: the class of the session if it was evicted, or that it went for another reason.
 const CERTIFIED: u16 = 1 << 15;
@@ -28,7 +28,8 @@ const PLACES_PER_SLICE: usize = 64 * Zeroed::<AtomicU16>::FIRST;
 
 pub(crate) struct Ghosts {
     places: Zeroed<AtomicU16>,
-    /// How many places are in use. No thread looks at those behind.
+    /// How many places are in use. No thread looks at those behind. A thread that reads this without the lock must also see that
+    /// the places were mapped.
     length: AtomicUsize,
     /// How many places may have pages. Written under the lock under which ghosts are left.
     reach: AtomicUsize,
@@ -81,7 +82,7 @@ impl Ghosts {
 
     /// Takes the ghost of a session away, if there is one.
     pub fn take(&self, hash: u64) -> Option<Ghost> {
-        let place = self.place(hash, self.length.load(Relaxed))?;
+        let place = self.place(hash, self.length.load(Acquire))?;
         let ghost = place.load(Relaxed);
         if ghost & !KIND != tag(hash) {
             return None;
@@ -102,7 +103,7 @@ impl Ghosts {
         let length = self.length.load(Relaxed);
         let is_much = length > 4 * sessions.max(Zeroed::<AtomicU16>::FIRST);
         if is_much || sessions == 0 {
-            self.length.store(sessions, Relaxed);
+            self.length.store(sessions, Release);
         }
         let (length, former) = (self.length.load(Relaxed), self.reach.load(Relaxed));
         let reach = former.saturating_sub(PLACES_PER_SLICE).max(length);
@@ -130,7 +131,7 @@ impl Ghosts {
             }
             chunk *= 2;
         }
-        self.length.store(sessions, Relaxed);
+        self.length.store(sessions, Release);
         self.reach.fetch_max(sessions, Relaxed);
         sessions
     }

@@ -352,13 +352,13 @@ impl Index {
     }
 
     /// Whether there are enough entries for another bucket.
-    fn is_crowded(&self, growth: &Growth) -> bool {
+    fn is_crowded(&self, entries: usize) -> bool {
         let length = self.length.load(Ordering::Relaxed);
         if length == 0 {
             return false;
         }
         let low = lower_power(length);
-        let wanted = growth.entries.saturating_sub(HIGH_LOAD * low) / (HIGHEST_LOAD - HIGH_LOAD);
+        let wanted = entries.saturating_sub(HIGH_LOAD * low) / (HIGHEST_LOAD - HIGH_LOAD);
         length - low < wanted.min(low)
     }
 
@@ -370,7 +370,7 @@ impl Index {
         let length = self.length.load(Ordering::Relaxed);
         let buckets = match length {
             0 => added(0, FEWEST),
-            _ if self.is_crowded(growth) => added(length, SPLITS_PER_INSERT),
+            _ if self.is_crowded(growth.entries + 1) => added(length, SPLITS_PER_INSERT),
             _ => 0,
         };
         let spill = match growth.free_spills == 0 {
@@ -383,7 +383,7 @@ impl Index {
     /// Adds a few buckets if there are many entries.
     pub fn grow(&self, growth: &mut Growth, hash_of: impl Fn(Number) -> u64) {
         for _ in 0..SPLITS_PER_INSERT {
-            if !self.is_crowded(growth) || !self.split(growth, &hash_of) {
+            if !self.is_crowded(growth.entries) || !self.split(growth, &hash_of) {
                 return;
             }
         }
@@ -424,8 +424,11 @@ impl Index {
         };
         self.length.store(length, Ordering::Release);
         self.trim(length, former);
-        (growth.free_spills, growth.free_spill) = (0, None);
+        // All spills are empty, and so in the list of free ones. An insertion may come before the next slice and use the rest.
         let spills = growth.spills.saturating_sub(EMPTY_BUCKETS_PER_SLICE as u32);
+        for spill in spills..growth.spills {
+            self.leave_free(growth, spill);
+        }
         self.trim_spills(growth, spills);
         growth.moving = Vec::new();
         length > 0 || spills > 0

@@ -148,10 +148,13 @@ pub(crate) struct Slab {
     emptied: Vec<u32>,
     /// The class that is being compacted.
     compacted: usize,
-    /// The segment at which `next_due` continues, for which limit it searches, and how many segments it has searched.
+    /// The segment at which [`next_due`](Self::next_due) continues, how many it has searched in this pass, and the oldest birth
+    /// that it has met or that was recorded meanwhile.
     looked_at: usize,
-    limit: u64,
     searched: usize,
+    oldest_met: u64,
+    /// No session was born before this.
+    none_before: u64,
 }
 
 #[derive(Default)]
@@ -556,6 +559,8 @@ impl Slab {
         if let Some(segment) = self.segments[slot.segment()].as_mut() {
             segment.oldest = segment.oldest.min(born);
         }
+        self.oldest_met = self.oldest_met.min(born);
+        self.none_before = self.none_before.min(born);
     }
 
     /// Records that the session in `from` is also in `to`.
@@ -576,27 +581,27 @@ impl Slab {
         of_sessions.min_by_key(|(_, oldest)| *oldest)
     }
 
-    /// Searches the next segments in turn for one that may have a session born before `limit`. A whole search takes long if there
-    /// are many segments, so each call looks at some.
+    /// Searches for a segment that may have a session born before `limit`. A whole search takes long if there are many segments,
+    /// so each call looks at the next few in turn. There is nothing to search before the oldest session is due.
     pub fn next_due(&mut self, limit: u64) -> Search {
-        if self.limit != limit {
-            (self.limit, self.searched) = (limit, 0);
-        }
         let number = self.segments.len();
         for _ in 0..SEGMENTS_PER_SEARCH {
-            if self.searched >= number {
-                self.searched = 0;
+            if limit <= self.none_before {
                 return Search::Over;
             }
-            let at = self.looked_at % number;
-            self.looked_at = at;
-            let is_due = self.segments[at].as_ref().is_some_and(|segment| {
-                segment.class < SIZES && segment.used > 0 && segment.oldest < limit
-            });
-            if is_due {
+            if self.searched >= number {
+                self.none_before = std::mem::replace(&mut self.oldest_met, u64::MAX);
                 self.searched = 0;
-                return Search::Found(at);
+                continue;
             }
+            self.looked_at %= number;
+            let segment = self.segments[self.looked_at].as_ref();
+            let of_sessions = segment.filter(|segment| segment.class < SIZES && segment.used > 0);
+            let oldest = of_sessions.map_or(u64::MAX, |segment| segment.oldest);
+            if oldest < limit {
+                return Search::Found(self.looked_at);
+            }
+            self.oldest_met = self.oldest_met.min(oldest);
             self.looked_at += 1;
             self.searched += 1;
         }
@@ -947,22 +952,28 @@ mod tests {
         let search = |slab: &mut Slab, limit| {
             let steps = std::iter::from_fn(|| match slab.next_due(limit) {
                 Search::Found(at) => {
-                    slab.set_oldest(at, u64::MAX);
-                    Some(Some(at))
+                    slab.set_oldest(at, 1000);
+                    Some(true)
                 }
-                Search::GoesOn => Some(None),
+                Search::GoesOn => Some(false),
                 Search::Over => None,
             });
-            let steps: Vec<_> = steps.collect();
-            (steps.iter().flatten().copied().collect(), steps.len())
+            let steps: Vec<bool> = steps.collect();
+            (steps.iter().filter(|found| **found).count(), steps.len())
         };
-        assert_eq!(search(&mut filled.slab, 100), (vec![], 4));
-        let (found, steps): (Vec<usize>, usize) = search(&mut filled.slab, 105);
-        assert_eq!((found.len(), steps > 5), (5, true), "{found:?}");
-        // Another limit begins another search.
-        assert_eq!(filled.slab.next_due(100), Search::GoesOn);
-        let (found, _): (Vec<usize>, _) = search(&mut filled.slab, 109);
-        assert_eq!(found.len(), 4, "{found:?}");
+        let slab = &mut filled.slab;
+        let first_search = search(slab, 100);
+        assert!(matches!(first_search, (0, 1..=10)), "{first_search:?}");
+        // Nothing is searched before the oldest session is due.
+        assert_eq!(search(slab, 100), (0, 0));
+        assert!(matches!(search(slab, 105), (5, _)));
+        assert_eq!(search(slab, 105), (0, 0));
+        // A session that comes later is found, also in a segment that was searched.
+        let first = filled.slots[&0].0;
+        slab.note_birth(first, 50);
+        assert!(matches!(search(slab, 60), (1, _)));
+        assert!(matches!(search(slab, 200), (4, _)));
+        assert_eq!(search(slab, 1000), (0, 0));
     }
 
     #[test]
