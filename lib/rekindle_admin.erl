@@ -65,8 +65,8 @@
 
 -type refusal() :: too_large | no_room | private_key | layout | lifetime | certificate.
 %% Why a session was not stored. `too_large': its server name has more than 255 bytes, its client certificate more than
-%% 64 KiB, or the rest more than 8 KiB. `no_room': the bound is too small for this one session, or the system has no memory.
-%% `private_key': one of its fields could hold a private key. `layout': Rekindle does not know the layout of the session record.
+%% 64 KiB, or the rest more than 8 KiB. `no_room': the bound is too small for this session, evictions did not make enough
+%% room in one insertion, or the system has no memory. `private_key': one of its fields could hold a private key. `layout': Rekindle does not know the layout of the session record.
 %% `lifetime': it would have expired at once. `certificate': its client certificate is not in the form that its authority gave it.
 
 -type journal() :: #{
@@ -180,7 +180,7 @@
 %% holds in this node, but two seconds after the call it is not durable yet in these scopes. Rekindle writes it as soon as the
 %% log can be reached; then `unwritten' in {@link info/0} is 0. Such a scope may have closed in the meantime. Its name is a binary
 %% if it contains a term that cannot be read back from text, such as a process identifier. If the node folder could not be used
-%% and no scope is known, there is `<<"node folder DIR">>' instead.
+%% and no scope is known, there is `<<"node folder DIR">>' instead; if ssl has a wrong option of Rekindle, `<<"options">>'.
 
 -type certificate() :: public_key:der_encoded() | Pem :: binary() | string() | Record :: tuple().
 
@@ -350,8 +350,8 @@ flush() ->
     flush(all).
 
 %% @doc Drops all sessions of the selected scopes, and returns how many were dropped in this node. Their clients make a full
-%% handshake next time. With a journal, its sessions are dropped as well, on every node. `all' also drops sessions that scopes
-%% of this node, which are opened later, would read from a log.
+%% handshake next time. If a scope has a journal, the sessions in the journal are dropped as well, on every node. With `all', this
+%% also holds for scopes that are opened later in this node: they read none of the old sessions from a log.
 -spec flush(which()) -> revoked() | {error, no_such_scope()}.
 flush(all) ->
     revoke_in(all, all);
@@ -406,11 +406,20 @@ revoke(Selectors) ->
     end.
 
 revoke_in(Scopes, What) ->
-    case rekindle_nif:revoke(Scopes, What, rekindle_journal:node_folders()) of
-        {Dropped, []} -> {ok, Dropped};
-        {Dropped, Pending} ->
-            {pending, Dropped, maps:from_list([{rekindle_scope:of_log_name(Scope), Why} || {Scope, Why} <- Pending])}
+    {Dropped, NotDurable} = rekindle_nif:revoke(Scopes, What, rekindle_journal:node_folders()),
+    case [{rekindle_scope:of_log_name(Scope), Why} || {Scope, Why} <- NotDurable] ++ not_remembered(Scopes) of
+        [] -> {ok, Dropped};
+        Pending -> {pending, Dropped, maps:from_list(Pending)}
     end.
+
+%% With wrong options, no listener can open, and nobody knows where to remember a revocation for later.
+not_remembered(all) ->
+    case rekindle_options:configured() of
+        {ok, _, _} -> [];
+        {error, {bad_option, Line}} -> [{<<"options">>, unicode:characters_to_binary([Line, ". Correct this, and revoke again."])}]
+    end;
+not_remembered(_) ->
+    [].
 
 %% @doc Changes bounds or the lifetime of the selected scopes, and returns how many scopes it changed. Sessions that no longer
 %% fit are evicted within seconds. ssl's environment does not change: a listener that is opened later has the bounds that are
@@ -473,8 +482,9 @@ diagnosis() ->
 %% An `error' prevents resumptions, or weakens revocations. A `warning' prevents some resumptions, now or later. A `note' explains
 %% a surprise.
 %%
-%% The application `rekindle' logs the errors and warnings when it starts. If you do not start it, only a call of this function
-%% shows that a key of ssl is missing or misspelt, because ssl then does not call Rekindle.
+%% The application `rekindle' logs the errors and warnings when it starts. If you do not start it, and the key that this
+%% release of ssl reads is missing or misspelt, ssl does not call Rekindle, and only this function shows it. If another key is
+%% missing, Rekindle logs that when it opens a cache.
 -spec findings() -> [{error | warning | note, Line :: binary()}].
 findings() ->
     rekindle_doctor:findings().

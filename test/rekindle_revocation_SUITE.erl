@@ -42,6 +42,7 @@ groups() ->
         {folder, [], [
             it_holds_right_behind_the_answer,
             it_holds_for_listeners_that_open_later,
+            wrong_options_make_no_revocation_durable,
             a_full_disk_is_reported_and_written_later,
             a_copied_node_folder_keeps_what_both_revoke,
             it_holds_when_init_restarts_the_node,
@@ -417,6 +418,17 @@ it_holds_for_listeners_that_open_later(Config) ->
      || Args <- [folder(Config), [memory(1, Config) | valkey(Config)]]
     ],
     rekindle_valkey:stop(Server).
+
+wrong_options_make_no_revocation_durable(Config) ->
+    Right = [scope(Config) | folder(Config)],
+    Node = start_ssl(1, folder(Config), Config),
+    Set = fun(Options) -> ok = rekindle_node:call(node_of(Node), application, set_env, [ssl, session_cb_init_args, Options]) end,
+    Set([{max_bytes, 0} | Right]),
+    {pending, 0, #{<<"options">> := Why}} = revoke(Node, [dev], Config),
+    ?assertMatch({match, _}, re:run(Why, "max_bytes.*revoke again")),
+    Set(Right),
+    ?assertNotMatch({pending, _, #{<<"options">> := _}}, revoke(Node, [dev], Config)),
+    stop_all([Node]).
 
 a_full_disk_is_reported_and_written_later(Config) ->
     os:find_executable("mount") =/= false orelse throw({skip, "mount IS NOT INSTALLED"}),

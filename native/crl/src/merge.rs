@@ -51,15 +51,26 @@ impl Held {
 }
 
 /// Whether another list replaces a list that is no longer there: a newer one for the same certificates or for all, or the same
-/// one. A delta list replaces only delta lists.
+/// one. A delta list replaces only delta lists. A list that is not alike replaces an indirect one only if it has entries of the same
+/// other authorities.
 pub fn is_superseded(gone: &List, present: &[Arc<List>]) -> bool {
     present.iter().any(|other| {
         let covers_it = other.part == gone.part || other.part.is_empty();
-        let has_all = !other.is_delta && covers_it;
+        let has_all = !other.is_delta && covers_it && has_authorities_of(gone, other);
         other.issuer == gone.issuer
             && ((other.is_alike(gone) || has_all) && other.this_update_s > gone.this_update_s
                 || **other == *gone)
     })
+}
+
+/// Whether `other` has entries of each other authority of which `list` has some.
+fn has_authorities_of(list: &List, other: &List) -> bool {
+    let foreign = list
+        .revoked
+        .iter()
+        .filter(|(authority, _)| *authority != list.issuer);
+    let has = |authority| other.revoked.iter().any(|(known, _)| *known == authority);
+    foreign.into_iter().all(|(authority, _)| has(*authority))
 }
 
 /// Merges all lists into the form that stores read.

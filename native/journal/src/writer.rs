@@ -3,6 +3,7 @@
 use crate::backoff::Backoff;
 use crate::clock::{instant, now_ms};
 use crate::hub::Hub;
+use crate::keys::Keys;
 use crate::queue::{Batch, Content, ControlRecord};
 use crate::record::{content_hash, seal, Body, ContentHash, LogIdentity, Statement};
 use crate::revocations::Knowledge;
@@ -50,8 +51,8 @@ struct OpenBatch {
     knowledge: Arc<Knowledge>,
     control: Vec<Record>,
     sessions: Vec<Record>,
-    /// The identity of the log for which the records are sealed, once they are.
-    sealed_for: Option<LogIdentity>,
+    /// The identity of the log for which the records are sealed, and the keys, once they are.
+    sealed_for: Option<(LogIdentity, Arc<Keys>)>,
     backoff: Backoff,
     /// When the log was last searched for revocations that it has trimmed and this node still keeps.
     completed: Option<Instant>,
@@ -411,10 +412,11 @@ fn fill<T: TemplateCodec>(journal: &Shared<T>, open_batch: &mut OpenBatch) -> Re
     let identity = journal
         .identity()
         .ok_or("the log's identity is not known yet")?;
-    if open_batch.sealed_for == Some(identity) {
+    let keys = journal.keys().ok_or("there is no key to seal with")?;
+    let is_sealed = |(log, with): &(_, Arc<_>)| *log == identity && Arc::ptr_eq(with, &keys);
+    if open_batch.sealed_for.as_ref().is_some_and(is_sealed) {
         return Ok(());
     }
-    let keys = journal.keys().ok_or("there is no key to seal with")?;
     let now = now_ms();
     let seal_as = |made_ms, lifetime_ms, body: &Body| {
         seal(
@@ -491,7 +493,7 @@ fn fill<T: TemplateCodec>(journal: &Shared<T>, open_batch: &mut OpenBatch) -> Re
         control.push(seal_as(now, 0, &body)?);
     }
     (open_batch.control, open_batch.sessions) = (control, sessions);
-    open_batch.sealed_for = Some(identity);
+    open_batch.sealed_for = Some((identity, Arc::clone(&keys)));
     Ok(())
 }
 

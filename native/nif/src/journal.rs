@@ -284,16 +284,21 @@ fn revoke<'a>(
         let is_server = matches!(scope.store(), Store::Server(_));
         is_server && (is_for_all || numbers.contains(&scope.number()))
     };
-    let scopes: Vec<_> = REGISTRY.scopes().into_iter().filter(meant).collect();
+    let scopes = || -> Vec<_> { REGISTRY.scopes().into_iter().filter(meant).collect() };
+    let before = scopes();
     let folders: Vec<_> = folders.collect();
     let targets = targets(what)?;
-    let revoked = match HAS_LOGS {
-        true => revoke_in(&scopes, is_for_all, &folders, &targets),
+    let mut revoked = match HAS_LOGS {
+        true => revoke_in(&before, is_for_all, &folders, &targets),
         false => Revoked {
-            dropped: drop_sessions(&scopes, &targets),
+            dropped: drop_sessions(&before, &targets),
             ..Revoked::default()
         },
     };
+    // A scope that was opened meanwhile may have read such sessions before this node remembered the revocation.
+    let mut after = scopes();
+    after.retain(|scope| before.iter().all(|known| known.number() != scope.number()));
+    revoked.dropped += drop_sessions(&after, &targets);
     let text = |text: &str| terms::binary(env, text.as_bytes());
     let pending = revoked.pending.iter();
     let pending = pending.map(|(scope, why)| (text(scope), text(why)));
