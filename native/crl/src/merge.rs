@@ -260,4 +260,25 @@ mod tests {
         let alone = Held::gone(&made(old, 1, PAST, vec![]), &newest);
         assert_eq!(resumed_with("ca", &[alone]), []);
     }
+    #[test]
+    fn an_indirect_list_that_is_gone_is_not_replaced_by_a_list_without_its_authorities() {
+        let made = |this_update_s, extensions, authorities: &[&str]| {
+            let mut list = Arc::into_inner(list("ca", &[1], FUTURE, extensions)).unwrap();
+            list.this_update_s = this_update_s;
+            let entries = authorities.iter();
+            let entries = entries.map(|of| (IssuerHash::of(&name(of)), Arc::from([7_u64])));
+            list.revoked.extend(entries);
+            list
+        };
+        // The issuer's list of its own certificates has no distribution point, and its indirect one has one.
+        let gone = made(1, vec![part(1)], &["other"]);
+        let superseded = |newer: List| is_superseded(&gone, &[Arc::new(newer)]);
+        assert!(!superseded(made(2, vec![], &[])));
+        assert!(!superseded(made(2, vec![], &["third"])));
+        assert!(superseded(made(2, vec![], &["third", "other"])));
+        assert!(superseded(made(2, vec![part(1)], &[])));
+        assert!(!superseded(made(0, vec![part(1)], &["other"])));
+        // The same list in another file.
+        assert!(superseded(made(1, vec![part(1)], &["other"])));
+    }
 }
