@@ -1002,6 +1002,28 @@ mod tests {
         assert!((2_001..2_500).all(|number| has(&index, number, in_one_of_two(number))));
     }
 
+    /// A scope that is in use is flushed: an insertion comes before all spills were given back.
+    #[test]
+    fn no_spill_is_lost_when_an_empty_table_is_used_again() {
+        let (index, mut table) = (visited(), Table::default());
+        let in_one_of_two = |number: Number| u64::from(number > 8_000) | 0xa500_0000_0000_0000;
+        for _ in 0..3 {
+            for number in 1..=16_000 {
+                assert!(index.insert(&mut table.growth, in_one_of_two(number), number));
+            }
+            assert!(table.growth.spills > 2 * EMPTY_BUCKETS_PER_SLICE as u32);
+            for number in 1..=16_000 {
+                index.remove(&mut table.growth, in_one_of_two(number), number);
+            }
+            index.shrink(&mut table.growth, 64, in_one_of_two);
+            assert!(index.insert(&mut table.growth, in_one_of_two(1), 1));
+            assert_eq!(table.growth.free_spills, table.growth.spills);
+            index.remove(&mut table.growth, in_one_of_two(1), 1);
+        }
+        while index.shrink(&mut table.growth, 64, in_one_of_two) {}
+        assert_eq!(index.bytes(&table.growth), 0);
+    }
+
     /// A late reader has the lock of a bucket that is no longer in the table.
     #[test]
     fn a_page_goes_back_when_nobody_has_a_lock_in_it() {
