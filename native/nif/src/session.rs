@@ -141,10 +141,6 @@ impl<'a> Arriving<'a, '_> {
             fields[place] = fields::undefined();
         }
         let certificate = fields[PEER_CERTIFICATE].bytes(self.env);
-        if certificate.is_none() && fields[PEER_CERTIFICATE] != fields::undefined() {
-            // It would escape all checks of certificates.
-            return Err(Refusal::Layout);
-        }
         let certificate = certificate.filter(|der| !der.is_empty());
         if certificate.is_some() {
             fields[PEER_CERTIFICATE] = fields::undefined();
