@@ -66,8 +66,9 @@
 -type refusal() :: too_large | no_room | private_key | layout | lifetime | certificate.
 %% Why a session was not stored. `too_large': its server name has more than 255 bytes, its client certificate more than
 %% 64 KiB, or the rest more than 8 KiB. `no_room': the bound is too small for this session, evictions did not make enough
-%% room in one insertion, or the system has no memory. `private_key': one of its fields could hold a private key. `layout': Rekindle does not know the layout of the session record.
-%% `lifetime': it would have expired at once. `certificate': its client certificate is not in the form that its authority gave it.
+%% room in one insertion, or the system has no memory. `private_key': one of its fields could hold a private key. `layout':
+%% Rekindle does not know the layout of the session record. `lifetime': it would have expired at once. `certificate': its client
+%% certificate is not in the form that its authority gave it.
 
 -type journal() :: #{
     location := binary(),

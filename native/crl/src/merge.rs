@@ -51,8 +51,8 @@ impl Held {
 }
 
 /// Whether another list replaces a list that is no longer there: a newer one for the same certificates or for all, or the same
-/// one. A delta list replaces only delta lists. A list that is not alike replaces an indirect one only if it has entries of the same
-/// other authorities.
+/// one. A delta list replaces only delta lists. A list for all certificates replaces an indirect one for a part of them only if it
+/// names certificates of the same other authorities.
 pub fn is_superseded(gone: &List, present: &[Arc<List>]) -> bool {
     present.iter().any(|other| {
         let covers_it = other.part == gone.part || other.part.is_empty();
@@ -63,7 +63,8 @@ pub fn is_superseded(gone: &List, present: &[Arc<List>]) -> bool {
     })
 }
 
-/// Whether `other` has entries of each other authority of which `list` has some.
+/// An indirect list names certificates of several authorities. Returns whether `other` names some of each that `list` does, apart
+/// from the issuer.
 fn has_authorities_of(list: &List, other: &List) -> bool {
     let foreign = list
         .revoked

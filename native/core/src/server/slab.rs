@@ -317,12 +317,14 @@ pub(crate) struct Move {
 /// Segments that one call of [`Slab::next_due`] looks at. The tests have few segments.
 const SEGMENTS_PER_SEARCH: usize = if cfg!(test) { 2 } else { 4096 };
 
-/// How far the search for a segment has come.
+/// The result of a step of [`Slab::next_due`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Search {
+    /// The segment with this number may have one.
     Found(usize),
+    /// There are more segments to look at.
     GoesOn,
-    /// No segment is the one that was searched for.
+    /// No segment has a session born before the limit.
     Over,
 }
 
