@@ -66,12 +66,9 @@ pub fn is_superseded(gone: &List, present: &[Arc<List>]) -> bool {
 /// An indirect list names certificates of several authorities. Returns whether `other` names some of each that `list` does, apart
 /// from the issuer.
 fn has_authorities_of(list: &List, other: &List) -> bool {
-    let foreign = list
-        .revoked
-        .iter()
-        .filter(|(authority, _)| *authority != list.issuer);
-    let has = |authority| other.revoked.iter().any(|(known, _)| *known == authority);
-    foreign.into_iter().all(|(authority, _)| has(*authority))
+    let named = |authority| other.revoked.iter().any(|(known, _)| *known == authority);
+    let mut authorities = list.revoked.iter().map(|(authority, _)| *authority);
+    authorities.all(|authority| authority == list.issuer || named(authority))
 }
 
 /// Merges all lists into the form that stores read.
@@ -261,6 +258,7 @@ mod tests {
         let alone = Held::gone(&made(old, 1, PAST, vec![]), &newest);
         assert_eq!(resumed_with("ca", &[alone]), []);
     }
+
     #[test]
     fn an_indirect_list_that_is_gone_is_not_replaced_by_a_list_without_its_authorities() {
         let made = |this_update_s, extensions, authorities: &[&str]| {

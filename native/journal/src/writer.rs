@@ -51,7 +51,8 @@ struct OpenBatch {
     knowledge: Arc<Knowledge>,
     control: Vec<Record>,
     sessions: Vec<Record>,
-    /// The identity of the log for which the records are sealed, and the keys, once they are.
+    /// The identity of the log for which the records are sealed, and the keys with which they are, once they are. They are sealed
+    /// again only for another log or with another key.
     sealed_for: Option<(LogIdentity, Arc<Keys>)>,
     backoff: Backoff,
     /// When the log was last searched for revocations that it has trimmed and this node still keeps.
@@ -413,7 +414,8 @@ fn fill<T: TemplateCodec>(journal: &Shared<T>, open_batch: &mut OpenBatch) -> Re
         .identity()
         .ok_or("the log's identity is not known yet")?;
     let keys = journal.keys().ok_or("there is no key to seal with")?;
-    let is_sealed = |(log, with): &(_, Arc<_>)| *log == identity && Arc::ptr_eq(with, &keys);
+    let is_sealed =
+        |(log, with): &(_, Arc<Keys>)| *log == identity && with.sealing().0 == keys.sealing().0;
     if open_batch.sealed_for.as_ref().is_some_and(is_sealed) {
         return Ok(());
     }

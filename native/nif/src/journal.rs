@@ -15,6 +15,7 @@ use rekindle_log::Log;
 #[cfg(feature = "valkey")]
 use rekindle_log::{Password, ValkeyConfig, ValkeyLog};
 use rustler::{Atom, Binary, Decoder, Encoder, Env, Error, NifResult, Term};
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -296,9 +297,10 @@ fn revoke<'a>(
         },
     };
     // A scope that was opened meanwhile may have read such sessions before this node remembered the revocation.
-    let mut after = scopes();
-    after.retain(|scope| before.iter().all(|known| known.number() != scope.number()));
-    revoked.dropped += drop_sessions(&after, &targets);
+    let known: HashSet<u64> = before.iter().map(|scope| scope.number()).collect();
+    let mut opened = scopes();
+    opened.retain(|scope| !known.contains(&scope.number()));
+    revoked.dropped += drop_sessions(&opened, &targets);
     let text = |text: &str| terms::binary(env, text.as_bytes());
     let pending = revoked.pending.iter();
     let pending = pending.map(|(scope, why)| (text(scope), text(why)));
