@@ -762,6 +762,29 @@ fn keys_are_rotated_without_any_session_lost() {
 }
 
 #[test]
+fn what_waits_for_the_log_is_sealed_with_the_keys_that_are_there_when_it_is_back() {
+    let fleet = Fleet::new("waiting");
+    let (one, other) = (fleet.replayed(), fleet.replayed());
+    one.add(1);
+    until("a session", || other.has(1));
+    one.wait_for_writing();
+    let before = fleet.count(Stream::Control);
+    fleet.down(true);
+    assert!(!one.revoke(Target::Session(id(1))).pending.is_empty());
+    until("an attempt to write it", || !one.error().is_empty());
+    write_keys(&fleet.path("keys"), &["c", "d"]);
+    for node in [&one, &other] {
+        node.journal().reload_keys().unwrap();
+    }
+    fleet.down(false);
+    until("the revocation", || one.journal().unwritten() == 0);
+    let written = fleet.log.records(Stream::Control).split_off(before);
+    assert!(!written.is_empty());
+    assert!(written.iter().all(|record| key_of(record) == "c"));
+    until("the revocation on the other node", || !other.has(1));
+}
+
+#[test]
 fn keys_that_are_replaced_while_no_node_runs_are_missed_until_the_operator_decides() {
     let fleet = Fleet::new("replaced");
     let before = fleet.replayed();
