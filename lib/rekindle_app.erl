@@ -42,9 +42,11 @@ wait_for_logs(PollsLeft) ->
 
 log_unwritten(Unwritten) ->
     Journals = [Journal || #{journal := #{unwritten := N} = Journal} <- rekindle_nif:info(), N > 0],
+    Remembered = [N || #{unwritten := N, node_folder := Folder, node_folder_error := undefined} <- Journals, Folder =/= undefined],
     Consequence =
-        case [Folder || #{node_folder := Folder, node_folder_error := undefined} <- Journals, Folder =/= undefined] of
-            Folders when length(Folders) =:= length(Journals) ->
+        %% Listeners that have closed are not among these journals.
+        case lists:sum(Remembered) of
+            N when N >= Unwritten ->
                 "the node folder has them, and they are written when the node runs again";
             _ ->
                 "they are lost unless a node_folder has them, so revoke again on another node"

@@ -54,9 +54,10 @@ findings_of_running_ssl(Infos) ->
 -spec outdated_suites(LogName :: binary()) -> [finding()].
 outdated_suites(LogName) ->
     Infos = [Info || #{scope := Scope} = Info <- rekindle_info:all(), rekindle_scope:log_name(Scope) =:= LogName],
+    BySocket = by_socket(Infos),
     lists:append([
-        rekindle_trust:suites(rekindle_scope:text_of_socket(Socket), Options, scopes_of(Socket, Infos))
-     || {Socket, Options} <- opened()
+        rekindle_trust:suites(rekindle_scope:text_of_socket(Socket), Options, scopes_of(Socket, BySocket))
+     || {Socket, Options} <- opened(fun(Socket) -> scopes_of(Socket, BySocket) =/= [] end)
     ]).
 
 %% @doc The findings as lines of this width at most.
@@ -211,12 +212,10 @@ late_start(Clients) ->
 %% ---- listeners ----
 
 listeners(Servers) ->
-    Opened = opened(),
-    lists:append([without_rekindle(Sup, Servers) || Sup <- ?CACHES]) ++ upgraded_sockets(Servers) ++
-        lists:append([listener(Socket, Options, Servers) || {Socket, Options} <- Opened]) ++ never_used(Opened, Servers).
-
-opened() ->
-    opened(fun(_) -> true end).
+    Opened = opened(fun(_) -> true end),
+    BySocket = by_socket(Servers),
+    lists:append([without_rekindle(Sup, BySocket) || Sup <- ?CACHES]) ++ upgraded_sockets(Servers) ++
+        lists:append([listener(Socket, Options, BySocket) || {Socket, Options} <- Opened]) ++ never_used(Opened, BySocket).
 
 %% @doc The wanted ones among the sockets of the listeners, and their options.
 -spec opened(fun((rekindle_scope:listen_socket()) -> boolean())) -> [{rekindle_scope:listen_socket(), map()}].
@@ -236,13 +235,12 @@ opened(IsWanted) ->
             Options <- dtls_options(Demultiplexer)
         ].
 
-without_rekindle(Sup, Servers) ->
-    Ours = lists:append([rekindle_nif:sockets(Scope) || #{scope := Scope} <- Servers]),
+without_rekindle(Sup, BySocket) ->
     [
         {error, [rekindle_scope:text_of_socket(Socket), Why]}
      || Cache <- children(Sup),
         Socket <- rekindle_scope:listen_sockets(Cache),
-        not lists:member(rekindle_scope:socket_name(Socket), Ours),
+        scopes_of(Socket, BySocket) =:= [],
         Why <- why_without_rekindle(rekindle_otp:cache_of(Cache))
     ].
 
@@ -301,9 +299,9 @@ ssl_options(Tracker) ->
         _:_ -> []
     end.
 
-listener(Socket, Options, Servers) ->
+listener(Socket, Options, BySocket) ->
     Name = rekindle_scope:text_of_socket(Socket),
-    resumption(Name, Options) ++ rekindle_trust:findings(Name, Options, scopes_of(Socket, Servers)).
+    resumption(Name, Options) ++ rekindle_trust:findings(Name, Options, scopes_of(Socket, BySocket)).
 
 resumption(Name, #{versions := Versions} = Options) ->
     case {lists:all(fun is_tls_1_3/1, Versions), Options} of
@@ -325,7 +323,7 @@ is_tls_1_3(Version) ->
     Version =:= ?TLS_1_3 orelse Version =:= 'tlsv1.3'.
 
 %% Listeners for TLS 1.3 and earlier versions that have open connections, and no session was ever stored or looked up.
-never_used(Opened, Servers) ->
+never_used(Opened, BySocket) ->
     Candidates = [
         Socket
      || {Socket, #{versions := Versions} = Options} <- Opened,
@@ -333,7 +331,7 @@ never_used(Opened, Servers) ->
         not lists:all(fun is_tls_1_3/1, Versions),
         maps:get(session_tickets, Options, disabled) =:= disabled,
         maps:get(reuse_sessions, Options, true) =/= false,
-        [#{inserts := 0, hits := 0, misses := 0} | _] <- [scopes_of(Socket, Servers)]
+        [#{inserts := 0, hits := 0, misses := 0} | _] <- [scopes_of(Socket, BySocket)]
     ],
     Counts = open_connections(Candidates),
     [
@@ -363,8 +361,13 @@ open_connections(_) ->
         ]
     ).
 
-scopes_of(Socket, Servers) ->
-    [Info || #{scope := Scope} = Info <- Servers, lists:member(rekindle_scope:socket_name(Socket), rekindle_nif:sockets(Scope))].
+scopes_of(Socket, BySocket) ->
+    maps:get(rekindle_scope:socket_name(Socket), BySocket, []).
+
+%% The scopes of each listen socket, in their order.
+by_socket(Infos) ->
+    Pairs = [{Socket, Info} || #{scope := Scope} = Info <- Infos, Socket <- rekindle_nif:sockets(Scope)],
+    lists:foldr(fun({Socket, Info}, Index) -> Index#{Socket => [Info | maps:get(Socket, Index, [])]} end, #{}, Pairs).
 
 %% ---- scopes ----
 

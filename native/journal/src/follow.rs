@@ -5,7 +5,7 @@ use crate::clock::now_ms;
 use crate::hub::Hub;
 use crate::reader::Unread;
 use crate::record::Skipped;
-use crate::shared::Shared;
+use crate::shared::{random_delay, Shared, COMPLETE_WITHIN_MS};
 use crate::status::Part;
 use crate::template::TemplateCodec;
 use rekindle_core::Arrival;
@@ -21,9 +21,6 @@ const WAIT: Duration = Duration::from_millis(500);
 
 /// How often the thread looks for scopes to follow while it has none.
 const TICK: Duration = Duration::from_millis(50);
-
-/// If a log has lost records, nodes write them again within this time, each after a delay of its own.
-const COMPLETE_WITHIN_MS: u64 = 500;
 
 pub(crate) struct Follower<T> {
     hub: Arc<Hub<T>>,
@@ -122,9 +119,8 @@ impl<T: TemplateCodec> Follower<T> {
     }
 
     fn complete(&self, journal: &Shared<T>) {
-        let delay_ms = (journal.writer >> 8) % COMPLETE_WITHIN_MS;
-        let mut replay = journal.replay.lock();
-        replay.want_scan(Duration::from_millis(delay_ms));
+        let delay = random_delay(COMPLETE_WITHIN_MS);
+        journal.replay.lock().want_scan(delay);
     }
 }
 

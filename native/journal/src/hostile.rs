@@ -128,7 +128,10 @@ fn others(context: &Context) -> Vec<(Stream, Record)> {
         Body::Knowledge(&statement),
         clock(2),
         Body::Ask { nonce: 3 },
-        Body::Answer { nonce: 4 },
+        Body::Answer {
+            nonce: 4,
+            knowledge: &[5; 16],
+        },
         Body::Claim,
     ];
     let revocation = |(place, target)| Body::Revocation {

@@ -106,6 +106,12 @@ impl<T: TemplateCodec> Hub<T> {
             .map(drop)
     }
 
+    /// How many revocations of its scopes are not in the log yet, also of scopes that have closed.
+    pub fn unwritten(&self) -> u64 {
+        let journals = self.journals().into_iter();
+        journals.map(|journal| journal.queue.unwritten()).sum()
+    }
+
     /// The journals that use this log.
     pub(crate) fn journals(&self) -> Vec<Arc<Shared<T>>> {
         self.state.lock().journals.clone()

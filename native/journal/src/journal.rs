@@ -2,11 +2,11 @@
 
 use crate::clock::now_ms;
 use crate::hub::Hub;
-use crate::node_memory::NodeMemory;
-use crate::queue::{ControlRecord, NewSession};
+use crate::node_memory::{Made, MadeIn, NodeMemory, ScopeMemory};
+use crate::queue::{ControlRecord, InFolder, NewSession};
 use crate::reader::carry_out;
 use crate::record::Skipped;
-use crate::revocations::Knowledge;
+use crate::revocations::{Knowledge, RevocationId};
 use crate::shared::{Options, Shared};
 use crate::status::Report;
 use crate::suites::Suite;
@@ -112,21 +112,22 @@ impl<T: TemplateCodec> Journal<T> {
     pub fn forget(&self, id: &[u8; 32]) {
         let target = Target::Session(*id);
         let keep_ms = self.0.keep_ms();
-        let expires_ms = self.0.memory.running_ms().saturating_add(keep_ms);
         // It is queued before anybody can read that it is known.
         self.0.remembered.change(|revocations| {
+            let expires_ms = self.0.memory.running_ms().saturating_add(keep_ms);
             let id = revocations.make(&target, expires_ms);
             self.0.queue.push_record(ControlRecord::Revocation {
                 id,
                 keep_ms,
                 target,
-                is_remembered: false,
+                in_folder: InFolder::No,
             });
         });
     }
 
     /// Reads the key file again, and returns the names of the keys, the newest last.
     pub fn reload_keys(&self) -> Result<Vec<String>, String> {
+        self.0.forgive_keys();
         self.0.load_keys()?;
         Ok(self.0.key_ids())
     }
@@ -185,6 +186,7 @@ impl<T: TemplateCodec> Journal<T> {
     }
 
     /// Revocations that are not in the log yet.
+    #[cfg(test)]
     pub fn unwritten(&self) -> u64 {
         self.0.queue.unwritten()
     }
@@ -258,19 +260,20 @@ pub fn revoke<T: TemplateCodec>(
     memories: &[Option<PathBuf>],
     targets: &[Target],
 ) -> Revoked {
-    let mut revoked = carry_out_here(scopes, is_for_all, memories, targets);
-    wait_written(scopes, Instant::now() + DURABLE_WITHIN, &mut revoked);
+    let deadline = Instant::now() + DURABLE_WITHIN;
+    let mut revoked = carry_out_here(scopes, is_for_all, memories, targets, deadline);
+    wait_written(scopes, deadline, &mut revoked);
     revoked
 }
 
-/// Revokes in this node, and queues the revocations for the logs.
+/// Revokes in this node, and queues the revocations for the logs. Waits for the node's folders until the deadline.
 pub(crate) fn carry_out_here<T: TemplateCodec>(
     scopes: &[Arc<Scope<T>>],
     is_for_all: bool,
     memories: &[Option<PathBuf>],
     targets: &[Target],
+    deadline: Instant,
 ) -> Revoked {
-    let mut revoked = Revoked::default();
     let journals: Vec<&Journal<T>> = scopes.iter().filter_map(|scope| scope.attached()).collect();
     let mut all: Vec<Arc<NodeMemory>> = Vec::new();
     let used = journals.iter().map(|journal| Arc::clone(&journal.0.memory));
@@ -280,54 +283,98 @@ pub(crate) fn carry_out_here<T: TemplateCodec>(
             all.push(memory);
         }
     }
-    for memory in &all {
-        let mut here = Vec::new();
-        for journal in journals
-            .iter()
-            .filter(|journal| Arc::ptr_eq(&journal.0.memory, memory))
-        {
-            let is_new = |(other, _): &(Arc<_>, u64)| !Arc::ptr_eq(other, &journal.0.remembered);
-            if here.iter().all(is_new) {
-                here.push((Arc::clone(&journal.0.remembered), journal.0.keep_ms()));
-            }
-        }
-        let (made, written) = memory.revoke(&here, is_for_all, targets);
+    let made: Vec<_> = (all.iter())
+        .map(|memory| Queued {
+            journals: &journals,
+            made: make(memory, &journals, is_for_all, targets),
+        })
+        .collect();
+    let mut revoked = Revoked {
+        dropped: drop_sessions(scopes, targets),
+        ..Revoked::default()
+    };
+    for (memory, queued) in all.iter().zip(&made) {
+        let written = memory.store(&queued.made, deadline);
         memory.keep_unsaved();
-        if let (Err(error), [], Some(folder)) = (&written, &made[..], memory.folder()) {
+        if let (Err(error), [], Some(folder)) = (&written, &queued.made.scopes[..], memory.folder())
+        {
             let name = format!("node folder {}", folder.display());
             revoked.pending.insert(name, error.clone());
         }
-        for made in made {
+        for made in &queued.made.scopes {
             let name = made.scope.name.to_string();
             if let Err(error) = &written {
                 revoked.pending.insert(name.clone(), error.clone());
             }
-            let open: Vec<_> = (journals.iter())
-                .filter(|journal| Arc::ptr_eq(&journal.0.remembered, &made.scope))
-                .collect();
-            for journal in &open {
-                let keep_ms = journal.0.keep_ms();
-                let records =
-                    made.ids
-                        .iter()
-                        .zip(targets)
-                        .map(|(id, target)| ControlRecord::Revocation {
-                            id: *id,
-                            keep_ms,
-                            target: target.clone(),
-                            is_remembered: true,
-                        });
-                journal.0.queue.push_records(records);
-            }
+            let is_open = of_scope(&journals, &made.scope).next().is_some();
             let is_durable = memory.folder().is_some() && made.scope.has_own_log();
-            if open.is_empty() && !is_durable {
+            if !is_open && !is_durable {
                 let why = "no listener of this scope is open; its log is written when one opens";
                 revoked.pending.entry(name).or_insert(why.into());
             }
         }
     }
-    revoked.dropped = drop_sessions(scopes, targets);
+    drop(made);
+    // A session whose handshake ended just before the revocation may have been stored since.
+    revoked.dropped += drop_sessions(scopes, targets);
     revoked
+}
+
+/// Revocations that wait in queues. When this is dropped, they are in the node's folder or cannot be, and the writers
+/// may take them.
+struct Queued<'a, T: TemplateCodec> {
+    journals: &'a [&'a Journal<T>],
+    made: Made,
+}
+
+impl<T: TemplateCodec> Drop for Queued<'_, T> {
+    fn drop(&mut self) {
+        for made in &self.made.scopes {
+            for journal in of_scope(self.journals, &made.scope) {
+                journal.0.queue.note_stored(&made.ids);
+            }
+        }
+    }
+}
+
+/// The journals of a scope.
+fn of_scope<'a, T: TemplateCodec>(
+    journals: &'a [&'a Journal<T>],
+    scope: &'a Arc<ScopeMemory>,
+) -> impl Iterator<Item = &'a Journal<T>> {
+    let is_of = |journal: &&Journal<T>| Arc::ptr_eq(&journal.0.remembered, scope);
+    journals.iter().copied().filter(is_of)
+}
+
+/// Makes revocations in the open scopes with this memory, and queues them.
+fn make<T: TemplateCodec>(
+    memory: &Arc<NodeMemory>,
+    journals: &[&Journal<T>],
+    is_for_all: bool,
+    targets: &[Target],
+) -> Made {
+    let mut open: Vec<(Arc<ScopeMemory>, u64)> = Vec::new();
+    for Journal(journal) in journals {
+        let is_of = Arc::ptr_eq(&journal.memory, memory);
+        let is_same = |(other, _): &(Arc<_>, u64)| Arc::ptr_eq(other, &journal.remembered);
+        if is_of && !open.iter().any(is_same) {
+            open.push((Arc::clone(&journal.remembered), journal.keep_ms()));
+        }
+    }
+    memory.make(&open, is_for_all, targets, |made: &MadeIn| {
+        for Journal(journal) in of_scope(journals, &made.scope) {
+            let keep_ms = journal.keep_ms();
+            let record = |(id, target): (&RevocationId, &Target)| ControlRecord::Revocation {
+                id: *id,
+                keep_ms,
+                target: target.clone(),
+                in_folder: InFolder::Soon,
+            };
+            journal
+                .queue
+                .push_records(made.ids.iter().zip(targets).map(record));
+        }
+    })
 }
 
 /// Drops the sessions that these scopes have now. Neither a journal nor this node's memory takes note of it.
@@ -349,12 +396,17 @@ pub(crate) fn wait_written<T: TemplateCodec>(
         .iter()
         .filter_map(|scope| scope.attached::<Journal<T>>());
     for journal in journals {
-        if !journal.0.queue.wait_written(deadline) {
-            let why = match journal.0.status.health() {
-                (Some(Err(error)), ..) => error,
-                _ => "the log has not answered within two seconds".into(),
-            };
-            revoked.pending.insert(journal.0.name.to_string(), why);
+        let why = match (
+            journal.0.queue.wait_written(deadline),
+            journal.0.status.health(),
+        ) {
+            (true, _) => journal.0.why_unread(),
+            (false, (Some(Err(error)), ..)) => Some(error),
+            (false, _) => Some("the log has not answered within two seconds".into()),
+        };
+        if let Some(why) = why {
+            let name = journal.0.name.to_string();
+            revoked.pending.entry(name).or_insert(why);
         }
     }
 }

@@ -3,6 +3,7 @@
 
 mod backoff;
 mod clock;
+mod folder_thread;
 mod follow;
 #[cfg(any(test, fuzzing))]
 pub mod hostile;

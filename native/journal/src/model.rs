@@ -53,7 +53,15 @@ const BEGIN_S: i64 = 1_767_225_600;
 /// The end of the last certificate, in seconds after the beginning.
 const CERTIFICATE_ENDS_AFTER_S: i64 = 50;
 const CERTIFICATES: u8 = 3;
-const KEYS: [&[&str]; 4] = [&[], &["a"], &["a", "b"], &["a", "b", "c"]];
+/// The contents of key files. The last one opens everything.
+const KEYS: [&[&str]; 6] = [
+    &[],
+    &["a"],
+    &["a", "b"],
+    &["b", "c"],
+    &["c"],
+    &["a", "b", "c"],
+];
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -459,9 +467,10 @@ impl Model {
             store(&node.scope).delete(SessionKey::Id(id));
         } else {
             let scopes = [Arc::clone(&node.scope)];
-            let mut revoked = carry_out_here(&scopes, false, &[], std::slice::from_ref(&target));
+            let (targets, now) = (std::slice::from_ref(&target), Instant::now());
+            let mut revoked = carry_out_here(&scopes, false, &[], targets, now);
             node.writer.work(&node.hub.journals());
-            wait_written(&scopes, Instant::now(), &mut revoked);
+            wait_written(&scopes, now, &mut revoked);
             is_promised = revoked.pending.is_empty();
         }
         let id = node.journal().0.remembered.revocations().last_made();

@@ -5,6 +5,7 @@
 //! long processes with this memory have run in all. So no wrong clock ends a revocation early.
 
 use crate::clock::now_ms;
+use crate::folder_thread::{Answer, FolderThread, Progress, PATIENCE};
 use crate::record::{LogIdentity, Statement};
 use crate::revocations::{Knowledge, RevocationId, Revocations};
 use crate::target::Target;
@@ -14,8 +15,10 @@ use parking_lot::{Mutex, MutexGuard, RwLock};
 use rekindle_log::sealed_file::{SealedFile, MAX_BLOCK_BYTES};
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, Ordering::Relaxed};
+use std::ptr;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 const FILE: &str = "revocations";
 
@@ -39,16 +42,33 @@ const ENTRY_BYTES: u64 = 72;
 static MEMORIES: Lazy<Mutex<HashMap<PathBuf, Weak<NodeMemory>>>> = Lazy::new(Mutex::default);
 static WITHOUT_FOLDER: Lazy<Arc<NodeMemory>> = Lazy::new(|| Arc::new(NodeMemory::new(None)));
 
+/// For each folder, a lock that its thread holds until it ends. So the thread of another memory with the same folder waits
+/// until the last one has written everything.
+static IN_USE: Lazy<Mutex<HashMap<PathBuf, Arc<Mutex<()>>>>> = Lazy::new(Mutex::default);
+
 /// The memories whose files lack something. They stay, even without an open listener, until it is written.
 static UNSAVED: Lazy<Mutex<Vec<Arc<NodeMemory>>>> = Lazy::new(Mutex::default);
 
 /// A node's memory.
 ///
-/// Locks are taken in this order: the file's, that of the scopes, a scope's own. Only the first is held during waits
-/// for a disk.
+/// What is in memory changes at once. What the folder needs of it is written by a thread, in the same order, and callers
+/// wait for that no longer than [`PATIENCE`].
 pub struct NodeMemory {
+    state: Arc<State>,
+    file: Place,
+}
+
+/// Who works on the file.
+enum Place {
+    /// The caller: there is no folder, or no thread.
+    Here(Mutex<File>),
+    Thread(FolderThread<File>),
+}
+
+/// What is in memory. Locks are taken in this order: that of the scopes, a scope's own. None is held during waits for a
+/// disk.
+struct State {
     folder: Option<PathBuf>,
-    file: Mutex<File>,
     scopes: Mutex<Scopes>,
     /// Why the file cannot be opened, or why the last append failed.
     error: Mutex<Option<String>>,
@@ -56,10 +76,14 @@ pub struct NodeMemory {
     is_unsaved: AtomicBool,
     /// Running time when the process's clock was at zero.
     running_offset_ms: AtomicI64,
+    /// Bytes of the file.
+    bytes: AtomicU64,
 }
 
+/// The file in the folder.
 #[derive(Default)]
 struct File {
+    progress: Arc<Progress>,
     sealed: Option<SealedFile>,
     /// The running time up to which the file has it.
     noted_ms: u64,
@@ -72,6 +96,8 @@ struct Scopes {
     by_name: HashMap<Arc<str>, Arc<ScopeMemory>>,
     /// Revocations for scopes that this node has not seen yet, with their expiry, if no other scope has them.
     later: HashMap<Target, u64>,
+    /// Whether the file was loaded, so that `by_name` has all scopes that it names.
+    is_loaded: bool,
 }
 
 /// A node's memory of a scope.
@@ -82,22 +108,24 @@ pub struct ScopeMemory {
     /// A copy of what `revocations` know, for callers that must not wait for a long change.
     knowledge: RwLock<Arc<Knowledge>>,
     log: Mutex<Option<KnownLog>>,
-    /// A [`Stage`]. That the file has a number for the scope, or revocations, does not mean that it was prepared.
-    stage: AtomicU8,
+    /// How far the scope has come. That the file has a number for it, or revocations, does not mean that it was prepared.
+    stage: Mutex<Stage>,
 }
 
 /// How far a scope has come on this node, now or before.
-#[derive(Clone, Copy)]
-#[repr(u8)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Stage {
     New,
     /// It has got the revocations that were made for all scopes before.
     Prepared,
+    /// Its log was new. So the node knows all revocations, unless another log comes back in the place of this one.
+    Began(LogIdentity),
     /// Its log was read, and had everything or another node confirmed it. So the node knows all revocations.
     Complete,
 }
 
 /// Which log a scope has.
+#[derive(Clone)]
 pub struct KnownLog {
     /// Where it is.
     pub location: String,
@@ -107,12 +135,23 @@ pub struct KnownLog {
     pub identity: LogIdentity,
 }
 
-/// The revocations that were made for one scope.
+/// Revocations that were made and that the folder does not have yet.
 pub struct Made {
+    /// Those of each scope.
+    pub scopes: Vec<MadeIn>,
+    targets: Arc<[Target]>,
+    /// How long the last ones are kept for scopes that open later.
+    later: Option<(u64, Vec<Target>)>,
+}
+
+/// The revocations that were made for one scope.
+#[derive(Clone)]
+pub struct MadeIn {
     /// The scope.
     pub scope: Arc<ScopeMemory>,
     /// One revocation per target, in the order of the targets.
     pub ids: Vec<RevocationId>,
+    keep_ms: u64,
 }
 
 enum Entry<'a> {
@@ -122,7 +161,7 @@ enum Entry<'a> {
     Log(u32, &'a KnownLog),
     Elapsed(u64),
     Later(u64, &'a Target),
-    Stage(u32, u8),
+    Stage(u32, Stage),
 }
 
 impl NodeMemory {
@@ -136,35 +175,64 @@ impl NodeMemory {
         if let Some(memory) = memories.get(folder).and_then(Weak::upgrade) {
             return memory;
         }
-        let memory = Arc::new(NodeMemory::new(Some(folder.into())));
+        let memory = Arc::new(NodeMemory::with_thread(folder));
         memories.insert(folder.into(), Arc::downgrade(&memory));
         memory
     }
 
+    /// A memory whose callers do the work in the folder.
     pub(crate) fn new(folder: Option<PathBuf>) -> NodeMemory {
         NodeMemory {
-            folder,
-            file: Mutex::default(),
-            scopes: Mutex::default(),
-            error: Mutex::default(),
-            is_unsaved: AtomicBool::new(false),
-            running_offset_ms: AtomicI64::new(-(now_ms() as i64)),
+            state: Arc::new(State::new(folder)),
+            file: Place::Here(Mutex::default()),
+        }
+    }
+
+    fn with_thread(folder: &Path) -> NodeMemory {
+        let in_use = Arc::clone(IN_USE.lock().entry(folder.into()).or_default());
+        let state = Arc::new(State::new(Some(folder.into())));
+        let end = {
+            let state = Arc::clone(&state);
+            move |mut file| state.note_elapsed(&mut file)
+        };
+        let make = |progress| File {
+            progress,
+            ..File::default()
+        };
+        match FolderThread::start(in_use, make, end) {
+            Ok(thread) => NodeMemory {
+                state,
+                file: Place::Thread(thread),
+            },
+            // It works without, but callers wait for the disk.
+            Err(_) => NodeMemory::new(Some(folder.into())),
         }
     }
 
     /// The folder.
     pub fn folder(&self) -> Option<&Path> {
-        self.folder.as_deref()
+        self.state.folder.as_deref()
     }
 
-    /// Why the file could not be opened, or could not be written the last time.
+    /// Why the folder does not answer, or why its file could not be opened, or not be written the last time.
     pub fn error(&self) -> Option<String> {
-        self.error.lock().clone()
+        match &self.file {
+            Place::Thread(thread) if thread.is_stuck() => Some(self.no_answer()),
+            _ => self.state.error.lock().clone(),
+        }
+    }
+
+    fn no_answer(&self) -> String {
+        let folder = self.folder().unwrap_or(Path::new("")).display();
+        format!(
+            "{folder} does not answer within {} seconds",
+            PATIENCE.as_secs()
+        )
     }
 
     /// Whether the folder lacks something because it could not be written.
     pub fn is_unsaved(&self) -> bool {
-        self.is_unsaved.load(Relaxed)
+        self.state.is_unsaved.load(Relaxed)
     }
 
     /// Keeps the memory until its folder has everything, even if no listener uses it.
@@ -176,49 +244,279 @@ impl NodeMemory {
         }
     }
 
-    fn note_saved(&self) {
-        self.is_unsaved.store(false, Relaxed);
-        // This never drops the memory: the caller has it as well.
-        UNSAVED
-            .lock()
-            .retain(|other| !std::ptr::eq(Arc::as_ptr(other), self));
+    /// Does this with the file, and waits for the result as long as the folder answers, but not past the deadline.
+    fn with_file<R: Send + 'static>(
+        &self,
+        deadline: Option<Instant>,
+        work: impl FnOnce(&State, &mut File) -> Result<R, String> + Send + 'static,
+    ) -> Result<R, String> {
+        let thread = match &self.file {
+            Place::Here(file) => return work(&self.state, &mut file.lock()),
+            Place::Thread(thread) => thread,
+        };
+        let state = Arc::clone(&self.state);
+        match thread.call(deadline, move |file| work(&state, file)) {
+            Answer::Done(result) => result,
+            Answer::Late => Err(self.no_answer()),
+            Answer::Refused => {
+                self.state.is_unsaved.store(true, Relaxed);
+                Err(self.no_answer())
+            }
+        }
+    }
+
+    /// The folder hangs as long as the result lives.
+    #[cfg(test)]
+    pub fn hang(&self) -> impl Sized {
+        let (held, hanging) = std::sync::mpsc::channel::<()>();
+        let hang = move |_: &State, _: &mut File| {
+            let _ = hanging.recv();
+            Ok(())
+        };
+        let answered = self.with_file(Some(Instant::now()), hang);
+        assert!(answered.is_err(), "it has a thread");
+        held
+    }
+
+    /// Appends entries about a scope, which begin with its number in the file.
+    fn append_about(
+        &self,
+        scope: &ScopeMemory,
+        is_synced: bool,
+        entries: impl FnOnce(u32, &mut Vec<u8>) + Send + 'static,
+    ) {
+        let name = Arc::clone(&scope.name);
+        // `error` has the reason if it fails.
+        let _ = self.with_file(Some(Instant::now() + PATIENCE), move |state, file| {
+            let mut bytes = Vec::new();
+            let number = file.number(&name, &mut bytes);
+            entries(number, &mut bytes);
+            state.append(file, &bytes, is_synced)
+        });
     }
 
     /// Bytes of the file.
     pub fn bytes(&self) -> u64 {
-        self.file
-            .lock()
-            .sealed
-            .as_ref()
-            .map_or(0, SealedFile::bytes)
+        self.state.bytes.load(Relaxed)
     }
 
     /// Running time, in milliseconds. Never waits.
     pub fn running_ms(&self) -> u64 {
-        now_ms().saturating_add_signed(self.running_offset_ms.load(Relaxed))
+        self.state.running_ms()
     }
 
     /// The memory of a scope. Never waits for a disk: [`prepare`](Self::prepare) loads what is remembered.
     pub fn scope(&self, name: &str) -> Arc<ScopeMemory> {
-        let mut scopes = self.scopes.lock();
+        let mut scopes = self.state.scopes.lock();
         Arc::clone(scopes.get(name))
     }
 
     /// Loads what is remembered, before the scope's log is read. A scope that is new to this node gets the revocations
     /// that were made for all scopes. Returns whether anything of the scope itself was remembered.
-    pub fn prepare(&self, scope: &ScopeMemory) -> Result<bool, String> {
-        let mut file = self.load()?;
-        let was_known = scope.is_complete() || !scope.knowledge().is_empty();
-        if !scope.reach(Stage::Prepared) {
-            return Ok(was_known);
+    pub fn prepare(&self, scope: &Arc<ScopeMemory>) -> Result<bool, String> {
+        let scope = Arc::clone(scope);
+        self.with_file(None, move |state, file| {
+            state.load(file)?;
+            let was_known = scope.stage() > Stage::Prepared || !scope.knowledge().is_empty();
+            if scope.reach(Stage::Prepared) {
+                // If this cannot be written, nothing is lost: they also stay for later scopes.
+                let _ = state.prepare(file, &scope);
+            }
+            Ok(was_known)
+        })
+    }
+
+    /// Remembers that the scope's log was read, and that no revocation was missing.
+    pub fn note_complete(&self, scope: &ScopeMemory) {
+        self.note_stage(scope, Stage::Complete);
+    }
+
+    /// Remembers that the scope's log was new.
+    pub fn note_began(&self, scope: &ScopeMemory, log: LogIdentity) {
+        self.note_stage(scope, Stage::Began(log));
+    }
+
+    fn note_stage(&self, scope: &ScopeMemory, stage: Stage) {
+        if scope.reach(stage) {
+            self.append_about(scope, true, move |number, bytes| {
+                Entry::Stage(number, stage).encode(bytes);
+            });
         }
+    }
+
+    /// Makes one revocation per target in each of these scopes, which keep them for the given time. With `is_for_all`,
+    /// also in the scopes that this node knows and that are not open now, and for scopes that it does not know yet. Each
+    /// scope's are given to `queue` before anybody can read that they are known. The caller then has to
+    /// [`store`](Self::store) them.
+    pub fn make(
+        &self,
+        open: &[(Arc<ScopeMemory>, u64)],
+        is_for_all: bool,
+        targets: &[Target],
+        mut queue: impl FnMut(&MadeIn),
+    ) -> Made {
+        let mut meant = open.to_vec();
+        let mut later = None;
+        if is_for_all {
+            let longest_ms = open.iter().map(|(_, keep_ms)| *keep_ms).max();
+            let keep_ms = longest_ms.unwrap_or(KEEP_FOR_LATER_MS);
+            let mut scopes = self.state.scopes.lock();
+            let is_open = |name: &Arc<str>| open.iter().any(|(scope, _)| scope.name == *name);
+            let closed = scopes.by_name.iter().filter(|(name, _)| !is_open(name));
+            meant.extend(closed.map(|(_, scope)| (Arc::clone(scope), keep_ms)));
+            // The file may name more scopes. They get them once it is loaded.
+            let may_have_more = self.folder().is_some() && !scopes.is_loaded;
+            let is_for_later = meant.is_empty() || may_have_more;
+            let is_kept = |target: &&Target| is_for_later || **target == Target::All;
+            let kept: Vec<Target> = targets.iter().filter(is_kept).cloned().collect();
+            let expires_ms = self.running_ms().saturating_add(keep_ms);
+            let with_expiry = kept.iter().map(|target| (target.clone(), expires_ms));
+            scopes.later.extend(with_expiry);
+            later = Some((keep_ms, kept));
+        }
+        let make_in = |(scope, keep_ms): (Arc<ScopeMemory>, u64)| {
+            scope.change(|revocations| {
+                // The file may be loaded at the same time, and changes the running time before it postpones expiries.
+                let expires_ms = self.running_ms().saturating_add(keep_ms);
+                let make = |target| revocations.make(target, expires_ms);
+                let made = MadeIn {
+                    scope: Arc::clone(&scope),
+                    ids: targets.iter().map(make).collect(),
+                    keep_ms,
+                };
+                queue(&made);
+                made
+            })
+        };
+        Made {
+            scopes: meant.into_iter().map(make_in).collect(),
+            targets: targets.into(),
+            later,
+        }
+    }
+
+    /// Writes revocations to the folder, and waits for that until the deadline. The error says why they would not
+    /// outlive this process.
+    pub fn store(&self, made: &Made, deadline: Instant) -> Result<(), String> {
+        let targets = Arc::clone(&made.targets);
+        let (scopes, later) = (made.scopes.clone(), made.later.clone());
+        self.with_file(Some(deadline), move |state, file| {
+            let loaded = state.load(file);
+            let mut bytes = Vec::new();
+            if let Some((keep_ms, kept)) = later {
+                for target in &kept {
+                    Entry::Later(keep_ms, target).encode(&mut bytes);
+                }
+            }
+            for made in scopes {
+                let number = file.number(&made.scope.name, &mut bytes);
+                for (id, target) in made.ids.iter().zip(&*targets) {
+                    Entry::Revocation(number, *id, made.keep_ms, target).encode(&mut bytes);
+                }
+            }
+            let written = state.append(file, &bytes, true);
+            loaded.and(written)
+        })
+    }
+
+    /// Stores revocations that the scope's memory already has, for this long.
+    pub fn note(&self, scope: &ScopeMemory, new: Vec<(RevocationId, Target)>, keep_ms: u64) {
+        self.append_about(scope, true, move |number, bytes| {
+            for (id, target) in &new {
+                Entry::Revocation(number, *id, keep_ms, target).encode(bytes);
+            }
+        });
+    }
+
+    /// Stores which revocations of a scope have expired, were replaced, or were given up.
+    pub fn note_knowledge(&self, scope: &ScopeMemory, knowledge: &Knowledge) {
+        let knowledge = knowledge.clone();
+        self.append_about(scope, false, move |number, bytes| {
+            Entry::Statement(number, &knowledge).encode(bytes);
+        });
+    }
+
+    /// The identity of the scope's log, if the log is at this location.
+    pub fn log_identity(&self, scope: &ScopeMemory, location: &str) -> Option<LogIdentity> {
+        let log = scope.log.lock();
+        let log = log.as_ref().filter(|log| log.location == location);
+        log.map(|log| log.identity)
+    }
+
+    /// Remembers the scope's log.
+    pub fn note_log(&self, scope: &ScopeMemory, log: KnownLog) {
+        *scope.log.lock() = Some(log.clone());
+        self.append_about(scope, true, move |number, bytes| {
+            Entry::Log(number, &log).encode(bytes);
+        });
+    }
+
+    /// Drops expired revocations, notes the running time, and compacts the file if much of it is no longer needed. To
+    /// be called from time to time. Never waits for a disk. Returns the scopes whose revocations have changed.
+    pub fn tidy(&self) -> Vec<Arc<str>> {
+        let now_ms = self.running_ms();
+        let mut scopes = self.state.scopes.lock();
+        scopes.later.retain(|_, expires_ms| *expires_ms > now_ms);
+        let known: Vec<_> = scopes.by_name.values().cloned().collect();
+        let mut live = scopes.later.len() as u64;
+        drop(scopes);
+        let mut changed = Vec::new();
+        for scope in known {
+            if scope.change(|revocations| revocations.expire(now_ms)) {
+                changed.push(Arc::clone(&scope.name));
+            }
+            live += scope.revocations().len() as u64;
+        }
+        match &self.file {
+            Place::Here(file) => self.state.tidy(&mut file.lock(), live),
+            Place::Thread(thread) => {
+                let state = Arc::clone(&self.state);
+                thread.submit(move |file| state.tidy(file, live));
+            }
+        }
+        changed
+    }
+}
+
+impl Drop for NodeMemory {
+    fn drop(&mut self) {
+        if let Place::Here(file) = &mut self.file {
+            self.state.note_elapsed(file.get_mut());
+        }
+    }
+}
+
+impl State {
+    fn new(folder: Option<PathBuf>) -> State {
+        State {
+            folder,
+            scopes: Mutex::default(),
+            error: Mutex::default(),
+            is_unsaved: AtomicBool::new(false),
+            running_offset_ms: AtomicI64::new(-(now_ms() as i64)),
+            bytes: AtomicU64::new(0),
+        }
+    }
+
+    fn running_ms(&self) -> u64 {
+        now_ms().saturating_add_signed(self.running_offset_ms.load(Relaxed))
+    }
+
+    fn note_saved(&self) {
+        self.is_unsaved.store(false, Relaxed);
+        let is_other = |memory: &Arc<NodeMemory>| !ptr::eq(&*memory.state, self);
+        UNSAVED.lock().retain(is_other);
+    }
+
+    /// Gives a new scope the revocations that were made for all scopes.
+    fn prepare(&self, file: &mut File, scope: &ScopeMemory) -> Result<(), String> {
         let scopes = self.scopes.lock();
         let mut targets = scopes.later.clone();
-        for other in scopes
+        let others = scopes
             .by_name
             .values()
-            .filter(|other| other.name != scope.name)
-        {
+            .filter(|other| other.name != scope.name);
+        for other in others {
             // A flush of one scope does not concern the others.
             other.revocations().for_each(|_, target, expires_ms| {
                 if target != Target::All {
@@ -238,208 +536,71 @@ impl NodeMemory {
             }
         });
         // It comes last, because a crash may cut off the rest.
-        Entry::Stage(number, Stage::Prepared as u8).encode(&mut bytes);
-        // If this fails, nothing is lost: they also stay for later scopes.
-        let _ = self.append(&mut file, &bytes, true);
-        Ok(was_known)
+        Entry::Stage(number, Stage::Prepared).encode(&mut bytes);
+        self.append(file, &bytes, true)
     }
 
-    /// Remembers that the scope's log was read, and that no revocation was missing.
-    pub fn note_complete(&self, scope: &ScopeMemory) {
-        if scope.is_complete() {
-            return;
-        }
-        let mut file = self.file.lock();
-        scope.reach(Stage::Complete);
-        let mut bytes = Vec::new();
-        let number = file.number(&scope.name, &mut bytes);
-        Entry::Stage(number, Stage::Complete as u8).encode(&mut bytes);
-        let _ = self.append(&mut file, &bytes, true);
-    }
-
-    /// Makes one revocation per target in each of these scopes, which keep them for the given time. With `is_for_all`,
-    /// also in the scopes that this node knows and that are not open now, and for scopes that it does not know yet. The
-    /// error says why the revocations would not outlive this process.
-    pub fn revoke(
-        &self,
-        open: &[(Arc<ScopeMemory>, u64)],
-        is_for_all: bool,
-        targets: &[Target],
-    ) -> (Vec<Made>, Result<(), String>) {
-        let (mut file, loaded) = match self.load() {
-            Ok(file) => (file, Ok(())),
-            Err(error) => (self.file.lock(), Err(error)),
-        };
-        let now_ms = self.running_ms();
-        let mut meant = open.to_vec();
-        let mut bytes = Vec::new();
-        if is_for_all {
-            let longest_ms = open.iter().map(|(_, keep_ms)| *keep_ms).max();
-            let keep_ms = longest_ms.unwrap_or(KEEP_FOR_LATER_MS);
-            let mut scopes = self.scopes.lock();
-            let is_open = |name: &Arc<str>| open.iter().any(|(scope, _)| scope.name == *name);
-            let closed = scopes.by_name.iter().filter(|(name, _)| !is_open(name));
-            meant.extend(closed.map(|(_, scope)| (Arc::clone(scope), keep_ms)));
-            let is_nowhere_else = meant.is_empty();
-            // The file may name more scopes. They get them once it is loaded.
-            let is_for_later = is_nowhere_else || loaded.is_err();
-            let is_kept = |target: &&Target| is_for_later || **target == Target::All;
-            for target in targets.iter().filter(is_kept) {
-                let expires_ms = now_ms.saturating_add(keep_ms);
-                scopes.later.insert(target.clone(), expires_ms);
-                Entry::Later(keep_ms, target).encode(&mut bytes);
-            }
-        }
-        let mut made = Vec::new();
-        for (scope, keep_ms) in meant {
-            let number = file.number(&scope.name, &mut bytes);
-            let ids = scope.change(|revocations| {
-                let make = |target| revocations.make(target, now_ms.saturating_add(keep_ms));
-                targets.iter().map(make).collect::<Vec<_>>()
-            });
-            for (id, target) in ids.iter().zip(targets) {
-                Entry::Revocation(number, *id, keep_ms, target).encode(&mut bytes);
-            }
-            made.push(Made { scope, ids });
-        }
-        let written = self.append(&mut file, &bytes, true);
-        (made, loaded.and(written))
-    }
-
-    /// Stores revocations that the scope's memory already has, for this long.
-    pub fn note(&self, scope: &ScopeMemory, new: &[(RevocationId, Target)], keep_ms: u64) {
-        let mut file = self.file.lock();
-        let mut bytes = Vec::new();
-        let number = file.number(&scope.name, &mut bytes);
-        for (id, target) in new {
-            Entry::Revocation(number, *id, keep_ms, target).encode(&mut bytes);
-        }
-        let _ = self.append(&mut file, &bytes, true);
-    }
-
-    /// Stores which revocations of a scope have expired, were replaced, or were given up.
-    pub fn note_knowledge(&self, scope: &ScopeMemory, knowledge: &Knowledge) {
-        let mut file = self.file.lock();
-        let mut bytes = Vec::new();
-        let number = file.number(&scope.name, &mut bytes);
-        Entry::Statement(number, knowledge).encode(&mut bytes);
-        let _ = self.append(&mut file, &bytes, false);
-    }
-
-    /// The identity of the scope's log, if the log is at this location.
-    pub fn log_identity(&self, scope: &ScopeMemory, location: &str) -> Option<LogIdentity> {
-        let log = scope.log.lock();
-        let log = log.as_ref().filter(|log| log.location == location);
-        log.map(|log| log.identity)
-    }
-
-    /// Remembers the scope's log.
-    pub fn note_log(&self, scope: &ScopeMemory, log: KnownLog) {
-        let mut file = self.file.lock();
-        let mut bytes = Vec::new();
-        let number = file.number(&scope.name, &mut bytes);
-        Entry::Log(number, &log).encode(&mut bytes);
-        *scope.log.lock() = Some(log);
-        let _ = self.append(&mut file, &bytes, true);
-    }
-
-    /// Drops expired revocations, notes the running time, and compacts the file if much of it is no longer needed. To
-    /// be called from time to time. Returns the scopes whose revocations have changed.
-    pub fn tidy(&self) -> Vec<Arc<str>> {
-        let mut file = self.file.lock();
-        let now_ms = self.running_ms();
-        let mut scopes = self.scopes.lock();
-        scopes.later.retain(|_, expires_ms| *expires_ms > now_ms);
-        let known: Vec<_> = scopes.by_name.values().cloned().collect();
-        let mut live = scopes.later.len() as u64;
-        drop(scopes);
-        let mut changed = Vec::new();
-        for scope in known {
-            if scope.change(|revocations| revocations.expire(now_ms)) {
-                changed.push(Arc::clone(&scope.name));
-            }
-            live += scope.revocations().len() as u64;
-        }
-        if now_ms >= file.noted_ms + ELAPSED_STEP_MS {
-            self.note_elapsed(&mut file);
-        }
-        if self.is_unsaved() {
-            let _ = self.compact(&mut file);
-        }
-        let limit_bytes = COMPACT_FROM_BYTES.max(2 * live * ENTRY_BYTES);
-        if file
-            .sealed
-            .as_ref()
-            .is_some_and(|sealed| sealed.bytes() > limit_bytes)
-        {
-            let _ = self.compact(&mut file);
-        }
-        changed
-    }
-
-    fn load(&self) -> Result<MutexGuard<'_, File>, String> {
-        let mut file = self.file.lock();
+    /// Loads the file, unless it is loaded.
+    fn load(&self, file: &mut File) -> Result<(), String> {
         let Some(folder) = self.folder.as_ref().filter(|_| file.sealed.is_none()) else {
-            return Ok(file);
+            return Ok(());
         };
         // Times in the file count from the file's beginning.
-        let mut elapsed_ms = 0;
-        let mut names: HashMap<u32, Arc<str>> = HashMap::new();
+        let mut loading = Loading::default();
         let mut odd = None;
-        let scopes = self.scopes.lock();
-        let was_used = scopes.is_used();
-        let later = scopes.later.clone();
-        let mut made: HashSet<(Arc<str>, Target)> = HashSet::new();
-        for scope in scopes.by_name.values().filter(|_| !later.is_empty()) {
-            let revocations = scope.revocations();
-            let own = revocations.own_origin();
-            revocations.for_each(|id, target, _| {
-                if id.origin == own {
-                    made.insert((Arc::clone(&scope.name), target));
-                }
-            });
-        }
-        drop(scopes);
         let opened = SealedFile::for_each_block(folder, FILE, |block| {
-            let loaded = self.load_block(&mut names, &mut elapsed_ms, block);
+            file.progress.note();
+            let loaded = self.load_block(&mut loading, block);
             odd = odd.take().or(loaded.err());
         });
-        match opened {
-            Ok(sealed) => {
-                file.sealed = Some(sealed);
-                *self.error.lock() = odd.map(|what| format!("{}: {what}", folder.display()));
-                // Revocations that were made before the file was loaded were to last from then on.
-                let mut scopes = self.scopes.lock();
-                self.running_offset_ms.fetch_add(elapsed_ms as i64, Relaxed);
-                for scope in scopes.by_name.values() {
-                    scope.change(|revocations| revocations.put_off_own(elapsed_ms));
-                }
-                let of_file: HashSet<_> = names.into_values().collect();
-                for (target, expires_ms) in later {
-                    let expires_ms = expires_ms.saturating_add(elapsed_ms);
-                    for name in &of_file {
-                        // Scopes that were known when it was made have it.
-                        if !made.contains(&(Arc::clone(name), target.clone())) {
-                            let scope = scopes.get(name);
-                            scope.change(|revocations| revocations.make(&target, expires_ms));
-                        }
+        let sealed = opened.map_err(|error| {
+            *self.error.lock() = Some(error.0.clone());
+            error.0
+        })?;
+        self.bytes.store(sealed.bytes(), Relaxed);
+        file.sealed = Some(sealed);
+        *self.error.lock() = odd.map(|what| format!("{}: {what}", folder.display()));
+        // Revocations that were made before the file was loaded were to last from then on.
+        let elapsed_ms = loading.elapsed_ms;
+        let mut scopes = self.scopes.lock();
+        self.running_offset_ms.fetch_add(elapsed_ms as i64, Relaxed);
+        let mut was_used = !scopes.later.is_empty();
+        let mut made: HashSet<(Arc<str>, Target)> = HashSet::new();
+        for scope in scopes.by_name.values() {
+            scope.change(|revocations| revocations.put_off_own(elapsed_ms));
+            let revocations = scope.revocations();
+            was_used |= revocations.has_own();
+            if !scopes.later.is_empty() {
+                let own = revocations.own_origin();
+                revocations.for_each(|id, target, _| {
+                    if id.origin == own {
+                        made.insert((Arc::clone(&scope.name), target));
                     }
-                    let known_ms = scopes.later.entry(target).or_default();
-                    *known_ms = expires_ms.max(*known_ms);
-                }
-                drop(scopes);
-                file.noted_ms = elapsed_ms;
-                if was_used || self.is_unsaved() {
-                    // Revocations that were made in the meantime are not in the file yet.
-                    let _ = self.compact(&mut file);
-                }
-                Ok(file)
-            }
-            Err(error) => {
-                *self.error.lock() = Some(error.0.clone());
-                Err(error.0)
+                });
             }
         }
+        let of_file: HashSet<_> = loading.names.into_values().collect();
+        let later = std::mem::replace(&mut scopes.later, loading.later);
+        for (target, expires_ms) in later {
+            let expires_ms = expires_ms.saturating_add(elapsed_ms);
+            for name in &of_file {
+                // Scopes that were known when it was made have it.
+                if !made.contains(&(Arc::clone(name), target.clone())) {
+                    let scope = scopes.get(name);
+                    scope.change(|revocations| revocations.make(&target, expires_ms));
+                }
+            }
+            let known_ms = scopes.later.entry(target).or_default();
+            *known_ms = expires_ms.max(*known_ms);
+        }
+        scopes.is_loaded = true;
+        drop(scopes);
+        file.noted_ms = elapsed_ms;
+        if was_used || self.is_unsaved.load(Relaxed) {
+            // Revocations that were made in the meantime are not in the file yet.
+            let _ = self.compact(file);
+        }
+        Ok(())
     }
 
     fn append(&self, file: &mut File, entries: &[u8], is_synced: bool) -> Result<(), String> {
@@ -447,7 +608,7 @@ impl NodeMemory {
             if self.folder.is_some() && !entries.is_empty() {
                 self.is_unsaved.store(true, Relaxed);
             }
-            return self.error().map_or(Ok(()), Err);
+            return self.error.lock().clone().map_or(Ok(()), Err);
         };
         // Times in entries count from the running time in the file.
         let now_ms = self.running_ms();
@@ -464,8 +625,9 @@ impl NodeMemory {
                 file.noted_ms = now_ms;
             }
         }
+        self.bytes.store(sealed.bytes(), Relaxed);
         let appended = appended.map_err(|error| error.0);
-        if appended.is_ok() && self.is_unsaved() {
+        if appended.is_ok() && self.is_unsaved.load(Relaxed) {
             // There may be room again for what is missing. Until it is there, `error` has the reason.
             let _ = self.compact(file);
             return appended;
@@ -479,8 +641,20 @@ impl NodeMemory {
     }
 
     fn note_elapsed(&self, file: &mut File) {
-        // `error` has the reason.
+        // `error` has the reason if it fails.
         let _ = self.append(file, &[], false);
+    }
+
+    /// Notes the running time, and writes the file anew if it lacks something or if much of it is no longer needed:
+    /// `live` is the number of revocations.
+    fn tidy(&self, file: &mut File, live: u64) {
+        if self.running_ms() >= file.noted_ms + ELAPSED_STEP_MS {
+            self.note_elapsed(file);
+        }
+        let limit_bytes = COMPACT_FROM_BYTES.max(2 * live * ENTRY_BYTES);
+        if self.is_unsaved.load(Relaxed) || self.bytes.load(Relaxed) > limit_bytes {
+            let _ = self.compact(file);
+        }
     }
 
     fn compact(&self, file: &mut File) -> Result<(), String> {
@@ -498,7 +672,7 @@ impl NodeMemory {
         };
         for scope in scopes.by_name.values() {
             let number = file.number(&scope.name, &mut block);
-            Entry::Stage(number, scope.stage.load(Relaxed)).encode(&mut block);
+            Entry::Stage(number, scope.stage()).encode(&mut block);
             if let Some(log) = &*scope.log.lock() {
                 Entry::Log(number, log).encode(&mut block);
             }
@@ -518,7 +692,10 @@ impl NodeMemory {
         let Some(sealed) = &mut file.sealed else {
             return Ok(());
         };
-        let rewritten = sealed.rewrite(blocks.into_iter()).map_err(|error| error.0);
+        let progress = &file.progress;
+        let blocks = blocks.into_iter().inspect(|_| progress.note());
+        let rewritten = sealed.rewrite(blocks).map_err(|error| error.0);
+        self.bytes.store(sealed.bytes(), Relaxed);
         *self.error.lock() = rewritten.clone().err();
         // Even after an error, the file may be the new one. If it is not, revocations only end a little later.
         file.noted_ms = now_ms;
@@ -529,12 +706,6 @@ impl NodeMemory {
             self.is_unsaved.store(true, Relaxed);
         }
         rewritten
-    }
-}
-
-impl Drop for NodeMemory {
-    fn drop(&mut self) {
-        self.note_elapsed(&mut self.file.lock());
     }
 }
 
@@ -560,11 +731,6 @@ impl Scopes {
         }
         &self.by_name[name]
     }
-
-    fn is_used(&self) -> bool {
-        let mut scopes = self.by_name.values();
-        !self.later.is_empty() || scopes.any(|scope| scope.revocations().len() > 0)
-    }
 }
 
 impl ScopeMemory {
@@ -577,18 +743,35 @@ impl ScopeMemory {
             revocations: Mutex::new(Revocations::new(origin)),
             knowledge: RwLock::default(),
             log: Mutex::default(),
-            stage: AtomicU8::new(Stage::New as u8),
+            stage: Mutex::new(Stage::New),
         }
+    }
+
+    fn stage(&self) -> Stage {
+        *self.stage.lock()
     }
 
     /// Returns whether the scope had not come that far.
     fn reach(&self, stage: Stage) -> bool {
-        self.stage.fetch_max(stage as u8, Relaxed) < stage as u8
+        let mut reached = self.stage.lock();
+        let is_new = match (*reached, stage) {
+            (Stage::Began(one), Stage::Began(other)) => one != other,
+            _ => *reached < stage,
+        };
+        if is_new {
+            *reached = stage;
+        }
+        is_new
     }
 
-    /// Whether a log of the scope was read completely on this node, so that it knows all revocations.
-    pub fn is_complete(&self) -> bool {
-        self.stage.load(Relaxed) >= Stage::Complete as u8
+    /// Whether a log of the scope was read completely on this node, so that it knows all revocations that sessions in
+    /// this log may need.
+    pub fn is_complete_for(&self, log: LogIdentity) -> bool {
+        match self.stage() {
+            Stage::Complete => true,
+            Stage::Began(began) => began == log,
+            Stage::New | Stage::Prepared => false,
+        }
     }
 
     /// Changes the revocations. The lock must not be held during waits for a disk or a server.
@@ -612,6 +795,27 @@ impl ScopeMemory {
     /// Whether the scope's log is known to be this node's alone.
     pub fn has_own_log(&self) -> bool {
         self.log.lock().as_ref().is_some_and(|log| !log.is_shared)
+    }
+}
+
+impl Stage {
+    fn encode(self) -> Vec<u8> {
+        match self {
+            Stage::New => vec![0],
+            Stage::Prepared => vec![1],
+            Stage::Began(log) => [&[2], &log[..]].concat(),
+            Stage::Complete => vec![3],
+        }
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Stage> {
+        Some(match bytes {
+            [0] => Stage::New,
+            [1] => Stage::Prepared,
+            [2, log @ ..] => Stage::Began(log.try_into().ok()?),
+            [3] => Stage::Complete,
+            _ => return None,
+        })
     }
 }
 
@@ -662,7 +866,7 @@ impl Entry<'_> {
             Entry::Stage(number, stage) => {
                 block.push(7);
                 block.extend(number.to_be_bytes());
-                block.push(*stage);
+                block.extend(stage.encode());
             }
         }
         let length = (block.len() - at - 4) as u32;
@@ -689,50 +893,49 @@ fn block_len(entries: &[u8]) -> usize {
 /// The error for entries that were sealed but make no sense.
 const ODD: &str = "an entry makes no sense; was it written by another version?";
 
-impl NodeMemory {
-    fn load_block(
-        &self,
-        names: &mut HashMap<u32, Arc<str>>,
-        elapsed_ms: &mut u64,
-        mut block: &[u8],
-    ) -> Result<(), &'static str> {
+/// What was read of the file so far.
+#[derive(Default)]
+struct Loading {
+    names: HashMap<u32, Arc<str>>,
+    elapsed_ms: u64,
+    later: HashMap<Target, u64>,
+}
+
+impl State {
+    fn load_block(&self, loading: &mut Loading, mut block: &[u8]) -> Result<(), &'static str> {
         while !block.is_empty() {
             let (length, rest) = block.split_first_chunk().ok_or(ODD)?;
             let (entry, rest) = rest
                 .split_at_checked(u32::from_be_bytes(*length) as usize)
                 .ok_or(ODD)?;
             block = rest;
-            self.load_entry(names, elapsed_ms, entry).ok_or(ODD)?;
+            self.load_entry(loading, entry).ok_or(ODD)?;
         }
         Ok(())
     }
 
-    fn load_entry(
-        &self,
-        names: &mut HashMap<u32, Arc<str>>,
-        elapsed_ms: &mut u64,
-        entry: &[u8],
-    ) -> Option<()> {
+    fn load_entry(&self, loading: &mut Loading, entry: &[u8]) -> Option<()> {
         let number = |bytes: &[u8]| bytes.try_into().ok().map(u64::from_be_bytes);
         let (kind, rest) = entry.split_first()?;
         match kind {
-            5 => *elapsed_ms += number(rest)?,
+            5 => loading.elapsed_ms += number(rest)?,
             6 => {
                 let (left, target) = rest.split_at_checked(8)?;
-                let expires_ms = elapsed_ms.saturating_add(number(left)?);
-                let target = Target::decode(target)?;
-                self.scopes.lock().later.insert(target, expires_ms);
+                let expires_ms = loading.elapsed_ms.saturating_add(number(left)?);
+                loading.later.insert(Target::decode(target)?, expires_ms);
             }
             _ => {
                 let (place, rest) = rest.split_first_chunk()?;
                 let place = u32::from_be_bytes(*place);
                 if *kind == 1 {
-                    let scope = self.scope(std::str::from_utf8(rest).ok()?);
-                    names.insert(place, Arc::clone(&scope.name));
+                    let name = std::str::from_utf8(rest).ok()?;
+                    let name = Arc::clone(&self.scopes.lock().get(name).name);
+                    loading.names.insert(place, name);
                     return Some(());
                 }
-                let scope = self.scope(names.get(&place)?);
-                load_of_scope(&scope, *kind, rest, *elapsed_ms)?;
+                let name = loading.names.get(&place)?;
+                let scope = Arc::clone(self.scopes.lock().get(name));
+                load_of_scope(&scope, *kind, rest, loading.elapsed_ms)?;
             }
         }
         Some(())
@@ -765,7 +968,7 @@ fn load_of_scope(scope: &ScopeMemory, kind: u8, entry: &[u8], elapsed_ms: u64) -
                 identity: *identity,
             });
         }
-        7 => _ = scope.stage.fetch_max(*entry.first()?, Relaxed),
+        7 => _ = scope.reach(Stage::decode(entry)?),
         _ => return None,
     }
     Some(())
@@ -778,6 +981,7 @@ mod tests {
     use crate::CertificateSelector;
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
+    use std::time::Duration;
     use tempfile::TempDir;
 
     const HOUR_MS: u64 = 3_600_000;
@@ -790,6 +994,21 @@ mod tests {
         let scope = memory.scope(name);
         let was_known = memory.prepare(&scope).unwrap();
         (scope, was_known)
+    }
+
+    fn compact(memory: &NodeMemory) -> Result<(), String> {
+        memory.with_file(None, |state, file| state.compact(file))
+    }
+
+    fn revoke(
+        memory: &NodeMemory,
+        open: &[(Arc<ScopeMemory>, u64)],
+        is_for_all: bool,
+        targets: &[Target],
+    ) -> (Vec<MadeIn>, Result<(), String>) {
+        let made = memory.make(open, is_for_all, targets, |_| {});
+        let written = memory.store(&made, Instant::now());
+        (made.scopes, written)
     }
 
     fn session(n: u8) -> Target {
@@ -829,7 +1048,7 @@ mod tests {
             Target::All,
             Target::Certificate(CertificateSelector::Sha256([2; 32])),
         ];
-        let (made, written) = memory.revoke(&[(Arc::clone(&scope), HOUR_MS)], false, &some);
+        let (made, written) = revoke(&memory, &[(Arc::clone(&scope), HOUR_MS)], false, &some);
         assert_eq!((made.len(), made[0].ids.len(), written), (1, 3, Ok(())));
         let foreign = RevocationId {
             origin: 1,
@@ -837,7 +1056,7 @@ mod tests {
         };
         let expires_ms = memory.running_ms() + HOUR_MS;
         scope.change(|revocations| revocations.learn(foreign, &session(3), expires_ms));
-        memory.note(&scope, &[(foreign, session(3))], HOUR_MS);
+        memory.note(&scope, vec![(foreign, session(3))], HOUR_MS);
         memory.note_log(
             &scope,
             KnownLog {
@@ -857,7 +1076,7 @@ mod tests {
             assert_eq!(scope.revocations().missing(), 1);
             assert_eq!(memory.log_identity(&scope, "here"), Some([7; 8]));
             assert_eq!(memory.log_identity(&scope, "there"), None);
-            memory.compact(&mut memory.file.lock()).unwrap();
+            compact(&memory).unwrap();
         }
     }
 
@@ -868,11 +1087,11 @@ mod tests {
         let (open_scope, _) = prepared(&memory, "open");
         prepared(&memory, "closed");
         let everything = [session(1), Target::All];
-        let (made, written) = memory.revoke(&[(open_scope, HOUR_MS)], true, &everything);
+        let (made, written) = revoke(&memory, &[(open_scope, HOUR_MS)], true, &everything);
         assert_eq!((made.len(), written), (2, Ok(())));
         let (open_scope, _) = prepared(&memory, "open");
         // A flush of one scope holds for that scope only. Other revocations also hold for new scopes.
-        let (_, written) = memory.revoke(&[(open_scope, HOUR_MS)], false, &[session(2)]);
+        let (_, written) = revoke(&memory, &[(open_scope, HOUR_MS)], false, &[session(2)]);
         assert_eq!(written, Ok(()));
         assert_eq!(targets(&memory, "closed"), everything);
         drop(made);
@@ -892,7 +1111,7 @@ mod tests {
     #[test]
     fn a_revocation_before_any_scope_is_remembered() {
         let folder = tempfile::tempdir().unwrap();
-        let (made, written) = open(&folder).revoke(&[], true, &[session(1)]);
+        let (made, written) = revoke(&open(&folder), &[], true, &[session(1)]);
         assert_eq!((made.len(), written), (0, Ok(())));
         let memory = open(&folder);
         assert!(!prepared(&memory, "scope").1);
@@ -906,16 +1125,16 @@ mod tests {
         let memory = open(&folder);
         let (other, _) = prepared(&memory, "other");
         let meant = [(Arc::clone(&other), HOUR_MS)];
-        assert_eq!(memory.revoke(&meant, true, &[session(1)]).1, Ok(()));
+        assert_eq!(revoke(&memory, &meant, true, &[session(1)]).1, Ok(()));
         let late = memory.scope("late");
         let meant = [(other, HOUR_MS), (late, HOUR_MS)];
-        assert_eq!(memory.revoke(&meant, true, &[session(2)]).1, Ok(()));
-        memory.compact(&mut memory.file.lock()).unwrap();
+        assert_eq!(revoke(&memory, &meant, true, &[session(2)]).1, Ok(()));
+        compact(&memory).unwrap();
         drop((meant, memory));
         for _ in 0..2 {
             let memory = open(&folder);
             let (late, was_known) = prepared(&memory, "late");
-            assert!(was_known && !late.is_complete());
+            assert!(was_known && late.stage() == Stage::Prepared);
             // One was made there, and one comes from the other scope. That happens once.
             assert_eq!(targets(&memory, "late"), [1, 2, 2].map(session));
         }
@@ -924,19 +1143,32 @@ mod tests {
     #[test]
     fn a_scope_is_complete_once_its_log_was_read() {
         let folder = tempfile::tempdir().unwrap();
-        let is_complete = |memory: &NodeMemory| prepared(memory, "scope").0.is_complete();
+        let complete_for = |memory: &NodeMemory| {
+            let scope = prepared(memory, "scope").0;
+            [1, 2].map(|log| scope.is_complete_for([log; 8]))
+        };
         let memory = open(&folder);
-        assert!(!is_complete(&memory));
+        assert_eq!(complete_for(&memory), [false; 2]);
         drop(memory);
         let memory = open(&folder);
-        assert!(!is_complete(&memory));
+        assert_eq!(complete_for(&memory), [false; 2]);
+        // The scope's log was new, so there can be no older one.
+        memory.note_began(&memory.scope("scope"), [2; 8]);
+        assert_eq!(complete_for(&memory), [false, true]);
+        drop(memory);
+        let memory = open(&folder);
+        assert_eq!(complete_for(&memory), [false, true]);
+        compact(&memory).unwrap();
+        drop(memory);
+        let memory = open(&folder);
+        prepared(&memory, "scope");
+        memory.note_began(&memory.scope("scope"), [1; 8]);
+        assert_eq!(complete_for(&memory), [true, false]);
         memory.note_complete(&memory.scope("scope"));
+        memory.note_began(&memory.scope("scope"), [3; 8]);
+        assert_eq!(complete_for(&memory), [true; 2]);
         drop(memory);
-        let memory = open(&folder);
-        assert!(is_complete(&memory));
-        memory.compact(&mut memory.file.lock()).unwrap();
-        drop(memory);
-        assert!(is_complete(&open(&folder)));
+        assert_eq!(complete_for(&open(&folder)), [true; 2]);
     }
 
     #[test]
@@ -946,7 +1178,7 @@ mod tests {
         let memory = open(&folder);
         let (scope, _) = prepared(&memory, "scope");
         let meant = [(Arc::clone(&scope), HOUR_MS)];
-        assert_eq!(memory.revoke(&meant, false, &[session(1)]).1, Ok(()));
+        assert_eq!(revoke(&memory, &meant, false, &[session(1)]).1, Ok(()));
         drop(meant);
         set_moved(HOUR_MS / 2, 400 * 24 * HOUR_MS as i64);
         assert!(memory.tidy().is_empty());
@@ -980,7 +1212,7 @@ mod tests {
         let (scope, _) = prepared(&memory, "scope");
         set_moved(HOUR_MS, 0);
         let meant = [(scope, HOUR_MS)];
-        assert_eq!(memory.revoke(&meant, true, &[Target::All]).1, Ok(()));
+        assert_eq!(revoke(&memory, &meant, true, &[Target::All]).1, Ok(()));
         drop((meant, memory));
         set_moved(0, 0);
         let memory = open(&folder);
@@ -994,7 +1226,7 @@ mod tests {
             .collect();
         assert_eq!(left, [60, 60]);
         let now_ms = memory.running_ms();
-        let mut later = memory.scopes.lock().later.clone().into_values();
+        let mut later = memory.state.scopes.lock().later.clone().into_values();
         assert!(later.all(|at_ms| at_ms > now_ms + HOUR_MS - 60_000));
         drop((scope, memory));
         set_moved(0, 0);
@@ -1009,7 +1241,7 @@ mod tests {
         let scope = memory.scope("scope");
         assert!(memory.prepare(&scope).is_err());
         let meant = [(Arc::clone(&scope), HOUR_MS)];
-        let (_, written) = memory.revoke(&meant, true, &[session(1)]);
+        let (_, written) = revoke(&memory, &meant, true, &[session(1)]);
         assert!(written.is_err() && memory.error().is_some());
         assert_eq!(targets(&memory, "scope"), [session(1)]);
         fs::remove_file(&place).unwrap();
@@ -1028,20 +1260,24 @@ mod tests {
         let rights = |mode| fs::set_permissions(&place, fs::Permissions::from_mode(mode)).unwrap();
         let memory = open(&folder);
         let (scope, _) = prepared(&memory, "scope");
-        let revoke = |n| {
-            memory
-                .revoke(&[(Arc::clone(&scope), HOUR_MS)], false, &[session(n)])
-                .1
+        let revoke_one = |n| {
+            revoke(
+                &memory,
+                &[(Arc::clone(&scope), HOUR_MS)],
+                false,
+                &[session(n)],
+            )
+            .1
         };
-        assert_eq!(revoke(1), Ok(()));
+        assert_eq!(revoke_one(1), Ok(()));
         // Nothing can be appended, as with a full disk.
         rights(0o777);
-        assert!(revoke(2).is_err() && memory.error().is_some());
+        assert!(revoke_one(2).is_err() && memory.error().is_some());
         rights(0o700);
         // There is room to append, and none for a new file.
         let new = place.join("revocations.new");
         fs::create_dir_all(new.join("something")).unwrap();
-        assert_eq!(revoke(3), Ok(()));
+        assert_eq!(revoke_one(3), Ok(()));
         assert!(memory.error().is_some() && memory.is_unsaved());
         let restarted = |expected: &[u8]| {
             let copied = tempfile::tempdir().unwrap();
@@ -1060,12 +1296,12 @@ mod tests {
         };
         restarted(&[1, 3]);
         fs::remove_dir_all(&new).unwrap();
-        assert_eq!(revoke(4), Ok(()));
+        assert_eq!(revoke_one(4), Ok(()));
         assert!(memory.error().is_none() && !memory.is_unsaved());
         restarted(&[1, 2, 3, 4]);
         // Without another revocation, it is written when the memory is tidied.
         rights(0o777);
-        assert!(revoke(5).is_err() && memory.is_unsaved());
+        assert!(revoke_one(5).is_err() && memory.is_unsaved());
         rights(0o700);
         memory.tidy();
         assert!(memory.error().is_none() && !memory.is_unsaved());
@@ -1085,7 +1321,7 @@ mod tests {
         let memory = open(&folder);
         let meant = [(memory.scope("open"), HOUR_MS)];
         let everything = [session(1), Target::All];
-        assert!(memory.revoke(&meant, true, &everything).1.is_err());
+        assert!(revoke(&memory, &meant, true, &everything).1.is_err());
         fs::remove_file(&place).unwrap();
         fs::rename(&away, &place).unwrap();
         for name in ["open", "closed", "new"] {
@@ -1102,6 +1338,60 @@ mod tests {
     }
 
     #[test]
+    fn revocations_are_queued_before_anybody_can_read_that_they_are_known() {
+        let memory = NodeMemory::new(None);
+        let scope = memory.scope("scope");
+        let meant = [(Arc::clone(&scope), HOUR_MS)];
+        let mut queued = Vec::new();
+        let made = memory.make(&meant, true, &[session(1), session(2)], |made| {
+            assert!(scope.knowledge().is_empty());
+            queued.extend_from_slice(&made.ids);
+        });
+        assert_eq!(queued, made.scopes[0].ids);
+        assert_eq!(scope.knowledge().values().next().unwrap().upto, 2);
+    }
+
+    #[test]
+    fn a_folder_that_was_late_gets_everything_in_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = folder.path().join("node");
+        let memory = NodeMemory::of(Some(&place));
+        let (scope, _) = prepared(&memory, "scope");
+        let hanging = memory.hang();
+        let meant = [(Arc::clone(&scope), HOUR_MS)];
+        let (made, written) = revoke(&memory, &meant, false, &[session(1)]);
+        assert_eq!(made[0].ids.len(), 1);
+        assert!(written.unwrap_err().contains("does not answer"));
+        assert_eq!(targets(&memory, "scope"), [session(1)]);
+        let expired = scope.change(|revocations| revocations.expire(u64::MAX));
+        assert!(expired);
+        memory.tidy();
+        let knowledge = scope.knowledge();
+        let began = Instant::now();
+        memory.note_knowledge(&scope, &knowledge);
+        assert!(began.elapsed() < PATIENCE + PATIENCE / 2);
+        assert!(memory.error().unwrap().contains("does not answer"));
+        let began = Instant::now();
+        memory.note_complete(&scope);
+        assert!(memory.bytes() > 0);
+        assert!(began.elapsed() < PATIENCE / 2);
+        // Another memory with this folder waits until this one has written everything.
+        drop((memory, meant, scope));
+        let memory = NodeMemory::of(Some(&place));
+        assert!(memory.prepare(&memory.scope("scope")).is_err());
+        drop(hanging);
+        let (scope, was_known) = loop {
+            if let Ok(was_known) = memory.prepare(&memory.scope("scope")) {
+                break (memory.scope("scope"), was_known);
+            }
+            assert!(began.elapsed() < Duration::from_secs(60));
+        };
+        assert!(was_known && scope.is_complete_for([1; 8]) && memory.error().is_none());
+        assert_eq!(scope.knowledge(), knowledge);
+        assert_eq!(targets(&memory, "scope"), []);
+    }
+
+    #[test]
     fn many_revocations_before_any_scope_are_compacted() {
         let folder = tempfile::tempdir().unwrap();
         let memory = open(&folder);
@@ -1111,8 +1401,8 @@ mod tests {
             Target::Session(id)
         };
         let targets: Vec<_> = (0..30_000).map(target).collect();
-        assert_eq!(memory.revoke(&[], true, &targets).1, Ok(()));
-        memory.compact(&mut memory.file.lock()).unwrap();
+        assert_eq!(revoke(&memory, &[], true, &targets).1, Ok(()));
+        compact(&memory).unwrap();
         drop(memory);
         let (scope, _) = prepared(&open(&folder), "scope");
         assert_eq!(scope.revocations().len(), targets.len());
@@ -1132,14 +1422,14 @@ mod tests {
         let meant = [(Arc::clone(&scope), HOUR_MS)];
         let targets: Vec<_> = (0..count).map(target).collect();
         let bytes_each = |memory: &NodeMemory| memory.bytes() / u64::from(count);
-        assert_eq!(memory.revoke(&meant, false, &targets).1, Ok(()));
+        assert_eq!(revoke(&memory, &meant, false, &targets).1, Ok(()));
         assert!(bytes_each(&memory) <= 134, "{}", bytes_each(&memory));
-        memory.compact(&mut memory.file.lock()).unwrap();
+        compact(&memory).unwrap();
         assert!(bytes_each(&memory) <= 134, "{}", bytes_each(&memory));
         // One by one, as OTP's process makes them.
         let before = memory.bytes();
         for n in count..count + 100 {
-            assert_eq!(memory.revoke(&meant, false, &[target(n)]).1, Ok(()));
+            assert_eq!(revoke(&memory, &meant, false, &[target(n)]).1, Ok(()));
         }
         assert!((memory.bytes() - before) / 100 <= 134);
         drop((meant, scope, memory));

@@ -70,6 +70,16 @@ impl Content {
     }
 }
 
+/// Whether a revocation is in the node's folder, as far as the folder can be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum InFolder {
+    /// The writer has to store it there.
+    No,
+    /// The caller who made it stores it there.
+    Soon,
+    Yes,
+}
+
 /// A control record to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ControlRecord {
@@ -77,8 +87,7 @@ pub(crate) enum ControlRecord {
         id: RevocationId,
         keep_ms: u64,
         target: Target,
-        /// Whether it is in the node's memory.
-        is_remembered: bool,
+        in_folder: InFolder,
     },
     /// This node's knowledge, even if the log has it already.
     Statement,
@@ -165,8 +174,8 @@ struct Waiting {
     others: VecDeque<ControlRecord>,
     /// Revocations that are not in the log yet, including those that the writer has taken.
     unwritten: HashSet<RevocationId>,
-    /// Whether some of the revocations may be missing in the node's memory.
-    has_unremembered: bool,
+    /// Whether the writer may have to store some of the revocations in the node's folder.
+    has_unstored: bool,
     is_closed: bool,
 }
 
@@ -210,10 +219,8 @@ impl Queue {
         let mut waiting = self.waiting.lock();
         for record in records {
             match &record {
-                ControlRecord::Revocation {
-                    id, is_remembered, ..
-                } => {
-                    waiting.has_unremembered |= !is_remembered;
+                ControlRecord::Revocation { id, in_folder, .. } => {
+                    waiting.has_unstored |= *in_folder == InFolder::No;
                     if waiting.unwritten.insert(*id) {
                         waiting.revocations.push_back(record);
                     }
@@ -225,11 +232,11 @@ impl Queue {
         self.waker.wake();
     }
 
-    /// Takes the revocations that are not in the node's memory, with how long they are kept. The caller has to store
-    /// them there.
-    pub fn take_unremembered(&self) -> Vec<(RevocationId, Target, u64)> {
+    /// The revocations that the writer has to store in the node's folder, with how long they are kept. They count as
+    /// stored from now on: it does that before it takes them.
+    pub fn take_unstored(&self) -> Vec<(RevocationId, Target, u64)> {
         let mut waiting = self.waiting.lock();
-        if !std::mem::take(&mut waiting.has_unremembered) {
+        if !std::mem::take(&mut waiting.has_unstored) {
             return Vec::new();
         }
         let take = |record: &mut ControlRecord| match record {
@@ -237,14 +244,29 @@ impl Queue {
                 id,
                 keep_ms,
                 target,
-                is_remembered,
-            } if !*is_remembered => {
-                *is_remembered = true;
+                in_folder: in_folder @ InFolder::No,
+            } => {
+                *in_folder = InFolder::Yes;
                 Some((*id, target.clone(), *keep_ms))
             }
             _ => None,
         };
         waiting.revocations.iter_mut().filter_map(take).collect()
+    }
+
+    /// Notes that a caller has stored revocations in the node's folder, or that it cannot.
+    pub fn note_stored(&self, ids: &[RevocationId]) {
+        let ids: HashSet<_> = ids.iter().collect();
+        let mut waiting = self.waiting.lock();
+        for record in &mut waiting.revocations {
+            if let ControlRecord::Revocation { id, in_folder, .. } = record {
+                if ids.contains(id) {
+                    *in_folder = InFolder::Yes;
+                }
+            }
+        }
+        drop(waiting);
+        self.waker.wake();
     }
 
     /// Notes that control records are in the log.
@@ -302,15 +324,10 @@ impl Queue {
     /// of them: if this node crashed in between, the others would wait for a revocation that nobody has.
     pub fn take(&self) -> Batch {
         let mut waiting = self.waiting.lock();
-        // A revocation must be in the node's memory before it is written to the log.
-        let is_ready = |record: &&ControlRecord| {
-            !matches!(
-                record,
-                ControlRecord::Revocation {
-                    is_remembered: false,
-                    ..
-                }
-            )
+        // A revocation must be in the node's folder before it is written to the log.
+        let is_ready = |record: &&ControlRecord| match record {
+            ControlRecord::Revocation { in_folder, .. } => *in_folder == InFolder::Yes,
+            _ => true,
         };
         let ready = (waiting.revocations.iter())
             .take(CONTROL_BATCH)
@@ -357,7 +374,7 @@ mod tests {
             id: RevocationId { origin: 1, counter },
             keep_ms: 1,
             target: Target::All,
-            is_remembered: true,
+            in_folder: InFolder::Yes,
         }
     }
 
@@ -409,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn a_revocation_is_remembered_before_it_is_written() {
+    fn a_revocation_is_in_the_folder_before_it_is_written() {
         let queue = queue();
         let target = Target::Session([1; 32]);
         let id = RevocationId {
@@ -422,16 +439,31 @@ mod tests {
                 id,
                 keep_ms: 5,
                 target: target.clone(),
-                is_remembered: false,
+                in_folder: InFolder::No,
             },
             revocation(3),
             ControlRecord::Clock,
         ]);
         assert_eq!(queue.take().control, [revocation(1)]);
         assert!(queue.take().is_empty());
-        assert_eq!(queue.take_unremembered(), [(id, target, 5)]);
-        assert_eq!(queue.take_unremembered(), []);
+        assert_eq!(queue.take_unstored(), [(id, target, 5)]);
+        assert_eq!(queue.take_unstored(), []);
         assert_eq!(queue.take().control.len(), 3);
+        // A caller stores this one.
+        let soon = |counter| ControlRecord::Revocation {
+            id: RevocationId { origin: 2, counter },
+            keep_ms: 1,
+            target: Target::All,
+            in_folder: InFolder::Soon,
+        };
+        queue.push_records([soon(1), soon(2)]);
+        assert_eq!(queue.take_unstored(), []);
+        assert!(queue.take().is_empty());
+        queue.note_stored(&[RevocationId {
+            origin: 2,
+            counter: 1,
+        }]);
+        assert_eq!(queue.take().control.len(), 1);
     }
 
     #[test]

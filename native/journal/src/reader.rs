@@ -1,12 +1,16 @@
 //! Puts records of a log into a scope's store, whether the replay or the follower has read them.
 
-use crate::clock::{now_ms, wall_ms};
-use crate::queue::ControlRecord;
+use crate::clock::{instant, now_ms, wall_ms};
+use crate::queue::{ControlRecord, InFolder};
 use crate::record::{
-    content_hash, header, seal, Body, ContentHash, LogIdentity, Opened, Skipped, Stamp, Statement,
+    content_hash, header, seal, Body, ContentHash, Header, LogIdentity, Opened, Skipped, Stamp,
+    Statement,
 };
 use crate::revocations::{Learned, RevocationId, Verdict};
-use crate::shared::{Lacking, References, Shared, CLOCK_STEP_MS, MAX_AHEAD_MS, MAX_RETIRED_KEYS};
+use crate::shared::{
+    random_delay, Lacking, References, Shared, CLOCK_STEP_MS, COMPLETE_WITHIN_MS, MAX_AHEAD_MS,
+    MAX_RETIRED_KEYS, REWRITE_LIMIT,
+};
 use crate::status::{EventKind, Part};
 use crate::suites::Suites;
 use crate::target::Target;
@@ -16,9 +20,10 @@ use rangemap::RangeInclusiveSet;
 use rekindle_core::{Arrival, Held, NewSession, Restored, Scope, ServerStore, SessionKey};
 use rekindle_log::{Record, Stream};
 use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a node may take to answer a question. Each node waits for a delay of its own, and the first answer is
 /// enough.
@@ -26,6 +31,9 @@ const ANSWER_WITHIN_MS: u64 = 400;
 
 /// Limit on the questions that wait for an answer: a node that may lack something answers none.
 const MAX_TO_ANSWER: usize = 1000;
+
+/// How often a node tells others which keys it has taken out of use, if one of them still seals with such a key.
+const TELL_AGAIN: Duration = Duration::from_secs(10);
 
 /// Limit on the names of unknown keys that are noted. An attacker can make up names. As there may be more names than
 /// those of retired keys, one that is not retired is always among them.
@@ -42,6 +50,8 @@ pub(crate) struct Seen {
     pub oldest_log: Option<LogIdentity>,
     /// Whether there is any record of this log.
     pub has_any: bool,
+    /// Whether there is anything besides the claims, questions and answers of nodes that begin a log.
+    pub has_content: bool,
     pub answers: HashSet<u64>,
     /// Names of keys that this node does not have and that seal some records.
     pub unknown_keys: HashSet<Vec<u8>>,
@@ -70,8 +80,19 @@ impl<T: TemplateCodec> Shared<T> {
         let mut revoked = Vec::new();
         for record in records {
             self.status.read.fetch_add(1, Relaxed);
-            let applied = self
-                .open(Stream::Control, record, seen.as_deref_mut())
+            let opened = self.open(Stream::Control, record, seen.as_deref_mut());
+            if let Some(seen) = seen.as_deref_mut() {
+                let body = opened
+                    .as_ref()
+                    .map_err(|reason| *reason)
+                    .and_then(Opened::body);
+                let is_about_log = matches!(
+                    body,
+                    Ok(Body::Claim | Body::Ask { .. } | Body::Answer { .. })
+                );
+                seen.has_content |= !is_about_log;
+            }
+            let applied = opened
                 .and_then(|opened| self.apply_one(&opened, &mut revoked, seen.as_deref_mut()));
             if let Err(reason) = applied {
                 self.status.skip(reason);
@@ -92,7 +113,7 @@ impl<T: TemplateCodec> Shared<T> {
         let is_current = keys.is_current(header.key_id);
         let opened = header.open(&keys, &self.context).inspect_err(|reason| {
             if *reason == Skipped::Key {
-                self.note_unknown_key(stream, header.key_id);
+                self.note_unknown_key(stream, &header, seen.is_none());
             }
         });
         if let (Some(seen), true) = (seen.as_deref_mut(), opened.is_ok()) {
@@ -171,13 +192,30 @@ impl<T: TemplateCodec> Shared<T> {
         }
     }
 
-    fn note_unknown_key(&self, stream: Stream, id: &[u8]) {
+    fn note_unknown_key(&self, stream: Stream, header: &Header, is_new: bool) {
+        let id = header.key_id;
         let is_retired = self.retired_keys().iter().any(|name| name.as_bytes() == id);
         let mut replay = self.replay.lock();
         replay.lacks_keys = true;
         if stream == Stream::Control && !is_retired && !replay.is_held {
             // It may be a revocation. The pass reports that, and goes on once the key is there.
             replay.want_scan(Duration::from_millis(200));
+        }
+        let is_used = is_new && is_retired;
+        let is_told = |at: Instant| instant().duration_since(at) < TELL_AGAIN;
+        if is_used && !replay.told.is_some_and(is_told) {
+            replay.told = Some(instant());
+            self.queue.push_record(ControlRecord::Statement);
+        }
+        let is_used = is_used && header.is_revocation();
+        if is_used && replay.still_used.insert(id.into()) {
+            drop(replay);
+            let notice = format!(
+                "another node still revokes with the key {}, which was taken out of use here: until it has the new \
+                 key file, its revocations do not hold on this node, and its revoke/1 answers pending",
+                String::from_utf8_lossy(id).escape_debug()
+            );
+            self.emit(EventKind::Noticed(notice));
         }
     }
 
@@ -200,7 +238,7 @@ impl<T: TemplateCodec> Shared<T> {
                 self.replay.lock().note_found(Lacking::Template(hash));
             }
             Body::Knowledge(content) => {
-                self.learn_statement(content, keep_ms, seen.is_none())?;
+                self.learn_statement(content, stamp.writer, keep_ms, seen.is_none())?;
             }
             Body::Clock { zero_ms, revision } => {
                 let clock = (zero_ms, revision);
@@ -230,12 +268,12 @@ impl<T: TemplateCodec> Shared<T> {
                     replay.want_scan(Duration::from_millis(delay_ms));
                 }
             }
-            Body::Answer { nonce } => {
+            Body::Answer { nonce, knowledge } => {
                 let mut replay = self.replay.lock();
                 // Each answer counts once, because it stays in the log.
                 if let Some(place) = replay.asked.iter().position(|asked| *asked == nonce) {
                     replay.asked.remove(place);
-                    replay.is_answered = true;
+                    replay.answers.push(*knowledge);
                     if seen.is_none() {
                         replay.want_replay(Duration::ZERO);
                     }
@@ -249,12 +287,26 @@ impl<T: TemplateCodec> Shared<T> {
         Ok(())
     }
 
-    fn learn_statement(&self, content: &[u8], keep_ms: u64, is_new: bool) -> Result<(), Skipped> {
+    fn learn_statement(
+        &self,
+        content: &[u8],
+        writer: u64,
+        keep_ms: u64,
+        is_new: bool,
+    ) -> Result<(), Skipped> {
         let hash = content_hash(content);
-        if self.references.lock().knowledge.contains_key(&hash) {
+        let is_known = self.references.lock().knowledge.contains_key(&hash);
+        if is_known && !is_new {
             return Ok(());
         }
         let statement = Statement::decode(content)?;
+        if is_new {
+            // Who has written an older one may have ended, or changed its keys since.
+            self.note_retired_by(writer, &statement.retired_keys);
+        }
+        if is_known {
+            return Ok(());
+        }
         self.note_retired_keys(&statement.retired_keys);
         let knowledge = &statement.knowledge;
         if (self.remembered).change(|revocations| revocations.learn_statement(knowledge)) {
@@ -292,7 +344,7 @@ impl<T: TemplateCodec> Shared<T> {
             return;
         }
         self.with_store(|scope, store| carry_out(scope, store, &targets));
-        self.memory.note(&self.remembered, &new, longest_ms);
+        self.memory.note(&self.remembered, new, longest_ms);
     }
 
     /// Puts a session into the store, unless it has expired, is revoked, or has a cipher suite that is not allowed.
@@ -421,27 +473,15 @@ impl<T: TemplateCodec> Shared<T> {
     /// Writes what this node knows and the log does not have. If it may, it also answers questions; a node that may
     /// lack something itself must not.
     pub fn complete_log(&self, seen: &Seen, may_answer: bool) {
-        if self.status.is_failing(Part::Writer) && self.queue.len() > 0 {
+        let was_complete = self.is_log_complete.load(Relaxed);
+        if was_complete && self.status.is_failing(Part::Writer) && self.queue.len() > 0 {
             // The queue already has enough for a log that fails.
             self.replay.lock().want_scan(Duration::from_secs(1));
             return;
         }
-        let now_ms = self.memory.running_ms();
-        let mut records = Vec::new();
-        self.remembered
-            .revocations()
-            .for_each(|id, target, expires_ms| {
-                let counters = seen.revocations.get(&id.origin);
-                if !counters.is_some_and(|counters| counters.contains(&id.counter)) {
-                    records.push(ControlRecord::Revocation {
-                        id,
-                        keep_ms: expires_ms.saturating_sub(now_ms),
-                        target,
-                        is_remembered: true,
-                    });
-                }
-            });
+        let mut records = self.lost_revocations(seen);
         let is_complete = records.is_empty();
+        let is_all = self.leave_some_to_others(&mut records);
         for (hash, (_, content)) in &*self.announced.lock() {
             if !seen.contents.contains(hash) {
                 records.push(ControlRecord::Content(content.clone()));
@@ -450,31 +490,79 @@ impl<T: TemplateCodec> Shared<T> {
         if !seen.has_own_clock && self.clock.lock().written_ms.is_some() {
             records.push(ControlRecord::Clock);
         }
+        if !seen.has_any && self.has_replayed.load(Relaxed) {
+            let notice = "somebody has emptied the log; this node writes again what it knows";
+            self.emit(EventKind::Noticed(notice.into()));
+        }
+        if is_all {
+            let open = self.take_questions(seen, may_answer, is_complete);
+            if !is_complete || !open.is_empty() || !seen.has_any {
+                records.push(ControlRecord::Statement);
+            }
+            let answers = open.into_iter();
+            records.extend(answers.map(|nonce| ControlRecord::Answer { nonce }));
+        }
+        self.queue.push_records(records);
+        if is_all {
+            self.is_log_complete.store(true, Relaxed);
+        }
+    }
+
+    /// The revocations that this node knows and the log does not have.
+    fn lost_revocations(&self, seen: &Seen) -> Vec<ControlRecord> {
+        let now_ms = self.memory.running_ms();
+        let mut records = Vec::new();
+        let revocations = self.remembered.revocations();
+        revocations.for_each(|id, target, expires_ms| {
+            let counters = seen.revocations.get(&id.origin);
+            if !counters.is_some_and(|counters| counters.contains(&id.counter)) {
+                records.push(ControlRecord::Revocation {
+                    id,
+                    keep_ms: expires_ms.saturating_sub(now_ms),
+                    target,
+                    in_folder: InFolder::Yes,
+                });
+            }
+        });
+        records
+    }
+
+    /// Takes some out at random if there are many, and asks for another pass. Returns whether all stay.
+    fn leave_some_to_others(&self, records: &mut Vec<ControlRecord>) -> bool {
+        let mut replay = self.replay.lock();
+        let (count, limit) = (records.len(), replay.rewrite_limit);
+        if !self.is_shared_log || count <= limit {
+            replay.rewrite_limit = REWRITE_LIMIT;
+            return true;
+        }
+        replay.rewrite_limit = 2 * limit;
+        let delay = Duration::from_millis(COMPLETE_WITHIN_MS / 2);
+        replay.want_scan(delay + random_delay(COMPLETE_WITHIN_MS));
+        drop(replay);
+        let random = RandomState::new();
+        let mut place = 0u64;
+        records.retain(|_| {
+            place += 1;
+            random.hash_one(place) % (count as u64) < limit as u64
+        });
+        false
+    }
+
+    /// Takes the questions that this node can answer now, and returns those that nobody has answered.
+    fn take_questions(&self, seen: &Seen, may_answer: bool, is_complete: bool) -> Vec<u64> {
         let mut replay = self.replay.lock();
         let asked = match may_answer {
             true => std::mem::take(&mut replay.to_answer),
             false => Vec::new(),
         };
-        let open: Vec<u64> = (asked.iter().copied())
+        let open = (asked.iter().copied())
             .filter(|nonce| !is_complete || !seen.answers.contains(nonce))
             .collect();
         if replay.answered.len() > 10_000 {
             replay.answered.clear();
         }
         replay.answered.extend(asked);
-        drop(replay);
-        if !seen.has_any && self.has_replayed.load(Relaxed) {
-            let notice = "somebody has emptied the log; this node writes again what it knows";
-            self.emit(EventKind::Noticed(notice.into()));
-        }
-        if !is_complete || !open.is_empty() || !seen.has_any {
-            records.push(ControlRecord::Statement);
-        }
-        records.extend(
-            open.into_iter()
-                .map(|nonce| ControlRecord::Answer { nonce }),
-        );
-        self.queue.push_records(records);
+        open
     }
 }
 

@@ -134,8 +134,11 @@ pub enum Body<'a> {
     },
     /// A node asks the others to write what is missing, and then to answer with this number.
     Ask { nonce: u64 },
-    /// A node answers that it has written all missing records that it knew.
-    Answer { nonce: u64 },
+    /// A node answers that it has written all missing records that it knew. `knowledge` is the hash of what it knew.
+    Answer {
+        nonce: u64,
+        knowledge: &'a ContentHash,
+    },
     /// Gives the log the identity that is in the record's header, if the log has none.
     Claim,
 }
@@ -359,6 +362,11 @@ pub fn header<'a>(
 }
 
 impl Header<'_> {
+    /// Whether it is a revocation, if nobody has changed the header.
+    pub fn is_revocation(&self) -> bool {
+        self.kind == Kind::Revocation
+    }
+
     /// Opens the record.
     pub fn open(&self, keys: &Keys, context: &Context) -> Result<Opened, Skipped> {
         let cipher = keys.find(self.key_id).ok_or(Skipped::Key)?;
@@ -423,9 +431,11 @@ impl Opened {
             Kind::Ask => Body::Ask {
                 nonce: number(body)?.0,
             },
-            Kind::Answer => Body::Answer {
-                nonce: number(body)?.0,
-            },
+            Kind::Answer => {
+                let (nonce, rest) = number(body)?;
+                let (knowledge, _) = split(rest)?;
+                Body::Answer { nonce, knowledge }
+            }
             Kind::Claim => Body::Claim,
         })
     }
@@ -469,7 +479,10 @@ fn encode(body: &Body) -> (Kind, Zeroizing<Vec<u8>>) {
             (Kind::Revocation, plain)
         }
         Body::Ask { nonce } => (Kind::Ask, nonce.to_be_bytes().to_vec()),
-        Body::Answer { nonce } => (Kind::Answer, nonce.to_be_bytes().to_vec()),
+        Body::Answer { nonce, knowledge } => {
+            let plain = [&nonce.to_be_bytes()[..], &knowledge[..]].concat();
+            (Kind::Answer, plain)
+        }
         Body::Claim => (Kind::Claim, Vec::new()),
     };
     (kind, Zeroizing::new(plain))
@@ -604,7 +617,10 @@ mod tests {
                 target: Target::Certificate(CertificateSelector::Sha1([10; 20])),
             },
             Body::Ask { nonce: 11 },
-            Body::Answer { nonce: 12 },
+            Body::Answer {
+                nonce: 12,
+                knowledge: &[13; 16],
+            },
             Body::Claim,
         ]
     }

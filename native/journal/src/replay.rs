@@ -184,11 +184,11 @@ fn replay<T: TemplateCodec>(
         return Ok(());
     }
     let mut held = reason_to_hold(journal, &seen);
-    let doubt = doubt(journal, &seen).filter(|_| held.is_none());
-    if let Some(why) = doubt {
-        // A log without sessions is safe to use.
-        let is_empty = reader.older(Stream::Sessions, 1)?.is_empty();
-        held = (!is_empty).then(|| Hold(why.into()));
+    let mut is_new_log = false;
+    if let Some(why) = doubt(journal, &seen).filter(|_| held.is_none()) {
+        // A log that nobody has written to yet is safe to use.
+        is_new_log = !seen.has_content && reader.older(Stream::Sessions, 1)?.is_empty();
+        held = (!is_new_log).then(|| Hold(why.into()));
     }
     // From now on the follower carries out control records as they come, and sessions unless the journal is held.
     journal.replay.lock().is_held = held.is_some();
@@ -204,6 +204,10 @@ fn replay<T: TemplateCodec>(
         return Ok(());
     }
     note_done(journal);
+    // A pass is cut short when the listener closes.
+    if !journal.has_ended() {
+        note_complete(journal, is_new_log);
+    }
     let took_ms = began.elapsed().as_millis() as u64;
     journal.status.note_replay(took_ms);
     if !journal.has_replayed.swap(true, Relaxed) {
@@ -264,8 +268,9 @@ fn read_sessions<T: TemplateCodec>(
 /// answered that it does not have the record, or no other node can have it.
 fn is_settled<T: TemplateCodec>(journal: &Shared<T>, hash: ContentHash) -> bool {
     let is_alone = !journal.is_shared_log && journal.was_complete();
+    let is_answered = journal.is_answered();
     let mut replay = journal.replay.lock();
-    if replay.is_answered || is_alone {
+    if is_answered || is_alone {
         replay.settled.insert(hash);
     }
     replay.settled.contains(&hash)
@@ -343,21 +348,30 @@ fn oldest_identity<T: TemplateCodec>(
     Ok(found)
 }
 
-/// Why another node has to confirm the log before the first replay, if this node has never known all revocations.
+/// Why another node has to confirm the log before its sessions are read, if this node may not know all revocations.
 fn doubt<T: TemplateCodec>(journal: &Shared<T>, seen: &Seen) -> Option<&'static str> {
-    let replay = journal.replay.lock();
-    let is_settled = replay.is_answered || replay.is_overridden;
-    if !journal.is_shared_log || journal.was_complete() || is_settled {
-        return None;
-    }
-    if journal.has_replayed.load(Relaxed) {
+    let is_overridden = journal.replay.lock().is_overridden;
+    if !journal.is_shared_log || journal.was_complete() || journal.is_answered() || is_overridden {
         return None;
     }
     if journal.options.wait_for_living_node {
         return Some("another node has to confirm that no revocation is missing");
     }
-    let is_known = seen.has_any || journal.was_remembered();
+    let is_known = seen.has_any || journal.was_remembered() || journal.has_replayed.load(Relaxed);
     (!is_known).then_some("its control records are lost, perhaps with revocations")
+}
+
+/// Notes that this node knows all revocations. If nobody has confirmed that because the log was new, it counts for this
+/// log only: an older one may come back in its place.
+fn note_complete<T: TemplateCodec>(journal: &Shared<T>, is_new_log: bool) {
+    let Some(log) = journal.identity() else {
+        return;
+    };
+    if is_new_log {
+        journal.memory.note_began(&journal.remembered, log);
+    } else if !journal.remembered.is_complete_for(log) {
+        journal.memory.note_complete(&journal.remembered);
+    }
 }
 
 /// The reason not to read sessions, if revocations may be missing.
@@ -381,6 +395,7 @@ fn lack_of_key<T: TemplateCodec>(journal: &Shared<T>, unknown: &HashSet<Vec<u8>>
     let retired: HashSet<Vec<u8>> = retired.into_iter().map(String::into_bytes).collect();
     let mut unknown: Vec<_> = unknown.difference(&retired).collect();
     unknown.sort();
+    journal.replay.lock().lacked_key = None;
     let name = unknown.first()?;
     if journal.replay.lock().is_overridden {
         let names = unknown
@@ -389,21 +404,19 @@ fn lack_of_key<T: TemplateCodec>(journal: &Shared<T>, unknown: &HashSet<Vec<u8>>
         journal.note_retired_keys(&names.collect::<Vec<_>>());
         return None;
     }
-    Some(Hold(format!(
+    let why = format!(
         "records that may be revocations are sealed with the key {}, which is not in the key file",
         String::from_utf8_lossy(name).escape_debug()
-    )))
+    );
+    journal.replay.lock().lacked_key = Some(why.clone());
+    Some(Hold(why))
 }
 
 fn note_done<T: TemplateCodec>(journal: &Shared<T>) {
     journal.set(Part::Replay, Ok(()));
-    // A pass is cut short when the listener closes.
-    if !journal.has_ended() {
-        journal.memory.note_complete(&journal.remembered);
-    }
     let mut replay = journal.replay.lock();
     replay.is_held = false;
-    replay.is_answered = false;
+    replay.answers.clear();
     replay.is_overridden = false;
     replay.holds = 0;
 }
@@ -420,7 +433,7 @@ fn hold<T: TemplateCodec>(journal: &Shared<T>, why: String) {
     set_held(journal, &why);
     let mut replay = journal.replay.lock();
     replay.is_held = true;
-    replay.is_answered = false;
+    replay.answers.clear();
     let delay = ASK_AGAIN.saturating_mul(1 << replay.holds.min(2));
     replay.holds += 1;
     replay.want_replay(delay);

@@ -163,6 +163,11 @@ impl Revocations {
         self.origins[self.own].number
     }
 
+    /// Whether any revocation was made here.
+    pub fn has_own(&self) -> bool {
+        self.origins[self.own].upto() > 0
+    }
+
     /// The last revocation that was made here.
     #[cfg(test)]
     pub fn last_made(&self) -> RevocationId {

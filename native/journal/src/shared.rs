@@ -39,6 +39,12 @@ const MAX_REFERENCES: usize = if cfg!(test) { 1024 } else { 65_536 };
 /// Limit on the names of retired keys. There are far fewer, but other nodes tell of theirs.
 pub(crate) const MAX_RETIRED_KEYS: usize = 1000;
 
+/// How many revocations a node writes again in its first pass over a log that has lost them.
+pub(crate) const REWRITE_LIMIT: usize = if cfg!(test) { 50 } else { 4096 };
+
+/// If a log has lost records, nodes write them again within this time, each after a delay of its own.
+pub(crate) const COMPLETE_WITHIN_MS: u64 = 500;
+
 /// The options of a journal.
 pub struct Options {
     /// The scope's name. Nodes with the same log, key and name share records.
@@ -67,12 +73,16 @@ pub(crate) struct Shared<T> {
     pub queue: Queue,
     pub memory: Arc<NodeMemory>,
     pub remembered: Arc<ScopeMemory>,
+    /// What was known before the memory was loaded.
+    known_before: OnceCell<Arc<Knowledge>>,
     /// Whether a folder remembered anything of the scope. Known once the memory is loaded.
     was_remembered: OnceCell<bool>,
     identity: Mutex<Option<LogIdentity>>,
     keys: RwLock<Option<Arc<Keys>>>,
     key_version: Mutex<Option<Version>>,
     retired_keys: Mutex<BTreeSet<String>>,
+    /// Keys of this node that running nodes have taken out of use, and the writers who said so.
+    retired_elsewhere: Mutex<BTreeSet<(String, u64)>>,
     pub clock: Mutex<OwnClock>,
     pub references: Mutex<References>,
     pub suites: Mutex<Suites>,
@@ -85,6 +95,9 @@ pub(crate) struct Shared<T> {
     lifetime_ms: AtomicU64,
     longest_ms: AtomicU64,
     pub has_replayed: AtomicBool,
+    /// Whether this log has, or the queue has for it, all revocations that this node knew. Before that, no record may
+    /// tell of them: if this node crashed, the others would wait for a revocation that nobody has.
+    pub is_log_complete: AtomicBool,
     /// Until when all control records were read, by the monotonic clock.
     read_until_ms: AtomicU64,
     /// Whether something was written after the listener had closed.
@@ -146,9 +159,15 @@ pub(crate) struct ReplayState {
     pub is_held: bool,
     /// Records were found that this node has no key for.
     pub lacks_keys: bool,
-    /// Questions that this node has asked, and whether one was answered.
+    /// Why other nodes may be unable to read what this node writes: they write records that it has no key for.
+    pub lacked_key: Option<String>,
+    /// Keys that were taken out of use here, and with which another node has revoked since.
+    pub still_used: BTreeSet<Vec<u8>>,
+    /// When this node last told others which keys it has taken out of use, because one still seals with such a key.
+    pub told: Option<Instant>,
+    /// Questions that this node has asked, and the knowledge of the nodes that have answered.
     pub asked: Vec<u64>,
-    pub is_answered: bool,
+    pub answers: Vec<ContentHash>,
     /// The operator has decided to replay anyway.
     pub is_overridden: bool,
     /// Questions of others to answer.
@@ -163,6 +182,9 @@ pub(crate) struct ReplayState {
     pub settled: HashSet<ContentHash>,
     /// How often in a row the replay was held.
     pub holds: u32,
+    /// How many revocations the next pass writes again at most. All nodes notice a loss at the same time, and each
+    /// shall leave something to the others. If they do nothing, the number doubles from pass to pass.
+    pub rewrite_limit: usize,
     /// Records that sessions referred to and the log did not have. If one comes, the log is read again.
     pub lacking: HashSet<Lacking>,
 }
@@ -186,6 +208,7 @@ impl<T: TemplateCodec> Shared<T> {
             context: Context::new(options.scope.as_bytes(), &options.layout),
             writer: u64::try_generate().map_err(io::Error::other)?,
             queue: Queue::new(waker),
+            known_before: OnceCell::new(),
             was_remembered: OnceCell::new(),
             memory,
             remembered,
@@ -193,6 +216,7 @@ impl<T: TemplateCodec> Shared<T> {
             keys: RwLock::default(),
             key_version: Mutex::default(),
             retired_keys: Mutex::default(),
+            retired_elsewhere: Mutex::default(),
             clock: Mutex::new(OwnClock {
                 zero_ms: zero_ms(),
                 revision: 1,
@@ -209,8 +233,11 @@ impl<T: TemplateCodec> Shared<T> {
                 backoff: Backoff::default(),
                 is_held: true,
                 lacks_keys: false,
+                lacked_key: None,
+                still_used: BTreeSet::new(),
+                told: None,
                 asked: Vec::new(),
-                is_answered: false,
+                answers: Vec::new(),
                 is_overridden: false,
                 to_answer: Vec::new(),
                 answered: HashSet::new(),
@@ -218,11 +245,13 @@ impl<T: TemplateCodec> Shared<T> {
                 future_ms: None,
                 settled: HashSet::new(),
                 holds: 0,
+                rewrite_limit: REWRITE_LIMIT,
                 lacking: HashSet::new(),
             }),
             lifetime_ms: AtomicU64::new(lifetime_ms),
             longest_ms: AtomicU64::new(lifetime_ms),
             has_replayed: AtomicBool::new(false),
+            is_log_complete: AtomicBool::new(false),
             read_until_ms: AtomicU64::new(0),
             has_written_late: AtomicBool::new(false),
             status: Status::default(),
@@ -258,7 +287,8 @@ impl<T: TemplateCodec> Shared<T> {
         if self.was_remembered.get().is_some() {
             return Ok(());
         }
-        let before = self.remembered.knowledge();
+        // A folder that was late may have been loaded since the last try.
+        let before = (self.known_before).get_or_init(|| self.remembered.knowledge());
         let loaded = self.memory.prepare(&self.remembered);
         self.set(Part::Memory, loaded.clone().map(drop));
         let was_known = loaded?;
@@ -268,9 +298,10 @@ impl<T: TemplateCodec> Shared<T> {
         }
         let mut targets = Vec::new();
         let revocations = self.remembered.revocations();
+        let own_origin = revocations.own_origin();
         revocations.for_each(|id, target, _| {
             let known = before.get(&id.origin);
-            if known.is_none_or(|known| known.upto < id.counter) {
+            if id.origin != own_origin && known.is_none_or(|known| known.upto < id.counter) {
                 targets.push(target);
             }
         });
@@ -288,9 +319,12 @@ impl<T: TemplateCodec> Shared<T> {
         self.was_remembered.get().copied().unwrap_or(false)
     }
 
-    /// Whether a folder remembers that this node has known all revocations of the scope.
+    /// Whether this node has known all revocations that this log's sessions may need: since the journal was opened, or
+    /// before that if a folder remembers it.
     pub fn was_complete(&self) -> bool {
-        self.memory.folder().is_some() && self.remembered.is_complete()
+        let may_count = self.memory.folder().is_some() || self.has_replayed.load(Relaxed);
+        let log = self.identity();
+        may_count && log.is_some_and(|log| self.remembered.is_complete_for(log))
     }
 
     // ---- the log ----
@@ -315,6 +349,7 @@ impl<T: TemplateCodec> Shared<T> {
     pub fn set_identity(&self, identity: LogIdentity) {
         let former = self.identity.lock().replace(identity);
         if former.is_some_and(|former| former != identity) {
+            self.is_log_complete.store(false, Relaxed);
             self.announced.lock().clear();
             self.clock.lock().written_ms = None;
         }
@@ -354,6 +389,14 @@ impl<T: TemplateCodec> Shared<T> {
             .saturating_add(2 * MAX_AHEAD_MS)
     }
 
+    /// Whether another node has answered a question of this one, and this one has learned what that node knew.
+    pub fn is_answered(&self) -> bool {
+        let references = self.references.lock();
+        let replay = self.replay.lock();
+        let mut answers = replay.answers.iter();
+        answers.any(|knowledge| references.knowledge.contains_key(knowledge))
+    }
+
     /// Notes that all control records were read that the log had at this time.
     pub fn note_read(&self, until_ms: u64) {
         self.read_until_ms.fetch_max(until_ms, Relaxed);
@@ -387,7 +430,8 @@ impl<T: TemplateCodec> Shared<T> {
             // The next try reads the file even if it comes back unchanged.
             *loaded = None;
         }
-        self.set(Part::Keys, result.clone());
+        let state = result.clone().and_then(|()| self.check_sealing_key());
+        self.set(Part::Keys, state);
         result
     }
 
@@ -405,14 +449,19 @@ impl<T: TemplateCodec> Shared<T> {
         let Some(former) = former else {
             return;
         };
+        let ids = keys.ids();
         let mut retired = self.retired_keys.lock();
-        retired.retain(|id| !keys.ids().contains(&&**id));
+        let before = retired.clone();
+        retired.retain(|id| !ids.contains(&&**id));
         for id in former.ids() {
-            if !keys.ids().contains(&id) {
+            if !ids.contains(&id) {
                 retire(&mut retired, id);
             }
         }
+        let has_retired_some = *retired != before;
         drop(retired);
+        let is_kept = |(id, _): &(String, u64)| ids.contains(&&**id);
+        self.retired_elsewhere.lock().retain(is_kept);
         let mut replay = self.replay.lock();
         if replay.lacks_keys || self.identity().is_none() {
             replay.want_replay(Duration::ZERO);
@@ -421,7 +470,29 @@ impl<T: TemplateCodec> Shared<T> {
             // Records are sealed again with the new key, because a node may start that has only newer keys.
             self.announced.lock().clear();
             self.clock.lock().written_ms = None;
-            replay.wants_scan = true;
+            replay.want_scan(random_delay(COMPLETE_WITHIN_MS));
+        }
+        if has_retired_some {
+            // Nodes that still seal with such a key must hear of it.
+            self.queue.push_record(ControlRecord::Statement);
+        }
+    }
+
+    /// Forgets what other nodes have said of the keys of this one.
+    pub fn forgive_keys(&self) {
+        self.retired_elsewhere.lock().clear();
+    }
+
+    /// An error if other nodes do not read what this node writes.
+    pub fn check_sealing_key(&self) -> Result<(), String> {
+        let keys = self.keys().ok_or("there is no key to seal with")?;
+        let name = keys.sealing().0;
+        let retired = self.retired_elsewhere.lock();
+        match retired.iter().any(|(retired, _)| retired == name) {
+            false => Ok(()),
+            true => Err(format!(
+                "other nodes have taken the key {name} out of use, with which this node seals: give it their key file"
+            )),
         }
     }
 
@@ -439,6 +510,15 @@ impl<T: TemplateCodec> Shared<T> {
         self.keys().map(ids).unwrap_or_default()
     }
 
+    /// Why other nodes may be unable to read what this node writes, as far as it knows.
+    pub fn why_unread(&self) -> Option<String> {
+        if !self.is_shared_log {
+            return None;
+        }
+        let lacked = || self.replay.lock().lacked_key.clone();
+        self.check_sealing_key().err().or_else(lacked)
+    }
+
     /// Names of keys that were taken out of use.
     pub fn retired_keys(&self) -> Vec<String> {
         self.retired_keys.lock().iter().cloned().collect()
@@ -451,6 +531,24 @@ impl<T: TemplateCodec> Shared<T> {
         for name in names.iter().filter(|name| !has.contains(name)) {
             retire(&mut retired, name);
         }
+    }
+
+    /// Notes which keys a running node has taken out of use, to know whether it reads what this one writes.
+    pub fn note_retired_by(&self, writer: u64, names: &[String]) {
+        let has = self.key_ids();
+        let mut retired = self.retired_elsewhere.lock();
+        let before = retired.len();
+        retired.retain(|(name, by)| *by != writer || names.contains(name));
+        for name in names.iter().filter(|name| has.contains(name)) {
+            if retired.len() < MAX_RETIRED_KEYS {
+                retired.insert((name.clone(), writer));
+            }
+        }
+        if before == 0 && retired.is_empty() {
+            return;
+        }
+        drop(retired);
+        self.set(Part::Keys, self.check_sealing_key());
     }
 
     // ---- clocks ----
@@ -632,6 +730,11 @@ impl ReplayState {
             self.not_before = at;
         }
     }
+}
+
+/// A random time, shorter than this.
+pub(crate) fn random_delay(below_ms: u64) -> Duration {
+    Duration::from_millis(u64::try_generate().unwrap_or_default() % below_ms)
 }
 
 fn zero_ms() -> i64 {

@@ -3,7 +3,7 @@
 use crate::clock::set_moved;
 use crate::node_memory::NodeMemory;
 use crate::reader::Seen;
-use crate::record::{content_hash, Skipped};
+use crate::record::{content_hash, seal, Body, Skipped};
 use crate::replay::Replayer;
 use crate::revocations::Knowledge;
 use crate::testing::{
@@ -653,6 +653,182 @@ fn a_node_that_has_waited_in_vain_waits_again() {
     assert!(alone.has(1));
 }
 
+/// An attacker hides what a log has until a node that waits takes the log for a new one.
+#[test]
+fn a_node_that_waits_is_not_misled_by_a_log_that_looks_new() {
+    for hides_all in [true, false] {
+        let fleet = Fleet::new("hidden");
+        let one = fleet.replayed();
+        one.add(1);
+        one.wait_for_writing();
+        let snapshot = fleet.log.snapshot();
+        one.revoke_for_good(Target::Session(id(1)));
+        one.end();
+        fleet.log.change(|records| {
+            records.clone_from(&snapshot);
+            records.retain(|it| !hides_all && it.stream == Stream::Control);
+        });
+        let mut options = fleet.options();
+        options.wait_for_living_node = true;
+        let waiting = fleet.node_with(options, limits(u64::MAX));
+        if hides_all {
+            waiting.wait_for_replay();
+        } else {
+            until("the hold", || waiting.error().contains("has to confirm"));
+        }
+        fleet.log.change(|records| records.clone_from(&snapshot));
+        until("the hold", || waiting.error().contains("has to confirm"));
+        thread::sleep(Duration::from_millis(500));
+        assert!(!waiting.has(1) && !waiting.is_up());
+        waiting.end();
+    }
+}
+
+#[test]
+fn an_answer_counts_only_with_what_its_writer_knew() {
+    let fleet = Fleet::new("answers");
+    let one = fleet.replayed();
+    one.add(1);
+    one.wait_for_writing();
+    until("a session", || fleet.count(Stream::Sessions) == 1);
+    one.end();
+    let mut options = fleet.options();
+    options.wait_for_living_node = true;
+    let waiting = fleet.node_with(options, limits(u64::MAX));
+    let shared = &waiting.journal().0;
+    let answer = |knowledge| {
+        until("a question", || !shared.replay.lock().asked.is_empty());
+        let nonce = shared.replay.lock().asked[0];
+        let body = Body::Answer {
+            nonce,
+            knowledge: &knowledge,
+        };
+        let stamp = shared.stamp(shared.identity().unwrap(), now_ms(), 0);
+        let record = seal(&shared.keys().unwrap(), &shared.context, stamp, &body).unwrap();
+        fleet.log.append(&fleet.name, Stream::Control, record);
+        until("the answer", || {
+            !shared.replay.lock().asked.contains(&nonce)
+        });
+    };
+    // Somebody has removed the record of what its writer knew, and perhaps revocations.
+    answer([9; 16]);
+    thread::sleep(Duration::from_millis(500));
+    assert!(!waiting.has(1) && waiting.error().contains("has to confirm"));
+    let known = *shared.references.lock().knowledge.keys().next().unwrap();
+    answer(known);
+    waiting.wait_for_replay();
+    assert!(waiting.has(1));
+}
+
+#[test]
+fn nodes_share_the_work_of_writing_again_what_a_log_has_lost() {
+    let fleet = Fleet::new("shared work");
+    let nodes = [fleet.replayed(), fleet.replayed(), fleet.replayed()];
+    let targets: Vec<_> = (0..600).map(|n| Target::Session(id(n))).collect();
+    let scopes = [Arc::clone(&nodes[0].scope)];
+    revoke(&scopes, false, &[], &targets);
+    let revocations = |node: &Node| node.report().revocations;
+    until("revocations", || {
+        nodes.iter().all(|node| revocations(node) == 600)
+    });
+    nodes[0].wait_for_writing();
+    fleet.lose_knowledge();
+    let written = || {
+        let records = fleet.log.records(Stream::Control);
+        records.iter().filter(|record| record[1] == 5).count()
+    };
+    let late = fleet.node();
+    until("all", || revocations(&late) == 600);
+    late.wait_for_replay();
+    until("the end", || {
+        let is_done = |node: &Node| !node.journal().0.replay.lock().wants_scan;
+        nodes.iter().all(is_done) && late.is_up()
+    });
+    // Without a limit, each of the three writes all of them.
+    assert!((600..1500).contains(&written()), "{}", written());
+}
+
+#[test]
+fn nobody_waits_for_a_folder_that_hangs() {
+    let fleet = Fleet::new("hanging folder");
+    let (one, other) = (fleet.node_in("node"), fleet.replayed());
+    one.wait_for_replay();
+    (1..4).for_each(|n| one.add(n));
+    until("sessions", || other.has(3));
+    let hanging = one.journal().0.memory.hang();
+    let began = Instant::now();
+    let revoked = one.revoke(Target::Session(id(1)));
+    assert_eq!(revoked.dropped, 1);
+    assert!(
+        revoked.pending["hanging folder"].contains("does not answer"),
+        "{revoked:?}"
+    );
+    assert!(began.elapsed() < Duration::from_secs(5));
+    // The others obey nevertheless.
+    until("the revocation", || !other.has(1));
+    let began = Instant::now();
+    one.forget(2);
+    until("the revocation", || !other.has(2));
+    assert!(!one.revoke(Target::Session(id(9))).pending.is_empty());
+    let error = one.report().node_folder_error.unwrap();
+    assert!(error.contains("does not answer"), "{error}");
+    one.add(5);
+    until("a session", || other.has(5));
+    assert!(began.elapsed() < Duration::from_secs(15));
+    drop(hanging);
+    until("the folder", || one.report().node_folder_error.is_none());
+    assert!(one.revoke(Target::Session(id(3))).pending.is_empty());
+    let known = one.report().revocations;
+    one.end();
+    other.end();
+    fleet.log.change(Vec::clear);
+    let back = fleet.node_in("node");
+    back.wait_for_replay();
+    assert_eq!(back.report().revocations, known);
+}
+
+/// By a clock that the test moves.
+#[test]
+fn no_record_tells_of_a_revocation_before_the_log_has_it() {
+    let fleet = Fleet::new("untold");
+    let start = || {
+        let hub = fleet.hub();
+        let node = fleet.node_on(&hub, {
+            let mut options = fleet.options();
+            options.node_folder = Some(fleet.path("node"));
+            options
+        });
+        let writer = Writer::new(Arc::clone(&hub), fleet.log.writer());
+        (node, writer, Replayer::new(Arc::clone(&hub)), hub)
+    };
+    let (node, mut writer, mut replayer, hub) = start();
+    for at_ms in [0, 1000, 2000] {
+        set_moved(at_ms, at_ms as i64);
+        while replayer.turn() {}
+        writer.work(&hub.journals());
+    }
+    node.forget(1);
+    writer.work(&hub.journals());
+    drop((node, writer, replayer, hub));
+    fleet.lose_knowledge();
+    let lost = fleet.log.snapshot().len();
+    let (node, mut writer, mut replayer, hub) = start();
+    // The folder is loaded, and the log not read yet.
+    node.journal().0.load_keys().unwrap();
+    node.journal().0.load_memory().unwrap();
+    assert_eq!(node.report().revocations, 1);
+    node.add(2);
+    writer.work(&hub.journals());
+    assert_eq!(fleet.log.snapshot().len(), lost);
+    while replayer.turn() {}
+    writer.work(&hub.journals());
+    set_moved(0, 0);
+    let written = fleet.log.snapshot().split_off(lost);
+    let kinds: Vec<u8> = written.iter().map(|placed| placed.record[1]).collect();
+    assert_eq!(kinds[0], 5, "{kinds:?}");
+    assert!(kinds.contains(&3) && kinds.contains(&1), "{kinds:?}");
+}
+
 #[test]
 fn a_copied_record_changes_nothing() {
     let fleet = Fleet::new("copied");
@@ -782,6 +958,68 @@ fn what_waits_for_the_log_is_sealed_with_the_keys_that_are_there_when_it_is_back
     assert!(!written.is_empty());
     assert!(written.iter().all(|record| key_of(record) == "c"));
     until("the revocation on the other node", || !other.has(1));
+}
+
+#[test]
+fn what_was_written_with_a_key_that_was_replaced_meanwhile_does_not_count() {
+    let fleet = Fleet::new("in flight");
+    let node = fleet.replayed();
+    node.add(1);
+    node.wait_for_writing();
+    let before = fleet.count(Stream::Control);
+    let hanging = fleet.log.hang();
+    node.forget(1);
+    until("the writer", || node.report().queued == 0);
+    write_keys(&fleet.path("keys"), &["c", "d"]);
+    node.journal().reload_keys().unwrap();
+    drop(hanging);
+    until("the revocation", || node.journal().unwritten() == 0);
+    let written = fleet.log.records(Stream::Control).split_off(before);
+    let is_readable = |record: &Record| record[1] == 5 && key_of(record) == "c";
+    assert!(written.iter().any(is_readable));
+}
+
+#[test]
+fn a_node_with_a_key_that_others_have_taken_out_of_use_promises_nothing() {
+    let fleet = Fleet::new("behind");
+    let [ahead_keys, behind_keys] = ["ahead", "behind"].map(|name| fleet.path(name));
+    let node = |path: &PathBuf, names: &[&str]| {
+        write_keys(path, names);
+        let mut options = fleet.options();
+        options.keys.path = path.clone();
+        let node = fleet.node_with(options, limits(u64::MAX));
+        node.wait_for_replay();
+        node
+    };
+    let ahead = node(&ahead_keys, &["a", "b"]);
+    let behind = node(&behind_keys, &["a", "b"]);
+    for (n, replaced) in [(1, ["b", "c"]), (2, ["d", "e"])] {
+        behind.add(n);
+        until("a session", || ahead.has(n));
+        write_keys(&ahead_keys, &replaced);
+        ahead.journal().reload_keys().unwrap();
+        // It can read the records of the first new key, and not those of the second.
+        let word = if n == 1 { "key a out of use" } else { "key d" };
+        until("the hint", || behind.error().contains(word));
+        fleet.events();
+        let revoked = behind.revoke(Target::Session(id(n)));
+        assert!(revoked.pending["behind"].contains(word), "{revoked:?}");
+        assert!(!behind.has(n));
+        until("the notice", || {
+            let notice = "still revokes with the key";
+            let is_notice = |kind: &EventKind| matches!(kind, EventKind::Noticed(text) if text.contains(notice));
+            fleet.events().iter().any(is_notice)
+        });
+        assert!(ahead.has(n) && ahead.is_up());
+        write_keys(&behind_keys, &replaced);
+        behind.journal().reload_keys().unwrap();
+        until("the revocation", || !ahead.has(n));
+        until("health", || behind.error().is_empty());
+        behind.add(10 + n);
+        until("a session", || ahead.has(10 + n));
+        assert_eq!(behind.revoke_for_good(Target::Session(id(10 + n))), 1);
+        assert!(behind.revoke(Target::Session(id(20))).pending.is_empty());
+    }
 }
 
 #[test]
@@ -1151,12 +1389,14 @@ fn a_closed_journal_stays_until_its_revocations_are_in_the_log_or_in_the_folder(
         set_moved(second * 1000, 0);
         writer.work(&hub.journals());
     }
-    assert_eq!(hub.journals().len(), 1);
+    assert_eq!((hub.journals().len(), hub.unwritten()), (1, 1));
     fs::rename(&away, &folder).unwrap();
     for second in 10..80 {
         set_moved(second * 1000, 0);
         writer.work(&hub.journals());
     }
+    until("the folder", || !node.journal().0.memory.is_unsaved());
+    writer.work(&hub.journals());
     set_moved(0, 0);
     assert_eq!(hub.journals().len(), 0);
     drop(node);

@@ -63,6 +63,12 @@ impl OpenBatch {
     fn is_empty(&self) -> bool {
         self.batch.is_empty() && self.control.is_empty() && self.sessions.is_empty()
     }
+
+    /// Whether the records are sealed for this log and with the sealing key of these keys.
+    fn is_sealed_for(&self, identity: LogIdentity, keys: &Keys) -> bool {
+        (self.sealed_for.as_ref())
+            .is_some_and(|(log, with)| *log == identity && with.sealing().0 == keys.sealing().0)
+    }
 }
 
 impl<T: TemplateCodec> Writer<T> {
@@ -117,7 +123,7 @@ impl<T: TemplateCodec> Writer<T> {
         let has_work = || {
             ready
                 .iter()
-                .any(|journal| journal.queue.len() > 0 && is_ready(journal))
+                .any(|journal| journal.queue.len() > 0 && may_write(journal))
                 || self.hub.has_changed(journals.len())
         };
         self.hub.waker.wait(timeout, self.is_busy, has_work);
@@ -143,7 +149,7 @@ impl<T: TemplateCodec> Writer<T> {
     /// Writes what is in the queues. Returns whether there was anything.
     fn write(&mut self, journals: &[Arc<Shared<T>>]) -> bool {
         let mut ready = Vec::new();
-        for journal in journals.iter().filter(|journal| is_ready(journal)) {
+        for journal in journals.iter().filter(|journal| may_write(journal)) {
             let open_batch = self.open_batches.entry(journal.writer).or_default();
             if !open_batch.backoff.is_over() {
                 continue;
@@ -210,6 +216,15 @@ impl<T: TemplateCodec> Writer<T> {
         for (journal, result) in journals.into_iter().zip(results) {
             let open_batch = self.open_batches.entry(journal.writer).or_default();
             open_batch.backoff.note(result.is_ok());
+            let is_still_sealed = match (journal.identity(), journal.keys()) {
+                (Some(identity), Some(keys)) => open_batch.is_sealed_for(identity, &keys),
+                _ => false,
+            };
+            if result.is_ok() && !is_still_sealed {
+                // Meanwhile the log's identity or the sealing key has changed, so the records do not count. They are
+                // sealed and written again.
+                continue;
+            }
             if result.is_ok() {
                 let written = match is_control {
                     true => std::mem::take(&mut open_batch.control),
@@ -384,6 +399,13 @@ fn is_ready<T: TemplateCodec>(journal: &Shared<T>) -> bool {
     journal.identity().is_some() && journal.keys().is_some()
 }
 
+/// Whether records may tell of the revocations that this node knows. Once the listener is closed, nobody reads the log any
+/// more.
+fn may_write<T: TemplateCodec>(journal: &Shared<T>) -> bool {
+    let is_log_complete = journal.is_log_complete.load(Relaxed) || journal.queue.is_closed();
+    is_log_complete && is_ready(journal)
+}
+
 /// After an error, the log may have lost records: asks for a pass over the control stream.
 fn note_lost<T: TemplateCodec>(journal: &Shared<T>) {
     journal.replay.lock().want_scan(Duration::from_millis(200));
@@ -414,9 +436,7 @@ fn fill<T: TemplateCodec>(journal: &Shared<T>, open_batch: &mut OpenBatch) -> Re
         .identity()
         .ok_or("the log's identity is not known yet")?;
     let keys = journal.keys().ok_or("there is no key to seal with")?;
-    let is_sealed =
-        |(log, with): &(_, Arc<Keys>)| *log == identity && with.sealing().0 == keys.sealing().0;
-    if open_batch.sealed_for.as_ref().is_some_and(is_sealed) {
+    if open_batch.is_sealed_for(identity, &keys) {
         return Ok(());
     }
     let now = now_ms();
@@ -452,6 +472,7 @@ fn fill<T: TemplateCodec>(journal: &Shared<T>, open_batch: &mut OpenBatch) -> Re
         announcing.announce_clock(false);
     }
     let mut control = Vec::new();
+    let mut answers = Vec::new();
     for record in &open_batch.batch.control {
         let body = match record {
             ControlRecord::Revocation {
@@ -465,7 +486,10 @@ fn fill<T: TemplateCodec>(journal: &Shared<T>, open_batch: &mut OpenBatch) -> Re
                 target: target.clone(),
             },
             ControlRecord::Ask { nonce } => Body::Ask { nonce: *nonce },
-            ControlRecord::Answer { nonce } => Body::Answer { nonce: *nonce },
+            ControlRecord::Answer { nonce } => {
+                answers.push((*nonce, announcing.knowledge(&open_batch.knowledge)));
+                continue;
+            }
             ControlRecord::Statement => {
                 let content = statement(journal, &open_batch.knowledge);
                 announcing.note(&content);
@@ -494,6 +518,14 @@ fn fill<T: TemplateCodec>(journal: &Shared<T>, open_batch: &mut OpenBatch) -> Re
         };
         control.push(seal_as(now, 0, &body)?);
     }
+    // They come after the knowledge that they refer to.
+    for (nonce, knowledge) in answers {
+        let body = Body::Answer {
+            nonce,
+            knowledge: &knowledge,
+        };
+        control.push(seal_as(now, 0, &body)?);
+    }
     (open_batch.control, open_batch.sessions) = (control, sessions);
     open_batch.sealed_for = Some((identity, Arc::clone(&keys)));
     Ok(())
@@ -502,13 +534,13 @@ fn fill<T: TemplateCodec>(journal: &Shared<T>, open_batch: &mut OpenBatch) -> Re
 /// Puts revocations that OTP's process has made into the node's memory: before they go into the log, and even if the
 /// log cannot be written. That process does not wait for a disk.
 fn remember<T: TemplateCodec>(journal: &Shared<T>) {
-    let new = journal.queue.take_unremembered();
+    let new = journal.queue.take_unstored();
     let longest_ms = new.iter().map(|(.., keep_ms)| *keep_ms).max();
     if let Some(longest_ms) = longest_ms {
         let new: Vec<_> = (new.into_iter())
             .map(|(id, target, _)| (id, target))
             .collect();
-        journal.memory.note(&journal.remembered, &new, longest_ms);
+        journal.memory.note(&journal.remembered, new, longest_ms);
     }
 }
 

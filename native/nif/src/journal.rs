@@ -330,12 +330,12 @@ fn targets(what: Term) -> NifResult<Vec<Target>> {
     }
 }
 
-/// How many revocations of all scopes are not in the logs yet.
+/// How many revocations of all scopes are not in the logs yet, also of scopes that have closed.
 #[rustler::nif]
 fn unwritten() -> u64 {
-    let scopes = REGISTRY.scopes();
-    let journals = scopes.iter().filter_map(|scope| of(scope));
-    journals.map(Journal::unwritten).sum()
+    let hubs = HUBS.lock().unwrap_or_else(PoisonError::into_inner);
+    let hubs = hubs.iter().filter_map(|(_, hub)| hub.upgrade());
+    hubs.map(|hub| hub.unwritten()).sum()
 }
 
 /// Replays a scope's log although it may lack revocations. `undefined` if there is no journal.
