@@ -1,6 +1,7 @@
 //! Journals with their threads, on one log in memory.
 
 use crate::clock::set_moved;
+use crate::journal::carry_out_here;
 use crate::node_memory::NodeMemory;
 use crate::reader::Seen;
 use crate::record::{content_hash, seal, Body, Skipped};
@@ -720,32 +721,54 @@ fn an_answer_counts_only_with_what_its_writer_knew() {
     assert!(waiting.has(1));
 }
 
+/// By a clock that the test moves: all nodes notice the loss at the same moment.
 #[test]
 fn nodes_share_the_work_of_writing_again_what_a_log_has_lost() {
     let fleet = Fleet::new("shared work");
-    let nodes = [fleet.replayed(), fleet.replayed(), fleet.replayed()];
+    let start = |_| {
+        let hub = fleet.hub();
+        let node = fleet.node_on(&hub, fleet.options());
+        let writer = Writer::new(Arc::clone(&hub), fleet.log.writer());
+        (node, writer, Replayer::new(Arc::clone(&hub)), hub)
+    };
+    let mut nodes: Vec<_> = (0..4).map(start).collect();
+    let mut at_ms = 0;
+    let mut pass = |nodes: &mut [(Node, Writer<Common>, Replayer<Common>, _)]| {
+        at_ms += 1000;
+        set_moved(at_ms, at_ms as i64);
+        for (node, _, replayer, _) in &mut *nodes {
+            node.journal().0.replay.lock().wants_scan = true;
+            while replayer.turn() {}
+        }
+        for (_, writer, _, hub) in nodes {
+            let hub: &Arc<Hub<Common>> = hub;
+            writer.work(&hub.journals());
+            writer.work(&hub.journals());
+        }
+    };
+    (0..4).for_each(|_| pass(&mut nodes));
     let targets: Vec<_> = (0..600).map(|n| Target::Session(id(n))).collect();
-    let scopes = [Arc::clone(&nodes[0].scope)];
-    revoke(&scopes, false, &[], &targets);
-    let revocations = |node: &Node| node.report().revocations;
-    until("revocations", || {
-        nodes.iter().all(|node| revocations(node) == 600)
-    });
-    nodes[0].wait_for_writing();
+    let scopes = [Arc::clone(&nodes[0].0.scope)];
+    carry_out_here(&scopes, false, &[], &targets, Instant::now());
+    (0..4).for_each(|_| pass(&mut nodes));
+    assert!(nodes
+        .iter()
+        .all(|(node, ..)| node.report().revocations == 600));
     fleet.lose_knowledge();
     let written = || {
-        let records = fleet.log.records(Stream::Control);
-        records.iter().filter(|record| record[1] == 5).count()
+        let records = fleet.log.records(Stream::Control).into_iter();
+        let revocations: Vec<_> = records.filter(|record| record[1] == 5).collect();
+        revocations.len()
     };
-    let late = fleet.node();
-    until("all", || revocations(&late) == 600);
-    late.wait_for_replay();
-    until("the end", || {
-        let is_done = |node: &Node| !node.journal().0.replay.lock().wants_scan;
-        nodes.iter().all(is_done) && late.is_up()
-    });
-    // Without a limit, each of the three writes all of them.
+    pass(&mut nodes);
+    // Each leaves something to the others.
+    assert!((1..600).contains(&written()), "{}", written());
+    (0..10).for_each(|_| pass(&mut nodes));
+    set_moved(0, 0);
+    // Without a limit, each of the four writes all of them.
     assert!((600..1500).contains(&written()), "{}", written());
+    let late = fleet.replayed();
+    assert_eq!(late.report().revocations, 600);
 }
 
 #[test]
