@@ -1116,11 +1116,8 @@ fn a_user_with_the_least_rights() {
             words.extend(rights.split(' '));
             assert_eq!(admin.run(&words), "OK");
         };
-        user(
-            "journal",
-            "+xadd +xtrim +expire +time +xread +xrevrange +xinfo",
-        );
-        user("hoarder", "+xadd +expire +time +xinfo");
+        user("journal", "+xadd +xtrim +time +xread +xrevrange +xinfo");
+        user("hoarder", "+xadd +time +xinfo");
         user("nobody", "+ping");
         let config = ValkeyConfig {
             user: Some("journal".into()),
@@ -1196,17 +1193,36 @@ fn what_was_seen_to_grow_too_old_is_dropped() {
             assert!(began.elapsed() > at_least - Duration::from_millis(500));
         }
 
-        // A key expires when nobody writes to it any more.
-        let least = 7 * 24 * 3600 - 60;
-        let ttl = admin.number(&["TTL", SESSIONS]);
-        assert!((least..=least + 61).contains(&ttl), "{ttl}");
-        admin.run(&["DEL", CONTROL]);
-        assert_eq!(admin.number(&["TTL", CONTROL]), -2);
         // Absurd ages are no error.
         for keep in [Duration::ZERO, Duration::MAX] {
             assert_eq!(writer.trim(&[bounds(keep, 0)]), Ok(()));
         }
     });
+}
+
+/// An expiry would follow the server's clock, whatever happens to that.
+#[test]
+fn no_key_of_the_log_has_an_expiry() {
+    each(|program| {
+        let server = Server::start(program);
+        let log = server.log();
+        let mut writer = log.writer();
+        // The server says its eviction policy when the log is trimmed.
+        for keep in [KEEP, 2 * KEEP] {
+            append(&mut *writer, SCOPE, &records(0..3), &records(3..6)).unwrap();
+            writer.trim(&[bounds(keep, u64::MAX)]).unwrap();
+        }
+        assert_no_expiry(&mut server.admin(), 2);
+    });
+}
+
+/// The server has at least so many keys, and none of them has an expiry.
+fn assert_no_expiry(admin: &mut Admin, at_least: usize) {
+    let keys = admin.run(&["KEYS", "*"]);
+    assert!(keys.lines().count() >= at_least, "{keys}");
+    for key in keys.lines() {
+        assert_eq!(admin.number(&["TTL", key]), -1, "{key}");
+    }
 }
 
 #[test]
@@ -1267,7 +1283,6 @@ fn a_server_that_may_evict_revocations_is_noticed_once() {
             "{notice}"
         );
         append_control(&mut *writer, 0..1).unwrap();
-        assert_eq!(server.admin().number(&["TTL", CONTROL]), -1);
         writer.trim(&[bounds(KEEP, 0)]).unwrap();
         assert_eq!(writer.take_notice(), None);
     });
@@ -1619,6 +1634,11 @@ fn a_cluster_shares_the_partitions() {
         assert!(writer.bytes(SCOPE).is_some_and(|bytes| bytes > 12_000));
         assert!(reader.clock_ahead_ms().unwrap().is_some());
         settle(&mut *follower);
+        append_sessions(&mut *writer, 0..1200).unwrap();
+        read(&mut *follower, 1200);
+        for server in &servers {
+            assert_no_expiry(&mut server.admin(), 1);
+        }
         // At most one connection of the writer and one of the follower per server.
         for server in &servers {
             assert!(server.admin().connections() <= 2);

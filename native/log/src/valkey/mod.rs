@@ -4,10 +4,11 @@
 //! entry with one field, `r`. A cluster also has `rekindle:2:bell`, a short stream in which writers name the streams
 //! that they have appended to. Followers wait for the bell, because no command can wait for streams on several servers.
 //!
-//! The user needs XADD, XTRIM, XREAD, XREVRANGE, XINFO, EXPIRE and TIME for keys `rekindle:2:*`, and CLUSTER SLOTS in a
-//! cluster. With the right to MEMORY USAGE the size of a scope is measured, without it estimated. With the right to
-//! INFO the eviction policy is known: if it is noeviction, streams that nobody writes to any more expire; if it can
-//! evict the log, a notice says so.
+//! No key has an expiry: it would follow the server's clock, and a clock that is corrected could drop a log in use.
+//!
+//! The user needs XADD, XTRIM, XREAD, XREVRANGE, XINFO and TIME for keys `rekindle:2:*`, and CLUSTER SLOTS in a cluster.
+//! With the right to MEMORY USAGE the size of a scope is measured, without it estimated. With the right to INFO the
+//! eviction policy is known: if it can evict the log, a notice says so.
 //!
 //! The client is Rekindle's own and small, because the usual one bounds neither the memory of an answer nor the time of
 //! a call.

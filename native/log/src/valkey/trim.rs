@@ -1,5 +1,4 @@
-//! How a log in Valkey is trimmed: by age without clocks, and by bytes. Also keys that expire, and the servers'
-//! eviction policies.
+//! How a log in Valkey is trimmed: by age without clocks, and by bytes. Also the servers' eviction policies.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -24,13 +23,6 @@ const SAMPLES: u32 = 16;
 const CONTROL_SAMPLE: Duration = Duration::from_secs(60);
 /// How many entries one command drops, so that it does not block the server.
 const MAX_DROPPED: u64 = 20_000;
-/// How long a key that nobody writes to stays after its last record has become too old. That is longer than a server's
-/// clock is likely to be wrong.
-const EXPIRY_MARGIN: Duration = Duration::from_secs(7 * 24 * 3600);
-/// How often the expiry of a key in use is renewed.
-const EXPIRY_RENEWAL: Duration = Duration::from_secs(3600);
-/// Servers refuse an expiry that is far longer.
-const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// How often the eviction policy is asked for.
 const POLICY: Duration = Duration::from_secs(600);
 /// Bytes of an entry besides its record, and the assumed size of a record while none was seen.
@@ -57,7 +49,6 @@ struct KeptStream {
     /// Samples: where the stream ended at which time. All records up to there are at least as old.
     samples: VecDeque<(Instant, Id)>,
     sampled: Option<Instant>,
-    expiry_renewed: Option<Instant>,
 }
 
 impl KeptStream {
@@ -122,20 +113,6 @@ impl Kept {
         self.streams.iter().map(|stream| stream.bytes).sum()
     }
 
-    /// The command that makes a key expire after its last record has become too old, if nobody appends to it until
-    /// then.
-    pub(super) fn expiry(&mut self, stream: usize, key: &[u8]) -> Option<Command> {
-        let keep = keep_in(stream, self.keep?);
-        let renewed = &mut self.streams[stream].expiry_renewed;
-        if renewed.is_some_and(|renewed| renewed.elapsed() < EXPIRY_RENEWAL) {
-            return None;
-        }
-        *renewed = Some(Instant::now());
-        let seconds = keep.saturating_add(EXPIRY_MARGIN).min(FOREVER).as_secs();
-        let seconds = seconds.to_string();
-        Some(Command::new(key, &[b"EXPIRE", key, seconds.as_bytes()]))
-    }
-
     /// Notes the bounds, and returns whether it is time to check them.
     fn is_due(&mut self, now: Instant, bounds: &Bounds) -> bool {
         let are_new = self.keep != Some(bounds.keep) || self.max_bytes != bounds.max_bytes;
@@ -165,32 +142,18 @@ fn keep_in(stream: usize, keep: Duration) -> Duration {
 #[derive(Default)]
 pub(super) struct Policies {
     asked: Option<(Instant, u64)>,
-    /// Whether all servers said that they evict nothing. Only then may keys expire: under other policies, a server may
-    /// evict just the keys that have an expiry.
-    may_expire: bool,
-    has_expired: bool,
     notice: Option<String>,
     noticed: bool,
 }
 
 impl Policies {
-    pub(super) fn may_expire(&self) -> bool {
-        self.may_expire
-    }
-
     pub(super) fn take_notice(&mut self) -> Option<String> {
         self.notice.take()
     }
 
     fn learn(&mut self, policies: &[Option<String>]) {
-        self.may_expire = policies
-            .iter()
-            .all(|policy| policy.as_deref() == Some("noeviction"));
-        self.has_expired |= self.may_expire;
-        let evicts = |policy: &&String| match policy.as_str() {
-            "noeviction" => false,
-            policy => !policy.starts_with("volatile-") || self.has_expired,
-        };
+        // The others evict nothing, or only keys with an expiry.
+        let evicts = |policy: &&String| policy.starts_with("allkeys-");
         if let Some(policy) = policies.iter().flatten().find(evicts) {
             if !self.noticed {
                 self.noticed = true;
@@ -310,30 +273,22 @@ impl Writer {
         let mut result = Ok(());
         let mut changed = Vec::new();
         let mut too_old = Vec::new();
-        let mut expiry = Vec::new();
         let mut in_use = vec![false; scopes.len()];
         for (part, answer) in all.iter().zip(answers) {
             let bounds = &scopes[part.scope];
-            let may_expire = self.policies.may_expire();
             let scope = self
                 .scopes
                 .get_mut(bounds.scope)
                 .expect("trimmed scopes are known");
-            let key = &scope.keys[part.stream];
             let extent = match extent(answer) {
                 Ok(Some(extent)) => extent,
                 Ok(None) => return Err(nonsense(&self.config, "trim", "XINFO STREAM")),
                 Err(why) => {
+                    let key = &scope.keys[part.stream];
                     result = result.and(Err(error_for(&self.config, "trim", &why, key)));
                     continue;
                 }
             };
-            if may_expire
-                && extent.length > 0
-                && scope.kept.streams[part.stream].expiry_renewed.is_none()
-            {
-                expiry.extend(scope.kept.expiry(part.stream, key));
-            }
             let kept = &mut scope.kept.streams[part.stream];
             let spacing = match part.stream {
                 0 => (bounds.keep / SAMPLES).max(CONTROL_SAMPLE),
@@ -347,11 +302,6 @@ impl Writer {
                 in_use[part.scope] = true;
                 changed.push(*part);
             }
-        }
-        if !expiry.is_empty() {
-            self.servers
-                .call(&expiry, Duration::ZERO, deadline, Repeat::Safe)
-                .map_err(|why| error(&self.config, "trim", &why))?;
         }
         self.drop_old(scopes, too_old, began, deadline)?;
         self.measure(scopes, &changed, deadline)?;
@@ -569,27 +519,19 @@ mod tests {
     }
 
     #[test]
-    fn keys_expire_only_where_that_does_not_make_them_go_sooner() {
-        let policies = |policies: &[Option<&str>]| {
-            let policies: Vec<_> = policies.iter().map(|p| p.map(String::from)).collect();
-            let mut learned = Policies::default();
-            learned.learn(&policies);
-            (learned.may_expire(), learned.take_notice().is_some())
+    fn a_policy_that_can_evict_the_log_is_noticed_once() {
+        let mut policies = Policies::default();
+        let mut notice = |of: &[Option<&str>]| {
+            let of: Vec<_> = of.iter().map(|policy| policy.map(String::from)).collect();
+            policies.learn(&of);
+            policies.take_notice()
         };
-        assert_eq!(policies(&[Some("noeviction")]), (true, false));
-        assert_eq!(policies(&[None]), (false, false));
-        assert_eq!(policies(&[Some("volatile-lru")]), (false, false));
-        assert_eq!(
-            policies(&[Some("noeviction"), Some("allkeys-lfu")]),
-            (false, true)
-        );
-        let mut changing = Policies::default();
-        changing.learn(&[Some("noeviction".into())]);
-        changing.learn(&[Some("volatile-ttl".into())]);
-        assert!(changing
-            .take_notice()
-            .is_some_and(|notice| notice.contains("volatile-ttl")));
-        changing.learn(&[Some("volatile-ttl".into())]);
-        assert_eq!(changing.take_notice(), None);
+        // A server that does not say its policy, and policies that spare keys without an expiry.
+        for harmless in [None, Some("noeviction"), Some("volatile-lru")] {
+            assert_eq!(notice(&[harmless]), None);
+        }
+        let said = notice(&[Some("noeviction"), Some("allkeys-lfu")]);
+        assert!(said.is_some_and(|notice| notice.contains("allkeys-lfu")));
+        assert_eq!(notice(&[Some("allkeys-lfu")]), None);
     }
 }

@@ -122,27 +122,25 @@ impl Writer {
         Ok(())
     }
 
-    /// Tells followers in a cluster which streams have new entries, and renews the expiry of these streams. The records
-    /// count without either, because followers also look from time to time. So errors are ignored.
-    fn announce(&mut self, touched: &BTreeSet<Vec<u8>>, expiry: Vec<Command>, deadline: Instant) {
-        let mut commands = expiry;
-        if self.config.cluster {
-            let touched: Vec<&[u8]> = touched.iter().map(|key| &key[..]).collect();
-            for keys in touched.chunks(BELL_KEYS) {
-                let keys = keys.join(&b'\n');
-                let words: &[&[u8]] = &[
-                    b"XADD",
-                    BELL,
-                    b"MAXLEN",
-                    b"~",
-                    BELL_LENGTH,
-                    b"*",
-                    FIELD,
-                    &keys,
-                ];
-                commands.push(Command::new(BELL, words));
-            }
-        }
+    /// Tells followers in a cluster which streams have new entries. The records count without that, because followers
+    /// also look from time to time. So errors are ignored.
+    fn announce(&mut self, touched: &BTreeSet<Vec<u8>>, deadline: Instant) {
+        let touched: Vec<&[u8]> = touched.iter().map(|key| &key[..]).collect();
+        let ring = |keys: &[&[u8]]| {
+            let keys = keys.join(&b'\n');
+            let words: &[&[u8]] = &[
+                b"XADD",
+                BELL,
+                b"MAXLEN",
+                b"~",
+                BELL_LENGTH,
+                b"*",
+                FIELD,
+                &keys,
+            ];
+            Command::new(BELL, words)
+        };
+        let commands: Vec<Command> = touched.chunks(BELL_KEYS).map(ring).collect();
         if !commands.is_empty() {
             let _ = self
                 .servers
@@ -196,23 +194,15 @@ impl LogWriter for Writer {
                 }));
             }
         }
-        let mut touched = BTreeSet::new();
-        let mut expiry = Vec::new();
-        let appended = self.append_items(batches, &sessions, &mut results, deadline);
-        for item in control.iter().chain(&sessions) {
-            let name = batches[item.batch].scope;
-            let scope = self.scopes.get_mut(name).expect("it was inserted above");
-            if touched.insert(scope.keys[item.key].clone()) && self.policies.may_expire() {
-                expiry.extend(scope.kept.expiry(item.key, &scope.keys[item.key]));
-            }
+        if let Err(failed) = self.append_items(batches, &sessions, &mut results, deadline) {
+            return settled(results, failed);
         }
-        match appended {
-            Ok(()) => {
-                self.announce(&touched, expiry, deadline);
-                Ok(results)
-            }
-            Err(failed) => settled(results, failed),
+        if self.config.cluster {
+            let key = |item: &Item| self.scopes[batches[item.batch].scope].keys[item.key].clone();
+            let touched = control.iter().chain(&sessions).map(key).collect();
+            self.announce(&touched, deadline);
         }
+        Ok(results)
     }
 
     fn trim(&mut self, scopes: &[Bounds]) -> Result<(), LogError> {
