@@ -57,20 +57,30 @@ impl<T: TemplateCodec> Follower<T> {
         let began_ms = now_ms();
         let found = self.log.newer(PAGE, WAIT);
         self.backoff.note(found.is_ok());
-        let state = found.as_ref().map(drop).map_err(|error| error.0.clone());
-        for journal in &self.followed {
-            journal.set(Part::Reader, state.clone());
-            if state.is_err() {
-                // The log may have lost records when it is back.
-                self.complete(journal);
+        let news = match found {
+            Ok(news) => news,
+            Err(error) => {
+                for journal in &self.followed {
+                    journal.set(Part::Reader, Err(error.0.clone()));
+                    // The log may have lost records when it is back.
+                    self.complete(journal);
+                }
+                return true;
             }
+        };
+        let refusal = |journal: &Shared<T>| {
+            let mut refused = news.refused.iter();
+            refused.find_map(|(scope, why)| (*scope == journal.name).then(|| why.0.clone()))
+        };
+        for journal in &self.followed {
+            journal.set(Part::Reader, refusal(journal).map_or(Ok(()), Err));
         }
-        if let Ok(news) = found {
-            self.apply(&news);
-            if news.records.len() < PAGE {
-                self.followed
-                    .iter()
-                    .for_each(|journal| journal.note_read(began_ms));
+        self.apply(&news);
+        if news.records.len() < PAGE {
+            for journal in &self.followed {
+                if refusal(journal).is_none() {
+                    journal.note_read(began_ms);
+                }
             }
         }
         true
@@ -147,4 +157,61 @@ fn apply_sessions<'a, T: TemplateCodec>(
             }
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node_memory::NodeMemory;
+    use crate::testing::{open, options, Common, Memory};
+    use rekindle_core::Limits;
+    use rekindle_log::{LogError, Mark};
+    use std::collections::VecDeque;
+
+    /// A follower that finds what a test says.
+    struct Script(VecDeque<Result<News, LogError>>);
+
+    impl LogFollower for Script {
+        fn follow(&mut self, _: &Arc<str>, _: &Mark) {}
+        fn leave(&mut self, _: &str) {}
+        fn newer(&mut self, _: usize, _: Duration) -> Result<News, LogError> {
+            self.0.pop_front().expect("a line of the script")
+        }
+    }
+
+    #[test]
+    fn a_refused_scope_is_down_and_the_others_are_not() {
+        let hub = Hub::without_threads(Arc::new(Memory::new(true)));
+        let limits = Limits {
+            max_bytes: 100_000_000,
+            max_sessions: 10,
+            lifetime_ms: 3_600_000,
+        };
+        let opened = ["readable", "refused"].map(|name| open(name, limits));
+        let [readable, refused] = [0, 1].map(|n| {
+            let name = ["readable", "refused"][n];
+            let (given, memory) = (options(name, "keys".into()), NodeMemory::new(None));
+            let (scope, waker) = (&opened[n].1, Arc::clone(&hub.waker));
+            let journal = Shared::new(scope, given, memory.into(), "log".into(), true, waker);
+            let journal = Arc::new(journal.unwrap());
+            hub.follow(&journal, Mark::default());
+            journal
+        });
+        let why = || LogError("it may not be read".into());
+        let refusal = || News {
+            refused: vec![("refused".into(), why())],
+            ..News::default()
+        };
+        let script = [Ok(refusal()), Ok(refusal()), Ok(News::default())];
+        let mut follower = Follower::<Common>::new(hub, Box::new(Script(script.into())));
+        let is_down = |journal: &Shared<Common>| journal.status.is_failing(Part::Reader);
+        for _ in 0..2 {
+            assert!(follower.turn());
+            assert!(!is_down(&readable) && readable.may_trim());
+            assert!(is_down(&refused) && !refused.may_trim());
+            assert_eq!(refused.status.health().0, Some(Err(why().0)));
+        }
+        assert!(follower.turn());
+        assert!(!is_down(&refused) && refused.may_trim());
+    }
 }

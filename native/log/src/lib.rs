@@ -139,6 +139,8 @@ pub struct News {
     /// Scopes whose control stream may have lost records: it was emptied, set back or trimmed, or has fewer records
     /// than this follower has seen. After the connection was lost, all scopes.
     pub lost: Vec<Arc<str>>,
+    /// Scopes that cannot be read now though the others can, and why. They are listed on every call while that lasts.
+    pub refused: Vec<(Arc<str>, LogError)>,
 }
 
 /// Why a log could not be used, as a line for the operator: what was tried and what failed. Contains no secret.

@@ -418,7 +418,9 @@ fn records_go_in_and_come_out_in_their_order() {
         assert_eq!(reader.mark(SCOPE), Ok(Mark(vec![(0, 0); 3])));
         assert_eq!(reader.older(Stream::Sessions, 10), Ok(vec![]));
         let mut follower = follow(&log, SCOPE);
-        let News { records: new, lost } = follower.newer(10, Duration::ZERO).unwrap();
+        let News {
+            records: new, lost, ..
+        } = follower.newer(10, Duration::ZERO).unwrap();
         assert_eq!((new.len(), lost.len()), (0, 0));
         append_sessions(&mut *writer, 0..1200).unwrap();
         assert_eq!(read(&mut *follower, 1200), sessions(0..1200));
@@ -550,11 +552,10 @@ fn batches_of_many_scopes_have_a_result_each() {
         for scope in ["a", "b", "c", "d"] {
             follower.follow(&scope.into(), &Mark::default());
         }
-        said(follower.newer(100, SOON));
         let mut found = Vec::new();
         let mut lost = Vec::new();
         until("the others are read", || {
-            let news = follower.newer(100, SOON).unwrap_or_default();
+            let news = follower.newer(100, SOON).unwrap();
             found.extend(
                 news.records
                     .into_iter()
@@ -567,10 +568,65 @@ fn batches_of_many_scopes_have_a_result_each() {
         found.dedup();
         assert_eq!(found, ["a", "c", "d"]);
         assert!(lost.contains(&"b".into()));
+        // The scopes stay refused, each for its own reason, and that is no news.
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_millis(2500) {
+            let asked = Instant::now();
+            let news = follower.newer(100, SOON).unwrap();
+            assert!(asked.elapsed() >= SOON);
+            assert_eq!((news.records.len(), news.lost.len()), (0, 0));
+            let refused: Vec<_> = news.refused.iter().map(|(scope, _)| &**scope).collect();
+            assert_eq!(refused, ["b", "d"]);
+            for ((_, why), key) in news.refused.iter().zip(["{b}:control", "{d:0}:sessions"]) {
+                assert!(why.0.contains("WRONGTYPE") && why.0.contains(key), "{why}");
+            }
+        }
         // The stream is read again as soon as that is possible.
         server.admin().run(&["DEL", "rekindle:2:{b}:control"]);
         assert!(append(&mut *writer, "b", &control, &new).is_ok());
-        assert_eq!(read(&mut *follower, 5).len(), 5);
+        let mut found = 0;
+        let mut lost = Vec::new();
+        until("it is read again", || {
+            let news = follower.newer(100, SOON).unwrap();
+            found += news.records.len();
+            lost.extend(news.lost);
+            let refused: Vec<_> = news.refused.iter().map(|(scope, _)| &**scope).collect();
+            (found == 5 && refused == ["d"]).then_some(())
+        });
+        assert_eq!(lost, ["b".into()]);
+    });
+}
+
+/// A user may have the right to check a stream, and none to read it. Here it may read the sessions, but they have to
+/// wait for the control records.
+#[test]
+fn a_scope_that_may_not_be_read_stays_refused() {
+    each(|program| {
+        let server = Server::start(program);
+        append_sessions(&mut *server.log().writer(), 0..5).unwrap();
+        let mut admin = server.admin();
+        let mut rights = |more: &[&str]| {
+            let user = ["ACL", "SETUSER", "half", "on", ">staple", "~rekindle:2:*"];
+            assert_eq!(admin.run(&[&user[..], more].concat()), "OK");
+        };
+        rights(&["+xinfo", "(+xread ~rekindle:2:{mqtt:*)"]);
+        let url = format!("redis://half:staple@127.0.0.1:{}", server.port);
+        let half = log(&ValkeyConfig::new(url));
+        let mut follower = follow_all(&half, SCOPE);
+        let mut lost = 0;
+        let mut calls = 0;
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_millis(3500) {
+            let news = follower.newer(10, Duration::from_secs(1)).unwrap();
+            assert_eq!((news.records.len(), news.refused.len()), (0, 1));
+            assert!(news.refused[0].1 .0.contains("NOPERM"), "{news:?}");
+            lost += news.lost.len();
+            calls += 1;
+        }
+        assert!(lost <= 1 && calls <= 6, "{lost} losses, {calls} calls");
+        rights(&["+xread"]);
+        assert_eq!(read(&mut *follower, 5), sessions(0..5));
+        assert_eq!(follower.newer(10, SOON).unwrap().refused, []);
     });
 }
 
@@ -1160,7 +1216,9 @@ fn a_user_with_the_least_rights() {
         assert!(said(nobody.reader().mark(SCOPE)).contains("NOPERM"));
         let mut follower = follow_all(&nobody, SCOPE);
         for _ in 0..3 {
-            assert!(said(follower.newer(1, Duration::ZERO)).contains("NOPERM"));
+            let refused = follower.newer(1, Duration::ZERO).unwrap().refused;
+            assert_eq!(&*refused[0].0, SCOPE);
+            assert!(said::<()>(Err(refused[0].1.clone())).contains("NOPERM"));
         }
     });
 }
@@ -1332,7 +1390,10 @@ fn what_is_no_record_is_passed_over() {
         }
         assert!(said(append_sessions(&mut *writer, 2..3)).contains("WRONGTYPE"));
         assert!(said(writer.trim(&[bounds(KEEP, 1)])).contains(CONTROL));
-        assert!(said(follower.newer(10, Duration::ZERO)).contains("WRONGTYPE"));
+        until("the follower finds out", || {
+            let refused = follower.newer(10, Duration::ZERO).unwrap().refused;
+            (refused.first()?.1 .0.contains("WRONGTYPE")).then_some(())
+        });
         assert!(said(reader.mark(SCOPE)).contains("WRONGTYPE"));
         admin.run(&["DEL", CONTROL, SESSIONS]);
         append_sessions(&mut *writer, 3..4).unwrap();

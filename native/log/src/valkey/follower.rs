@@ -44,8 +44,6 @@ pub(super) struct Follower {
     ready: VecDeque<(Arc<str>, Stream, Record)>,
     /// The count of lost connections when the state of the log was last known.
     lost: u64,
-    /// The last key that the server refused to read.
-    refusal: Option<LogError>,
     checked: Option<Instant>,
     next_control: usize,
     next_sessions: usize,
@@ -54,6 +52,9 @@ pub(super) struct Follower {
     /// In a cluster, up to where the bell has been read.
     bell: Option<Id>,
 }
+
+/// Streams, by the indices of scope and key, with the entries that were found in them.
+type Found = Vec<((usize, usize), Page)>;
 
 /// A scope that is followed.
 struct Scope {
@@ -74,7 +75,9 @@ struct Tail {
     is_checked: bool,
     /// In a cluster, whether there may be new entries.
     is_due: bool,
-    /// Whether the server refuses to read the key, for instance because it is no stream.
+    /// Why the server refuses to read the key, for instance because it is no stream. This stays until it has been read.
+    refusal: Option<LogError>,
+    /// Whether it is left out until a check says that it could be read.
     is_refused: bool,
 }
 
@@ -129,7 +132,6 @@ impl Follower {
             index: HashMap::new(),
             ready: VecDeque::new(),
             lost: 0,
-            refusal: None,
             checked: None,
             next_control: 0,
             next_sessions: 0,
@@ -251,11 +253,10 @@ impl Follower {
                 self.all_due();
             }
         }
-        let mut result = Ok(());
         for ((scope, stream), answer) in chosen.into_iter().zip(answers) {
             if let Value::Error(why) = &answer {
                 if is_refusal(&answer) {
-                    result = result.and(self.refuse(scope, stream, why));
+                    self.refuse(scope, stream, why);
                     continue;
                 }
             }
@@ -263,10 +264,9 @@ impl Follower {
             let tail = &mut followed.tails[stream];
             match extent(answer) {
                 Ok(Some(now)) => {
-                    if tail.is_refused {
-                        tail.is_refused = false;
+                    if std::mem::take(&mut tail.is_refused) {
                         tail.counted = None;
-                        followed.lost |= stream == 0;
+                        tail.is_due = true;
                     }
                     followed.lost |= tail.compare(now, stream == 0);
                 }
@@ -277,21 +277,23 @@ impl Follower {
                 Err(why) => return Err(error_for(&self.config, TASK, &why, &tail.key)),
             }
         }
-        result
+        Ok(())
     }
 
-    /// Stops reading a stream until it can be read again. This is an error the first time; afterwards the other streams
-    /// and scopes go on.
-    fn refuse(&mut self, scope: usize, stream: usize, why: &str) -> Result<(), LogError> {
+    /// Leaves a stream out until it can be read again. The other streams and scopes go on.
+    fn refuse(&mut self, scope: usize, stream: usize, why: &str) {
         let followed = &mut self.scopes[scope];
         let tail = &mut followed.tails[stream];
-        followed.lost |= stream == 0;
-        if std::mem::replace(&mut tail.is_refused, true) {
-            return Ok(());
-        }
         let refusal = error_for(&self.config, TASK, why, &tail.key);
-        self.refusal = Some(refusal.clone());
-        Err(refusal)
+        followed.lost |= tail.refusal.replace(refusal).is_none() && stream == 0;
+        tail.is_refused = true;
+    }
+
+    /// Notes that a stream could be read. If it could not before, it may have lost anything since.
+    fn accept(&mut self, scope: usize, stream: usize) {
+        let followed = &mut self.scopes[scope];
+        let refusal = followed.tails[stream].refusal.take();
+        followed.lost |= refusal.is_some() && stream == 0;
     }
 
     fn all_due(&mut self) {
@@ -322,7 +324,7 @@ impl Follower {
     }
 
     /// The streams in an answer to XREAD, with their entries.
-    fn found(&self, answer: Value) -> Option<Vec<((usize, usize), Page)>> {
+    fn found(&self, answer: Value) -> Option<Found> {
         let stream = |value: Value| {
             let [Value::Text(key), entries] = value.array()? else {
                 return None;
@@ -343,16 +345,14 @@ impl Follower {
         let command = self.read_command(&parts, count, wait);
         let answer = self.call(&[command], wait, deadline)?.pop();
         match answer {
-            Some(answer) if is_refusal(&answer) => {
-                // A server refuses the whole command because of one key.
-                let mut found = Vec::new();
-                let result = self.read_each(&parts, count, deadline, &mut found);
-                self.take(found, count);
-                result
-            }
+            // A server refuses the whole command because of one key.
+            Some(answer) if is_refusal(&answer) => self.read_each(&parts, count, deadline),
             Some(Value::Error(why)) => Err(error(&self.config, TASK, &why)),
             answer => match answer.and_then(|answer| self.found(answer)) {
                 Some(found) => {
+                    for (scope, stream) in parts {
+                        self.accept(scope, stream);
+                    }
                     self.take(found, count);
                     Ok(())
                 }
@@ -380,24 +380,43 @@ impl Follower {
         parts
     }
 
-    /// Reads each stream with a command of its own. The server may refuse some.
+    /// Reads streams, each with a command of its own, and the control streams of their scopes.
     fn read_each(
         &mut self,
         parts: &[(usize, usize)],
         count: usize,
         deadline: Instant,
-        all: &mut Vec<((usize, usize), Page)>,
     ) -> Result<(), LogError> {
+        let sessions: Vec<_> = parts.iter().copied().filter(|part| part.1 != 0).collect();
+        let mut control: Vec<_> = parts.iter().map(|(scope, _)| (*scope, 0)).collect();
+        control.dedup();
+        // The control streams come after the others, so they have all records that the sessions refer to.
+        let mut found = self.pages(&sessions, count, deadline)?;
+        found.extend(self.pages(&control, count, deadline)?);
+        for (scope, stream) in parts {
+            self.scopes[*scope].tails[*stream].is_due = false;
+        }
+        self.take(found, count);
+        Ok(())
+    }
+
+    /// The new entries of streams. The server may refuse some streams.
+    fn pages(
+        &mut self,
+        parts: &[(usize, usize)],
+        count: usize,
+        deadline: Instant,
+    ) -> Result<Found, LogError> {
         let commands: Vec<Command> = parts
             .iter()
             .map(|part| self.read_command(&[*part], count, Duration::ZERO))
             .collect();
         let answers = self.call(&commands, Duration::ZERO, deadline)?;
-        let mut result = Ok(());
+        let mut all = Vec::new();
         for ((scope, stream), answer) in parts.iter().zip(answers) {
             match &answer {
                 Value::Error(why) if is_refusal(&answer) => {
-                    result = result.and(self.refuse(*scope, *stream, why));
+                    self.refuse(*scope, *stream, why);
                     continue;
                 }
                 Value::Error(why) => {
@@ -410,10 +429,10 @@ impl Follower {
                 self.servers.disconnect();
                 return Err(nonsense(&self.config, TASK, "XREAD"));
             };
-            self.scopes[*scope].tails[*stream].is_due = false;
+            self.accept(*scope, *stream);
             all.extend(found);
         }
-        result
+        Ok(all)
     }
 
     /// Reads from the servers of a cluster, and waits up to `wait`.
@@ -427,23 +446,7 @@ impl Follower {
             return Ok(());
         }
         let count = (MAX_ENTRIES / due.len()).max(1);
-        let sessions: Vec<_> = due.iter().copied().filter(|part| part.1 != 0).collect();
-        let mut control: Vec<_> = due.iter().map(|(scope, _)| (*scope, 0)).collect();
-        control.dedup();
-        let mut found = Vec::new();
-        // The control streams come after the others, so they have all records that the sessions refer to.
-        let result = self
-            .read_each(&sessions, count, deadline, &mut found)
-            .and_then(|()| self.read_each(&control, count, deadline, &mut found));
-        if result.is_err() {
-            // The sessions are read again later, as their control records may be missing now.
-            for (scope, stream) in due {
-                self.scopes[scope].tails[stream].is_due = true;
-            }
-            return result;
-        }
-        self.take(found, count);
-        Ok(())
+        self.read_each(&due, count, deadline)
     }
 
     /// Waits for the bell, and notes which streams have new entries.
@@ -489,15 +492,15 @@ impl Follower {
     }
 
     /// Takes the entries that were found.
-    fn take(&mut self, mut found: Vec<((usize, usize), Page)>, count: usize) {
+    fn take(&mut self, mut found: Found, count: usize) {
         found.sort_by_key(|(part, _)| *part);
         let mut is_more = false;
         let mut is_new = false;
-        // A scope may have more control records than were read. Its sessions have to wait, as they may refer to the
-        // rest.
+        // A scope may have control records that were not read: there are more of them, or the server refuses them. Its
+        // sessions have to wait, as they may refer to these.
         let mut incomplete = None;
         for ((scope, stream), page) in found {
-            if incomplete == Some(scope) {
+            if incomplete == Some(scope) || self.scopes[scope].tails[0].is_refused {
                 self.scopes[scope].tails[stream].is_due = true;
                 continue;
             }
@@ -530,9 +533,14 @@ impl Follower {
                 lost.push(scope.name.clone());
             }
         }
+        let refusal = |scope: &Scope| {
+            let refusal = scope.tails.iter().find_map(|tail| tail.refusal.clone())?;
+            Some((scope.name.clone(), refusal))
+        };
         News {
             records: self.ready.drain(..count).collect(),
             lost,
+            refused: self.scopes.iter().filter_map(refusal).collect(),
         }
     }
 
@@ -550,18 +558,18 @@ impl Follower {
                 thread::sleep(PACE.saturating_sub(paced.elapsed()).min(left()));
             }
             self.check(deadline)?;
-            if self.parts(|_| true).is_empty() {
-                thread::sleep(left());
-                return self.refusal.clone().map_or(Ok(()), Err);
-            }
             if self.has_news() {
                 return Ok(());
             }
             let block = left().min(BLOCK);
-            match self.config.cluster {
-                true => self.look_around(block, deadline)?,
-                false => self.look(block, deadline)?,
-            };
+            if self.parts(|_| true).is_empty() {
+                // All are refused. The next check may find that one can be read.
+                thread::sleep(block);
+            } else if self.config.cluster {
+                self.look_around(block, deadline)?;
+            } else {
+                self.look(block, deadline)?;
+            }
             if self.has_news() || left().is_zero() {
                 return Ok(());
             }
@@ -589,6 +597,7 @@ impl LogFollower for Follower {
                     counted: count.filter(|_| stream == 0),
                     is_checked: false,
                     is_due: true,
+                    refusal: None,
                     is_refused: false,
                 }
             })
