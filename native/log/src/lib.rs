@@ -1,7 +1,8 @@
 //! Logs of sealed records, each for all scopes of a node: in a folder, or in the streams of a Valkey server.
 //!
 //! Writers, readers and followers connect, or open files, on first use and again after an error. The caller may repeat
-//! a call that failed. One thread uses each of them, and no call takes longer than 10 seconds.
+//! a call that failed. One thread uses each of them, and no call takes longer than 10 seconds. What a server answers
+//! takes no more than 64 MiB of memory, in a call and after it.
 
 #[cfg(feature = "folder")]
 mod folder;

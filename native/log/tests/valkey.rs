@@ -666,6 +666,33 @@ fn partitions_are_merged_newest_first() {
     });
 }
 
+/// A partition's share of memory is less than the longest record.
+#[test]
+fn long_records_in_many_partitions_are_merged() {
+    each(|program| {
+        let server = Server::start(program);
+        let log = log(&ValkeyConfig {
+            partitions: 64,
+            ..server.config()
+        });
+        let mut writer = log.writer();
+        let lengths = [1 << 20, 100, 400_000].into_iter().cycle();
+        let all: Vec<Record> = (0..150).zip(lengths).map(|(n, l)| vec![n; l]).collect();
+        for record in &all {
+            append(&mut *writer, SCOPE, &[], std::slice::from_ref(record)).unwrap();
+            // The next one has a later id.
+            thread::sleep(Duration::from_millis(3));
+        }
+        let mut reader = log.reader();
+        for limit in [1, 1000] {
+            reader.mark(SCOPE).unwrap();
+            let mut back = all_older(&mut *reader, Stream::Sessions, limit);
+            back.reverse();
+            assert!(back == all, "{} records", back.len());
+        }
+    });
+}
+
 #[test]
 fn sessions_wait_for_all_control_records() {
     each(|program| {
@@ -1484,6 +1511,26 @@ fn answers_that_make_no_sense_are_errors() {
         said(log.reader().mark(SCOPE));
         said(log.reader().clock_ahead_ms());
         said(follow_all(&log, SCOPE).newer(1, Duration::ZERO));
+    }
+}
+
+#[test]
+fn a_cluster_of_too_many_servers_makes_no_sense() {
+    for (servers, is_too_many) in [(1000, false), (1001, true)] {
+        let server = |n: u16| format!("*3\r\n:{n}\r\n:{n}\r\n*2\r\n$-1\r\n:{}\r\n", 20_000 + n);
+        let ranges: String = (0..servers).map(server).collect();
+        let config = impostor(move |client| {
+            let _ = client.read(&mut [0; 4096]);
+            let _ = write!(client, "*{servers}\r\n{ranges}");
+            let _ = client.read(&mut [0; 4096]);
+        });
+        let cluster = log(&ValkeyConfig {
+            cluster: true,
+            ..config
+        });
+        let said = said(append_sessions(&mut *cluster.writer(), 0..1));
+        let is_nonsense = said.contains("CLUSTER SLOTS makes no sense");
+        assert_eq!(is_nonsense, is_too_many, "{said}");
     }
 }
 

@@ -237,7 +237,7 @@ impl Connection {
 
     fn ask(&mut self, command: &[u8], deadline: Instant) -> Result<Value, Broken> {
         self.send(command, deadline)?;
-        self.receive(deadline, ANSWER, &mut Budget::default())
+        self.receive(deadline, ANSWER, &mut Budget::SHORT.clone())
     }
 
     /// Sends commands.

@@ -10,8 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::config::ValkeyConfig;
-use super::resp::Value;
-use super::servers::{Command, Repeat, Servers};
+use super::resp::{Budget, Value};
+use super::servers::{Command, Repeat, Room, Servers};
 use super::{
     deadline, error, error_for, extent, keys, nonsense, page, stream_of, Extent, Id, Page, BELL,
     MAX_ENTRIES,
@@ -29,6 +29,8 @@ const MAX_WAIT: Duration = Duration::from_secs(5);
 const CHECK: Duration = Duration::from_secs(1);
 const CONTROL_CHECKS: usize = 8;
 const SESSIONS_CHECKS: usize = 4;
+/// How many streams are read at once with a command each.
+const MAX_STREAMS: usize = 2000;
 /// If a follower finds this many entries in the bell, it may have missed some, as writers shorten the bell to twice as
 /// many.
 const BELL_PAGE: usize = 500;
@@ -157,9 +159,19 @@ impl Follower {
         wait: Duration,
         deadline: Instant,
     ) -> Result<Vec<Value>, LogError> {
+        self.call_within(Room::Together(Budget::CALL), commands, wait, deadline)
+    }
+
+    fn call_within(
+        &mut self,
+        room: Room,
+        commands: &[Command],
+        wait: Duration,
+        deadline: Instant,
+    ) -> Result<Vec<Value>, LogError> {
         let answers = self
             .servers
-            .call(commands, wait, deadline, Repeat::Safe)
+            .call_within(room, commands, wait, deadline, Repeat::Safe)
             .map_err(|why| error(&self.config, TASK, &why))?;
         if self.lost != self.servers.lost() {
             self.lost = self.servers.lost();
@@ -346,7 +358,7 @@ impl Follower {
         let answer = self.call(&[command], wait, deadline)?.pop();
         match answer {
             // A server refuses the whole command because of one key.
-            Some(answer) if is_refusal(&answer) => self.read_each(&parts, count, deadline),
+            Some(answer) if is_refusal(&answer) => self.read_each(&parts, deadline),
             Some(Value::Error(why)) => Err(error(&self.config, TASK, &why)),
             answer => match answer.and_then(|answer| self.found(answer)) {
                 Some(found) => {
@@ -381,12 +393,9 @@ impl Follower {
     }
 
     /// Reads streams, each with a command of its own, and the control streams of their scopes.
-    fn read_each(
-        &mut self,
-        parts: &[(usize, usize)],
-        count: usize,
-        deadline: Instant,
-    ) -> Result<(), LogError> {
+    fn read_each(&mut self, parts: &[(usize, usize)], deadline: Instant) -> Result<(), LogError> {
+        // The sessions are kept until the control records are there, so each gets half of the memory.
+        let count = (MAX_ENTRIES / 2 / parts.len().max(1)).max(1);
         let sessions: Vec<_> = parts.iter().copied().filter(|part| part.1 != 0).collect();
         let mut control: Vec<_> = parts.iter().map(|(scope, _)| (*scope, 0)).collect();
         control.dedup();
@@ -400,7 +409,7 @@ impl Follower {
         Ok(())
     }
 
-    /// The new entries of streams. The server may refuse some streams.
+    /// The new entries of streams, in half of a call's memory. The server may refuse some streams.
     fn pages(
         &mut self,
         parts: &[(usize, usize)],
@@ -411,7 +420,8 @@ impl Follower {
             .iter()
             .map(|part| self.read_command(&[*part], count, Duration::ZERO))
             .collect();
-        let answers = self.call(&commands, Duration::ZERO, deadline)?;
+        let room = Room::Together(Budget::share(2));
+        let answers = self.call_within(room, &commands, Duration::ZERO, deadline)?;
         let mut all = Vec::new();
         for ((scope, stream), answer) in parts.iter().zip(answers) {
             match &answer {
@@ -441,12 +451,13 @@ impl Follower {
         if self.parts(is_due).is_empty() {
             self.listen(wait, deadline)?;
         }
-        let due = self.parts(is_due);
+        let mut due = self.parts(is_due);
         if due.is_empty() {
             return Ok(());
         }
-        let count = (MAX_ENTRIES / due.len()).max(1);
-        self.read_each(&due, count, deadline)
+        // The others remain due.
+        due.truncate(MAX_STREAMS);
+        self.read_each(&due, deadline)
     }
 
     /// Waits for the bell, and notes which streams have new entries.

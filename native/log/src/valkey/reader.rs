@@ -1,12 +1,13 @@
 //! Reads a scope of a log in Valkey backwards. It is connected only while it reads.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::config::ValkeyConfig;
-use super::resp::Value;
-use super::servers::{Command, Repeat, Servers};
+use super::resp::{Budget, Value};
+use super::servers::{Command, Repeat, Room, Servers};
 use super::{
     deadline, error, error_for, extent, keys, nonsense, page, Extent, Id, Page, MAX_ENTRIES,
 };
@@ -28,10 +29,21 @@ pub(super) struct Reader {
 /// A position in one stream, on the way back.
 #[derive(Default)]
 struct Back {
-    /// The newest entry that was not yet requested, if there may be one.
+    /// The newest entry that was not yet read, if there may be one.
     next: Option<Id>,
-    /// Records that were read but not yet returned: other partitions of the scope had newer ones.
+    /// Records that were read but not yet returned: other partitions of the scope had newer ones. It takes no more than
+    /// the stream's share of memory, however many streams there are.
     page: VecDeque<(Id, Record)>,
+    /// Whether the next record is longer than the share. It is read alone, and returned at once.
+    is_long: bool,
+}
+
+impl Back {
+    /// No entry on the way back is newer.
+    fn newest(&self) -> Option<Id> {
+        let read = self.page.front().map(|(id, _)| *id);
+        read.or(self.next)
+    }
 }
 
 impl Reader {
@@ -46,11 +58,13 @@ impl Reader {
         }
     }
 
-    /// The entries of some streams, from these ids back.
+    /// The entries of some streams, from these ids back to another one. Each page may take so much memory.
     fn pages(
         &mut self,
         from: &[(usize, String)],
+        to: &str,
         count: usize,
+        budget: Budget,
         deadline: Instant,
     ) -> Result<Vec<Page>, LogError> {
         let count = count.to_string();
@@ -62,16 +76,17 @@ impl Reader {
                     b"XREVRANGE",
                     key,
                     id.as_bytes(),
-                    b"-",
+                    to.as_bytes(),
                     b"COUNT",
                     count.as_bytes(),
                 ];
                 Command::new(key, words)
             })
             .collect();
+        let room = Room::Each(budget);
         let answers = self
             .servers
-            .call(&commands, Duration::ZERO, deadline, Repeat::Safe)
+            .call_within(room, &commands, Duration::ZERO, deadline, Repeat::Safe)
             .map_err(|why| error(&self.config, TASK, &why))?;
         let mut pages = Vec::new();
         for ((stream, _), answer) in from.iter().zip(answers) {
@@ -79,8 +94,7 @@ impl Reader {
                 return Err(error_for(&self.config, TASK, why, &self.keys[*stream]));
             }
             let Some(page) = page(answer) else {
-                self.servers.disconnect();
-                return Err(nonsense(&self.config, TASK, "XREVRANGE"));
+                return Err(self.nonsense());
             };
             pages.push(page);
         }
@@ -106,6 +120,74 @@ impl Reader {
         }
     }
 
+    /// Reads until the newest record of these streams is there, up to `count` entries of a stream at a time.
+    fn fill(
+        &mut self,
+        streams: Range<usize>,
+        count: usize,
+        deadline: Instant,
+    ) -> Result<(), LogError> {
+        loop {
+            let from: Vec<_> = streams
+                .clone()
+                .filter(|stream| self.back[*stream].page.is_empty() && !self.back[*stream].is_long)
+                .filter_map(|stream| Some((stream, self.back[stream].next?.to_string())))
+                .collect();
+            if from.is_empty() {
+                let newest = streams
+                    .clone()
+                    .max_by_key(|stream| self.back[*stream].newest());
+                match newest.filter(|stream| self.back[*stream].is_long) {
+                    Some(stream) => self.read_alone(stream, deadline)?,
+                    None => return Ok(()),
+                }
+                continue;
+            }
+            let share = Budget::share(self.keys.len());
+            let pages = self.pages(&from, "-", count, share, deadline)?;
+            for ((stream, _), page) in from.into_iter().zip(pages) {
+                let next = self.back[stream].next;
+                if !next.is_some_and(|next| page.descends_from(next)) {
+                    return Err(self.nonsense());
+                }
+                let oldest = page.entries.last().filter(|_| page.entries.len() >= count);
+                self.back[stream] = Back {
+                    next: page
+                        .cut_at
+                        .or_else(|| oldest.and_then(|(id, _)| id.previous())),
+                    is_long: page.entries.is_empty() && page.cut_at.is_some(),
+                    page: records(page),
+                };
+            }
+        }
+    }
+
+    /// Reads the next record of a stream, which is longer than the stream's share of memory.
+    fn read_alone(&mut self, stream: usize, deadline: Instant) -> Result<(), LogError> {
+        let Some(next) = self.back[stream].next else {
+            return Ok(());
+        };
+        let id = next.to_string();
+        let from = [(stream, id.clone())];
+        let mut pages = self.pages(&from, &id, 1, Budget::ENTRY, deadline)?;
+        // The page is empty if the record was trimmed meanwhile.
+        let is_it = |page: &Page| page.cut_at.is_none() && page.entries.iter().all(|e| e.0 == next);
+        let Some(page) = pages.pop().filter(is_it) else {
+            return Err(self.nonsense());
+        };
+        self.back[stream] = Back {
+            next: next.previous(),
+            page: records(page),
+            is_long: false,
+        };
+        Ok(())
+    }
+
+    fn nonsense(&mut self) -> LogError {
+        self.servers.disconnect();
+        nonsense(&self.config, TASK, "XREVRANGE")
+    }
+
     /// Ends the connections once everything has been read.
     fn rest(&mut self) {
         let is_done = |back: &Back| back.next.is_none() && back.page.is_empty();
@@ -124,7 +206,8 @@ impl LogReader for Reader {
             .map(|stream| (stream, "+".to_owned()))
             .collect();
         let mut ends = vec![Id::default()];
-        for page in self.pages(&all, 1, deadline)? {
+        let share = Budget::share(self.keys.len());
+        for page in self.pages(&all, "-", 1, share, deadline)? {
             let last = page.entries.first().map(|(id, _)| *id);
             ends.push(last.or(page.cut_at).unwrap_or_default());
         }
@@ -133,7 +216,7 @@ impl LogReader for Reader {
         ends[0] = control.last;
         let back = |last: &Id| Back {
             next: Some(*last).filter(|last| *last != Id::default()),
-            page: VecDeque::new(),
+            ..Back::default()
         };
         self.back = ends.iter().map(back).collect();
         self.rest();
@@ -152,52 +235,18 @@ impl LogReader for Reader {
             Stream::Control => 0..1,
             Stream::Sessions => 1..self.back.len(),
         };
-        let count = limit.min(MAX_ENTRIES).div_ceil(streams.len()).max(1);
-        loop {
-            let from: Vec<_> = streams
-                .clone()
-                .filter(|stream| self.back[*stream].page.is_empty())
-                .filter_map(|stream| Some((stream, self.back[stream].next?.to_string())))
-                .collect();
-            if from.is_empty() {
-                break;
-            }
-            let pages = self.pages(&from, count, deadline)?;
-            for ((stream, _), page) in from.into_iter().zip(pages) {
-                let next = self.back[stream].next;
-                if !next.is_some_and(|next| page.descends_from(next)) {
-                    self.servers.disconnect();
-                    return Err(nonsense(&self.config, TASK, "XREVRANGE"));
-                }
-                let oldest = page.entries.last().filter(|_| page.entries.len() >= count);
-                let next = page
-                    .cut_at
-                    .or_else(|| oldest.and_then(|(id, _)| id.previous()));
-                let records = page.entries.into_iter();
-                self.back[stream] = Back {
-                    next,
-                    page: records
-                        .filter_map(|(id, record)| Some((id, record?)))
-                        .collect(),
-                };
-            }
-        }
+        let count = limit
+            .div_ceil(streams.len())
+            .min(MAX_ENTRIES / self.keys.len());
+        self.fill(streams.clone(), count, deadline)?;
         let mut records = Vec::new();
         while records.len() < limit {
-            let back = &self.back[streams.clone()];
-            let Some(newest) =
-                (0..back.len()).max_by_key(|stream| back[*stream].page.front().map(|(id, _)| *id))
-            else {
-                break;
-            };
-            let back = &mut self.back[streams.start + newest];
-            let Some((_, record)) = back.page.pop_front() else {
-                break;
-            };
-            records.push(record);
-            if back.page.is_empty() && back.next.is_some() {
-                // Its next record may be newer than those of all other partitions.
-                break;
+            let back = self.back[streams.clone()].iter_mut();
+            let newest = back.max_by_key(|back| back.newest());
+            match newest.and_then(|back| back.page.pop_front()) {
+                Some((_, record)) => records.push(record),
+                // All are returned, or the next call has to read the newest first.
+                None => break,
             }
         }
         self.rest();
@@ -221,9 +270,10 @@ impl LogReader for Reader {
         // server.
         for _ in 0..2 {
             asked = Instant::now();
+            let room = Room::Each(Budget::SHORT);
             let answers = self
                 .servers
-                .call(&time, Duration::ZERO, deadline, Repeat::Safe)
+                .call_within(room, &time, Duration::ZERO, deadline, Repeat::Safe)
                 .map_err(|why| error(&self.config, task, &why))?;
             answer = answers.into_iter().next();
         }
@@ -244,6 +294,14 @@ impl LogReader for Reader {
         self.clock = Some((asked, ahead));
         Ok(Some(ahead))
     }
+}
+
+/// The records of a page. Entries without one are left out.
+fn records(page: Page) -> VecDeque<(Id, Record)> {
+    let entries = page.entries.into_iter();
+    entries
+        .filter_map(|(id, record)| Some((id, record?)))
+        .collect()
 }
 
 /// A server's clock, in milliseconds since 1970, from its answer to TIME.

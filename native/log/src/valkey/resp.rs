@@ -2,8 +2,9 @@
 
 use std::io::{self, BufRead};
 
-/// Memory limit for all answers of one call, in bytes.
-const MAX_CALL_BYTES: usize = 64 << 20;
+/// Memory limit for all answers of one call, in bytes. A server can make a call take 64 MiB at most: the rest is for the
+/// answers with budgets of their own.
+const MAX_CALL_BYTES: usize = 54 << 20;
 /// Memory limit for the records among them. Later records of the call are skipped, and the next call reads them.
 const MAX_CALL_RECORD_BYTES: usize = 32 << 20;
 /// No journal writes records that are longer. Longer texts are skipped.
@@ -56,23 +57,43 @@ impl Value {
     }
 }
 
-/// Memory that the answers of a call may still take.
-#[derive(Debug)]
+/// Memory that answers may still take.
+#[derive(Debug, Clone)]
 pub(super) struct Budget {
     bytes: usize,
     record_bytes: usize,
 }
 
-impl Default for Budget {
-    fn default() -> Self {
+impl Budget {
+    /// For answers without a record.
+    pub(super) const SHORT: Self = Self {
+        bytes: 128 << 10,
+        record_bytes: 0,
+    };
+    /// For the slots of a cluster: some thousand ranges.
+    pub(super) const SLOTS: Self = Self {
+        bytes: 8 << 20,
+        record_bytes: 0,
+    };
+    /// For one entry with the longest record.
+    pub(super) const ENTRY: Self = Self {
+        bytes: MAX_RECORD_BYTES + (256 << 10),
+        record_bytes: MAX_RECORD_BYTES + SHORT_BYTES,
+    };
+    /// For all answers of a call.
+    pub(super) const CALL: Self = Self {
+        bytes: MAX_CALL_BYTES,
+        record_bytes: MAX_CALL_RECORD_BYTES,
+    };
+
+    /// One of so many equal shares of a call's budget.
+    pub(super) fn share(shares: usize) -> Self {
         Self {
-            bytes: MAX_CALL_BYTES,
-            record_bytes: MAX_CALL_RECORD_BYTES,
+            bytes: MAX_CALL_BYTES / shares,
+            record_bytes: MAX_CALL_RECORD_BYTES / shares,
         }
     }
-}
 
-impl Budget {
     fn spend(&mut self, bytes: usize) -> Result<(), Fault> {
         self.bytes = self.bytes.checked_sub(bytes).ok_or(Fault::TooMuch)?;
         Ok(())
@@ -258,7 +279,7 @@ mod tests {
     use std::io::{BufReader, Read};
 
     fn parse(mut bytes: &[u8]) -> Result<Value, Fault> {
-        read(&mut bytes, &mut Budget::default())
+        read(&mut bytes, &mut Budget::CALL.clone())
     }
 
     fn text(text: &str) -> Value {
@@ -339,7 +360,7 @@ mod tests {
         for endless in [&b"*9\r\n"[..], b":1\r\n", b"$3\r\nabc\r\n", b"x", b"+"] {
             let start: &[u8] = b"*9223372036854775807\r\n";
             let mut source = BufReader::new(start.chain(Endless(endless, 0)));
-            let fault = read(&mut source, &mut Budget::default());
+            let fault = read(&mut source, &mut Budget::CALL.clone());
             assert!(
                 matches!(fault, Err(Fault::TooMuch | Fault::Nonsense)),
                 "{endless:?}: {fault:?}"
@@ -424,7 +445,7 @@ mod tests {
         fn any_answer_is_read_back(value in any_value(), chunk in 1usize..20) {
             let bytes = encoded(&value);
             let mut source = BufReader::with_capacity(chunk, &bytes[..]);
-            prop_assert_eq!(read(&mut source, &mut Budget::default()).unwrap(), value);
+            prop_assert_eq!(read(&mut source, &mut Budget::CALL.clone()).unwrap(), value);
         }
 
         #[test]

@@ -12,6 +12,8 @@ use super::resp::{encode, Budget, Value};
 
 /// Number of slots in a cluster.
 const SLOTS: u16 = 16384;
+/// No cluster has more servers.
+const MAX_SERVERS: usize = 1000;
 
 /// A command for the server that has a key.
 pub(super) struct Command {
@@ -41,6 +43,15 @@ pub(super) enum Repeat {
     /// Return an error, as the server may have carried out the commands. To make that rare, connections are tested
     /// first.
     Never,
+}
+
+/// The memory for the answers of a call.
+#[derive(Clone)]
+pub(super) enum Room {
+    /// For all of them together: the first come first.
+    Together(Budget),
+    /// For each of them.
+    Each(Budget),
 }
 
 /// The servers of a log.
@@ -119,18 +130,29 @@ impl Servers {
         deadline: Instant,
         repeat: Repeat,
     ) -> Result<Vec<Value>, String> {
+        let room = Room::Together(Budget::CALL);
+        self.call_within(room, commands, wait, deadline, repeat)
+    }
+
+    /// The same, with another limit for the memory of the answers.
+    pub(super) fn call_within(
+        &mut self,
+        mut room: Room,
+        commands: &[Command],
+        wait: Duration,
+        deadline: Instant,
+        repeat: Repeat,
+    ) -> Result<Vec<Value>, String> {
         let all: Vec<&Command> = commands.iter().collect();
-        let mut answers = self.send(&all, wait, deadline, repeat)?;
+        let mut answers = self.send(&mut room, &all, wait, deadline, repeat)?;
         let refused: Vec<usize> = (0..answers.len())
             .filter(|index| is_elsewhere(&answers[*index]))
             .collect();
         if !refused.is_empty() {
             self.disconnect();
             let again: Vec<&Command> = refused.iter().map(|index| &commands[*index]).collect();
-            for (index, answer) in refused
-                .into_iter()
-                .zip(self.send(&again, wait, deadline, repeat)?)
-            {
+            let others = self.send(&mut room, &again, wait, deadline, repeat)?;
+            for (index, answer) in refused.into_iter().zip(others) {
                 answers[index] = answer;
             }
             if answers.iter().any(is_elsewhere) {
@@ -142,17 +164,21 @@ impl Servers {
 
     fn send(
         &mut self,
+        room: &mut Room,
         commands: &[&Command],
         wait: Duration,
         deadline: Instant,
         repeat: Repeat,
     ) -> Result<Vec<Value>, String> {
         let had_connections = self.nodes.iter().any(|node| node.connection.is_some());
-        let mut result = self.round(commands, wait, deadline, repeat);
+        let before = room.clone();
+        let mut result = self.round(room, commands, wait, deadline, repeat);
         if result.as_ref().is_err_and(|broken| broken.lost) {
             self.disconnect();
             if had_connections && repeat == Repeat::Safe {
-                result = self.round(commands, wait, deadline, repeat);
+                // The answers up to there were dropped.
+                *room = before;
+                result = self.round(room, commands, wait, deadline, repeat);
             }
         }
         result.map_err(|broken| {
@@ -163,6 +189,7 @@ impl Servers {
 
     fn round(
         &mut self,
+        room: &mut Room,
         commands: &[&Command],
         wait: Duration,
         deadline: Instant,
@@ -193,13 +220,18 @@ impl Servers {
                 sent.map_err(|broken| self.at(node, broken))?;
             }
         }
-        let mut budget = Budget::default();
         let silence = wait.saturating_add(ANSWER);
         let mut answers = Vec::with_capacity(commands.len());
         for node in homes {
-            let answer = self
-                .connection(node)?
-                .receive(deadline, silence, &mut budget);
+            let mut own;
+            let budget = match room {
+                Room::Together(budget) => budget,
+                Room::Each(budget) => {
+                    own = budget.clone();
+                    &mut own
+                }
+            };
+            let answer = self.connection(node)?.receive(deadline, silence, budget);
             answers.push(answer.map_err(|broken| self.at(node, broken))?);
         }
         Ok(answers)
@@ -267,10 +299,10 @@ impl Servers {
         }
         let mut connection = opened?;
         connection.send(&encode(&[b"CLUSTER", b"SLOTS"]), deadline)?;
-        let ranges = match connection.receive(deadline, ANSWER, &mut Budget::default())? {
+        let nonsense = || Broken::new("its answer to CLUSTER SLOTS makes no sense");
+        let ranges = match connection.receive(deadline, ANSWER, &mut Budget::SLOTS.clone())? {
             Value::Error(error) => return Err(Broken::new(error)),
-            answer => ranges(answer)
-                .ok_or_else(|| Broken::new("its answer to CLUSTER SLOTS makes no sense"))?,
+            answer => ranges(answer).ok_or_else(nonsense)?,
         };
         self.connected += 1;
         self.disconnect();
@@ -286,6 +318,10 @@ impl Servers {
                 });
                 nodes.len() - 1
             });
+            if nodes.len() > MAX_SERVERS {
+                self.homes.clear();
+                return Err(nonsense());
+            }
             self.homes.push((range.slots, home));
         }
         if let Some(node) = nodes.iter_mut().find(|node| node.address == seed) {
@@ -355,6 +391,9 @@ fn ranges(answer: Value) -> Option<Vec<Slots>> {
     let Value::Array(all) = answer else {
         return None;
     };
+    if all.len() > usize::from(SLOTS) {
+        return None;
+    }
     all.into_iter().map(range).collect()
 }
 
@@ -415,6 +454,10 @@ mod tests {
             (&found[1].host, found[1].slots.clone(), found[1].port),
             (&None, 100..=16383, 7000)
         );
+        let full = vec![range(0, 0, Value::Nil); usize::from(SLOTS)];
+        assert!(ranges(Value::Array(full.clone())).is_some());
+        let too_many = [full, vec![range(0, 0, Value::Nil)]].concat();
+        assert!(ranges(Value::Array(too_many)).is_none());
         for wrong in [
             Value::Nil,
             Value::Array(vec![Value::Nil]),

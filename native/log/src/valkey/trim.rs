@@ -166,6 +166,15 @@ impl Policies {
     }
 }
 
+/// The answer to MEMORY USAGE. `None` if the user has no right to ask.
+fn size(answer: &Value) -> Option<u64> {
+    match answer {
+        Value::Int(size) => Some(u64::try_from(*size).unwrap_or(0)),
+        Value::Nil => Some(0),
+        _ => None,
+    }
+}
+
 /// The eviction policy in an answer to INFO, if it is there.
 fn policy(answer: Value) -> Option<String> {
     let Value::Text(text) = answer else {
@@ -388,7 +397,12 @@ impl Writer {
         deadline: Instant,
     ) -> Result<(), LogError> {
         let command = |key: &[u8], _| Command::new(key, &[b"MEMORY", b"USAGE", key]);
-        let sizes = self.ask(scopes, parts, command, deadline)?;
+        // What a server answers in place of a number is dropped before it answers again.
+        let sizes: Vec<Option<u64>> = self
+            .ask(scopes, parts, command, deadline)?
+            .iter()
+            .map(size)
+            .collect();
         let command = |key: &[u8], _| Command::new(key, &[b"XINFO", b"STREAM", key]);
         let extents = self.ask(scopes, parts, command, deadline)?;
         for ((part, size), now) in parts.iter().zip(sizes).zip(extents) {
@@ -400,12 +414,7 @@ impl Writer {
                 }
                 _ => 0,
             };
-            let bytes = match size {
-                Value::Int(size) => u64::try_from(size).unwrap_or(0),
-                Value::Nil => 0,
-                // The user has no right to ask.
-                _ => kept.estimate(length),
-            };
+            let bytes = size.unwrap_or_else(|| kept.estimate(length));
             kept.streams[part.stream].bytes = Some(bytes);
         }
         Ok(())
