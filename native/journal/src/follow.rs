@@ -61,7 +61,7 @@ impl<T: TemplateCodec> Follower<T> {
             Ok(news) => news,
             Err(error) => {
                 for journal in &self.followed {
-                    journal.set(Part::Reader, Err(error.0.clone()));
+                    journal.set(Part::Follower, Err(error.0.clone()));
                     // The log may have lost records when it is back.
                     self.complete(journal);
                 }
@@ -73,7 +73,7 @@ impl<T: TemplateCodec> Follower<T> {
             refused.find_map(|(scope, why)| (*scope == journal.name).then(|| why.0.clone()))
         };
         for journal in &self.followed {
-            journal.set(Part::Reader, refusal(journal).map_or(Ok(()), Err));
+            journal.set(Part::Follower, refusal(journal).map_or(Ok(()), Err));
         }
         self.apply(&news);
         if news.records.len() < PAGE {
@@ -204,7 +204,7 @@ mod tests {
         };
         let script = [Ok(refusal()), Ok(refusal()), Ok(News::default())];
         let mut follower = Follower::<Common>::new(hub, Box::new(Script(script.into())));
-        let is_down = |journal: &Shared<Common>| journal.status.is_failing(Part::Reader);
+        let is_down = |journal: &Shared<Common>| journal.status.is_failing(Part::Follower);
         for _ in 0..2 {
             assert!(follower.turn());
             assert!(!is_down(&readable) && readable.may_trim());

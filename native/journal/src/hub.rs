@@ -79,7 +79,7 @@ impl<T: TemplateCodec> Hub<T> {
         self.spawn("rekindle-reader", Part::Reader, move || replayer.run())?;
         if let Some(log) = self.log.follower() {
             let follower = Follower::new(Arc::clone(self), log);
-            self.spawn("rekindle-follow", Part::Reader, move || follower.run())?;
+            self.spawn("rekindle-follow", Part::Follower, move || follower.run())?;
         }
         Ok(())
     }

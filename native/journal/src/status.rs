@@ -17,12 +17,15 @@ pub(crate) enum Part {
     /// The node's memory cannot be loaded.
     Memory,
     Writer,
+    /// The log cannot be read from its beginning.
     Reader,
+    /// New records cannot be read.
+    Follower,
     /// No session is read from the log, because it may lack revocations.
     Replay,
 }
 
-const PARTS: usize = 5;
+const PARTS: usize = 6;
 
 /// An event of a journal, for the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
