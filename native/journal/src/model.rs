@@ -178,6 +178,22 @@ struct Model {
     wrong: HashSet<(usize, usize)>,
     /// Whether anything went wrong since the last time that all was quiet.
     is_disturbed: bool,
+    keys: [KeyChange; NODES],
+    /// Whether nodes can write to the log, and read new records.
+    is_down: bool,
+    is_held_back: bool,
+}
+
+/// What a node's key file has, and when the others hear of it.
+#[derive(Default, Clone, Copy)]
+struct KeyChange {
+    level: usize,
+    /// The step and the time in which a key was removed from it, since the last time that all was quiet.
+    removed: Option<(usize, u64)>,
+    /// When the node has told the others of that.
+    told_ms: Option<u64>,
+    /// When the node last read what others have written.
+    heard_ms: u64,
 }
 
 /// A certificate with the fields that the store reads. One authority has made all of them, and the last one ends.
@@ -297,10 +313,13 @@ impl Model {
             reachable: HashSet::new(),
             wrong: HashSet::new(),
             is_disturbed: true,
+            keys: Default::default(),
+            is_down: false,
+            is_held_back: false,
         };
         model.log.switch(|log| log.is_impatient = true);
         for node in 0..NODES {
-            model.write_keys(node, KEYS.len() - 1);
+            model.change_keys(node, KEYS.len() - 1);
             model.start(node);
         }
         model
@@ -311,6 +330,31 @@ impl Model {
         let passed_ms = self.moved_ms as i64 + self.ahead_ms[node];
         set_moved(self.moved_ms, passed_ms);
         WALL_S.set(Some((BEGIN_S + passed_ms.div_euclid(1000)) as u64));
+    }
+
+    fn change_keys(&mut self, node: usize, level: usize) {
+        let keys = &mut self.keys[node];
+        let is_removed = |key: &&str| !KEYS[level].contains(key);
+        if KEYS[keys.level].iter().any(is_removed) {
+            keys.removed = Some((self.step, self.moved_ms));
+            keys.told_ms = None;
+        }
+        keys.level = level;
+        self.write_keys(node, level);
+    }
+
+    /// Whether another node may have removed the key with which this one seals, and this one has not heard of it.
+    fn may_be_unread(&self, number: usize) -> bool {
+        let started = self.nodes[number].as_ref().map_or(0, |node| node.step);
+        let heard_ms = self.keys[number].heard_ms;
+        (0..NODES).filter(|other| *other != number).any(|other| {
+            let KeyChange {
+                removed, told_ms, ..
+            } = self.keys[other];
+            removed.is_some_and(|(step, _)| {
+                started > step || told_ms.is_none_or(|told_ms| heard_ms < told_ms + 2000)
+            })
+        })
     }
 
     fn write_keys(&self, node: usize, level: usize) {
@@ -414,15 +458,21 @@ impl Model {
                     self.wrong.insert((node, started.step));
                 }
             }
-            Step::Keys { node, level } => self.write_keys(node, level),
+            Step::Keys { node, level } => self.change_keys(node, level),
             Step::List { node, listed } => {
                 if let Some(node) = &mut self.nodes[node] {
                     node.read_list(listed);
                 }
             }
-            Step::Down(is_down) => self.log.switch(|log| log.is_down = is_down),
+            Step::Down(is_down) => {
+                self.is_down = is_down;
+                self.log.switch(|log| log.is_down = is_down);
+            }
             Step::Double(is_doubling) => self.log.switch(|log| log.is_doubling = is_doubling),
-            Step::HoldBack(is_held) => self.log.switch(|log| log.is_held_back = is_held),
+            Step::HoldBack(is_held_back) => {
+                self.is_held_back = is_held_back;
+                self.log.switch(|log| log.is_held_back = is_held_back);
+            }
             Step::HalfAppend => self.log.switch(|log| log.half_appends = 1),
             Step::Attack(ref attack) if self.config.has_attacks => self.attack(attack),
             Step::Attack(_) => {}
@@ -457,6 +507,7 @@ impl Model {
 
     fn revoke(&mut self, number: usize, target: Target, is_callback: bool) {
         self.be(number);
+        let may_be_unread = self.may_be_unread(number);
         let node = self.nodes[number].as_mut().unwrap();
         let mut is_promised = false;
         if is_callback {
@@ -471,7 +522,7 @@ impl Model {
             let mut revoked = carry_out_here(&scopes, false, &[], targets, now);
             node.writer.work(&node.hub.journals());
             wait_written(&scopes, now, &mut revoked);
-            is_promised = revoked.pending.is_empty();
+            is_promised = revoked.pending.is_empty() && !may_be_unread;
         }
         let id = node.journal().0.remembered.revocations().last_made();
         self.revoked.push(Revoked {
@@ -486,8 +537,18 @@ impl Model {
 
     fn work(&mut self, number: usize) {
         self.be(number);
-        if let Some(node) = &mut self.nodes[number] {
-            node.work();
+        let Some(node) = &mut self.nodes[number] else {
+            return;
+        };
+        node.work();
+        if self.is_down || self.is_held_back {
+            return;
+        }
+        let keys = &mut self.keys[number];
+        keys.heard_ms = self.moved_ms;
+        let is_late = |(_, removed_ms): (usize, u64)| self.moved_ms >= removed_ms + 1000;
+        if keys.removed.is_some_and(is_late) {
+            keys.told_ms.get_or_insert(self.moved_ms);
         }
     }
 
@@ -576,9 +637,10 @@ impl Model {
             log.is_down = false;
             log.is_held_back = false;
         });
+        (self.is_down, self.is_held_back) = (false, false);
         self.ahead_ms = AHEAD_MS;
         for node in 0..NODES {
-            self.write_keys(node, KEYS.len() - 1);
+            self.change_keys(node, KEYS.len() - 1);
         }
         for node in self.nodes.iter_mut().flatten() {
             node.read_list(node.listed.unwrap_or(0));
@@ -597,6 +659,7 @@ impl Model {
         self.check_promises(true);
         self.check_sessions();
         self.is_disturbed = false;
+        self.keys.iter_mut().for_each(|keys| keys.removed = None);
     }
 
     /// The log's own records, as far as they can be read.
