@@ -80,6 +80,11 @@ impl<F: 'static> FolderThread<F> {
         self.progress.is_stuck()
     }
 
+    /// Whether the thread has something to do.
+    pub fn has_waiting(&self) -> bool {
+        self.progress.waiting.load(SeqCst) > 0
+    }
+
     /// Lets the thread do this, without waiting. `false` if too much waits already: then it is not done.
     pub fn submit(&self, work: impl FnOnce(&mut F) + Send + 'static) -> bool {
         if self.progress.waiting.load(SeqCst) >= MAX_WAITING && self.is_stuck() {

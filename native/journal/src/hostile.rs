@@ -121,6 +121,7 @@ fn others(context: &Context) -> Vec<(Stream, Record)> {
     let statement = Statement {
         knowledge: [(1, known)].into(),
         retired_keys: vec!["old".into()],
+        lacked_keys: vec!["new".into()],
     };
     let statement = statement.encode();
     let mut bodies = vec![

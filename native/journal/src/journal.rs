@@ -293,7 +293,7 @@ pub(crate) fn carry_out_here<T: TemplateCodec>(
         dropped: drop_sessions(scopes, targets),
         ..Revoked::default()
     };
-    for (memory, queued) in all.iter().zip(&made) {
+    for (memory, queued) in all.iter().zip(made) {
         let written = memory.store(&queued.made, deadline);
         memory.keep_unsaved();
         if let (Err(error), [], Some(folder)) = (&written, &queued.made.scopes[..], memory.folder())
@@ -314,7 +314,6 @@ pub(crate) fn carry_out_here<T: TemplateCodec>(
             }
         }
     }
-    drop(made);
     // A session whose handshake ended just before the revocation may have been stored since.
     revoked.dropped += drop_sessions(scopes, targets);
     revoked

@@ -1,7 +1,7 @@
 //! What a node remembers outside any log: the revocations of all its scopes, and which log each scope has.
 //!
-//! With a folder, the memory is a sealed file there. A node writes to it before it writes to a log, and loads it before
-//! it reads a log. Without a folder, the memory lasts as long as the process. Ages are counted in running time: how
+//! With a folder, the memory is a sealed file there. A node writes to it before it writes to a log, if the folder answers,
+//! and loads it before it reads a log. Without a folder, the memory lasts as long as the process. Ages are counted in running time: how
 //! long processes with this memory have run in all. So no wrong clock ends a revocation early.
 
 use crate::clock::now_ms;
@@ -16,7 +16,7 @@ use rekindle_log::sealed_file::{SealedFile, MAX_BLOCK_BYTES};
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
@@ -72,8 +72,8 @@ struct State {
     scopes: Mutex<Scopes>,
     /// Why the file cannot be opened, or why the last append failed.
     error: Mutex<Option<String>>,
-    /// Whether something is missing in the file because it could not be written.
-    is_unsaved: AtomicBool,
+    /// How often something could not be written to the file since it last had everything.
+    unsaved: AtomicU64,
     /// Running time when the process's clock was at zero.
     running_offset_ms: AtomicI64,
     /// Bytes of the file.
@@ -232,7 +232,16 @@ impl NodeMemory {
 
     /// Whether the folder lacks something because it could not be written.
     pub fn is_unsaved(&self) -> bool {
-        self.state.is_unsaved.load(Relaxed)
+        self.state.is_unsaved()
+    }
+
+    /// Whether a folder has everything: nothing is missing in it, and nothing waits for it.
+    pub fn is_saved(&self) -> bool {
+        let has_waiting = match &self.file {
+            Place::Here(_) => false,
+            Place::Thread(thread) => thread.has_waiting(),
+        };
+        self.folder().is_some() && !has_waiting && !self.is_unsaved()
     }
 
     /// Keeps the memory until its folder has everything, even if no listener uses it.
@@ -259,7 +268,7 @@ impl NodeMemory {
             Answer::Done(result) => result,
             Answer::Late => Err(self.no_answer()),
             Answer::Refused => {
-                self.state.is_unsaved.store(true, Relaxed);
+                self.state.note_unsaved();
                 Err(self.no_answer())
             }
         }
@@ -430,7 +439,13 @@ impl NodeMemory {
 
     /// Stores which revocations of a scope have expired, were replaced, or were given up.
     pub fn note_knowledge(&self, scope: &ScopeMemory, knowledge: &Knowledge) {
-        let knowledge = knowledge.clone();
+        let mut knowledge = knowledge.clone();
+        for known in knowledge.values_mut() {
+            // The others are in the file, or come after this entry. If the node were killed in between, it would wait for
+            // them.
+            let replaced = known.replaced.last().map_or(0, |range| *range.end());
+            known.upto = known.expired.max(replaced);
+        }
         self.append_about(scope, false, move |number, bytes| {
             Entry::Statement(number, &knowledge).encode(bytes);
         });
@@ -492,7 +507,7 @@ impl State {
             folder,
             scopes: Mutex::default(),
             error: Mutex::default(),
-            is_unsaved: AtomicBool::new(false),
+            unsaved: AtomicU64::new(0),
             running_offset_ms: AtomicI64::new(-(now_ms() as i64)),
             bytes: AtomicU64::new(0),
         }
@@ -502,10 +517,21 @@ impl State {
         now_ms().saturating_add_signed(self.running_offset_ms.load(Relaxed))
     }
 
-    fn note_saved(&self) {
-        self.is_unsaved.store(false, Relaxed);
-        let is_other = |memory: &Arc<NodeMemory>| !ptr::eq(&*memory.state, self);
-        UNSAVED.lock().retain(is_other);
+    fn is_unsaved(&self) -> bool {
+        self.unsaved.load(SeqCst) > 0
+    }
+
+    fn note_unsaved(&self) {
+        self.unsaved.fetch_add(1, SeqCst);
+    }
+
+    /// Notes that the file has everything that was in memory when `unsaved` had this value.
+    fn note_saved(&self, unsaved: u64) {
+        let saved = self.unsaved.compare_exchange(unsaved, 0, SeqCst, SeqCst);
+        if saved.is_ok() {
+            let is_other = |memory: &Arc<NodeMemory>| !ptr::eq(&*memory.state, self);
+            UNSAVED.lock().retain(is_other);
+        }
     }
 
     /// Gives a new scope the revocations that were made for all scopes.
@@ -596,7 +622,7 @@ impl State {
         scopes.is_loaded = true;
         drop(scopes);
         file.noted_ms = elapsed_ms;
-        if was_used || self.is_unsaved.load(Relaxed) {
+        if was_used || self.is_unsaved() {
             // Revocations that were made in the meantime are not in the file yet.
             let _ = self.compact(file);
         }
@@ -606,7 +632,7 @@ impl State {
     fn append(&self, file: &mut File, entries: &[u8], is_synced: bool) -> Result<(), String> {
         let Some(sealed) = &mut file.sealed else {
             if self.folder.is_some() && !entries.is_empty() {
-                self.is_unsaved.store(true, Relaxed);
+                self.note_unsaved();
             }
             return self.error.lock().clone().map_or(Ok(()), Err);
         };
@@ -627,7 +653,7 @@ impl State {
         }
         self.bytes.store(sealed.bytes(), Relaxed);
         let appended = appended.map_err(|error| error.0);
-        if appended.is_ok() && self.is_unsaved.load(Relaxed) {
+        if appended.is_ok() && self.is_unsaved() {
             // There may be room again for what is missing. Until it is there, `error` has the reason.
             let _ = self.compact(file);
             return appended;
@@ -635,7 +661,7 @@ impl State {
         *self.error.lock() = appended.clone().err();
         if appended.is_err() {
             file.numbers.clear();
-            self.is_unsaved.store(true, Relaxed);
+            self.note_unsaved();
         }
         appended
     }
@@ -652,12 +678,13 @@ impl State {
             self.note_elapsed(file);
         }
         let limit_bytes = COMPACT_FROM_BYTES.max(2 * live * ENTRY_BYTES);
-        if self.is_unsaved.load(Relaxed) || self.bytes.load(Relaxed) > limit_bytes {
+        if self.is_unsaved() || self.bytes.load(Relaxed) > limit_bytes {
             let _ = self.compact(file);
         }
     }
 
     fn compact(&self, file: &mut File) -> Result<(), String> {
+        let unsaved = self.unsaved.load(SeqCst);
         let now_ms = self.running_ms();
         let left = |expires_ms: u64| expires_ms.saturating_sub(now_ms);
         let mut blocks = Vec::new();
@@ -700,10 +727,10 @@ impl State {
         // Even after an error, the file may be the new one. If it is not, revocations only end a little later.
         file.noted_ms = now_ms;
         if rewritten.is_ok() {
-            self.note_saved();
+            self.note_saved(unsaved);
         } else {
             file.numbers.clear();
-            self.is_unsaved.store(true, Relaxed);
+            self.note_unsaved();
         }
         rewritten
     }
@@ -843,7 +870,7 @@ impl Entry<'_> {
                 block.extend(number.to_be_bytes());
                 let statement = Statement {
                     knowledge: (*knowledge).clone(),
-                    retired_keys: Vec::new(),
+                    ..Statement::default()
                 };
                 block.extend(statement.encode());
             }
@@ -1335,6 +1362,18 @@ mod tests {
             prepared(&memory, name);
             assert_eq!(targets(&memory, name), everything, "{name}");
         }
+    }
+
+    #[test]
+    fn what_is_missing_since_a_file_was_begun_stays_missing() {
+        let memory = NodeMemory::new(None);
+        memory.state.note_unsaved();
+        let begun = memory.state.unsaved.load(SeqCst);
+        memory.state.note_unsaved();
+        memory.state.note_saved(begun);
+        assert!(memory.is_unsaved());
+        memory.state.note_saved(memory.state.unsaved.load(SeqCst));
+        assert!(!memory.is_unsaved());
     }
 
     #[test]

@@ -114,6 +114,13 @@ impl Batch {
     pub fn is_empty(&self) -> bool {
         self.sessions.is_empty() && self.control.is_empty()
     }
+
+    /// Whether there are only revocations.
+    pub fn is_of_revocations(&self) -> bool {
+        let is_revocation =
+            |record: &ControlRecord| matches!(record, ControlRecord::Revocation { .. });
+        self.sessions.is_empty() && self.control.iter().all(is_revocation)
+    }
 }
 
 /// Wakes the writer of all queues of a log.
@@ -320,35 +327,59 @@ impl Queue {
         std::mem::take(&mut waiting.sessions).len() as u64
     }
 
-    /// Takes the next records to write. There may be none. Revocations come first, because all other records may tell
-    /// of them: if this node crashed in between, the others would wait for a revocation that nobody has.
-    pub fn take(&self) -> Batch {
+    /// Takes the next records to write; only revocations, if no record may tell of what this node knows. There may be none.
+    /// Revocations come first, because all other records may tell of them: if this node crashed in between, the others
+    /// would wait for a revocation that nobody has.
+    pub fn take(&self, only_revocations: bool) -> Batch {
         let mut waiting = self.waiting.lock();
+        let Ready {
+            revocations,
+            others,
+            sessions,
+        } = waiting.ready(only_revocations);
+        let mut control: VecDeque<_> = waiting.revocations.drain(..revocations).collect();
+        control.extend(waiting.others.drain(..others));
+        let sessions: VecDeque<_> = waiting.sessions.drain(..sessions).collect();
+        let bytes = sessions.iter().map(|session| session.bytes());
+        waiting.bytes -= bytes.sum::<usize>();
+        Batch { sessions, control }
+    }
+
+    /// Whether there is anything for the writer to store or to take.
+    pub fn has_work(&self, only_revocations: bool) -> bool {
+        let waiting = self.waiting.lock();
+        waiting.has_unstored || waiting.ready(only_revocations) != Ready::default()
+    }
+}
+
+/// How many records can be taken, from the first on.
+#[derive(Default, PartialEq, Eq)]
+struct Ready {
+    revocations: usize,
+    others: usize,
+    sessions: usize,
+}
+
+impl Waiting {
+    fn ready(&self, only_revocations: bool) -> Ready {
         // A revocation must be in the node's folder before it is written to the log.
         let is_ready = |record: &&ControlRecord| match record {
             ControlRecord::Revocation { in_folder, .. } => *in_folder == InFolder::Yes,
             _ => true,
         };
-        let ready = (waiting.revocations.iter())
-            .take(CONTROL_BATCH)
-            .take_while(is_ready)
-            .count();
-        let mut control: VecDeque<_> = waiting.revocations.drain(..ready).collect();
-        if waiting.revocations.is_empty() {
-            let count = waiting.others.len().min(CONTROL_BATCH);
-            control.extend(waiting.others.drain(..count));
-        }
-        // Sessions refer to other records as well.
-        let count = match waiting.revocations.is_empty() && waiting.others.is_empty() {
-            true => waiting.sessions.len().min(SESSION_BATCH),
-            false => 0,
+        let revocations = self.revocations.iter().take(CONTROL_BATCH);
+        let mut ready = Ready {
+            revocations: revocations.take_while(is_ready).count(),
+            ..Ready::default()
         };
-        let sessions: VecDeque<Box<NewSession>> = waiting.sessions.drain(..count).collect();
-        waiting.bytes -= sessions
-            .iter()
-            .map(|session| session.bytes())
-            .sum::<usize>();
-        Batch { sessions, control }
+        if !only_revocations && ready.revocations == self.revocations.len() {
+            ready.others = self.others.len().min(CONTROL_BATCH);
+            // Sessions refer to other records as well.
+            if ready.others == self.others.len() {
+                ready.sessions = self.sessions.len().min(SESSION_BATCH);
+            }
+        }
+        ready
     }
 }
 
@@ -390,7 +421,7 @@ mod tests {
         assert_eq!(queue.push_session(session(2, third)), 0);
         assert_eq!(queue.push_session(session(3, third)), 1);
         queue.push_record(revocation(1));
-        let batch = queue.take();
+        let batch = queue.take(false);
         let ids: Vec<_> = batch.sessions.iter().map(|session| session.id[0]).collect();
         assert_eq!((ids, batch.control.len()), (vec![2, 3], 1));
         assert_eq!(queue.push_session(session(4, 2 * third)), 0);
@@ -403,16 +434,16 @@ mod tests {
         queue.close();
         assert_eq!(queue.push_session(session(2, 0)), 1);
         queue.push_record(revocation(1));
-        let batch = queue.take();
+        let batch = queue.take(false);
         assert_eq!((batch.sessions.len(), batch.control.len()), (1, 1));
-        assert!(queue.take().is_empty());
+        assert!(queue.take(false).is_empty());
     }
 
     #[test]
     fn revocations_count_until_they_are_written() {
         let queue = Arc::new(queue());
         queue.push_records([ControlRecord::Statement, revocation(1), revocation(2)]);
-        let batch = queue.take();
+        let batch = queue.take(false);
         assert_eq!(batch.control[2], ControlRecord::Statement);
         assert_eq!((queue.len(), queue.unwritten()), (0, 2));
         assert!(!queue.wait_written(Instant::now()));
@@ -444,11 +475,13 @@ mod tests {
             revocation(3),
             ControlRecord::Clock,
         ]);
-        assert_eq!(queue.take().control, [revocation(1)]);
-        assert!(queue.take().is_empty());
+        assert_eq!(queue.take(false).control, [revocation(1)]);
+        assert!(queue.has_work(true) && queue.take(false).is_empty());
         assert_eq!(queue.take_unstored(), [(id, target, 5)]);
         assert_eq!(queue.take_unstored(), []);
-        assert_eq!(queue.take().control.len(), 3);
+        assert_eq!(queue.take(true).control.len(), 2);
+        assert!(!queue.has_work(true) && queue.take(true).is_empty());
+        assert_eq!(queue.take(false).control, [ControlRecord::Clock]);
         // A caller stores this one.
         let soon = |counter| ControlRecord::Revocation {
             id: RevocationId { origin: 2, counter },
@@ -458,12 +491,12 @@ mod tests {
         };
         queue.push_records([soon(1), soon(2)]);
         assert_eq!(queue.take_unstored(), []);
-        assert!(queue.take().is_empty());
+        assert!(queue.take(false).is_empty());
         queue.note_stored(&[RevocationId {
             origin: 2,
             counter: 1,
         }]);
-        assert_eq!(queue.take().control.len(), 1);
+        assert_eq!(queue.take(false).control.len(), 1);
     }
 
     #[test]
@@ -479,7 +512,7 @@ mod tests {
             waker.wait(Duration::from_secs(60), n % 2 == 0, || queue.len() > 0);
             assert!(began.elapsed() < Duration::from_secs(30));
             pushing.join().unwrap();
-            assert_eq!(queue.take().sessions.len(), 1);
+            assert_eq!(queue.take(false).sessions.len(), 1);
         }
     }
 }

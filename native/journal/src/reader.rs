@@ -32,8 +32,12 @@ const ANSWER_WITHIN_MS: u64 = 400;
 /// Limit on the questions that wait for an answer: a node that may lack something answers none.
 const MAX_TO_ANSWER: usize = 1000;
 
-/// How often a node tells others which keys it has taken out of use, if one of them still seals with such a key.
+/// How often a node tells the others which keys it lacks, because of one writer who seals with such a key.
 const TELL_AGAIN: Duration = Duration::from_secs(10);
+
+/// Limits on such writers, and on the names of keys that it tells: an attacker can make up both.
+const MAX_TOLD: usize = 16;
+const MAX_LACKED_KEYS: usize = 16;
 
 /// Limit on the names of unknown keys that are noted. An attacker can make up names. As there may be more names than
 /// those of retired keys, one that is not retired is always among them.
@@ -157,13 +161,14 @@ impl<T: TemplateCodec> Shared<T> {
         opened
     }
 
-    /// A record that gives a new log an identity.
-    pub fn claim(&self) -> Result<Record, String> {
+    /// An identity for a new log, and the record that gives it.
+    pub fn claim(&self) -> Result<(LogIdentity, Record), String> {
         let keys = self.keys().ok_or("there is no key to seal with")?;
         let random = LogIdentity::try_generate();
         let identity = random.map_err(|_| "the system gives no random bytes")?;
         let stamp = self.stamp(identity, now_ms(), 0);
-        seal(&keys, &self.context, stamp, &Body::Claim)
+        let claim = seal(&keys, &self.context, stamp, &Body::Claim)?;
+        Ok((identity, claim))
     }
 
     /// The identity of the log that a record was written to, if it opens. Adds names of unknown keys to `unknown`.
@@ -193,27 +198,36 @@ impl<T: TemplateCodec> Shared<T> {
     }
 
     fn note_unknown_key(&self, stream: Stream, header: &Header, is_new: bool) {
-        let id = header.key_id;
-        let is_retired = self.retired_keys().iter().any(|name| name.as_bytes() == id);
+        let id = String::from_utf8_lossy(header.key_id).into_owned();
+        let is_retired = self.retired_keys().contains(&id);
         let mut replay = self.replay.lock();
         replay.lacks_keys = true;
         if stream == Stream::Control && !is_retired && !replay.is_held {
             // It may be a revocation. The pass reports that, and goes on once the key is there.
             replay.want_scan(Duration::from_millis(200));
         }
-        let is_used = is_new && is_retired;
-        let is_told = |at: Instant| instant().duration_since(at) < TELL_AGAIN;
-        if is_used && !replay.told.is_some_and(is_told) {
-            replay.told = Some(instant());
-            self.queue.push_record(ControlRecord::Statement);
+        if !is_new {
+            return;
         }
-        let is_used = is_used && header.is_revocation();
-        if is_used && replay.still_used.insert(id.into()) {
+        if !is_retired && replay.lacked_keys.len() < MAX_LACKED_KEYS {
+            replay.lacked_keys.insert(id.clone());
+        }
+        let is_told = |at: &Instant| instant().duration_since(*at) < TELL_AGAIN;
+        if !replay.told.get(&header.stamp.writer).is_some_and(is_told) {
+            // Its writer must hear that this node does not read what it writes.
+            replay.told.retain(|_, at| is_told(at));
+            if replay.told.len() < MAX_TOLD {
+                replay.told.insert(header.stamp.writer, instant());
+                self.queue.push_record(ControlRecord::Statement);
+            }
+        }
+        let is_used = is_retired && header.is_revocation();
+        if is_used && replay.still_used.insert(header.key_id.into()) {
             drop(replay);
             let notice = format!(
-                "another node still revokes with the key {}, which was taken out of use here: until it has the new \
-                 key file, its revocations do not hold on this node, and its revoke/1 answers pending",
-                String::from_utf8_lossy(id).escape_debug()
+                "another node still revokes with the key {}, which was taken out of use here: its revocations do not \
+                 hold on this node until that node has the new key file",
+                id.escape_debug()
             );
             self.emit(EventKind::Noticed(notice));
         }
@@ -302,7 +316,7 @@ impl<T: TemplateCodec> Shared<T> {
         let statement = Statement::decode(content)?;
         if is_new {
             // Who has written an older one may have ended, or changed its keys since.
-            self.note_retired_by(writer, &statement.retired_keys);
+            self.note_lacked_by(writer, &statement);
         }
         if is_known {
             return Ok(());

@@ -488,13 +488,15 @@ fn encode(body: &Body) -> (Kind, Zeroizing<Vec<u8>>) {
     (kind, Zeroizing::new(plain))
 }
 
-/// What a node knows, in the form of a record.
+/// What a node knows, in the form of a record. The names of its keys tell others whether it reads their records.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Statement {
     /// The revocations.
     pub knowledge: Knowledge,
     /// Names of keys that were in the node's key file and were taken out.
     pub retired_keys: Vec<String>,
+    /// Names of other keys that seal records and that the node does not have.
+    pub lacked_keys: Vec<String>,
 }
 
 impl Statement {
@@ -511,7 +513,8 @@ impl Statement {
                 bytes.extend(range.end().to_be_bytes());
             }
         }
-        for key in &self.retired_keys {
+        bytes.extend((self.retired_keys.len() as u32).to_be_bytes());
+        for key in self.retired_keys.iter().chain(&self.lacked_keys) {
             bytes.push(key.len() as u8);
             bytes.extend(key.as_bytes());
         }
@@ -548,12 +551,17 @@ impl Statement {
             };
             statement.knowledge.insert(origin, known);
         }
+        let (retired, mut rest) = split::<4>(rest)?;
+        let retired = u32::from_be_bytes(*retired) as usize;
         while let Some((&length, more)) = rest.split_first() {
             let (name, more) = more
                 .split_at_checked(length.into())
                 .ok_or(Skipped::Malformed)?;
             let name = std::str::from_utf8(name).map_err(|_| Skipped::Malformed)?;
-            statement.retired_keys.push(name.into());
+            match statement.retired_keys.len() < retired {
+                true => statement.retired_keys.push(name.into()),
+                false => statement.lacked_keys.push(name.into()),
+            }
             rest = more;
         }
         Ok(statement)
@@ -769,9 +777,11 @@ mod tests {
                 }
             });
         let knowledge = prop::collection::btree_map(any::<u64>(), known, 0..4);
-        (knowledge, vec("[a-z]{1,16}", 0..4)).prop_map(|(knowledge, retired_keys)| Statement {
+        let names = || vec("[a-z]{1,16}", 0..4);
+        (knowledge, names(), names()).prop_map(|(knowledge, retired_keys, lacked_keys)| Statement {
             knowledge,
             retired_keys,
+            lacked_keys,
         })
     }
 

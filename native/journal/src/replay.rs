@@ -118,6 +118,9 @@ fn scan_only<T: TemplateCodec>(
     }
     reader.mark(&journal.name)?;
     let seen = scan(journal, reader)?;
+    if journal.has_ended() {
+        return Ok(());
+    }
     if has_changed(journal, &seen) {
         journal.replay.lock().want_replay(Duration::ZERO);
         return Ok(());
@@ -148,8 +151,6 @@ fn scan<T: TemplateCodec>(
             return Ok(seen);
         }
         if journal.has_ended() {
-            // The oldest record was not seen.
-            seen.oldest_log = None;
             return Ok(seen);
         }
         journal.apply_control(&records, Some(&mut seen));
@@ -179,6 +180,9 @@ fn replay<T: TemplateCodec>(
     let mark = reader.mark(&journal.name)?;
     journal.replay.lock().lacks_keys = false;
     let seen = scan(journal, reader)?;
+    if journal.has_ended() {
+        return Ok(());
+    }
     if has_changed(journal, &seen) {
         again(Duration::ZERO);
         return Ok(());
@@ -186,8 +190,10 @@ fn replay<T: TemplateCodec>(
     let mut held = reason_to_hold(journal, &seen);
     let mut is_new_log = false;
     if let Some(why) = doubt(journal, &seen).filter(|_| held.is_none()) {
-        // A log that nobody has written to yet is safe to use.
-        is_new_log = !seen.has_content && reader.older(Stream::Sessions, 1)?.is_empty();
+        // A log that this node has just begun, and that nobody has written to yet, is safe to use.
+        let has_begun = journal.identity() == *journal.begun.lock();
+        is_new_log =
+            has_begun && !seen.has_content && reader.older(Stream::Sessions, 1)?.is_empty();
         held = (!is_new_log).then(|| Hold(why.into()));
     }
     // From now on the follower carries out control records as they come, and sessions unless the journal is held.
@@ -290,14 +296,22 @@ fn identify<T: TemplateCodec>(
             set_held(journal, &why);
             return Ok(false);
         }
+        let now = instant();
         let mut replay = journal.replay.lock();
-        let since = *replay.empty_since.get_or_insert_with(instant);
+        // If much time has passed since this node last looked, the log may have been in use and lost meanwhile.
+        let is_recent = |(_, last): &(Instant, Instant)| now.duration_since(*last) < NEW_LOG_AFTER;
+        let since = replay
+            .empty_since
+            .filter(is_recent)
+            .map_or(now, |(since, _)| since);
+        replay.empty_since = Some((since, now));
         drop(replay);
-        if journal.is_shared_log && instant().duration_since(since) < NEW_LOG_AFTER {
+        if journal.is_shared_log && now.duration_since(since) < NEW_LOG_AFTER {
             return Ok(false);
         }
         // If several nodes begin a log, the first one decides its identity.
-        let claim = journal.claim().map_err(LogError)?;
+        let (claimed, claim) = journal.claim().map_err(LogError)?;
+        *journal.begun.lock() = Some(claimed);
         let batch = LogBatch {
             scope: &journal.name,
             control: &[claim],
@@ -376,13 +390,15 @@ fn note_complete<T: TemplateCodec>(journal: &Shared<T>, is_new_log: bool) {
 
 /// The reason not to read sessions, if revocations may be missing.
 fn reason_to_hold<T: TemplateCodec>(journal: &Shared<T>, seen: &Seen) -> Option<Hold> {
+    // This also decides what revoke/1 answers.
+    let lack_of_key = lack_of_key(journal, &seen.unknown_keys);
     let missing = journal.remembered.revocations().missing();
-    if missing > 0 {
-        return Some(Hold(format!(
+    let lack = || {
+        Hold(format!(
             "it lacks {missing} revocations that other nodes know"
-        )));
-    }
-    lack_of_key(journal, &seen.unknown_keys)
+        ))
+    };
+    lack_of_key.or_else(|| (missing > 0).then(lack))
 }
 
 /// The reason not to read sessions, if records are sealed with a key that is not here and was never taken out of use.
@@ -437,7 +453,7 @@ fn hold<T: TemplateCodec>(journal: &Shared<T>, why: String) {
     let delay = ASK_AGAIN.saturating_mul(1 << replay.holds.min(2));
     replay.holds += 1;
     replay.want_replay(delay);
-    if !journal.is_shared_log {
+    if !journal.is_shared_log || journal.status.is_failing(Part::Writer) {
         return;
     }
     if let Ok(nonce) = u64::try_generate() {

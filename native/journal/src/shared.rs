@@ -6,7 +6,7 @@ use crate::keys::{KeyFile, Keys, Version};
 use crate::node_memory::{KnownLog, NodeMemory, ScopeMemory};
 use crate::queue::{Content, ControlRecord, Queue, Waker};
 use crate::reader::carry_out;
-use crate::record::{ContentHash, Context, LogIdentity, Stamp};
+use crate::record::{ContentHash, Context, LogIdentity, Stamp, Statement};
 use crate::revocations::Knowledge;
 use crate::status::{emit, Event, EventKind, Part, Status};
 use crate::suites::{Suite, Suites};
@@ -45,6 +45,9 @@ pub(crate) const REWRITE_LIMIT: usize = if cfg!(test) { 50 } else { 4096 };
 /// If a log has lost records, nodes write them again within this time, each after a delay of its own.
 pub(crate) const COMPLETE_WITHIN_MS: u64 = 500;
 
+/// Limit on the writers who said that they do not have a key.
+const MAX_WRITERS: usize = 16;
+
 /// The options of a journal.
 pub struct Options {
     /// The scope's name. Nodes with the same log, key and name share records.
@@ -78,11 +81,13 @@ pub(crate) struct Shared<T> {
     /// Whether a folder remembered anything of the scope. Known once the memory is loaded.
     was_remembered: OnceCell<bool>,
     identity: Mutex<Option<LogIdentity>>,
+    /// The identity that this journal has given to an empty log.
+    pub begun: Mutex<Option<LogIdentity>>,
     keys: RwLock<Option<Arc<Keys>>>,
     key_version: Mutex<Option<Version>>,
     retired_keys: Mutex<BTreeSet<String>>,
-    /// Keys of this node that running nodes have taken out of use, and the writers who said so.
-    retired_elsewhere: Mutex<BTreeSet<(String, u64)>>,
+    /// Keys of this node that running nodes do not have, and the writers who said so.
+    lacked_elsewhere: Mutex<BTreeSet<(String, u64)>>,
     pub clock: Mutex<OwnClock>,
     pub references: Mutex<References>,
     pub suites: Mutex<Suites>,
@@ -95,8 +100,8 @@ pub(crate) struct Shared<T> {
     lifetime_ms: AtomicU64,
     longest_ms: AtomicU64,
     pub has_replayed: AtomicBool,
-    /// Whether this log has, or the queue has for it, all revocations that this node knew. Before that, no record may
-    /// tell of them: if this node crashed, the others would wait for a revocation that nobody has.
+    /// Whether this log has, or the queue has for it, all revocations that this node knew. Before that, the records of an
+    /// open journal do not tell of them: if this node crashed, the others would wait for a revocation that nobody has.
     pub is_log_complete: AtomicBool,
     /// Until when all control records were read, by the monotonic clock.
     read_until_ms: AtomicU64,
@@ -163,8 +168,10 @@ pub(crate) struct ReplayState {
     pub lacked_key: Option<String>,
     /// Keys that were taken out of use here, and with which another node has revoked since.
     pub still_used: BTreeSet<Vec<u8>>,
-    /// When this node last told others which keys it has taken out of use, because one still seals with such a key.
-    pub told: Option<Instant>,
+    /// Other keys that seal new records and that this node does not have.
+    pub lacked_keys: BTreeSet<String>,
+    /// When this node last told the others which keys it lacks, because of which writer.
+    pub told: HashMap<u64, Instant>,
     /// Questions that this node has asked, and the knowledge of the nodes that have answered.
     pub asked: Vec<u64>,
     pub answers: Vec<ContentHash>,
@@ -173,8 +180,9 @@ pub(crate) struct ReplayState {
     /// Questions of others to answer.
     pub to_answer: Vec<u64>,
     pub answered: HashSet<u64>,
-    /// An empty log was found at this time. A node that knows its identity may come back to it.
-    pub empty_since: Option<Instant>,
+    /// Since when an empty log was found again and again, and when it was the last time. A node that knows its identity
+    /// may come back to it.
+    pub empty_since: Option<(Instant, Instant)>,
     /// The earliest session from the future, in milliseconds since 1970.
     pub future_ms: Option<u64>,
     /// Hashes of records that no node has any more. Sessions that refer to them are left out, and the replay is no
@@ -213,10 +221,11 @@ impl<T: TemplateCodec> Shared<T> {
             memory,
             remembered,
             identity: Mutex::default(),
+            begun: Mutex::default(),
             keys: RwLock::default(),
             key_version: Mutex::default(),
             retired_keys: Mutex::default(),
-            retired_elsewhere: Mutex::default(),
+            lacked_elsewhere: Mutex::default(),
             clock: Mutex::new(OwnClock {
                 zero_ms: zero_ms(),
                 revision: 1,
@@ -235,7 +244,8 @@ impl<T: TemplateCodec> Shared<T> {
                 lacks_keys: false,
                 lacked_key: None,
                 still_used: BTreeSet::new(),
-                told: None,
+                lacked_keys: BTreeSet::new(),
+                told: HashMap::new(),
                 asked: Vec::new(),
                 answers: Vec::new(),
                 is_overridden: false,
@@ -461,37 +471,40 @@ impl<T: TemplateCodec> Shared<T> {
         let has_retired_some = *retired != before;
         drop(retired);
         let is_kept = |(id, _): &(String, u64)| ids.contains(&&**id);
-        self.retired_elsewhere.lock().retain(is_kept);
+        self.lacked_elsewhere.lock().retain(is_kept);
         let mut replay = self.replay.lock();
         if replay.lacks_keys || self.identity().is_none() {
             replay.want_replay(Duration::ZERO);
         }
-        if former.sealing().0 != keys.sealing().0 {
+        let is_sealing_changed = former.sealing().0 != keys.sealing().0;
+        if is_sealing_changed {
             // Records are sealed again with the new key, because a node may start that has only newer keys.
             self.announced.lock().clear();
             self.clock.lock().written_ms = None;
             replay.want_scan(random_delay(COMPLETE_WITHIN_MS));
         }
-        if has_retired_some {
-            // Nodes that still seal with such a key must hear of it.
+        let lacked = replay.lacked_keys.len();
+        replay.lacked_keys.retain(|id| !ids.contains(&&**id));
+        if is_sealing_changed || has_retired_some || lacked != replay.lacked_keys.len() {
+            // Other nodes must hear whether this one reads what they write, and say whether they read what it writes.
             self.queue.push_record(ControlRecord::Statement);
         }
     }
 
     /// Forgets what other nodes have said of the keys of this one.
     pub fn forgive_keys(&self) {
-        self.retired_elsewhere.lock().clear();
+        self.lacked_elsewhere.lock().clear();
     }
 
     /// An error if other nodes do not read what this node writes.
     pub fn check_sealing_key(&self) -> Result<(), String> {
         let keys = self.keys().ok_or("there is no key to seal with")?;
         let name = keys.sealing().0;
-        let retired = self.retired_elsewhere.lock();
-        match retired.iter().any(|(retired, _)| retired == name) {
+        let lacked = self.lacked_elsewhere.lock();
+        match lacked.iter().any(|(lacked, _)| lacked == name) {
             false => Ok(()),
             true => Err(format!(
-                "other nodes have taken the key {name} out of use, with which this node seals: give it their key file"
+                "other nodes do not have the key {name}, with which this node seals: give all nodes the same key file"
             )),
         }
     }
@@ -524,6 +537,11 @@ impl<T: TemplateCodec> Shared<T> {
         self.retired_keys.lock().iter().cloned().collect()
     }
 
+    /// Names of other keys that seal new records and that this node does not have.
+    pub fn lacked_keys(&self) -> Vec<String> {
+        self.replay.lock().lacked_keys.iter().cloned().collect()
+    }
+
     /// Notes keys that another node has taken out of use.
     pub fn note_retired_keys(&self, names: &[String]) {
         let has = self.key_ids();
@@ -533,22 +551,26 @@ impl<T: TemplateCodec> Shared<T> {
         }
     }
 
-    /// Notes which keys a running node has taken out of use, to know whether it reads what this one writes.
-    pub fn note_retired_by(&self, writer: u64, names: &[String]) {
+    /// Notes which keys a running node does not have, to know whether it reads what this one writes.
+    pub fn note_lacked_by(&self, writer: u64, statement: &Statement) {
         let has = self.key_ids();
-        let mut retired = self.retired_elsewhere.lock();
-        let before = retired.len();
-        retired.retain(|(name, by)| *by != writer || names.contains(name));
-        for name in names.iter().filter(|name| has.contains(name)) {
-            if retired.len() < MAX_RETIRED_KEYS {
-                retired.insert((name.clone(), writer));
+        let was_read = self.check_sealing_key().is_ok();
+        let mut lacked = self.lacked_elsewhere.lock();
+        let names = || statement.retired_keys.iter().chain(&statement.lacked_keys);
+        lacked.retain(|(name, by)| *by != writer || names().any(|other| other == name));
+        for name in names().filter(|name| has.contains(name)) {
+            // A few of them are enough to know.
+            if lacked.iter().filter(|(other, _)| other == name).count() < MAX_WRITERS {
+                lacked.insert((name.clone(), writer));
             }
         }
-        if before == 0 && retired.is_empty() {
-            return;
+        drop(lacked);
+        match self.check_sealing_key() {
+            Err(error) if was_read => self.set(Part::Keys, Err(error)),
+            // The file may be wrong in another way. The error is in the status.
+            Ok(()) if !was_read => _ = self.load_keys(),
+            _ => {}
         }
-        drop(retired);
-        self.set(Part::Keys, self.check_sealing_key());
     }
 
     // ---- clocks ----

@@ -657,30 +657,36 @@ fn a_node_that_has_waited_in_vain_waits_again() {
 /// An attacker hides what a log has until a node that waits takes the log for a new one.
 #[test]
 fn a_node_that_waits_is_not_misled_by_a_log_that_looks_new() {
-    for hides_all in [true, false] {
+    let is_claim = |placed: &Placed| placed.record[1] == 8;
+    let shown: [(&str, &dyn Fn(&Placed) -> bool); 3] = [
+        ("nothing", &|_| false),
+        ("claims", &is_claim),
+        ("control", &|placed| placed.stream == Stream::Control),
+    ];
+    for (what, is_shown) in shown {
         let fleet = Fleet::new("hidden");
         let one = fleet.replayed();
         one.add(1);
         one.wait_for_writing();
         let snapshot = fleet.log.snapshot();
+        assert!(snapshot.iter().any(is_claim));
         one.revoke_for_good(Target::Session(id(1)));
         one.end();
         fleet.log.change(|records| {
             records.clone_from(&snapshot);
-            records.retain(|it| !hides_all && it.stream == Stream::Control);
+            records.retain(is_shown);
         });
         let mut options = fleet.options();
         options.wait_for_living_node = true;
         let waiting = fleet.node_with(options, limits(u64::MAX));
-        if hides_all {
-            waiting.wait_for_replay();
-        } else {
-            until("the hold", || waiting.error().contains("has to confirm"));
+        match what {
+            "nothing" => waiting.wait_for_replay(),
+            _ => until("the hold", || waiting.error().contains("has to confirm")),
         }
         fleet.log.change(|records| records.clone_from(&snapshot));
         until("the hold", || waiting.error().contains("has to confirm"));
         thread::sleep(Duration::from_millis(500));
-        assert!(!waiting.has(1) && !waiting.is_up());
+        assert!(!waiting.has(1) && !waiting.is_up(), "{what}");
         waiting.end();
     }
 }
@@ -885,7 +891,7 @@ fn a_copied_record_changes_nothing() {
 fn a_second_claim_of_a_log_is_no_record_of_another() {
     let fleet = Fleet::new("claimed twice");
     let one = fleet.replayed();
-    let claim = one.journal().0.claim().unwrap();
+    let (_, claim) = one.journal().0.claim().unwrap();
     fleet.log.append(&fleet.name, Stream::Control, claim);
     one.add(1);
     let other = fleet.replayed();
@@ -989,15 +995,25 @@ fn what_was_written_with_a_key_that_was_replaced_meanwhile_does_not_count() {
     let node = fleet.replayed();
     node.add(1);
     node.wait_for_writing();
-    let before = fleet.count(Stream::Control);
-    let hanging = fleet.log.hang();
-    node.forget(1);
-    until("the writer", || node.report().queued == 0);
+    let mut tries = 0;
+    // The writer may hang in a sync, and then has not taken the revocation yet.
+    let hanging = loop {
+        let hanging = fleet.log.hang();
+        node.forget(1);
+        thread::sleep(Duration::from_millis(500));
+        if node.report().queued == 0 {
+            break hanging;
+        }
+        drop(hanging);
+        node.wait_for_writing();
+        tries += 1;
+        assert!(tries < 20);
+    };
     write_keys(&fleet.path("keys"), &["c", "d"]);
     node.journal().reload_keys().unwrap();
     drop(hanging);
     until("the revocation", || node.journal().unwritten() == 0);
-    let written = fleet.log.records(Stream::Control).split_off(before);
+    let written = fleet.log.records(Stream::Control);
     let is_readable = |record: &Record| record[1] == 5 && key_of(record) == "c";
     assert!(written.iter().any(is_readable));
 }
@@ -1022,7 +1038,11 @@ fn a_node_with_a_key_that_others_have_taken_out_of_use_promises_nothing() {
         write_keys(&ahead_keys, &replaced);
         ahead.journal().reload_keys().unwrap();
         // It can read the records of the first new key, and not those of the second.
-        let word = if n == 1 { "key a out of use" } else { "key d" };
+        let word = if n == 1 {
+            "do not have the key a"
+        } else {
+            "key d"
+        };
         until("the hint", || behind.error().contains(word));
         fleet.events();
         let revoked = behind.revoke(Target::Session(id(n)));
@@ -1043,6 +1063,36 @@ fn a_node_with_a_key_that_others_have_taken_out_of_use_promises_nothing() {
         assert_eq!(behind.revoke_for_good(Target::Session(id(10 + n))), 1);
         assert!(behind.revoke(Target::Session(id(20))).pending.is_empty());
     }
+}
+
+#[test]
+fn a_node_that_seals_with_a_key_that_another_one_lacks_hears_of_it() {
+    let fleet = Fleet::new("too early");
+    let early_keys = fleet.path("early");
+    write_keys(&early_keys, &["a", "b"]);
+    let mut options = fleet.options();
+    options.keys.path = early_keys.clone();
+    let (early, other) = (fleet.node_with(options, limits(u64::MAX)), fleet.replayed());
+    early.wait_for_replay();
+    early.add(1);
+    until("a session", || other.has(1));
+    write_keys(&early_keys, &["a", "b", "x", "y"]);
+    early.journal().reload_keys().unwrap();
+    until("the hint", || {
+        early.error().contains("do not have the key x")
+    });
+    let revoked = early.revoke(Target::Session(id(1)));
+    assert!(
+        revoked.pending["too early"].contains("the key x"),
+        "{revoked:?}"
+    );
+    write_keys(&fleet.path("keys"), &["a", "b", "x", "y"]);
+    other.journal().reload_keys().unwrap();
+    until("the revocation", || !other.has(1));
+    until("health", || {
+        early.error().is_empty() && other.error().is_empty()
+    });
+    assert!(early.revoke(Target::Session(id(2))).pending.is_empty());
 }
 
 #[test]
@@ -1527,7 +1577,7 @@ fn names_of_keys_that_somebody_makes_up_take_little_memory() {
     let node = fleet.node_on(&fleet.hub(), fleet.options());
     let shared = &node.journal().0;
     shared.load_keys().unwrap();
-    let claim = shared.claim().unwrap();
+    let (_, claim) = shared.claim().unwrap();
     let sealed_with = |name: String| {
         let name = name.as_bytes();
         [&claim[..42], &[name.len() as u8], name, &claim[44..]].concat()

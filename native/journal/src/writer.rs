@@ -123,7 +123,7 @@ impl<T: TemplateCodec> Writer<T> {
         let has_work = || {
             ready
                 .iter()
-                .any(|journal| journal.queue.len() > 0 && may_write(journal))
+                .any(|journal| is_ready(journal) && journal.queue.has_work(!may_tell(journal)))
                 || self.hub.has_changed(journals.len())
         };
         self.hub.waker.wait(timeout, self.is_busy, has_work);
@@ -149,16 +149,18 @@ impl<T: TemplateCodec> Writer<T> {
     /// Writes what is in the queues. Returns whether there was anything.
     fn write(&mut self, journals: &[Arc<Shared<T>>]) -> bool {
         let mut ready = Vec::new();
-        for journal in journals.iter().filter(|journal| may_write(journal)) {
+        for journal in journals.iter().filter(|journal| is_ready(journal)) {
+            let only_revocations = !may_tell(journal);
             let open_batch = self.open_batches.entry(journal.writer).or_default();
-            if !open_batch.backoff.is_over() {
+            let must_wait = only_revocations && !open_batch.batch.is_of_revocations();
+            if must_wait || !open_batch.backoff.is_over() {
                 continue;
             }
             if open_batch.is_empty() {
                 remember(journal);
                 // In this order, no statement in the batch tells of a revocation that comes after it.
                 open_batch.knowledge = journal.remembered.knowledge();
-                open_batch.batch = journal.queue.take();
+                open_batch.batch = journal.queue.take(only_revocations);
             }
             if open_batch.is_empty() {
                 continue;
@@ -272,7 +274,7 @@ impl<T: TemplateCodec> Writer<T> {
                     open_batch.sealed_for = None;
                 }
             }
-            let is_remembered = journal.memory.folder().is_some() && !journal.memory.is_unsaved();
+            let is_remembered = journal.memory.is_saved();
             let is_done = open_batch.is_empty() && journal.queue.len() == 0;
             if is_done || is_failing && is_remembered || journal.identity().is_none() {
                 self.open_batches.remove(&journal.writer);
@@ -399,11 +401,10 @@ fn is_ready<T: TemplateCodec>(journal: &Shared<T>) -> bool {
     journal.identity().is_some() && journal.keys().is_some()
 }
 
-/// Whether records may tell of the revocations that this node knows. Once the listener is closed, nobody reads the log any
-/// more.
-fn may_write<T: TemplateCodec>(journal: &Shared<T>) -> bool {
-    let is_log_complete = journal.is_log_complete.load(Relaxed) || journal.queue.is_closed();
-    is_log_complete && is_ready(journal)
+/// Whether records may tell of the revocations that this node knows: the log has them, or they come first. A journal that
+/// has closed reads the log no more and would never learn whether the log has them.
+fn may_tell<T: TemplateCodec>(journal: &Shared<T>) -> bool {
+    journal.is_log_complete.load(Relaxed) || journal.queue.is_closed()
 }
 
 /// After an error, the log may have lost records: asks for a pass over the control stream.
@@ -564,6 +565,7 @@ fn statement<T: TemplateCodec>(journal: &Shared<T>, knowledge: &Knowledge) -> Co
     let statement = Statement {
         knowledge: knowledge.clone(),
         retired_keys: journal.retired_keys(),
+        lacked_keys: journal.lacked_keys(),
     };
     Content::Knowledge(statement.encode().into())
 }
