@@ -195,6 +195,11 @@ impl Queue {
         }
     }
 
+    /// Wakes the writer.
+    pub fn wake(&self) {
+        self.waker.wake();
+    }
+
     /// Adds a session, and returns how many of the oldest sessions were dropped for it.
     pub fn push_session(&self, session: Box<NewSession>) -> u64 {
         let mut waiting = self.waiting.lock();

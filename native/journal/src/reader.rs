@@ -21,7 +21,7 @@ use rekindle_core::{Arrival, Held, NewSession, Restored, Scope, ServerStore, Ses
 use rekindle_log::{Record, Stream};
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -517,8 +517,9 @@ impl<T: TemplateCodec> Shared<T> {
             records.extend(answers.map(|nonce| ControlRecord::Answer { nonce }));
         }
         self.queue.push_records(records);
-        if is_all {
-            self.is_log_complete.store(true, Relaxed);
+        if is_all && !self.is_log_complete.swap(true, SeqCst) {
+            // Other records have waited for that.
+            self.queue.wake();
         }
     }
 

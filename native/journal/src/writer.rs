@@ -12,7 +12,7 @@ use crate::status::{EventKind, Part};
 use crate::template::TemplateCodec;
 use rekindle_log::{Batch as LogBatch, Bounds, LogError, LogWriter, Record};
 use std::collections::HashMap;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -404,7 +404,8 @@ fn is_ready<T: TemplateCodec>(journal: &Shared<T>) -> bool {
 /// Whether records may tell of the revocations that this node knows: the log has them, or they come first. A journal that
 /// has closed reads the log no more and would never learn whether the log has them.
 fn may_tell<T: TemplateCodec>(journal: &Shared<T>) -> bool {
-    journal.is_log_complete.load(Relaxed) || journal.queue.is_closed()
+    // Whoever sets it wakes the writer, see `Waker::wake`.
+    journal.is_log_complete.load(SeqCst) || journal.queue.is_closed()
 }
 
 /// After an error, the log may have lost records: asks for a pass over the control stream.
