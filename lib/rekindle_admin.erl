@@ -178,8 +178,8 @@
     {ok, Dropped :: non_neg_integer()}
     | {pending, Dropped :: non_neg_integer(), #{scope_name() | (Scope :: binary()) => Why :: binary()}}.
 %% The result of a revocation, and how many sessions were dropped in this node. `ok': the revocation is durable. `pending': it
-%% holds in this node, but two seconds after the call it is not durable yet in these scopes. Rekindle writes it as soon as the
-%% log can be reached; then `unwritten' in {@link info/0} is 0. Such a scope may have closed in the meantime. Its name is a binary
+%% holds in this node, but two seconds after the call it is not durable yet in these scopes, or other nodes cannot read it in
+%% their logs. Rekindle writes it as soon as the log can be reached; then `unwritten' in {@link info/0} is 0. Such a scope may have closed in the meantime. Its name is a binary
 %% if it contains a term that cannot be read back from text, such as a process identifier. If the node folder could not be used
 %% and no scope is known, there is `<<"node folder DIR">>' instead; if ssl has a wrong option of Rekindle, `<<"options">>'.
 

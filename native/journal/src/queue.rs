@@ -237,6 +237,13 @@ impl Queue {
                         waiting.revocations.push_back(record);
                     }
                 }
+                ControlRecord::Statement | ControlRecord::Ask { .. } => {
+                    // Only the last one counts.
+                    let kind = std::mem::discriminant(&record);
+                    let is_other = |other: &ControlRecord| std::mem::discriminant(other) != kind;
+                    waiting.others.retain(is_other);
+                    waiting.others.push_back(record);
+                }
                 _ => waiting.others.push_back(record),
             }
         }

@@ -1,7 +1,7 @@
 //! Puts records of a log into a scope's store, whether the replay or the follower has read them.
 
-use crate::clock::{instant, now_ms, wall_ms};
-use crate::queue::{ControlRecord, InFolder};
+use crate::clock::{now_ms, wall_ms};
+use crate::queue::{Content, ControlRecord, InFolder};
 use crate::record::{
     content_hash, header, seal, Body, ContentHash, Header, LogIdentity, Opened, Skipped, Stamp,
     Statement,
@@ -23,7 +23,7 @@ use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long a node may take to answer a question. Each node waits for a delay of its own, and the first answer is
 /// enough.
@@ -31,13 +31,6 @@ const ANSWER_WITHIN_MS: u64 = 400;
 
 /// Limit on the questions that wait for an answer: a node that may lack something answers none.
 const MAX_TO_ANSWER: usize = 1000;
-
-/// How often a node tells the others which keys it lacks, because of one writer who seals with such a key.
-const TELL_AGAIN: Duration = Duration::from_secs(10);
-
-/// Limits on such writers, and on the names of keys that it tells: an attacker can make up both.
-const MAX_TOLD: usize = 16;
-const MAX_LACKED_KEYS: usize = 16;
 
 /// Limit on the names of unknown keys that are noted. An attacker can make up names. As there may be more names than
 /// those of retired keys, one that is not retired is always among them.
@@ -209,20 +202,9 @@ impl<T: TemplateCodec> Shared<T> {
         if !is_new {
             return;
         }
-        if !is_retired && replay.lacked_keys.len() < MAX_LACKED_KEYS {
-            replay.lacked_keys.insert(id.clone());
-        }
-        let is_told = |at: &Instant| instant().duration_since(*at) < TELL_AGAIN;
-        if !replay.told.get(&header.stamp.writer).is_some_and(is_told) {
-            // Its writer must hear that this node does not read what it writes.
-            replay.told.retain(|_, at| is_told(at));
-            if replay.told.len() < MAX_TOLD {
-                replay.told.insert(header.stamp.writer, instant());
-                self.queue.push_record(ControlRecord::Statement);
-            }
-        }
+        replay.note_sealed(&self.queue, &id, is_retired, header.stamp);
         let is_used = is_retired && header.is_revocation();
-        if is_used && replay.still_used.insert(header.key_id.into()) {
+        if is_used && replay.still_used.insert(id.clone()) {
             drop(replay);
             let notice = format!(
                 "another node still revokes with the key {}, which was taken out of use here: its revocations do not \
@@ -252,7 +234,7 @@ impl<T: TemplateCodec> Shared<T> {
                 self.replay.lock().note_found(Lacking::Template(hash));
             }
             Body::Knowledge(content) => {
-                self.learn_statement(content, stamp.writer, keep_ms, seen.is_none())?;
+                self.learn_statement(content, stamp, keep_ms, seen.is_none())?;
             }
             Body::Clock { zero_ms, revision } => {
                 let clock = (zero_ms, revision);
@@ -304,19 +286,21 @@ impl<T: TemplateCodec> Shared<T> {
     fn learn_statement(
         &self,
         content: &[u8],
-        writer: u64,
+        stamp: Stamp,
         keep_ms: u64,
         is_new: bool,
     ) -> Result<(), Skipped> {
         let hash = content_hash(content);
         let is_known = self.references.lock().knowledge.contains_key(&hash);
-        if is_known && !is_new {
+        let may_matter = is_new || !self.replay.lock().still_sealed.is_empty();
+        if is_known && !may_matter {
             return Ok(());
         }
         let statement = Statement::decode(content)?;
+        self.note_retired_by(stamp, &statement.retired_keys);
         if is_new {
             // Who has written an older one may have ended, or changed its keys since.
-            self.note_lacked_by(writer, &statement);
+            self.note_lacked_by(stamp.writer, &statement);
         }
         if is_known {
             return Ok(());
@@ -496,8 +480,10 @@ impl<T: TemplateCodec> Shared<T> {
         let mut records = self.lost_revocations(seen);
         let is_complete = records.is_empty();
         let is_all = self.leave_some_to_others(&mut records);
+        let mut has_lost_knowledge = false;
         for (hash, (_, content)) in &*self.announced.lock() {
             if !seen.contents.contains(hash) {
+                has_lost_knowledge |= matches!(content, Content::Knowledge(_));
                 records.push(ControlRecord::Content(content.clone()));
             }
         }
@@ -510,7 +496,8 @@ impl<T: TemplateCodec> Shared<T> {
         }
         if is_all {
             let open = self.take_questions(seen, may_answer, is_complete);
-            if !is_complete || !open.is_empty() || !seen.has_any {
+            // What it says of keys counts only if it comes last.
+            if !is_complete || !open.is_empty() || !seen.has_any || has_lost_knowledge {
                 records.push(ControlRecord::Statement);
             }
             let answers = open.into_iter();

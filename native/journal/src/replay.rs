@@ -29,9 +29,15 @@ const ASK_AGAIN: Duration = Duration::from_secs(2);
 /// Limit on the questions that wait for an answer.
 const MAX_ASKED: usize = 32;
 
+/// Limit on the claims that are remembered. One whose append has failed may be in the log nevertheless.
+const MAX_BEGUN: usize = 16;
+
 /// How long a node waits at an empty shared log before it takes the log for a new one. If records were lost, a node
 /// that knows them writes them again in that time.
 const NEW_LOG_AFTER: Duration = Duration::from_millis(1500);
+
+/// Looks at an empty log that are further apart do not count together. With many scopes, a round of looks takes seconds.
+const LOOKS_APART: Duration = Duration::from_secs(10);
 
 /// How often the node checks a log whose identity is not known yet.
 const LOOK_AGAIN: Duration = Duration::from_millis(300);
@@ -90,6 +96,7 @@ impl<T: TemplateCodec> Replayer<T> {
         let mut replay = journal.replay.lock();
         replay.backoff.note(read.is_ok());
         if read.is_err() {
+            replay.empty_since = None;
             replay.wants_replay |= is_replay;
             replay.wants_scan |= !is_replay;
             replay.not_before = instant() + replay.backoff.left();
@@ -191,7 +198,8 @@ fn replay<T: TemplateCodec>(
     let mut is_new_log = false;
     if let Some(why) = doubt(journal, &seen).filter(|_| held.is_none()) {
         // A log that this node has just begun, and that nobody has written to yet, is safe to use.
-        let has_begun = journal.identity() == *journal.begun.lock();
+        let identity = journal.identity();
+        let has_begun = identity.is_some_and(|log| journal.begun.lock().contains(&log));
         is_new_log =
             has_begun && !seen.has_content && reader.older(Stream::Sessions, 1)?.is_empty();
         held = (!is_new_log).then(|| Hold(why.into()));
@@ -299,7 +307,7 @@ fn identify<T: TemplateCodec>(
         let now = instant();
         let mut replay = journal.replay.lock();
         // If much time has passed since this node last looked, the log may have been in use and lost meanwhile.
-        let is_recent = |(_, last): &(Instant, Instant)| now.duration_since(*last) < NEW_LOG_AFTER;
+        let is_recent = |(_, last): &(Instant, Instant)| now.duration_since(*last) < LOOKS_APART;
         let since = replay
             .empty_since
             .filter(is_recent)
@@ -311,7 +319,12 @@ fn identify<T: TemplateCodec>(
         }
         // If several nodes begin a log, the first one decides its identity.
         let (claimed, claim) = journal.claim().map_err(LogError)?;
-        *journal.begun.lock() = Some(claimed);
+        let mut begun = journal.begun.lock();
+        if begun.len() == MAX_BEGUN {
+            begun.remove(0);
+        }
+        begun.push(claimed);
+        drop(begun);
         let batch = LogBatch {
             scope: &journal.name,
             control: &[claim],
@@ -411,21 +424,25 @@ fn lack_of_key<T: TemplateCodec>(journal: &Shared<T>, unknown: &HashSet<Vec<u8>>
     let retired: HashSet<Vec<u8>> = retired.into_iter().map(String::into_bytes).collect();
     let mut unknown: Vec<_> = unknown.difference(&retired).collect();
     unknown.sort();
-    journal.replay.lock().lacked_key = None;
-    let name = unknown.first()?;
-    if journal.replay.lock().is_overridden {
+    let name = unknown.first();
+    let mut replay = journal.replay.lock();
+    if replay.is_overridden && name.is_some() {
+        replay.lacked_key = None;
+        replay.lacked_keys.clear();
+        drop(replay);
         let names = unknown
             .iter()
             .map(|name| String::from_utf8_lossy(name).into_owned());
         journal.note_retired_keys(&names.collect::<Vec<_>>());
         return None;
     }
-    let why = format!(
-        "records that may be revocations are sealed with the key {}, which is not in the key file",
-        String::from_utf8_lossy(name).escape_debug()
-    );
-    journal.replay.lock().lacked_key = Some(why.clone());
-    Some(Hold(why))
+    replay.lacked_key = name.map(|name| {
+        format!(
+            "records that may be revocations are sealed with the key {}, which is not in the key file",
+            String::from_utf8_lossy(name).escape_debug()
+        )
+    });
+    replay.lacked_key.clone().map(Hold)
 }
 
 fn note_done<T: TemplateCodec>(journal: &Shared<T>) {
@@ -453,7 +470,7 @@ fn hold<T: TemplateCodec>(journal: &Shared<T>, why: String) {
     let delay = ASK_AGAIN.saturating_mul(1 << replay.holds.min(2));
     replay.holds += 1;
     replay.want_replay(delay);
-    if !journal.is_shared_log || journal.status.is_failing(Part::Writer) {
+    if !journal.is_shared_log {
         return;
     }
     if let Ok(nonce) = u64::try_generate() {

@@ -19,7 +19,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::Hash;
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -45,8 +45,18 @@ pub(crate) const REWRITE_LIMIT: usize = if cfg!(test) { 50 } else { 4096 };
 /// If a log has lost records, nodes write them again within this time, each after a delay of its own.
 pub(crate) const COMPLETE_WITHIN_MS: u64 = 500;
 
-/// Limit on the writers who said that they do not have a key.
-const MAX_WRITERS: usize = 16;
+/// How often a node tells the others which keys it lacks: while they seal with such a key, and while they do not.
+const TELL_EVERY: Duration = Duration::from_secs(10);
+const TELL_IDLY_EVERY: Duration = Duration::from_secs(60);
+
+/// How long they remember it.
+const LACK_LASTS: Duration = Duration::from_secs(75);
+
+/// Limit on what they remember.
+const MAX_LACKED: usize = 256;
+
+/// Limit on the names of such keys: an attacker can make them up.
+const MAX_LACKED_KEYS: usize = 16;
 
 /// The options of a journal.
 pub struct Options {
@@ -81,13 +91,16 @@ pub(crate) struct Shared<T> {
     /// Whether a folder remembered anything of the scope. Known once the memory is loaded.
     was_remembered: OnceCell<bool>,
     identity: Mutex<Option<LogIdentity>>,
-    /// The identity that this journal has given to an empty log.
-    pub begun: Mutex<Option<LogIdentity>>,
+    /// Whether others lacked the sealing key when that was last looked at.
+    is_key_lacked: AtomicBool,
+    /// The identities that this journal has given to an empty log.
+    pub begun: Mutex<Vec<LogIdentity>>,
     keys: RwLock<Option<Arc<Keys>>>,
     key_version: Mutex<Option<Version>>,
     retired_keys: Mutex<BTreeSet<String>>,
-    /// Keys of this node that running nodes do not have, and the writers who said so.
-    lacked_elsewhere: Mutex<BTreeSet<(String, u64)>>,
+    /// Keys that running nodes do not have, and the writers who said so; with a time until which that counts, unless they
+    /// have taken the key out of use.
+    lacked_elsewhere: Mutex<HashMap<(String, u64), Option<Instant>>>,
     pub clock: Mutex<OwnClock>,
     pub references: Mutex<References>,
     pub suites: Mutex<Suites>,
@@ -152,6 +165,16 @@ pub(crate) enum Lacking {
     Clock(u64),
 }
 
+/// That a writer has sealed with a key that was taken out of use here.
+pub(crate) struct StillSealed {
+    key: String,
+    /// When its last such record came.
+    at: Instant,
+    /// When that record was made, and until when the writer used the key as far as it has said, by the writer's clock.
+    made_ms: u64,
+    until_ms: u64,
+}
+
 /// What the reader has to do for a scope, and what keeps it from doing so.
 pub(crate) struct ReplayState {
     /// Whether to read the whole log, or only its control stream.
@@ -167,11 +190,13 @@ pub(crate) struct ReplayState {
     /// Why other nodes may be unable to read what this node writes: they write records that it has no key for.
     pub lacked_key: Option<String>,
     /// Keys that were taken out of use here, and with which another node has revoked since.
-    pub still_used: BTreeSet<Vec<u8>>,
-    /// Other keys that seal new records and that this node does not have.
+    pub still_used: BTreeSet<String>,
+    /// Writers who have sealed with a key that was taken out of use here.
+    pub still_sealed: HashMap<u64, StillSealed>,
+    /// Other keys that seal records and that this node does not have.
     pub lacked_keys: BTreeSet<String>,
-    /// When this node last told the others which keys it lacks, because of which writer.
-    pub told: HashMap<u64, Instant>,
+    /// When this node last told the others which keys it lacks.
+    pub told: Option<Instant>,
     /// Questions that this node has asked, and the knowledge of the nodes that have answered.
     pub asked: Vec<u64>,
     pub answers: Vec<ContentHash>,
@@ -221,6 +246,7 @@ impl<T: TemplateCodec> Shared<T> {
             memory,
             remembered,
             identity: Mutex::default(),
+            is_key_lacked: AtomicBool::new(false),
             begun: Mutex::default(),
             keys: RwLock::default(),
             key_version: Mutex::default(),
@@ -244,8 +270,9 @@ impl<T: TemplateCodec> Shared<T> {
                 lacks_keys: false,
                 lacked_key: None,
                 still_used: BTreeSet::new(),
+                still_sealed: HashMap::new(),
                 lacked_keys: BTreeSet::new(),
-                told: HashMap::new(),
+                told: None,
                 asked: Vec::new(),
                 answers: Vec::new(),
                 is_overridden: false,
@@ -357,12 +384,13 @@ impl<T: TemplateCodec> Shared<T> {
 
     /// Sets the log's identity. What was written for another log will be written again.
     pub fn set_identity(&self, identity: LogIdentity) {
-        let former = self.identity.lock().replace(identity);
-        if former.is_some_and(|former| former != identity) {
-            self.is_log_complete.store(false, Relaxed);
+        let mut current = self.identity.lock();
+        if current.is_some_and(|former| former != identity) {
+            self.is_log_complete.store(false, SeqCst);
             self.announced.lock().clear();
             self.clock.lock().written_ms = None;
         }
+        *current = Some(identity);
     }
 
     // ---- lifetimes ----
@@ -470,8 +498,6 @@ impl<T: TemplateCodec> Shared<T> {
         }
         let has_retired_some = *retired != before;
         drop(retired);
-        let is_kept = |(id, _): &(String, u64)| ids.contains(&&**id);
-        self.lacked_elsewhere.lock().retain(is_kept);
         let mut replay = self.replay.lock();
         if replay.lacks_keys || self.identity().is_none() {
             replay.want_replay(Duration::ZERO);
@@ -500,8 +526,10 @@ impl<T: TemplateCodec> Shared<T> {
     pub fn check_sealing_key(&self) -> Result<(), String> {
         let keys = self.keys().ok_or("there is no key to seal with")?;
         let name = keys.sealing().0;
+        let now = instant();
         let lacked = self.lacked_elsewhere.lock();
-        match lacked.iter().any(|(lacked, _)| lacked == name) {
+        let mut lacked = lacked.iter();
+        match lacked.any(|((lacked, _), until)| lacked == name && until.is_none_or(|at| now < at)) {
             false => Ok(()),
             true => Err(format!(
                 "other nodes do not have the key {name}, with which this node seals: give all nodes the same key file"
@@ -528,8 +556,17 @@ impl<T: TemplateCodec> Shared<T> {
         if !self.is_shared_log {
             return None;
         }
-        let lacked = || self.replay.lock().lacked_key.clone();
-        self.check_sealing_key().err().or_else(lacked)
+        let replay = self.replay.lock();
+        let is_recent = |sealed: &&StillSealed| {
+            sealed.made_ms > sealed.until_ms && instant().duration_since(sealed.at) < LACK_LASTS
+        };
+        let why = replay.still_sealed.values().find(is_recent).map(|sealed| {
+            let key = &sealed.key;
+            format!("another node still seals with the key {key}, so it may not have the keys of this one")
+        });
+        let lacked = replay.lacked_key.clone();
+        drop(replay);
+        self.check_sealing_key().err().or(lacked).or(why)
     }
 
     /// Names of keys that were taken out of use.
@@ -537,7 +574,7 @@ impl<T: TemplateCodec> Shared<T> {
         self.retired_keys.lock().iter().cloned().collect()
     }
 
-    /// Names of other keys that seal new records and that this node does not have.
+    /// Names of other keys that seal records and that this node does not have.
     pub fn lacked_keys(&self) -> Vec<String> {
         self.replay.lock().lacked_keys.iter().cloned().collect()
     }
@@ -553,22 +590,56 @@ impl<T: TemplateCodec> Shared<T> {
 
     /// Notes which keys a running node does not have, to know whether it reads what this one writes.
     pub fn note_lacked_by(&self, writer: u64, statement: &Statement) {
-        let has = self.key_ids();
-        let was_read = self.check_sealing_key().is_ok();
+        if writer == self.writer {
+            return;
+        }
+        let until = instant() + LACK_LASTS;
         let mut lacked = self.lacked_elsewhere.lock();
-        let names = || statement.retired_keys.iter().chain(&statement.lacked_keys);
-        lacked.retain(|(name, by)| *by != writer || names().any(|other| other == name));
-        for name in names().filter(|name| has.contains(name)) {
-            // A few of them are enough to know.
-            if lacked.iter().filter(|(other, _)| other == name).count() < MAX_WRITERS {
-                lacked.insert((name.clone(), writer));
+        lacked.retain(|(_, by), _| *by != writer);
+        let retired = statement.retired_keys.iter().map(|name| (name, None));
+        let others = statement.lacked_keys.iter().map(|name| (name, Some(until)));
+        for (name, until) in retired.chain(others) {
+            if lacked.len() < MAX_LACKED {
+                lacked.insert((name.clone(), writer), until);
             }
         }
         drop(lacked);
-        match self.check_sealing_key() {
-            Err(error) if was_read => self.set(Part::Keys, Err(error)),
+        self.report_lack();
+    }
+
+    /// Notes which keys a node has taken out of use, and so no longer seals with.
+    pub fn note_retired_by(&self, stamp: Stamp, retired_keys: &[String]) {
+        let mut replay = self.replay.lock();
+        let sealed = replay.still_sealed.get_mut(&stamp.writer);
+        if let Some(sealed) = sealed.filter(|sealed| retired_keys.contains(&sealed.key)) {
+            sealed.until_ms = sealed.until_ms.max(stamp.made_ms);
+        }
+    }
+
+    /// To be called each second: forgets which keys nodes lacked that have not said so again, and says again which ones
+    /// this node lacks.
+    pub fn renew_lacks(&self) {
+        let now = instant();
+        let mut lacked = self.lacked_elsewhere.lock();
+        lacked.retain(|_, until| until.is_none_or(|at| now < at));
+        drop(lacked);
+        self.report_lack();
+        let mut replay = self.replay.lock();
+        if !replay.lacked_keys.is_empty() {
+            replay.tell(&self.queue, TELL_IDLY_EVERY);
+        }
+    }
+
+    fn report_lack(&self) {
+        if self.keys().is_none() {
+            return;
+        }
+        let state = self.check_sealing_key();
+        let was_lacked = self.is_key_lacked.swap(state.is_err(), Relaxed);
+        match state {
+            Err(error) if !was_lacked => self.set(Part::Keys, Err(error)),
             // The file may be wrong in another way. The error is in the status.
-            Ok(()) if !was_read => _ = self.load_keys(),
+            Ok(()) if was_lacked => _ = self.load_keys(),
             _ => {}
         }
     }
@@ -718,6 +789,36 @@ fn retire(retired: &mut BTreeSet<String>, id: &str) {
 }
 
 impl ReplayState {
+    /// Tells the others which keys this node lacks, unless it has done so in this time.
+    fn tell(&mut self, queue: &Queue, every: Duration) {
+        let now = instant();
+        if self.told.is_none_or(|at| now.duration_since(at) >= every) {
+            self.told = Some(now);
+            queue.push_record(ControlRecord::Statement);
+        }
+    }
+
+    /// Notes that a writer seals with a key that this node lacks: one that was taken out of use, or another one. The
+    /// writer must hear of that.
+    pub fn note_sealed(&mut self, queue: &Queue, key: &str, is_retired: bool, stamp: Stamp) {
+        if is_retired {
+            if self.still_sealed.len() >= MAX_LACKED {
+                self.still_sealed.clear();
+            }
+            let former = self.still_sealed.get(&stamp.writer);
+            let sealed = StillSealed {
+                key: key.into(),
+                at: instant(),
+                made_ms: stamp.made_ms,
+                until_ms: former.map_or(0, |former| former.until_ms),
+            };
+            self.still_sealed.insert(stamp.writer, sealed);
+        } else if self.lacked_keys.len() < MAX_LACKED_KEYS && self.lacked_keys.insert(key.into()) {
+            self.told = None;
+        }
+        self.tell(queue, TELL_EVERY);
+    }
+
     /// Asks for a replay after `delay`, or as soon as something else is read.
     pub fn want_replay(&mut self, delay: Duration) {
         self.want_within(delay);

@@ -1053,6 +1053,12 @@ fn a_node_with_a_key_that_others_have_taken_out_of_use_promises_nothing() {
             fleet.events().iter().any(is_notice)
         });
         assert!(ahead.has(n) && ahead.is_up());
+        // Nor does the other one know whether it is understood.
+        let revoked = ahead.revoke(Target::Session(id(30 + n)));
+        assert!(
+            revoked.pending["behind"].contains("still seals"),
+            "{revoked:?}"
+        );
         write_keys(&behind_keys, &replaced);
         behind.journal().reload_keys().unwrap();
         until("the revocation", || !ahead.has(n));
@@ -1061,6 +1067,9 @@ fn a_node_with_a_key_that_others_have_taken_out_of_use_promises_nothing() {
         until("a session", || ahead.has(10 + n));
         assert_eq!(behind.revoke_for_good(Target::Session(id(10 + n))), 1);
         assert!(behind.revoke(Target::Session(id(20))).pending.is_empty());
+        until("the end", || {
+            ahead.revoke(Target::Session(id(30))).pending.is_empty()
+        });
     }
 }
 

@@ -51,8 +51,8 @@ struct OpenBatch {
     knowledge: Arc<Knowledge>,
     control: Vec<Record>,
     sessions: Vec<Record>,
-    /// The identity of the log for which the records are sealed, and the keys with which they are, once they are. They are sealed
-    /// again only for another log or with another key.
+    /// The identity of the log for which the records are sealed, and the keys with which they are, once they are. They are
+    /// sealed again only for another log or with another key.
     sealed_for: Option<(LogIdentity, Arc<Keys>)>,
     backoff: Backoff,
     /// When the log was last searched for revocations that it has trimmed and this node still keeps.
@@ -123,10 +123,20 @@ impl<T: TemplateCodec> Writer<T> {
         let has_work = || {
             ready
                 .iter()
-                .any(|journal| is_ready(journal) && journal.queue.has_work(!may_tell(journal)))
+                .any(|journal| is_ready(journal) && self.has_work(journal))
                 || self.hub.has_changed(journals.len())
         };
         self.hub.waker.wait(timeout, self.is_busy, has_work);
+    }
+
+    /// Whether there is something to write that may be written now.
+    fn has_work(&self, journal: &Shared<T>) -> bool {
+        let may_tell = may_tell(journal);
+        let open_batch = self.open_batches.get(&journal.writer);
+        match open_batch.filter(|open_batch| !open_batch.is_empty()) {
+            Some(open_batch) => may_tell || open_batch.batch.is_of_revocations(),
+            None => journal.queue.has_work(!may_tell),
+        }
     }
 
     /// How long to wait until the next sync, if there is something to sync.
@@ -166,6 +176,10 @@ impl<T: TemplateCodec> Writer<T> {
                 continue;
             }
             match fill(journal, open_batch) {
+                // The log may have been lost meanwhile, and begun again.
+                Ok(()) if !may_tell(journal) && !open_batch.batch.is_of_revocations() => {
+                    open_batch.sealed_for = None;
+                }
                 Ok(()) => ready.push(Arc::clone(journal)),
                 Err(error) => {
                     open_batch.backoff.note(false);
@@ -305,6 +319,7 @@ impl<T: TemplateCodec> Writer<T> {
         self.ticked = Some(instant());
         for journal in journals {
             journal.renew_keys();
+            journal.renew_lacks();
             journal.renew_lifetime();
             journal.check_clock();
         }
@@ -326,7 +341,8 @@ impl<T: TemplateCodec> Writer<T> {
         // Only after a replay are the lifetimes in the log known.
         let known: Vec<_> = (journals.iter())
             .filter(|journal| journal.has_replayed.load(Relaxed) && is_ready(journal))
-            .filter(|journal| journal.may_trim())
+            // The server would refuse to trim what it refuses to read, and the other scopes would seem to fail.
+            .filter(|journal| journal.may_trim() && !journal.status.is_failing(Part::Follower))
             .collect();
         if known.is_empty() {
             return;
