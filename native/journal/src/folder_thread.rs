@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// A folder that has made no progress for longer than this does not answer.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
+pub(crate) const STUCK_AFTER: Duration = Duration::from_secs(2);
 
 /// How often a caller that waits looks whether the folder answers.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
@@ -41,7 +41,7 @@ impl Progress {
 
     fn is_stuck(&self) -> bool {
         let since = *self.busy_since.lock();
-        since.is_some_and(|since| since.elapsed() > PATIENCE)
+        since.is_some_and(|since| since.elapsed() > STUCK_AFTER)
     }
 }
 
@@ -109,7 +109,7 @@ impl<F: 'static> FolderThread<F> {
             return Answer::Refused;
         }
         loop {
-            let left = deadline.map_or(PATIENCE, |deadline| {
+            let left = deadline.map_or(STUCK_AFTER, |deadline| {
                 deadline.saturating_duration_since(Instant::now())
             });
             let patience = if self.is_stuck() {
@@ -163,7 +163,7 @@ mod tests {
             }
         };
         assert!(matches!(thread.call(Some(soon()), work), Answer::Late));
-        let long_ago = Instant::now() - 2 * PATIENCE;
+        let long_ago = Instant::now() - 2 * STUCK_AFTER;
         thread.progress.busy_since.lock().replace(long_ago);
         assert!(thread.is_stuck());
         let began = Instant::now();

@@ -5,7 +5,7 @@
 //! long processes with this memory have run in all. So no wrong clock ends a revocation early.
 
 use crate::clock::now_ms;
-use crate::folder_thread::{Answer, FolderThread, Progress, PATIENCE};
+use crate::folder_thread::{Answer, FolderThread, Progress, STUCK_AFTER};
 use crate::record::{LogIdentity, Statement};
 use crate::revocations::{Knowledge, RevocationId, Revocations};
 use crate::target::Target;
@@ -52,7 +52,7 @@ static UNSAVED: Lazy<Mutex<Vec<Arc<NodeMemory>>>> = Lazy::new(Mutex::default);
 /// A node's memory.
 ///
 /// What is in memory changes at once. What the folder needs of it is written by a thread, in the same order, and callers
-/// wait for that no longer than [`PATIENCE`].
+/// wait for that no longer than [`STUCK_AFTER`].
 pub struct NodeMemory {
     state: Arc<State>,
     file: Place,
@@ -226,7 +226,7 @@ impl NodeMemory {
         let folder = self.folder().unwrap_or(Path::new("")).display();
         format!(
             "{folder} does not answer within {} seconds",
-            PATIENCE.as_secs()
+            STUCK_AFTER.as_secs()
         )
     }
 
@@ -296,7 +296,7 @@ impl NodeMemory {
     ) {
         let name = Arc::clone(&scope.name);
         // `error` has the reason if it fails.
-        let _ = self.with_file(Some(Instant::now() + PATIENCE), move |state, file| {
+        let _ = self.with_file(Some(Instant::now() + STUCK_AFTER), move |state, file| {
             let mut bytes = Vec::new();
             let number = file.number(&name, &mut bytes);
             entries(number, &mut bytes);
@@ -1408,12 +1408,12 @@ mod tests {
         let knowledge = scope.knowledge();
         let began = Instant::now();
         memory.note_knowledge(&scope, &knowledge);
-        assert!(began.elapsed() < PATIENCE + PATIENCE / 2);
+        assert!(began.elapsed() < STUCK_AFTER + STUCK_AFTER / 2);
         assert!(memory.error().unwrap().contains("does not answer"));
         let began = Instant::now();
         memory.note_complete(&scope);
         assert!(memory.bytes() > 0);
-        assert!(began.elapsed() < PATIENCE / 2);
+        assert!(began.elapsed() < STUCK_AFTER / 2);
         // Another memory with this folder waits until this one has written everything.
         drop((memory, meant, scope));
         let memory = NodeMemory::of(Some(&place));
