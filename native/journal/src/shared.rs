@@ -459,9 +459,14 @@ impl<T: TemplateCodec> Shared<T> {
         let result = file.load().map(|(keys, version)| {
             let is_new = loaded.replace(version) != Some(version);
             let keys = Arc::new(keys);
-            let former = self.keys.write().replace(Arc::clone(&keys));
-            if is_new {
-                self.note_new_keys(former.as_deref(), &keys);
+            let former = self.keys().filter(|_| is_new);
+            // Before the new keys are in force: otherwise a pass would miss the former ones.
+            let has_retired_some = former
+                .as_ref()
+                .is_some_and(|former| self.retire(former, &keys));
+            *self.keys.write() = Some(Arc::clone(&keys));
+            if let Some(former) = former {
+                self.note_new_keys(&former, &keys, has_retired_some);
             }
         });
         if result.is_err() {
@@ -483,10 +488,8 @@ impl<T: TemplateCodec> Shared<T> {
         }
     }
 
-    fn note_new_keys(&self, former: Option<&Keys>, keys: &Keys) {
-        let Some(former) = former else {
-            return;
-        };
+    /// Takes the former keys out of use that are not among the new ones. Returns whether that changes anything.
+    fn retire(&self, former: &Keys, keys: &Keys) -> bool {
         let ids = keys.ids();
         let mut retired = self.retired_keys.lock();
         let before = retired.clone();
@@ -496,8 +499,11 @@ impl<T: TemplateCodec> Shared<T> {
                 retire(&mut retired, id);
             }
         }
-        let has_retired_some = *retired != before;
-        drop(retired);
+        *retired != before
+    }
+
+    fn note_new_keys(&self, former: &Keys, keys: &Keys, has_retired_some: bool) {
+        let ids = keys.ids();
         let mut replay = self.replay.lock();
         if replay.lacks_keys || self.identity().is_none() {
             replay.want_replay(Duration::ZERO);

@@ -1052,7 +1052,8 @@ fn a_node_with_a_key_that_others_have_taken_out_of_use_promises_nothing() {
             let is_notice = |kind: &EventKind| matches!(kind, EventKind::Noticed(text) if text.contains(notice));
             fleet.events().iter().any(is_notice)
         });
-        assert!(ahead.has(n) && ahead.is_up());
+        assert!(ahead.has(n));
+        until("health", || ahead.is_up());
         // Nor does the other one know whether it is understood.
         let revoked = ahead.revoke(Target::Session(id(30 + n)));
         assert!(
