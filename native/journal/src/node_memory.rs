@@ -671,8 +671,8 @@ impl State {
         let _ = self.append(file, &[], false);
     }
 
-    /// Notes the running time, and writes the file anew if it lacks something or if much of it is no longer needed:
-    /// `live` is the number of revocations.
+    /// Notes the running time. Writes the file anew if it lacks something, or if it is much larger than `live` revocations
+    /// need.
     fn tidy(&self, file: &mut File, live: u64) {
         if self.running_ms() >= file.noted_ms + ELAPSED_STEP_MS {
             self.note_elapsed(file);

@@ -515,6 +515,10 @@ impl<T: TemplateCodec> Shared<T> {
             self.clock.lock().written_ms = None;
             replay.want_scan(random_delay(COMPLETE_WITHIN_MS));
         }
+        let is_kept = |(name, _): &(String, u64)| ids.contains(&&**name);
+        let mut elsewhere = self.lacked_elsewhere.lock();
+        elsewhere.retain(|lacked, until| until.is_some() || is_kept(lacked));
+        drop(elsewhere);
         let lacked = replay.lacked_keys.len();
         replay.lacked_keys.retain(|id| !ids.contains(&&**id));
         if is_sealing_changed || has_retired_some || lacked != replay.lacked_keys.len() {
@@ -600,9 +604,13 @@ impl<T: TemplateCodec> Shared<T> {
             return;
         }
         let until = instant() + LACK_LASTS;
+        // Each node names the keys that any node has taken out of use, and says so for good. Most are not of this node.
+        let has = self.key_ids();
+        let retired = statement.retired_keys.iter();
+        let retired = retired.filter(|name| has.contains(name));
+        let retired = retired.map(|name| (name, None));
         let mut lacked = self.lacked_elsewhere.lock();
         lacked.retain(|(_, by), _| *by != writer);
-        let retired = statement.retired_keys.iter().map(|name| (name, None));
         let others = statement.lacked_keys.iter().map(|name| (name, Some(until)));
         for (name, until) in retired.chain(others) {
             if lacked.len() < MAX_LACKED {

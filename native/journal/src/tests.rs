@@ -4,7 +4,7 @@ use crate::clock::set_moved;
 use crate::journal::carry_out_here;
 use crate::node_memory::NodeMemory;
 use crate::reader::Seen;
-use crate::record::{content_hash, seal, Body, Skipped};
+use crate::record::{content_hash, seal, Body, Skipped, Statement};
 use crate::replay::Replayer;
 use crate::revocations::Knowledge;
 use crate::testing::{
@@ -1578,6 +1578,29 @@ fn too_many_references_cost_the_oldest() {
     let announced = shared.announced.lock();
     assert!((LIMIT / 2..=LIMIT).contains(&announced.len()));
     assert!(announced.contains_key(&content_hash(&template(1999))));
+}
+
+#[test]
+fn keys_that_many_nodes_have_taken_out_of_use_hide_none_that_this_one_seals_with() {
+    let fleet = Fleet::new("many retired");
+    let node = fleet.node_on(&fleet.hub(), fleet.options());
+    let shared = &node.journal().0;
+    shared.load_keys().unwrap();
+    let names = |names: &[&str]| names.iter().map(|name| name.to_string()).collect();
+    for writer in 1..1000 {
+        let statement = Statement {
+            retired_keys: names(&["x", "y"]),
+            ..Statement::default()
+        };
+        shared.note_lacked_by(writer, &statement);
+    }
+    assert_eq!(shared.check_sealing_key(), Ok(()));
+    let statement = Statement {
+        retired_keys: names(&["a"]),
+        ..Statement::default()
+    };
+    shared.note_lacked_by(1000, &statement);
+    assert!(shared.check_sealing_key().is_err());
 }
 
 #[test]

@@ -1301,7 +1301,7 @@ fn no_key_of_the_log_has_an_expiry() {
     });
 }
 
-/// The server has at least so many keys, and none of them has an expiry.
+/// Checks that no key of the server has an expiry, and that it has at least this number of keys.
 fn assert_no_expiry(admin: &mut Admin, at_least: usize) {
     let keys = admin.run(&["KEYS", "*"]);
     assert!(keys.lines().count() >= at_least, "{keys}");

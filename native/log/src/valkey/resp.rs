@@ -86,7 +86,7 @@ impl Budget {
         record_bytes: MAX_CALL_RECORD_BYTES,
     };
 
-    /// One of so many equal shares of a call's budget.
+    /// A call's budget, divided by the number of shares.
     pub(super) fn share(shares: usize) -> Self {
         Self {
             bytes: MAX_CALL_BYTES / shares,
