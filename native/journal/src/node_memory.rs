@@ -274,16 +274,20 @@ impl NodeMemory {
         }
     }
 
-    /// The folder hangs as long as the result lives.
+    /// The folder hangs from now on, as long as the result lives.
     #[cfg(test)]
     pub fn hang(&self) -> impl Sized {
-        let (held, hanging) = std::sync::mpsc::channel::<()>();
+        use std::sync::mpsc::channel;
+        let (held, hanging) = channel::<()>();
+        let (begin, begun) = channel();
         let hang = move |_: &State, _: &mut File| {
+            let _ = begin.send(());
             let _ = hanging.recv();
             Ok(())
         };
         let answered = self.with_file(Some(Instant::now()), hang);
         assert!(answered.is_err(), "it has a thread");
+        begun.recv().unwrap();
         held
     }
 
