@@ -17,7 +17,7 @@ const MAX_FILE_BYTES: u64 = 128 << 20;
 const MAX_FILES: usize = 10_000;
 
 /// A file that was changed more recently may still be written to, and may change again without a new time stamp.
-const SETTLED: Duration = Duration::from_secs(1);
+const SETTLED: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 1 });
 
 /// Identifies the content of a file: if it has changed, the version has changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -155,14 +155,17 @@ mod tests {
         let soon = || Instant::now() + Duration::from_millis(50);
         let hanging = Arc::new(Mutex::new(()));
         let held = hanging.lock();
+        let (begin, begun) = mpsc::channel();
         let work = {
             let hanging = Arc::clone(&hanging);
             move |done: &mut Vec<u32>| {
+                begin.send(()).unwrap();
                 drop(hanging.lock());
                 done.push(1);
             }
         };
         assert!(matches!(thread.call(Some(soon()), work), Answer::Late));
+        begun.recv().unwrap();
         let long_ago = Instant::now() - 2 * STUCK_AFTER;
         thread.progress.busy_since.lock().replace(long_ago);
         assert!(thread.is_stuck());

