@@ -441,7 +441,8 @@ set(Which, Limits) ->
     end.
 
 %% @doc Reads the key files of all journals again, and returns the names of each scope's keys, the newest last. Rekindle does
-%% that by itself within a second of a change; this function shows at once whether a new file is correct.
+%% that by itself within a second of a change; this function shows at once whether a new file is correct. If other nodes have
+%% taken a key out of use, they are asked whether that is still so: it is forgotten if none says so within 75 seconds.
 -spec reload_keys() -> [{scope_name(), {ok, Names :: [binary()]} | {error, Line :: binary()}}].
 reload_keys() ->
     [
@@ -449,8 +450,8 @@ reload_keys() ->
      || #{number := Number, scope := Scope, journal := #{}} <- servers(all)
     ].
 
-%% @doc Reads the logs of the selected scopes although revocations are missing in them, and returns how many scopes that
-%% concerns. Sessions that a missing revocation covers can then be resumed. So call it only if no node that knows the revocations
+%% @doc Reads the logs of the selected scopes although revocations are missing in them, or may be in records that do not open,
+%% and returns how many scopes that concerns. Sessions that a missing revocation covers can then be resumed. So call it only if no node that knows the revocations
 %% will come back, and first revoke again what has to be revoked. It does nothing to a scope whose journal is not `down'.
 -spec replay_anyway(which()) -> {ok, Scopes :: non_neg_integer()} | {error, no_such_scope()}.
 replay_anyway(Which) ->

@@ -704,7 +704,8 @@ why_skipped(template) ->
 why_skipped(forged) ->
     [{error,
         "they do not open with the key they name. Either two nodes have different keys under one name, or somebody has changed "
-        "the log. Compare the key files, and find out who can write to the log."}];
+        "the log. Compare the key files, and find out who can write to the log. If the state is down for this reason and all "
+        "files are the same, revoke again what has to be revoked, then call rekindle_admin:replay_anyway/1 on each such node."}];
 why_skipped(future) ->
     [{warning,
         "they come from the future, so a node's clock is wrong. They are read when their time has come. Set all clocks by NTP."}];

@@ -127,7 +127,7 @@ impl<T: TemplateCodec> Journal<T> {
 
     /// Reads the key file again, and returns the names of the keys, the newest last.
     pub fn reload_keys(&self) -> Result<Vec<String>, String> {
-        self.0.forgive_keys();
+        self.0.ask_for_retired_keys();
         self.0.load_keys()?;
         Ok(self.0.key_ids())
     }

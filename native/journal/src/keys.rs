@@ -3,6 +3,7 @@
 use base64ct::{Base64, Encoding};
 use chacha20poly1305::aead::{Generate, KeyInit};
 use chacha20poly1305::XChaCha20Poly1305;
+use sha2::{Digest, Sha256};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -25,6 +26,7 @@ pub struct Keys(Vec<Key>);
 
 struct Key {
     id: Box<str>,
+    fingerprint: [u8; 32],
     cipher: XChaCha20Poly1305,
 }
 
@@ -54,12 +56,21 @@ impl Keys {
     /// The key to seal with, and its name: the second-to-last key, so that every node knows a key before any node uses
     /// it; or the only key.
     pub fn sealing(&self) -> (&str, &XChaCha20Poly1305) {
-        let key = match self.0.as_slice() {
+        let key = self.sealing_key();
+        (&key.id, &key.cipher)
+    }
+
+    fn sealing_key(&self) -> &Key {
+        match self.0.as_slice() {
             [.., sealing, _] => sealing,
             [only] => only,
             [] => unreachable!("there is no Keys without a key"),
-        };
-        (&key.id, &key.cipher)
+        }
+    }
+
+    /// Whether these keys and the others seal with the same key.
+    pub fn seal_like(&self, others: &Keys) -> bool {
+        self.sealing_key().is(others.sealing_key())
     }
 
     /// The key with this name, to open records with.
@@ -75,9 +86,24 @@ impl Keys {
         self.0[sealing..].iter().any(|key| key.id.as_bytes() == id)
     }
 
+    /// The name of a key that is another one than the former key with this name.
+    pub fn replaced(&self, former: &Keys) -> Option<&str> {
+        let is_replaced = |key: &&Key| {
+            let mut others = former.0.iter();
+            others.any(|other| other.id == key.id && !other.is(key))
+        };
+        self.0.iter().find(is_replaced).map(|key| &*key.id)
+    }
+
     /// The names of all keys, the newest last.
     pub fn ids(&self) -> Vec<&str> {
         self.0.iter().map(|key| &*key.id).collect()
+    }
+}
+
+impl Key {
+    fn is(&self, other: &Key) -> bool {
+        self.id == other.id && self.fingerprint == other.fingerprint
     }
 }
 
@@ -96,6 +122,7 @@ fn parse_line(line: &str) -> Option<Key> {
     let key = Base64::decode(encoded.trim(), &mut *bytes).ok()?;
     Some(Key {
         id: Box::from(id),
+        fingerprint: Sha256::digest(key).into(),
         cipher: XChaCha20Poly1305::new_from_slice(key).ok()?,
     })
 }

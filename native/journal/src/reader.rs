@@ -9,7 +9,7 @@ use crate::record::{
 use crate::revocations::{Learned, RevocationId, Verdict};
 use crate::shared::{
     random_delay, Lacking, References, Shared, CLOCK_STEP_MS, COMPLETE_WITHIN_MS, MAX_AHEAD_MS,
-    MAX_RETIRED_KEYS, REWRITE_LIMIT,
+    MAX_REFERENCES, MAX_RETIRED_KEYS, REWRITE_LIMIT,
 };
 use crate::status::{EventKind, Part};
 use crate::suites::Suites;
@@ -50,8 +50,31 @@ pub(crate) struct Seen {
     /// Whether there is anything besides the claims, questions and answers of nodes that begin a log.
     pub has_content: bool,
     pub answers: HashSet<u64>,
+    pub unopened: Unopened,
+}
+
+/// Records that do not open.
+#[derive(Default)]
+pub(crate) struct Unopened {
     /// Names of keys that this node does not have and that seal some records.
     pub unknown_keys: HashSet<Vec<u8>>,
+    /// Records that name a key of this node and do not open with it, with the name.
+    pub forged: HashMap<ContentHash, Vec<u8>>,
+}
+
+impl Unopened {
+    fn note(&mut self, header: &Header, record: &[u8], reason: Skipped) {
+        let name = header.key_id;
+        match reason {
+            Skipped::Key if self.unknown_keys.len() < MAX_UNKNOWN_KEYS => {
+                self.unknown_keys.insert(name.into());
+            }
+            Skipped::Forged if self.forged.len() < MAX_REFERENCES => {
+                self.forged.insert(content_hash(record), name.into());
+            }
+            _ => {}
+        }
+    }
 }
 
 /// Why a session was not put into the store.
@@ -77,7 +100,8 @@ impl<T: TemplateCodec> Shared<T> {
         let mut revoked = Vec::new();
         for record in records {
             self.status.read.fetch_add(1, Relaxed);
-            let opened = self.open(Stream::Control, record, seen.as_deref_mut());
+            let is_new = seen.is_none();
+            let opened = self.open(Stream::Control, record, is_new, seen.as_deref_mut());
             if let Some(seen) = seen.as_deref_mut() {
                 let body = opened
                     .as_ref()
@@ -98,20 +122,19 @@ impl<T: TemplateCodec> Shared<T> {
         self.apply_revocations(revoked);
     }
 
-    /// Opens a record of this log.
+    /// Opens a record of this log. `is_new` says whether it has just been written, as far as this node knows.
     fn open(
         &self,
         stream: Stream,
         record: &[u8],
+        is_new: bool,
         mut seen: Option<&mut Seen>,
     ) -> Result<Opened, Skipped> {
         let header = header(&self.context, stream, record)?;
         let keys = self.keys().ok_or(Skipped::Key)?;
         let is_current = keys.is_current(header.key_id);
         let opened = header.open(&keys, &self.context).inspect_err(|reason| {
-            if *reason == Skipped::Key {
-                self.note_unknown_key(stream, &header, seen.is_none());
-            }
+            self.note_unopened(stream, &header, *reason, is_new);
         });
         if let (Some(seen), true) = (seen.as_deref_mut(), opened.is_ok()) {
             seen.oldest_log = Some(header.stamp.log);
@@ -146,10 +169,7 @@ impl<T: TemplateCodec> Shared<T> {
                 }
                 _ => {}
             },
-            Err(Skipped::Key) => {
-                note_unknown(&mut seen.unknown_keys, header.key_id);
-            }
-            Err(_) => {}
+            Err(reason) => seen.unopened.note(&header, record, *reason),
         }
         opened
     }
@@ -164,21 +184,18 @@ impl<T: TemplateCodec> Shared<T> {
         Ok((identity, claim))
     }
 
-    /// The identity of the log that a record was written to, if it opens. Adds names of unknown keys to `unknown`.
+    /// The identity of the log that a record was written to, if it opens.
     pub fn identity_of(
         &self,
         stream: Stream,
         record: &[u8],
-        unknown: &mut HashSet<Vec<u8>>,
+        unopened: &mut Unopened,
     ) -> Option<LogIdentity> {
         let keys = self.keys()?;
         let header = header(&self.context, stream, record).ok()?;
-        match header.open(&keys, &self.context) {
-            Ok(opened) => return Some(opened.stamp.log),
-            Err(Skipped::Key) => note_unknown(unknown, header.key_id),
-            Err(_) => {}
-        }
-        None
+        let opened = header.open(&keys, &self.context);
+        let opened = opened.inspect_err(|reason| unopened.note(&header, record, *reason));
+        Some(opened.ok()?.stamp.log)
     }
 
     /// Whether the operator has decided to read sessions although the record of their writer's knowledge is lost.
@@ -190,19 +207,25 @@ impl<T: TemplateCodec> Shared<T> {
         }
     }
 
-    fn note_unknown_key(&self, stream: Stream, header: &Header, is_new: bool) {
+    fn note_unopened(&self, stream: Stream, header: &Header, reason: Skipped, is_new: bool) {
         let id = String::from_utf8_lossy(header.key_id).into_owned();
-        let is_retired = self.retired_keys().contains(&id);
+        let is_unknown = reason == Skipped::Key;
+        let is_retired = is_unknown && self.has_retired(&id);
         let mut replay = self.replay.lock();
         replay.lacks_keys = true;
-        if stream == Stream::Control && !is_retired && !replay.is_held {
-            // It may be a revocation. The pass reports that, and goes on once the key is there.
+        let may_revoke = stream == Stream::Control && !is_retired;
+        if may_revoke && !replay.is_held {
+            // It may be a revocation. The pass reports that, and goes on once the record can be read.
             replay.want_scan(Duration::from_millis(200));
         }
         if !is_new {
             return;
         }
-        replay.note_sealed(&self.queue, &id, is_retired, header.stamp);
+        if is_retired {
+            replay.note_still_sealed(&self.queue, &id, header.stamp);
+        } else if may_revoke && is_unknown {
+            replay.note_lacked_key(&self.queue, &id);
+        }
         let is_used = is_retired && header.is_revocation();
         if is_used && replay.still_used.insert(id.clone()) {
             drop(replay);
@@ -260,8 +283,12 @@ impl<T: TemplateCodec> Shared<T> {
                         replay.to_answer.remove(0);
                     }
                     replay.to_answer.push(nonce);
-                    let delay_ms = (nonce ^ self.writer) % ANSWER_WITHIN_MS;
-                    replay.want_scan(Duration::from_millis(delay_ms));
+                    // While this node is held it cannot answer, and if it read the log at once, two such nodes would ask
+                    // each other all the time.
+                    if !replay.is_held {
+                        let delay_ms = (nonce ^ self.writer) % ANSWER_WITHIN_MS;
+                        replay.want_scan(Duration::from_millis(delay_ms));
+                    }
                 }
             }
             Body::Answer { nonce, knowledge } => {
@@ -291,6 +318,7 @@ impl<T: TemplateCodec> Shared<T> {
         is_new: bool,
     ) -> Result<(), Skipped> {
         let hash = content_hash(content);
+        let is_newest = self.note_statement(stamp);
         let is_known = self.references.lock().knowledge.contains_key(&hash);
         let may_matter = is_new || !self.replay.lock().still_sealed.is_empty();
         if is_known && !may_matter {
@@ -298,7 +326,7 @@ impl<T: TemplateCodec> Shared<T> {
         }
         let statement = Statement::decode(content)?;
         self.note_retired_by(stamp, &statement.retired_keys);
-        if is_new {
+        if is_new && is_newest {
             // Who has written an older one may have ended, or changed its keys since.
             self.note_lacked_by(stamp.writer, &statement);
         }
@@ -355,6 +383,7 @@ impl<T: TemplateCodec> Shared<T> {
     ) -> Result<(), Unread> {
         self.status.read.fetch_add(1, Relaxed);
         let header = header(&self.context, Stream::Sessions, record)?;
+        let is_new = arrival == Arrival::Live;
         let is_own = header.stamp.writer == self.writer;
         if is_own && !(arrival == Arrival::Replayed && self.suites.lock().has_dropped()) {
             return Ok(());
@@ -366,14 +395,14 @@ impl<T: TemplateCodec> Shared<T> {
         };
         let Some((zero_ms, _)) = clock else {
             // A record that does not open must not make this node wait for a clock.
-            self.open(Stream::Sessions, record, None)?;
+            self.open(Stream::Sessions, record, is_new, None)?;
             let lacking = Lacking::Clock(header.stamp.writer);
             self.replay.lock().note_lacking(lacking);
             return Err(Skipped::Template.into());
         };
         // This comes before opening, because most sessions of an old log have expired.
         let times = self.times(store, zero_ms, header.stamp, arrival)?;
-        let opened = self.open(Stream::Sessions, record, None)?;
+        let opened = self.open(Stream::Sessions, record, is_new, None)?;
         let Body::Session {
             id,
             secret,
@@ -565,12 +594,6 @@ impl<T: TemplateCodec> Shared<T> {
         }
         replay.answered.extend(asked);
         open
-    }
-}
-
-fn note_unknown(unknown: &mut HashSet<Vec<u8>>, key_id: &[u8]) {
-    if unknown.len() < MAX_UNKNOWN_KEYS {
-        unknown.insert(key_id.into());
     }
 }
 

@@ -4,9 +4,9 @@
 use crate::clock::instant;
 use crate::hub::Hub;
 use crate::queue::ControlRecord;
-use crate::reader::{Seen, Unread};
+use crate::reader::{Seen, Unopened, Unread};
 use crate::record::{ContentHash, LogIdentity, Skipped};
-use crate::shared::Shared;
+use crate::shared::{ReplayState, Shared};
 use crate::status::{EventKind, Part};
 use crate::template::TemplateCodec;
 use chacha20poly1305::aead::Generate;
@@ -23,7 +23,8 @@ const PAGE: usize = if cfg!(test) { 50 } else { 1000 };
 /// How often the thread looks for work if nobody wakes it.
 const TICK: Duration = Duration::from_millis(100);
 
-/// How soon a node asks the others again for missing records. The time doubles, up to 8 seconds.
+/// How soon a node reads the log again if it may not read sessions, and asks the others for missing records. The time
+/// doubles, up to 8 seconds.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 /// Limit on the questions that wait for an answer.
@@ -181,7 +182,12 @@ fn replay<T: TemplateCodec>(
     }
     let began = Instant::now();
     if journal.identity().is_none() && !identify(hub, journal, reader)? {
-        again(LOOK_AGAIN);
+        let mut replay = journal.replay.lock();
+        let delay = match replay.lacked_key {
+            Some(_) => next_delay(&mut replay),
+            None => LOOK_AGAIN,
+        };
+        replay.want_replay(delay);
         return Ok(());
     }
     let mark = reader.mark(&journal.name)?;
@@ -296,10 +302,10 @@ fn identify<T: TemplateCodec>(
     journal: &Shared<T>,
     reader: &mut dyn LogReader,
 ) -> Result<bool, LogError> {
-    let mut unknown = HashSet::new();
-    let mut found = oldest_identity(journal, reader, &mut unknown)?;
+    let mut unopened = Unopened::default();
+    let mut found = oldest_identity(journal, reader, &mut unopened)?;
     if found.is_none() {
-        if let Some(Hold(why)) = lack_of_key(journal, &unknown) {
+        if let Some(Hold(why)) = lack_of_key(journal, &unopened) {
             // The log has an identity, and other nodes know it.
             set_held(journal, &why);
             return Ok(false);
@@ -332,7 +338,7 @@ fn identify<T: TemplateCodec>(
         };
         let appended = hub.log.writer().append(&[batch])?;
         appended.into_iter().collect::<Result<(), _>>()?;
-        found = oldest_identity(journal, reader, &mut unknown)?;
+        found = oldest_identity(journal, reader, &mut unopened)?;
     }
     let Some(identity) = found else {
         return Ok(false);
@@ -355,7 +361,7 @@ fn has_changed<T: TemplateCodec>(journal: &Shared<T>, seen: &Seen) -> bool {
 fn oldest_identity<T: TemplateCodec>(
     journal: &Shared<T>,
     reader: &mut dyn LogReader,
-    unknown: &mut HashSet<Vec<u8>>,
+    unopened: &mut Unopened,
 ) -> Result<Option<LogIdentity>, LogError> {
     reader.mark(&journal.name)?;
     let mut found = None;
@@ -364,12 +370,12 @@ fn oldest_identity<T: TemplateCodec>(
         if records.is_empty() || journal.has_ended() {
             break;
         }
-        let identity = |record: &Record| journal.identity_of(Stream::Control, record, unknown);
+        let identity = |record: &Record| journal.identity_of(Stream::Control, record, unopened);
         found = records.iter().rev().find_map(identity).or(found);
     }
     if found.is_none() {
         let sessions = reader.older(Stream::Sessions, PAGE)?;
-        let identity = |record: &Record| journal.identity_of(Stream::Sessions, record, unknown);
+        let identity = |record: &Record| journal.identity_of(Stream::Sessions, record, unopened);
         found = sessions.iter().find_map(identity);
     }
     Ok(found)
@@ -404,7 +410,7 @@ fn note_complete<T: TemplateCodec>(journal: &Shared<T>, is_new_log: bool) {
 /// The reason not to read sessions, if revocations may be missing.
 fn reason_to_hold<T: TemplateCodec>(journal: &Shared<T>, seen: &Seen) -> Option<Hold> {
     // This also decides what revoke/1 answers.
-    let lack_of_key = lack_of_key(journal, &seen.unknown_keys);
+    let lack_of_key = lack_of_key(journal, &seen.unopened);
     let missing = journal.remembered.revocations().missing();
     let lack = || {
         Hold(format!(
@@ -414,34 +420,46 @@ fn reason_to_hold<T: TemplateCodec>(journal: &Shared<T>, seen: &Seen) -> Option<
     lack_of_key.or_else(|| (missing > 0).then(lack))
 }
 
-/// The reason not to read sessions, if records are sealed with a key that is not here and was never taken out of use.
-fn lack_of_key<T: TemplateCodec>(journal: &Shared<T>, unknown: &HashSet<Vec<u8>>) -> Option<Hold> {
+/// The reason not to read sessions, if records are sealed with a key that is not here and was never taken out of use, or with
+/// another one than the key here that has the same name.
+fn lack_of_key<T: TemplateCodec>(journal: &Shared<T>, unopened: &Unopened) -> Option<Hold> {
     // If this node has not read the log yet, the key was removed too early: other nodes may still seal with it.
     let retired = match journal.identity() {
         Some(_) => journal.retired_keys(),
         None => Vec::new(),
     };
     let retired: HashSet<Vec<u8>> = retired.into_iter().map(String::into_bytes).collect();
-    let mut unknown: Vec<_> = unknown.difference(&retired).collect();
+    let unknown = unopened.unknown_keys.difference(&retired);
+    let unknown = unknown.map(|name| String::from_utf8_lossy(name).into_owned());
+    let mut unknown: Vec<String> = unknown.collect();
     unknown.sort();
-    let name = unknown.first();
     let mut replay = journal.replay.lock();
-    if replay.is_overridden && name.is_some() {
+    if replay.is_overridden {
+        replay.settled.extend(unopened.forged.keys());
         replay.lacked_key = None;
         replay.lacked_keys.clear();
         drop(replay);
-        let names = unknown
-            .iter()
-            .map(|name| String::from_utf8_lossy(name).into_owned());
-        journal.note_retired_keys(&names.collect::<Vec<_>>());
+        if !unknown.is_empty() {
+            // The other nodes need not wait for these keys any more either.
+            journal.note_retired_keys(&unknown);
+            journal.queue.push_record(ControlRecord::Statement);
+        }
         return None;
     }
-    replay.lacked_key = name.map(|name| {
-        format!(
+    replay.note_lacked_keys(&journal.queue, unknown.iter().map(String::as_str));
+    let mut forged = unopened.forged.iter();
+    let forged = forged.find(|(hash, _)| !replay.settled.contains(*hash));
+    replay.lacked_key = match (unknown.first(), forged) {
+        (Some(name), _) => Some(format!(
             "records that may be revocations are sealed with the key {}, which is not in the key file",
+            name.escape_debug()
+        )),
+        (None, Some((_, name))) => Some(format!(
+            "records that may be revocations do not open with the key {}: give all nodes the same key file",
             String::from_utf8_lossy(name).escape_debug()
-        )
-    });
+        )),
+        (None, None) => None,
+    };
     replay.lacked_key.clone().map(Hold)
 }
 
@@ -461,18 +479,29 @@ fn set_held<T: TemplateCodec>(journal: &Shared<T>, why: &str) {
     );
 }
 
+/// How long to wait before the log is read again. If that is in vain, longer the next time.
+fn next_delay(replay: &mut ReplayState) -> Duration {
+    let delay = ASK_AGAIN.saturating_mul(1 << replay.holds.min(2));
+    replay.holds += 1;
+    delay
+}
+
 /// Keeps the log's sessions out of the store, reports the reason, and asks the other nodes.
 fn hold<T: TemplateCodec>(journal: &Shared<T>, why: String) {
     set_held(journal, &why);
     let mut replay = journal.replay.lock();
     replay.is_held = true;
     replay.answers.clear();
-    let delay = ASK_AGAIN.saturating_mul(1 << replay.holds.min(2));
-    replay.holds += 1;
+    let delay = next_delay(&mut replay);
     replay.want_replay(delay);
-    if !journal.is_shared_log {
+    // Other nodes cannot help if a key is missing.
+    let may_help = journal.is_shared_log && replay.lacked_key.is_none();
+    let now = instant();
+    let has_asked = |at: Instant| now.duration_since(at) < ASK_AGAIN;
+    if !may_help || replay.asked_at.is_some_and(has_asked) {
         return;
     }
+    replay.asked_at = Some(now);
     if let Ok(nonce) = u64::try_generate() {
         if replay.asked.len() == MAX_ASKED {
             replay.asked.remove(0);

@@ -34,7 +34,7 @@ const CLOCK_PRECISION_MS: u64 = 1000;
 
 /// Limits on the templates, and on each other kind of record that sessions refer to.
 const MAX_TEMPLATES: usize = 4096;
-const MAX_REFERENCES: usize = if cfg!(test) { 1024 } else { 65_536 };
+pub(crate) const MAX_REFERENCES: usize = if cfg!(test) { 1024 } else { 65_536 };
 
 /// Limit on the names of retired keys. There are far fewer, but other nodes tell of theirs.
 pub(crate) const MAX_RETIRED_KEYS: usize = 1000;
@@ -98,9 +98,7 @@ pub(crate) struct Shared<T> {
     keys: RwLock<Option<Arc<Keys>>>,
     key_version: Mutex<Option<Version>>,
     retired_keys: Mutex<BTreeSet<String>>,
-    /// Keys that running nodes do not have, and the writers who said so; with a time until which that counts, unless they
-    /// have taken the key out of use.
-    lacked_elsewhere: Mutex<HashMap<(String, u64), Option<Instant>>>,
+    heard: Mutex<Heard>,
     pub clock: Mutex<OwnClock>,
     pub references: Mutex<References>,
     pub suites: Mutex<Suites>,
@@ -121,6 +119,16 @@ pub(crate) struct Shared<T> {
     /// Whether something was written after the listener had closed.
     pub has_written_late: AtomicBool,
     pub status: Status,
+}
+
+/// What other nodes have said of the keys of this one.
+#[derive(Default)]
+struct Heard {
+    /// When each writer made its newest statement, by its own clock. What it said before counts no more, even if somebody
+    /// copies it.
+    newest_ms: HashMap<u64, u64>,
+    /// Keys that a writer does not have; with a time until which that counts, unless it has taken the key out of use.
+    lacked: HashMap<(String, u64), Option<Instant>>,
 }
 
 /// This journal's clock, as the log has it.
@@ -170,7 +178,7 @@ pub(crate) struct StillSealed {
     key: String,
     /// When its last such record came.
     at: Instant,
-    /// When that record was made, and until when the writer used the key as far as it has said, by the writer's clock.
+    /// When the newest of them was made, and until when the writer used the key as far as it has said, by the writer's clock.
     made_ms: u64,
     until_ms: u64,
 }
@@ -195,8 +203,11 @@ pub(crate) struct ReplayState {
     pub still_sealed: HashMap<u64, StillSealed>,
     /// Other keys that seal records and that this node does not have.
     pub lacked_keys: BTreeSet<String>,
-    /// When this node last told the others which keys it lacks.
+    /// When this node last told the others which keys it lacks, and whether it has to tell them again soon.
     pub told: Option<Instant>,
+    pub is_telling_due: bool,
+    /// When this node last asked the others.
+    pub asked_at: Option<Instant>,
     /// Questions that this node has asked, and the knowledge of the nodes that have answered.
     pub asked: Vec<u64>,
     pub answers: Vec<ContentHash>,
@@ -210,8 +221,8 @@ pub(crate) struct ReplayState {
     pub empty_since: Option<(Instant, Instant)>,
     /// The earliest session from the future, in milliseconds since 1970.
     pub future_ms: Option<u64>,
-    /// Hashes of records that no node has any more. Sessions that refer to them are left out, and the replay is no
-    /// longer held because of them.
+    /// Hashes of records that no longer hold the replay: those that no node has any more, and control records that did not
+    /// open when the operator decided to replay anyway.
     pub settled: HashSet<ContentHash>,
     /// How often in a row the replay was held.
     pub holds: u32,
@@ -251,7 +262,7 @@ impl<T: TemplateCodec> Shared<T> {
             keys: RwLock::default(),
             key_version: Mutex::default(),
             retired_keys: Mutex::default(),
-            lacked_elsewhere: Mutex::default(),
+            heard: Mutex::default(),
             clock: Mutex::new(OwnClock {
                 zero_ms: zero_ms(),
                 revision: 1,
@@ -273,6 +284,8 @@ impl<T: TemplateCodec> Shared<T> {
                 still_sealed: HashMap::new(),
                 lacked_keys: BTreeSet::new(),
                 told: None,
+                is_telling_due: false,
+                asked_at: None,
                 asked: Vec::new(),
                 answers: Vec::new(),
                 is_overridden: false,
@@ -456,7 +469,17 @@ impl<T: TemplateCodec> Shared<T> {
             make: self.options.keys.make && self.keys.read().is_none(),
             ..self.options.keys.clone()
         };
-        let result = file.load().map(|(keys, version)| {
+        let result = file.load().and_then(|(keys, version)| {
+            let in_force = self.keys();
+            let replaced = in_force.as_ref().and_then(|former| keys.replaced(former));
+            // Unless the keys in force are the wrong ones.
+            let may_be_right = self.replay.lock().lacked_key.is_none();
+            if let Some(name) = replaced.filter(|_| may_be_right) {
+                return Err(format!(
+                    "key file {}: the key {name} is another one than before; a new key needs a new name",
+                    file.path.display()
+                ));
+            }
             let is_new = loaded.replace(version) != Some(version);
             let keys = Arc::new(keys);
             let former = self.keys().filter(|_| is_new);
@@ -468,6 +491,7 @@ impl<T: TemplateCodec> Shared<T> {
             if let Some(former) = former {
                 self.note_new_keys(&former, &keys, has_retired_some);
             }
+            Ok(())
         });
         if result.is_err() {
             // The next try reads the file even if it comes back unchanged.
@@ -508,7 +532,7 @@ impl<T: TemplateCodec> Shared<T> {
         if replay.lacks_keys || self.identity().is_none() {
             replay.want_replay(Duration::ZERO);
         }
-        let is_sealing_changed = former.sealing().0 != keys.sealing().0;
+        let is_sealing_changed = !keys.seal_like(former);
         if is_sealing_changed {
             // Records are sealed again with the new key, because a node may start that has only newer keys.
             self.announced.lock().clear();
@@ -516,9 +540,7 @@ impl<T: TemplateCodec> Shared<T> {
             replay.want_scan(random_delay(COMPLETE_WITHIN_MS));
         }
         let is_kept = |(name, _): &(String, u64)| ids.contains(&&**name);
-        let mut elsewhere = self.lacked_elsewhere.lock();
-        elsewhere.retain(|lacked, until| until.is_some() || is_kept(lacked));
-        drop(elsewhere);
+        self.heard.lock().lacked.retain(|lacked, _| is_kept(lacked));
         let lacked = replay.lacked_keys.len();
         replay.lacked_keys.retain(|id| !ids.contains(&&**id));
         if is_sealing_changed || has_retired_some || lacked != replay.lacked_keys.len() {
@@ -527,9 +549,14 @@ impl<T: TemplateCodec> Shared<T> {
         }
     }
 
-    /// Forgets what other nodes have said of the keys of this one.
-    pub fn forgive_keys(&self) {
-        self.lacked_elsewhere.lock().clear();
+    /// Lets other nodes say again which of this node's keys they have taken out of use: those who said so may have ended.
+    pub fn ask_for_retired_keys(&self) {
+        let until = instant() + LACK_LASTS;
+        for counts in self.heard.lock().lacked.values_mut() {
+            counts.get_or_insert(until);
+        }
+        // A node that cannot read it answers.
+        self.queue.push_record(ControlRecord::Statement);
     }
 
     /// An error if other nodes do not read what this node writes.
@@ -537,8 +564,8 @@ impl<T: TemplateCodec> Shared<T> {
         let keys = self.keys().ok_or("there is no key to seal with")?;
         let name = keys.sealing().0;
         let now = instant();
-        let lacked = self.lacked_elsewhere.lock();
-        let mut lacked = lacked.iter();
+        let heard = self.heard.lock();
+        let mut lacked = heard.lacked.iter();
         match lacked.any(|((lacked, _), until)| lacked == name && until.is_none_or(|at| now < at)) {
             false => Ok(()),
             true => Err(format!(
@@ -581,12 +608,26 @@ impl<T: TemplateCodec> Shared<T> {
 
     /// Names of keys that were taken out of use.
     pub fn retired_keys(&self) -> Vec<String> {
-        self.retired_keys.lock().iter().cloned().collect()
+        let names = self.retired_keys.lock().clone();
+        self.without_own(names)
+    }
+
+    /// Whether a key that is not here was taken out of use.
+    pub fn has_retired(&self, name: &str) -> bool {
+        self.retired_keys.lock().contains(name)
     }
 
     /// Names of other keys that seal records and that this node does not have.
     pub fn lacked_keys(&self) -> Vec<String> {
-        self.replay.lock().lacked_keys.iter().cloned().collect()
+        let names = self.replay.lock().lacked_keys.clone();
+        self.without_own(names)
+    }
+
+    /// Leaves out keys that this node has got since.
+    fn without_own(&self, names: BTreeSet<String>) -> Vec<String> {
+        let has = self.key_ids();
+        let others = names.into_iter();
+        others.filter(|name| !has.contains(name)).collect()
     }
 
     /// Notes keys that another node has taken out of use.
@@ -598,26 +639,34 @@ impl<T: TemplateCodec> Shared<T> {
         }
     }
 
+    /// Notes when a writer has made a statement. Returns whether it is the newest one that is known of this writer.
+    pub fn note_statement(&self, stamp: Stamp) -> bool {
+        let mut heard = self.heard.lock();
+        make_room(&mut heard.newest_ms, |made_ms| *made_ms);
+        let newest_ms = heard.newest_ms.entry(stamp.writer).or_default();
+        *newest_ms = stamp.made_ms.max(*newest_ms);
+        *newest_ms == stamp.made_ms
+    }
+
     /// Notes which keys a running node does not have, to know whether it reads what this one writes.
     pub fn note_lacked_by(&self, writer: u64, statement: &Statement) {
         if writer == self.writer {
             return;
         }
         let until = instant() + LACK_LASTS;
-        // Each node names the keys that any node has taken out of use, and says so for good. Most are not of this node.
-        let has = self.key_ids();
-        let retired = statement.retired_keys.iter();
-        let retired = retired.filter(|name| has.contains(name));
-        let retired = retired.map(|name| (name, None));
-        let mut lacked = self.lacked_elsewhere.lock();
-        lacked.retain(|(_, by), _| *by != writer);
+        let retired = statement.retired_keys.iter().map(|name| (name, None));
         let others = statement.lacked_keys.iter().map(|name| (name, Some(until)));
-        for (name, until) in retired.chain(others) {
-            if lacked.len() < MAX_LACKED {
-                lacked.insert((name.clone(), writer), until);
+        // Most names are not of this node's keys. Attackers can make some up, and those of former keys are said for good.
+        let has = self.key_ids();
+        let own = retired.chain(others).filter(|(name, _)| has.contains(name));
+        let mut heard = self.heard.lock();
+        heard.lacked.retain(|(_, by), _| *by != writer);
+        for (name, until) in own {
+            if heard.lacked.len() < MAX_LACKED {
+                heard.lacked.insert((name.clone(), writer), until);
             }
         }
-        drop(lacked);
+        drop(heard);
         self.report_lack();
     }
 
@@ -634,16 +683,13 @@ impl<T: TemplateCodec> Shared<T> {
     /// this node lacks.
     pub fn renew_lacks(&self) {
         let now = instant();
-        let mut lacked = self.lacked_elsewhere.lock();
-        lacked.retain(|_, until| until.is_none_or(|at| now < at));
-        drop(lacked);
+        let is_valid = |until: &Option<Instant>| until.is_none_or(|at| now < at);
+        self.heard.lock().lacked.retain(|_, until| is_valid(until));
         self.report_lack();
-        let mut replay = self.replay.lock();
-        if !replay.lacked_keys.is_empty() {
-            replay.tell(&self.queue, TELL_IDLY_EVERY);
-        }
+        self.replay.lock().tell_if_due(&self.queue);
     }
 
+    /// Reports whether others lack the sealing key.
     fn report_lack(&self) {
         if self.keys().is_none() {
             return;
@@ -651,7 +697,7 @@ impl<T: TemplateCodec> Shared<T> {
         let state = self.check_sealing_key();
         let was_lacked = self.is_key_lacked.swap(state.is_err(), Relaxed);
         match state {
-            Err(error) if !was_lacked => self.set(Part::Keys, Err(error)),
+            Err(error) => self.set(Part::Keys, Err(error)),
             // The file may be wrong in another way. The error is in the status.
             Ok(()) if was_lacked => _ = self.load_keys(),
             _ => {}
@@ -803,34 +849,56 @@ fn retire(retired: &mut BTreeSet<String>, id: &str) {
 }
 
 impl ReplayState {
-    /// Tells the others which keys this node lacks, unless it has done so in this time.
-    fn tell(&mut self, queue: &Queue, every: Duration) {
+    /// Tells the others again which keys this node lacks, if it is time for that.
+    fn tell_if_due(&mut self, queue: &Queue) {
+        let every = match self.is_telling_due {
+            true => TELL_EVERY,
+            false if self.lacked_keys.is_empty() => return,
+            false => TELL_IDLY_EVERY,
+        };
         let now = instant();
         if self.told.is_none_or(|at| now.duration_since(at) >= every) {
             self.told = Some(now);
+            self.is_telling_due = false;
             queue.push_record(ControlRecord::Statement);
         }
     }
 
-    /// Notes that a writer seals with a key that this node lacks: one that was taken out of use, or another one. The
-    /// writer must hear of that.
-    pub fn note_sealed(&mut self, queue: &Queue, key: &str, is_retired: bool, stamp: Stamp) {
-        if is_retired {
-            if self.still_sealed.len() >= MAX_LACKED {
-                self.still_sealed.clear();
-            }
-            let former = self.still_sealed.get(&stamp.writer);
-            let sealed = StillSealed {
-                key: key.into(),
-                at: instant(),
-                made_ms: stamp.made_ms,
-                until_ms: former.map_or(0, |former| former.until_ms),
-            };
-            self.still_sealed.insert(stamp.writer, sealed);
-        } else if self.lacked_keys.len() < MAX_LACKED_KEYS && self.lacked_keys.insert(key.into()) {
+    /// Notes that a writer has sealed a new record with a key that was taken out of use here. The writer must hear of that.
+    pub fn note_still_sealed(&mut self, queue: &Queue, key: &str, stamp: Stamp) {
+        if self.still_sealed.len() >= MAX_LACKED {
+            self.still_sealed.clear();
+        }
+        let former = self.still_sealed.remove(&stamp.writer);
+        let (made_ms, until_ms) = former.map_or((0, 0), |it| (it.made_ms, it.until_ms));
+        let sealed = StillSealed {
+            key: key.into(),
+            at: instant(),
+            made_ms: stamp.made_ms.max(made_ms),
+            until_ms,
+        };
+        self.still_sealed.insert(stamp.writer, sealed);
+        self.is_telling_due = true;
+        self.tell_if_due(queue);
+    }
+
+    /// Notes that new records are sealed with a key that this node lacks. Those who seal with it must hear of that.
+    pub fn note_lacked_key(&mut self, queue: &Queue, key: &str) {
+        if self.lacked_keys.len() < MAX_LACKED_KEYS && self.lacked_keys.insert(key.into()) {
             self.told = None;
         }
-        self.tell(queue, TELL_EVERY);
+        self.is_telling_due = true;
+        self.tell_if_due(queue);
+    }
+
+    /// Notes which keys this node lacks to read all control records.
+    pub fn note_lacked_keys<'a>(&mut self, queue: &Queue, keys: impl Iterator<Item = &'a str>) {
+        let former = std::mem::take(&mut self.lacked_keys);
+        self.lacked_keys = keys.take(MAX_LACKED_KEYS).map(str::to_owned).collect();
+        if !self.lacked_keys.is_subset(&former) {
+            self.told = None;
+        }
+        self.tell_if_due(queue);
     }
 
     /// Asks for a replay after `delay`, or as soon as something else is read.

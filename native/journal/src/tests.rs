@@ -51,9 +51,12 @@ fn until(what: &str, mut is_done: impl FnMut() -> bool) {
     }
 }
 
-/// Replaces the file at once, so that a reader sees the old content or the new one.
 fn write_keys(path: &Path, names: &[&str]) {
-    let text: String = names.iter().map(|name| key_line(name)).collect();
+    write_key_lines(path, names.iter().map(|name| key_line(name)).collect());
+}
+
+/// Replaces the file at once, so that a reader sees the old content or the new one.
+fn write_key_lines(path: &Path, text: String) {
     let new = path.with_extension("new");
     let mut options = fs::OpenOptions::new();
     let options = options.write(true).create(true).truncate(true).mode(0o600);
@@ -610,6 +613,35 @@ fn a_node_waits_for_a_living_one_if_it_is_to() {
 }
 
 #[test]
+fn nodes_that_wait_ask_seldom() {
+    let fleet = Fleet::new("asks");
+    let one = fleet.replayed();
+    one.add(1);
+    until("a session", || fleet.count(Stream::Sessions) == 1);
+    one.end();
+    let waiting = || {
+        let mut options = fleet.options();
+        options.wait_for_living_node = true;
+        fleet.node_with(options, limits(u64::MAX))
+    };
+    let began = Instant::now();
+    let nodes = [(); 6].map(|()| waiting());
+    until("the hold", || {
+        let mut nodes = nodes.iter();
+        nodes.all(|node| node.error().contains("another node has to confirm"))
+    });
+    thread::sleep(Duration::from_secs(5));
+    let asks = fleet.log.records(Stream::Control);
+    let asks = asks.iter().filter(|record| record[1] == 6).count();
+    // Each asks at its start, and then at most every two seconds.
+    let most = nodes.len() * (1 + began.elapsed().as_secs() as usize / 2);
+    assert!((nodes.len()..=most).contains(&asks), "{asks}, {most}");
+    let living = fleet.replayed();
+    nodes.iter().for_each(Node::wait_for_replay);
+    assert!(living.has(1) && nodes.iter().all(|node| node.has(1)));
+}
+
+#[test]
 fn a_node_that_has_waited_in_vain_waits_again() {
     let fleet = Fleet::new("waits again");
     let one = fleet.replayed();
@@ -1120,6 +1152,182 @@ fn hears_that_its_key_is_lacked(is_restarted: bool) {
     });
     until("the promise", || {
         early.revoke(Target::Session(id(2))).pending.is_empty()
+    });
+}
+
+/// The lines of a key file in which keys have these names, and their bytes come from other words.
+fn other_lines(names: &[&str]) -> String {
+    let line = |name: &&str| key_line(&format!("other-{name}")).replacen("other-", "", 1);
+    names.iter().map(line).collect()
+}
+
+#[test]
+fn a_node_with_other_keys_of_the_same_names_reads_and_writes_nothing() {
+    let fleet = Fleet::new("same names");
+    let one = fleet.replayed();
+    one.add(1);
+    one.wait_for_writing();
+    until("a session", || fleet.count(Stream::Sessions) == 1);
+    let keys = fleet.path("other");
+    write_key_lines(&keys, other_lines(&["a", "b"]));
+    let mut options = fleet.options();
+    options.keys.path = keys.clone();
+    let other = fleet.node_with(options, limits(u64::MAX));
+    until("the hold", || {
+        other.error().contains("do not open with the key")
+    });
+    other.add(2);
+    assert!(one.revoke(Target::Session(id(3))).pending.is_empty());
+    assert!(!other.revoke(Target::Session(id(4))).pending.is_empty());
+    assert_eq!(one.skipped_at_all(), 0);
+    write_keys(&keys, &["a", "b"]);
+    other.wait_for_replay();
+    until("sessions", || one.has(2) && other.has(1));
+    until("health", || one.is_up() && other.is_up());
+}
+
+#[test]
+fn a_key_that_is_replaced_by_another_one_of_its_name_is_refused() {
+    let fleet = Fleet::new("replaced by name");
+    let (one, other) = (fleet.replayed(), fleet.replayed());
+    write_key_lines(&fleet.path("keys"), other_lines(&["a", "b"]));
+    let error = one.journal().reload_keys().unwrap_err();
+    assert!(
+        error.contains("the key a is another one than before"),
+        "{error}"
+    );
+    until("the error", || other.error().contains("is another one"));
+    one.add(1);
+    until("a session", || other.has(1));
+    write_keys(&fleet.path("keys"), &["a", "b"]);
+    until("health", || one.is_up() && other.is_up());
+}
+
+#[test]
+fn a_control_record_that_does_not_open_holds_the_replay_until_the_operator_decides() {
+    let fleet = Fleet::new("damaged");
+    let (one, other) = (fleet.replayed(), fleet.replayed());
+    one.add(1);
+    until("a session", || other.has(1));
+    one.revoke_for_good(Target::Session(id(7)));
+    let written = fleet.log.records(Stream::Control);
+    let mut damaged = written.into_iter().rfind(|it| it[1] == 5).unwrap();
+    *damaged.last_mut().unwrap() ^= 1;
+    fleet
+        .log
+        .append(&fleet.name, Stream::Control, damaged.clone());
+    let why = "do not open with the key a";
+    until("the hold", || {
+        one.error().contains(why) && other.error().contains(why)
+    });
+    assert!(!one.revoke(Target::Session(id(8))).pending.is_empty());
+    let late = fleet.node();
+    until("the hold", || late.error().contains(why));
+    assert!(!late.has(1) && one.has(1) && other.has(1));
+    for node in [&one, &other, &late] {
+        node.journal().replay_anyway();
+    }
+    until("health", || one.is_up() && other.is_up() && late.is_up());
+    assert!(late.has(1));
+    // It is not new any more.
+    fleet.log.append(&fleet.name, Stream::Control, damaged);
+    one.add(2);
+    until("a session", || other.has(2) && late.has(2));
+    until("health", || one.is_up() && other.is_up() && late.is_up());
+    assert!(one.revoke_for_good(Target::Session(id(1))) == 1);
+    until("the revocation", || !late.has(1));
+}
+
+#[test]
+fn copies_of_old_statements_do_not_count() {
+    let fleet = Fleet::new("old statements");
+    let keys = fleet.path("other");
+    write_keys(&keys, &["a", "b"]);
+    let mut options = fleet.options();
+    options.keys.path = keys.clone();
+    let one = fleet.replayed();
+    let other = fleet.node_with(options, limits(u64::MAX));
+    other.wait_for_replay();
+    let writer = other.journal().0.writer.to_be_bytes();
+    let last_statement = || {
+        let mut records = fleet.log.records(Stream::Control).into_iter();
+        records.rfind(|record| record[1] == 3 && record[18..26] == writer)
+    };
+    other.add(7);
+    until("a session", || one.has(7));
+    let innocent = last_statement().unwrap();
+    // A mistake, which is mended.
+    write_keys(&keys, &["b", "c"]);
+    other.journal().reload_keys().unwrap();
+    let lacks = |error: String| error.contains("do not have the key a");
+    until("the hint", || lacks(one.error()));
+    let lacking = last_statement().unwrap();
+    fleet.log.append(&fleet.name, Stream::Control, innocent);
+    one.add(8);
+    until("a session", || fleet.count(Stream::Sessions) == 2);
+    one.add(9);
+    until("a session", || fleet.count(Stream::Sessions) == 3);
+    thread::sleep(Duration::from_millis(500));
+    assert!(lacks(one.error()));
+    assert!(!one.revoke(Target::Session(id(7))).pending.is_empty());
+    write_keys(&keys, &["a", "b"]);
+    other.journal().reload_keys().unwrap();
+    until("health", || one.is_up() && other.is_up());
+    fleet.log.append(&fleet.name, Stream::Control, lacking);
+    other.add(10);
+    until("a session", || one.has(10));
+    assert!(one.is_up());
+    until("the promise", || {
+        one.revoke(Target::Session(id(10))).pending.is_empty()
+    });
+}
+
+#[test]
+fn made_up_names_of_keys_hide_none_that_is_lacked() {
+    let fleet = Fleet::new("made up");
+    let keys = fleet.path("early");
+    write_keys(&keys, &["a", "b"]);
+    let mut options = fleet.options();
+    options.keys.path = keys.clone();
+    let (early, other) = (fleet.node_with(options, limits(u64::MAX)), fleet.replayed());
+    early.wait_for_replay();
+    early.add(1);
+    until("a session", || other.has(1));
+    let record = fleet.log.records(Stream::Sessions).remove(0);
+    for n in 0..16 {
+        let mut forged = record.clone();
+        forged[18] ^= 1;
+        forged[43] = b'A' + n;
+        fleet.log.append(&fleet.name, Stream::Sessions, forged);
+    }
+    until("the records", || other.skipped(Skipped::Key) == 16);
+    write_keys(&keys, &["a", "b", "x", "y"]);
+    early.journal().reload_keys().unwrap();
+    until("the hint", || {
+        early.error().contains("do not have the key x")
+    });
+}
+
+#[test]
+fn what_others_still_lack_is_not_forgotten_when_keys_are_read_again() {
+    let fleet = Fleet::new("read again");
+    let keys = fleet.path("other");
+    write_keys(&keys, &["a", "b"]);
+    let mut options = fleet.options();
+    options.keys.path = keys.clone();
+    let (one, other) = (fleet.replayed(), fleet.node_with(options, limits(u64::MAX)));
+    other.wait_for_replay();
+    write_keys(&keys, &["b", "c"]);
+    other.journal().reload_keys().unwrap();
+    let lacks = |error: String| error.contains("do not have the key a");
+    until("the hint", || lacks(one.error()));
+    one.journal().reload_keys().unwrap();
+    assert!(lacks(one.error()));
+    assert!(!one.revoke(Target::Session(id(1))).pending.is_empty());
+    write_keys(&fleet.path("keys"), &["b", "c"]);
+    until("health", || one.is_up() && other.is_up());
+    until("the promise", || {
+        one.revoke(Target::Session(id(1))).pending.is_empty()
     });
 }
 
@@ -1641,9 +1849,9 @@ fn names_of_keys_that_somebody_makes_up_take_little_memory() {
     records.extend(named("new").into_iter().map(sealed_with));
     let mut seen = Seen::default();
     shared.apply_control(&records, Some(&mut seen));
-    assert_eq!(seen.unknown_keys.len(), 1001);
+    assert_eq!(seen.unopened.unknown_keys.len(), 1001);
     let is_new = |name: &&Vec<u8>| name.starts_with(b"new");
-    assert_eq!(seen.unknown_keys.iter().filter(is_new).count(), 1);
+    assert_eq!(seen.unopened.unknown_keys.iter().filter(is_new).count(), 1);
     assert_eq!(node.skipped(Skipped::Key), 3000);
 }
 

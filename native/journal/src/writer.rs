@@ -67,7 +67,7 @@ impl OpenBatch {
     /// Whether the records are sealed for this log and with the sealing key of these keys.
     fn is_sealed_for(&self, identity: LogIdentity, keys: &Keys) -> bool {
         (self.sealed_for.as_ref())
-            .is_some_and(|(log, with)| *log == identity && with.sealing().0 == keys.sealing().0)
+            .is_some_and(|(log, with)| *log == identity && with.seal_like(keys))
     }
 }
 
