@@ -13,6 +13,7 @@ use rangemap::RangeInclusiveSet;
 use rekindle_core::{canonical_name, issuer_and_serial};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::BuildHasher;
 use std::ops::RangeInclusive;
@@ -63,6 +64,10 @@ pub enum Learned {
     Revocation,
 }
 
+/// Most origins whose revocations have all expired. Each one costs room in every statement. Beyond that, those are forgotten
+/// that expired the longest ago: only a session that is even older could need them, and by a right clock it has expired.
+const MAX_OVER: usize = 1024;
+
 /// Expiry times that are so close together count as one.
 const EXPIRY_STEP_MS: u64 = 60_000;
 
@@ -70,8 +75,14 @@ const EXPIRY_STEP_MS: u64 = 60_000;
 pub struct Revocations {
     origins: Vec<Origin>,
     numbers: HashMap<u64, usize>,
+    /// Places in `origins` that are free.
+    free: Vec<usize>,
     /// The place of this node's own origin in `origins`.
     own: usize,
+    /// How often all revocations of an origin have expired.
+    ends: u64,
+    /// Knowledge that lacks nothing that has expired. Most sessions come in a row with the same.
+    current: RefCell<Option<Arc<Knowledge>>>,
     sessions: DigestTable,
     fingerprints: DigestTable,
     /// By the canonical forms of the selectors: other nodes may have certificates that write the same name in another
@@ -93,6 +104,8 @@ struct Origin {
     claimed: u64,
     /// Pairs of a counter and a time: revocations up to this counter expire at this time, by this node's running time.
     expiry: VecDeque<(u64, u64)>,
+    /// The number of the end of its last revocation among all ends.
+    end: u64,
 }
 
 impl Origin {
@@ -107,6 +120,17 @@ impl Origin {
         let claimed = 1..=self.claimed;
         let gaps = self.accounted.gaps(&claimed);
         gaps.map(|gap| gap.end() - gap.start() + 1).sum()
+    }
+
+    /// Whether all its revocations have expired, as far as this node has heard of them.
+    fn is_over(&self) -> bool {
+        self.expired > 0 && self.claimed <= self.expired
+    }
+}
+
+impl Known {
+    fn is_over(&self) -> bool {
+        self.expired > 0 && self.upto <= self.expired
     }
 }
 
@@ -136,7 +160,10 @@ impl Revocations {
         let mut revocations = Revocations {
             origins: Vec::new(),
             numbers: HashMap::new(),
+            free: Vec::new(),
             own: 0,
+            ends: 0,
+            current: RefCell::default(),
             sessions: DigestTable::default(),
             fingerprints: DigestTable::default(),
             selectors: HashMap::new(),
@@ -218,7 +245,14 @@ impl Revocations {
     /// expired or were replaced.
     pub fn learn_statement(&mut self, statement: &Knowledge) -> bool {
         let mut has_resolved_some = false;
+        let mut room = MAX_OVER.saturating_sub(self.over().count());
         for (number, known) in statement {
+            if known.is_over() && !self.numbers.contains_key(number) {
+                if room == 0 {
+                    continue;
+                }
+                room -= 1;
+            }
             let Some(place) = self.place(*number) else {
                 continue;
             };
@@ -318,17 +352,13 @@ impl Revocations {
         &self,
         session: &[u8; 32],
         certificate: Option<&[u8]>,
-        knowledge: &Knowledge,
+        knowledge: &Arc<Knowledge>,
     ) -> Verdict {
         let knew = |id: Short| {
             let known = knowledge.get(&self.origins[id.place()].number);
             known.is_some_and(|known| id.counter() <= known.upto)
         };
-        let is_outdated = |origin: &Origin| {
-            origin.expired > 0
-                && (knowledge.get(&origin.number)).map_or(0, |known| known.upto) < origin.expired
-        };
-        if self.origins.iter().any(is_outdated) {
+        if self.is_outdated(knowledge) {
             return Verdict::Outdated;
         }
         let is_covered = !self.all.iter().all(|id| knew(*id))
@@ -338,6 +368,23 @@ impl Revocations {
             true => Verdict::Revoked,
             false => Verdict::Free,
         }
+    }
+
+    /// Whether a revocation has expired that this knowledge lacks.
+    fn is_outdated(&self, knowledge: &Arc<Knowledge>) -> bool {
+        let mut current = self.current.borrow_mut();
+        if (current.as_ref()).is_some_and(|current| Arc::ptr_eq(current, knowledge)) {
+            return false;
+        }
+        let lacks = |origin: &Origin| {
+            let known = knowledge.get(&origin.number);
+            known.map_or(0, |known| known.upto) < origin.expired
+        };
+        let is_outdated = self.origins.iter().any(lacks);
+        if !is_outdated {
+            *current = Some(Arc::clone(knowledge));
+        }
+        is_outdated
     }
 
     fn is_revoked(&self, certificate: &[u8], knew: impl Fn(Short) -> bool + Copy) -> bool {
@@ -403,16 +450,39 @@ impl Revocations {
         if let Some(place) = self.numbers.get(&number) {
             return Some(*place);
         }
-        let place = self.origins.len();
+        let place = self.free.pop().unwrap_or(self.origins.len());
         if place >> (64 - COUNTER_BITS) != 0 {
             return None;
         }
-        self.origins.push(Origin {
+        let origin = Origin {
             number,
             ..Origin::default()
-        });
+        };
+        match self.origins.get_mut(place) {
+            Some(free) => *free = origin,
+            None => self.origins.push(origin),
+        }
         self.numbers.insert(number, place);
         Some(place)
+    }
+
+    /// The places of other nodes' origins whose revocations have all expired.
+    fn over(&self) -> impl Iterator<Item = usize> + '_ {
+        let places = 0..self.origins.len();
+        places.filter(|place| *place != self.own && self.origins[*place].is_over())
+    }
+
+    /// Forgets the origin whose revocations expired the longest ago, if there are too many such origins.
+    fn forget_one(&mut self) {
+        if self.over().count() <= MAX_OVER {
+            return;
+        }
+        let oldest = self.over().min_by_key(|place| self.origins[*place].end);
+        if let Some(place) = oldest {
+            let forgotten = std::mem::take(&mut self.origins[place]);
+            self.numbers.remove(&forgotten.number);
+            self.free.push(place);
+        }
     }
 
     /// Stores a revocation in place of an earlier one of its origin for the same sessions. `false` if this one, or a
@@ -455,6 +525,10 @@ impl Revocations {
         });
         self.all.retain(is_kept);
         self.statement = None;
+        *self.current.get_mut() = None;
+        self.ends += 1;
+        self.origins[place].end = self.ends;
+        self.forget_one();
     }
 }
 
@@ -607,12 +681,12 @@ mod tests {
         RevocationId { origin, counter }
     }
 
-    fn upto(origin: u64, upto: u64) -> Knowledge {
+    fn upto(origin: u64, upto: u64) -> Arc<Knowledge> {
         let known = Known {
             upto,
             ..Known::default()
         };
-        [(origin, known)].into()
+        Arc::new([(origin, known)].into())
     }
 
     #[test]
@@ -635,14 +709,14 @@ mod tests {
             revocations.make(&Target::Session([9; 32]), 1);
             assert_eq!(revocations.make(&target, 1), id(7, 2));
             for ((session, der), is_covered) in others.iter().zip(is_covered) {
-                let judge = |knowledge: &Knowledge| -> Verdict {
+                let judge = |knowledge: &Arc<Knowledge>| -> Verdict {
                     revocations.judge(session, der.as_deref(), knowledge)
                 };
                 let covered = match is_covered {
                     true => Verdict::Revoked,
                     false => Verdict::Free,
                 };
-                assert_eq!(judge(&Knowledge::new()), covered, "{target:?}");
+                assert_eq!(judge(&Arc::default()), covered, "{target:?}");
                 assert_eq!(judge(&upto(7, 1)), covered);
                 assert_eq!(judge(&upto(8, 2)), covered);
                 assert_eq!(judge(&upto(7, 2)), Verdict::Free);
@@ -665,7 +739,7 @@ mod tests {
             let mut revocations = Revocations::new(7);
             let target = Target::Certificate(selector);
             revocations.make(&target, 1);
-            let verdict = revocations.judge(&[1; 32], Some(&der), &Knowledge::new());
+            let verdict = revocations.judge(&[1; 32], Some(&der), &Arc::default());
             assert_eq!(verdict, Verdict::Revoked);
             revocations.for_each(|_, as_made, _| assert_eq!(as_made, target));
         }
@@ -763,6 +837,54 @@ mod tests {
         let mut other = Revocations::new(8);
         other.learn_statement(&revocations.knowledge());
         assert_eq!((other.missing(), judge(&other, 17)), (0, Verdict::Outdated));
+    }
+
+    #[test]
+    fn origins_that_are_long_over_are_forgotten() {
+        let most = MAX_OVER as u64;
+        let mut revocations = Revocations::new(1);
+        revocations.make(&Target::Session([1; 32]), u64::MAX);
+        revocations.learn(id(2, 1), &Target::All, u64::MAX);
+        for n in 0..most + 50 {
+            revocations.learn(id(100 + n, 1), &Target::All, n);
+            assert!(revocations.expire(n));
+        }
+        let knowledge = revocations.knowledge();
+        assert_eq!(knowledge.len(), 2 + MAX_OVER);
+        assert!(!knowledge.contains_key(&149) && knowledge.contains_key(&150));
+        assert!(revocations.origins.len() < 2 + MAX_OVER + 2);
+        assert_eq!((revocations.missing(), revocations.len()), (0, 2));
+        let mut lacking = (*knowledge).clone();
+        let judge =
+            |knowledge: &Knowledge| revocations.judge(&[9; 32], None, &Arc::new(knowledge.clone()));
+        assert_eq!(judge(&knowledge), Verdict::Free);
+        lacking.remove(&150);
+        assert_eq!(judge(&lacking), Verdict::Outdated);
+        // Another node still knows those that were forgotten. They do not come back.
+        let over = |number| {
+            let known = Known {
+                upto: 1,
+                expired: 1,
+                ..Known::default()
+            };
+            (number, known)
+        };
+        let others: Knowledge = (100..150).map(over).collect();
+        assert!(!revocations.learn_statement(&others));
+        assert_eq!(revocations.knowledge(), knowledge);
+        // One that is not over has a place nevertheless.
+        revocations.learn(id(100, 2), &Target::Session([9; 32]), u64::MAX);
+        revocations.learn_statement(&others);
+        assert_eq!(revocations.missing(), 0);
+        let verdict = revocations.judge(&[9; 32], None, &knowledge);
+        assert_eq!(verdict, Verdict::Outdated);
+        let known = revocations.knowledge();
+        let verdict = revocations.judge(&[9; 32], None, &known);
+        assert_eq!(verdict, Verdict::Free);
+        // A node that starts learns them all.
+        let mut new = Revocations::new(3);
+        new.learn_statement(&knowledge);
+        assert_eq!(new.knowledge().len(), MAX_OVER);
     }
 
     #[derive(Debug, Clone)]
