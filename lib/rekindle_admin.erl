@@ -451,8 +451,9 @@ reload_keys() ->
     ].
 
 %% @doc Reads the logs of the selected scopes although revocations are missing in them, or may be in records that do not open,
-%% and returns how many scopes that concerns. Sessions that a missing revocation covers can then be resumed. So call it only if no node that knows the revocations
-%% will come back, and first revoke again what has to be revoked. It does nothing to a scope whose journal is not `down'.
+%% and returns how many scopes that concerns. Sessions that a missing revocation covers can then be resumed. So call it only if no
+%% node that knows the revocations will come back, and first revoke again what has to be revoked. It does nothing to a scope whose
+%% journal is not `down'.
 -spec replay_anyway(which()) -> {ok, Scopes :: non_neg_integer()} | {error, no_such_scope()}.
 replay_anyway(Which) ->
     in_scopes(Which, fun

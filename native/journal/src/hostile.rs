@@ -43,7 +43,6 @@ struct Content {
     knowledge: Arc<Knowledge>,
     missing: u64,
     references: [usize; 3],
-    retired_keys: Vec<String>,
     questions: usize,
 }
 
@@ -248,7 +247,6 @@ impl Node {
                 references.knowledge.len(),
                 references.clocks.len(),
             ],
-            retired_keys: shared.retired_keys(),
             questions: replay.to_answer.len(),
         }
     }
@@ -430,7 +428,6 @@ mod tests {
         let content = node.content();
         assert_eq!((content.revocations, content.missing), (6, 3));
         assert_eq!(content.references, [2, 2, 1]);
-        assert_eq!(content.retired_keys, ["old"]);
         assert_eq!(content.questions, 1);
     }
 

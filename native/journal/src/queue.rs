@@ -91,8 +91,11 @@ pub(crate) enum ControlRecord {
     },
     /// This node's knowledge, even if the log has it already.
     Statement,
-    /// A template or a knowledge that the log has lost.
-    Content(Content),
+    /// A template or a knowledge that the log has lost, and when it was made. Newer knowledge must stay newer.
+    Content {
+        content: Content,
+        made_ms: u64,
+    },
     /// The writer's clock, because it was corrected or the log has lost it.
     Clock,
     Ask {

@@ -50,6 +50,10 @@ pub(crate) struct Seen {
     /// Whether there is anything besides the claims, questions and answers of nodes that begin a log.
     pub has_content: bool,
     pub answers: HashSet<u64>,
+    /// Whether a record opens with the sealing key.
+    pub has_sealed: bool,
+    /// Names of keys that were taken out of use, as newer records say.
+    pub retired_keys: HashSet<Vec<u8>>,
     pub unopened: Unopened,
 }
 
@@ -155,6 +159,7 @@ impl<T: TemplateCodec> Shared<T> {
             return opened;
         };
         seen.has_any |= opened.is_ok();
+        seen.has_sealed |= opened.is_ok() && header.key_id == keys.sealing().0.as_bytes();
         match &opened {
             Ok(opened) => match opened.body() {
                 Ok(Body::Revocation { id, .. }) if is_current && id.counter > 0 => {
@@ -169,6 +174,8 @@ impl<T: TemplateCodec> Shared<T> {
                 }
                 _ => {}
             },
+            // Who has taken the key out of use has written all revocations again.
+            Err(Skipped::Key) if seen.retired_keys.contains(header.key_id) => {}
             Err(reason) => seen.unopened.note(&header, record, *reason),
         }
         opened
@@ -257,7 +264,7 @@ impl<T: TemplateCodec> Shared<T> {
                 self.replay.lock().note_found(Lacking::Template(hash));
             }
             Body::Knowledge(content) => {
-                self.learn_statement(content, stamp, keep_ms, seen.is_none())?;
+                self.learn_statement(content, stamp, keep_ms, seen)?;
             }
             Body::Clock { zero_ms, revision } => {
                 let clock = (zero_ms, revision);
@@ -315,25 +322,25 @@ impl<T: TemplateCodec> Shared<T> {
         content: &[u8],
         stamp: Stamp,
         keep_ms: u64,
-        is_new: bool,
+        seen: Option<&mut Seen>,
     ) -> Result<(), Skipped> {
-        let hash = content_hash(content);
+        let is_new = seen.is_none();
         let is_newest = self.note_statement(stamp);
-        let is_known = self.references.lock().knowledge.contains_key(&hash);
-        let may_matter = is_new || !self.replay.lock().still_sealed.is_empty();
-        if is_known && !may_matter {
-            return Ok(());
-        }
         let statement = Statement::decode(content)?;
+        if let Some(seen) = seen {
+            let retired = statement.retired_keys.iter();
+            let retired = retired.map(|name| name.as_bytes().to_vec());
+            seen.retired_keys.extend(retired);
+        }
         self.note_retired_by(stamp, &statement.retired_keys);
         if is_new && is_newest {
             // Who has written an older one may have ended, or changed its keys since.
             self.note_lacked_by(stamp.writer, &statement);
         }
-        if is_known {
+        let hash = content_hash(content);
+        if self.references.lock().knowledge.contains_key(&hash) {
             return Ok(());
         }
-        self.note_retired_keys(&statement.retired_keys);
         let knowledge = &statement.knowledge;
         if (self.remembered).change(|revocations| revocations.learn_statement(knowledge)) {
             // So this node need not wait any more for some missing revocations.
@@ -500,6 +507,9 @@ impl<T: TemplateCodec> Shared<T> {
     /// Writes what this node knows and the log does not have. If it may, it also answers questions; a node that may
     /// lack something itself must not.
     pub fn complete_log(&self, seen: &Seen, may_answer: bool) {
+        if !self.may_seal.load(Relaxed) {
+            return;
+        }
         let was_complete = self.is_log_complete.load(Relaxed);
         if was_complete && self.status.is_failing(Part::Writer) && self.queue.len() > 0 {
             // The queue already has enough for a log that fails.
@@ -510,10 +520,11 @@ impl<T: TemplateCodec> Shared<T> {
         let is_complete = records.is_empty();
         let is_all = self.leave_some_to_others(&mut records);
         let mut has_lost_knowledge = false;
-        for (hash, (_, content)) in &*self.announced.lock() {
+        for (hash, (made_ms, content)) in &*self.announced.lock() {
             if !seen.contents.contains(hash) {
                 has_lost_knowledge |= matches!(content, Content::Knowledge(_));
-                records.push(ControlRecord::Content(content.clone()));
+                let (content, made_ms) = (content.clone(), *made_ms);
+                records.push(ControlRecord::Content { content, made_ms });
             }
         }
         if !seen.has_own_clock && self.clock.lock().written_ms.is_some() {

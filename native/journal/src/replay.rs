@@ -24,7 +24,7 @@ const PAGE: usize = if cfg!(test) { 50 } else { 1000 };
 const TICK: Duration = Duration::from_millis(100);
 
 /// How soon a node reads the log again if it may not read sessions, and asks the others for missing records. The time
-/// doubles, up to 8 seconds.
+/// doubles, up to 8 seconds, or 32 if a key is missing.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 /// Limit on the questions that wait for an answer.
@@ -155,14 +155,15 @@ fn scan<T: TemplateCodec>(
     let mut seen = Seen::default();
     loop {
         let records = reader.older(Stream::Control, PAGE)?;
-        if records.is_empty() {
-            return Ok(seen);
-        }
-        if journal.has_ended() {
-            return Ok(seen);
+        if records.is_empty() || journal.has_ended() {
+            break;
         }
         journal.apply_control(&records, Some(&mut seen));
     }
+    if !journal.has_ended() {
+        journal.check_own_key(&seen);
+    }
+    Ok(seen)
 }
 
 fn replay<T: TemplateCodec>(
@@ -287,13 +288,18 @@ fn read_sessions<T: TemplateCodec>(
 /// Whether sessions may be left out because the record of their writer's knowledge is lost: either another node has
 /// answered that it does not have the record, or no other node can have it.
 fn is_settled<T: TemplateCodec>(journal: &Shared<T>, hash: ContentHash) -> bool {
-    let is_alone = !journal.is_shared_log && journal.was_complete();
+    let is_alone = is_alone(journal);
     let is_answered = journal.is_answered();
     let mut replay = journal.replay.lock();
     if is_answered || is_alone {
         replay.settled.insert(hash);
     }
     replay.settled.contains(&hash)
+}
+
+/// Whether the node is alone with its log: it has made all revocations itself, and remembers them.
+fn is_alone<T: TemplateCodec>(journal: &Shared<T>) -> bool {
+    !journal.is_shared_log && journal.was_complete()
 }
 
 /// Finds the log's identity. `false` if it cannot be known yet.
@@ -441,14 +447,15 @@ fn lack_of_key<T: TemplateCodec>(journal: &Shared<T>, unopened: &Unopened) -> Op
         drop(replay);
         if !unknown.is_empty() {
             // The other nodes need not wait for these keys any more either.
-            journal.note_retired_keys(&unknown);
+            journal.retire_lacked_keys(&unknown);
             journal.queue.push_record(ControlRecord::Statement);
         }
         return None;
     }
     replay.note_lacked_keys(&journal.queue, unknown.iter().map(String::as_str));
-    let mut forged = unopened.forged.iter();
-    let forged = forged.find(|(hash, _)| !replay.settled.contains(*hash));
+    let is_new = |(hash, _): &(&ContentHash, _)| !replay.settled.contains(*hash);
+    let forged = unopened.forged.iter();
+    let forged = forged.filter(|it| is_new(it) && !is_alone(journal)).min();
     replay.lacked_key = match (unknown.first(), forged) {
         (Some(name), _) => Some(format!(
             "records that may be revocations are sealed with the key {}, which is not in the key file",
@@ -481,7 +488,9 @@ fn set_held<T: TemplateCodec>(journal: &Shared<T>, why: &str) {
 
 /// How long to wait before the log is read again. If that is in vain, longer the next time.
 fn next_delay(replay: &mut ReplayState) -> Duration {
-    let delay = ASK_AGAIN.saturating_mul(1 << replay.holds.min(2));
+    // A key that comes is noticed at once.
+    let doublings = if replay.lacked_key.is_some() { 4 } else { 2 };
+    let delay = ASK_AGAIN.saturating_mul(1 << replay.holds.min(doublings));
     replay.holds += 1;
     delay
 }

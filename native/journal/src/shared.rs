@@ -5,7 +5,7 @@ use crate::clock::{instant, now_ms, wall_ms};
 use crate::keys::{KeyFile, Keys, Version};
 use crate::node_memory::{KnownLog, NodeMemory, ScopeMemory};
 use crate::queue::{Content, ControlRecord, Queue, Waker};
-use crate::reader::carry_out;
+use crate::reader::{carry_out, Seen};
 use crate::record::{ContentHash, Context, LogIdentity, Stamp, Statement};
 use crate::revocations::Knowledge;
 use crate::status::{emit, Event, EventKind, Part, Status};
@@ -36,7 +36,8 @@ const CLOCK_PRECISION_MS: u64 = 1000;
 const MAX_TEMPLATES: usize = 4096;
 pub(crate) const MAX_REFERENCES: usize = if cfg!(test) { 1024 } else { 65_536 };
 
-/// Limit on the names of retired keys. There are far fewer, but other nodes tell of theirs.
+/// Limit on the names of retired keys. There are far fewer, but an attacker can make up names of keys before the operator
+/// decides to replay anyway.
 pub(crate) const MAX_RETIRED_KEYS: usize = 1000;
 
 /// How many revocations a node writes again in its first pass over a log that has lost them.
@@ -97,6 +98,8 @@ pub(crate) struct Shared<T> {
     pub begun: Mutex<Vec<LogIdentity>>,
     keys: RwLock<Option<Arc<Keys>>>,
     key_version: Mutex<Option<Version>>,
+    /// Whether the log shows no sign that others have another key of the sealing key's name. Known after a pass.
+    pub may_seal: AtomicBool,
     retired_keys: Mutex<BTreeSet<String>>,
     heard: Mutex<Heard>,
     pub clock: Mutex<OwnClock>,
@@ -261,6 +264,7 @@ impl<T: TemplateCodec> Shared<T> {
             begun: Mutex::default(),
             keys: RwLock::default(),
             key_version: Mutex::default(),
+            may_seal: AtomicBool::new(false),
             retired_keys: Mutex::default(),
             heard: Mutex::default(),
             clock: Mutex::new(OwnClock {
@@ -476,10 +480,12 @@ impl<T: TemplateCodec> Shared<T> {
             let may_be_right = self.replay.lock().lacked_key.is_none();
             if let Some(name) = replaced.filter(|_| may_be_right) {
                 return Err(format!(
-                    "key file {}: the key {name} is another one than before; a new key needs a new name",
+                    "key file {}: the key {name} is another one than before; a new key needs a new name, and if the former \
+                     one was wrong, this node needs a restart",
                     file.path.display()
                 ));
             }
+            let has_replaced_some = replaced.is_some();
             let is_new = loaded.replace(version) != Some(version);
             let keys = Arc::new(keys);
             let former = self.keys().filter(|_| is_new);
@@ -488,6 +494,9 @@ impl<T: TemplateCodec> Shared<T> {
                 .as_ref()
                 .is_some_and(|former| self.retire(former, &keys));
             *self.keys.write() = Some(Arc::clone(&keys));
+            if has_replaced_some {
+                self.may_seal.store(false, SeqCst);
+            }
             if let Some(former) = former {
                 self.note_new_keys(&former, &keys, has_retired_some);
             }
@@ -533,8 +542,9 @@ impl<T: TemplateCodec> Shared<T> {
             replay.want_replay(Duration::ZERO);
         }
         let is_sealing_changed = !keys.seal_like(former);
-        if is_sealing_changed {
-            // Records are sealed again with the new key, because a node may start that has only newer keys.
+        if is_sealing_changed || has_retired_some {
+            // Records are sealed again with the new key, because a node may start that has only newer keys. And none must
+            // tell later of keys that were taken out of use before.
             self.announced.lock().clear();
             self.clock.lock().written_ms = None;
             replay.want_scan(random_delay(COMPLETE_WITHIN_MS));
@@ -574,6 +584,22 @@ impl<T: TemplateCodec> Shared<T> {
         }
     }
 
+    /// Decides whether to begin to write, after a pass over the control stream: if its records name the sealing key and none
+    /// opens with it, others have another key of this name, and could not read what this node writes.
+    pub fn check_own_key(&self, seen: &Seen) {
+        let Some(keys) = self.keys() else {
+            return;
+        };
+        let name = keys.sealing().0.as_bytes();
+        let is_another = seen.unopened.forged.values().any(|named| named == name);
+        let may_seal = seen.has_sealed || !is_another || !self.is_shared_log;
+        // A key that was right stays right, even if somebody damages all records.
+        if may_seal && !self.may_seal.swap(true, SeqCst) {
+            // Records have waited for that.
+            self.queue.wake();
+        }
+    }
+
     #[cfg(any(test, fuzzing))]
     pub fn set_keys(&self, keys: Keys) {
         *self.keys.write() = Some(Arc::new(keys));
@@ -606,13 +632,13 @@ impl<T: TemplateCodec> Shared<T> {
         self.check_sealing_key().err().or(lacked).or(why)
     }
 
-    /// Names of keys that were taken out of use.
+    /// Names of keys that this node has taken out of use.
     pub fn retired_keys(&self) -> Vec<String> {
         let names = self.retired_keys.lock().clone();
         self.without_own(names)
     }
 
-    /// Whether a key that is not here was taken out of use.
+    /// Whether this node has taken a key that it does not have out of use.
     pub fn has_retired(&self, name: &str) -> bool {
         self.retired_keys.lock().contains(name)
     }
@@ -630,11 +656,10 @@ impl<T: TemplateCodec> Shared<T> {
         others.filter(|name| !has.contains(name)).collect()
     }
 
-    /// Notes keys that another node has taken out of use.
-    pub fn note_retired_keys(&self, names: &[String]) {
-        let has = self.key_ids();
+    /// Takes keys out of use that this node does not have: the operator has decided that.
+    pub fn retire_lacked_keys(&self, names: &[String]) {
         let mut retired = self.retired_keys.lock();
-        for name in names.iter().filter(|name| !has.contains(name)) {
+        for name in names {
             retire(&mut retired, name);
         }
     }
@@ -656,9 +681,13 @@ impl<T: TemplateCodec> Shared<T> {
         let until = instant() + LACK_LASTS;
         let retired = statement.retired_keys.iter().map(|name| (name, None));
         let others = statement.lacked_keys.iter().map(|name| (name, Some(until)));
-        // Most names are not of this node's keys. Attackers can make some up, and those of former keys are said for good.
-        let has = self.key_ids();
-        let own = retired.chain(others).filter(|(name, _)| has.contains(name));
+        // Most names are not of this node's keys, or of former ones. Attackers can make some up, too.
+        let Some(keys) = self.keys() else {
+            return;
+        };
+        let own = retired
+            .chain(others)
+            .filter(|(name, _)| keys.is_current(name.as_bytes()));
         let mut heard = self.heard.lock();
         heard.lacked.retain(|(_, by), _| *by != writer);
         for (name, until) in own {
@@ -683,8 +712,15 @@ impl<T: TemplateCodec> Shared<T> {
     /// this node lacks.
     pub fn renew_lacks(&self) {
         let now = instant();
-        let is_valid = |until: &Option<Instant>| until.is_none_or(|at| now < at);
-        self.heard.lock().lacked.retain(|_, until| is_valid(until));
+        let parts = [Part::Writer, Part::Follower];
+        let is_cut_off = parts.iter().any(|part| self.status.is_failing(*part));
+        self.heard.lock().lacked.retain(|_, until| {
+            if is_cut_off {
+                // They cannot say it again now.
+                *until = until.map(|_| now + LACK_LASTS);
+            }
+            until.is_none_or(|at| now < at)
+        });
         self.report_lack();
         self.replay.lock().tell_if_due(&self.queue);
     }

@@ -7,6 +7,7 @@ use crate::reader::Seen;
 use crate::record::{content_hash, seal, Body, Skipped, Statement};
 use crate::replay::Replayer;
 use crate::revocations::Knowledge;
+use crate::status::Part;
 use crate::testing::{
     has, id, insert, key_line, open, options, store, Common, Memory, Placed, POISON, USELESS,
 };
@@ -1163,27 +1164,125 @@ fn other_lines(names: &[&str]) -> String {
 
 #[test]
 fn a_node_with_other_keys_of_the_same_names_reads_and_writes_nothing() {
-    let fleet = Fleet::new("same names");
-    let one = fleet.replayed();
-    one.add(1);
-    one.wait_for_writing();
-    until("a session", || fleet.count(Stream::Sessions) == 1);
+    // It may know the log from before.
+    for is_new in [true, false] {
+        let fleet = Fleet::new("same names");
+        if !is_new {
+            let former = fleet.node_in("node");
+            former.wait_for_replay();
+            former.revoke_for_good(Target::Session(id(9)));
+            former.end();
+        }
+        let one = fleet.replayed();
+        one.add(1);
+        one.wait_for_writing();
+        until("a session", || fleet.count(Stream::Sessions) == 1);
+        let keys = fleet.path("other");
+        write_key_lines(&keys, other_lines(&["a", "b"]));
+        let mut options = fleet.options();
+        options.keys.path = keys.clone();
+        options.node_folder = Some(fleet.path("node"));
+        let other = fleet.node_with(options, limits(u64::MAX));
+        assert!(!other.revoke(Target::Session(id(4))).pending.is_empty());
+        until("the hold", || {
+            other.error().contains("do not open with the key")
+        });
+        other.add(2);
+        until("the promise", || {
+            one.revoke(Target::Session(id(3))).pending.is_empty()
+        });
+        assert!(!other.revoke(Target::Session(id(4))).pending.is_empty());
+        assert_eq!(one.skipped_at_all(), 0);
+        write_keys(&keys, &["a", "b"]);
+        other.wait_for_replay();
+        until("sessions", || one.has(2) && other.has(1));
+        until("health", || one.is_up() && other.is_up());
+        until("the promise", || {
+            other.revoke(Target::Session(id(2))).pending.is_empty()
+        });
+        until("the revocation", || !one.has(2));
+    }
+}
+
+#[test]
+fn a_key_that_came_back_into_use_is_not_taken_for_one_out_of_use() {
+    let fleet = Fleet::new("back in use");
     let keys = fleet.path("other");
-    write_key_lines(&keys, other_lines(&["a", "b"]));
-    let mut options = fleet.options();
-    options.keys.path = keys.clone();
-    let other = fleet.node_with(options, limits(u64::MAX));
-    until("the hold", || {
-        other.error().contains("do not open with the key")
-    });
-    other.add(2);
-    assert!(one.revoke(Target::Session(id(3))).pending.is_empty());
-    assert!(!other.revoke(Target::Session(id(4))).pending.is_empty());
-    assert_eq!(one.skipped_at_all(), 0);
     write_keys(&keys, &["a", "b"]);
+    let with_other_keys = || {
+        let mut options = fleet.options();
+        options.keys.path = keys.clone();
+        fleet.node_with(options, limits(u64::MAX))
+    };
+    let (one, other) = (fleet.replayed(), with_other_keys());
     other.wait_for_replay();
-    until("sessions", || one.has(2) && other.has(1));
+    // A mistake, which is mended.
+    write_keys(&keys, &["b", "c"]);
+    other.journal().reload_keys().unwrap();
+    other.add(5);
+    until("a session", || one.has(5));
+    until("the hint", || one.error().contains("do not have the key a"));
+    write_keys(&keys, &["a", "b"]);
+    other.journal().reload_keys().unwrap();
     until("health", || one.is_up() && other.is_up());
+    assert_eq!(one.revoke_for_good(Target::Session(id(5))), 1);
+    until("the revocation", || !other.has(5));
+    // A node that makes the same mistake at its start finds what was said before.
+    write_keys(&fleet.path("third"), &["b", "c"]);
+    let mut options = fleet.options();
+    options.keys.path = fleet.path("third");
+    let third = fleet.node_with(options, limits(u64::MAX));
+    until("the hold", || third.error().contains("the key a"));
+    assert!(!third.has(5));
+}
+
+/// By a clock that the test moves.
+#[test]
+fn what_others_lack_is_not_forgotten_while_they_cannot_say_it_again() {
+    let fleet = Fleet::new("cut off");
+    let node = fleet.node_on(&fleet.hub(), fleet.options());
+    let shared = &node.journal().0;
+    shared.load_keys().unwrap();
+    let statement = Statement {
+        lacked_keys: vec!["a".into()],
+        ..Statement::default()
+    };
+    shared.note_lacked_by(1, &statement);
+    for (at_s, is_down) in [(50, true), (150, true), (200, false), (400, false)] {
+        let down = Err("it is down".to_string());
+        shared.set(Part::Follower, if is_down { down } else { Ok(()) });
+        set_moved(1000 * at_s, 1000 * at_s as i64);
+        shared.renew_lacks();
+        assert_eq!(shared.check_sealing_key().is_err(), at_s < 400);
+    }
+    set_moved(0, 0);
+}
+
+#[test]
+fn a_damaged_record_does_not_hold_a_node_that_is_alone_with_its_log() {
+    let fleet = Fleet::alone("damaged alone");
+    let start = || {
+        let node = fleet.node_in("node");
+        node.wait_for_replay();
+        node
+    };
+    let node = start();
+    node.add(1);
+    node.revoke_for_good(Target::Session(id(7)));
+    node.wait_for_writing();
+    node.end();
+    fleet.log.change(|records| {
+        let mut revocations = records.iter_mut();
+        let damaged = revocations.find(|it| it.record[1] == 5).unwrap();
+        *damaged.record.last_mut().unwrap() ^= 1;
+    });
+    let node = start();
+    until("health", || node.is_up());
+    assert!(node.has(1) && node.skipped(Skipped::Forged) >= 1);
+    node.add(2);
+    node.wait_for_writing();
+    node.end();
+    assert!(start().has(2));
 }
 
 #[test]
@@ -1842,7 +1941,7 @@ fn names_of_keys_that_somebody_makes_up_take_little_memory() {
         [&claim[..42], &[name.len() as u8], name, &claim[44..]].concat()
     };
     let named = |what: &str| -> Vec<String> { (0..2000).map(|n| format!("{what}{n}")).collect() };
-    shared.note_retired_keys(&named("retired"));
+    shared.retire_lacked_keys(&named("retired"));
     assert_eq!(shared.retired_keys().len(), 1000);
     // All retired ones come first, and still one of the others is noticed.
     let mut records: Vec<_> = shared.retired_keys().into_iter().map(sealed_with).collect();

@@ -290,7 +290,9 @@ impl<T: TemplateCodec> Writer<T> {
             }
             let is_remembered = journal.memory.is_saved();
             let is_done = open_batch.is_empty() && journal.queue.len() == 0;
-            if is_done || is_failing && is_remembered || journal.identity().is_none() {
+            // It reads the log no more, so it would never learn whether it may write.
+            let is_vain = journal.identity().is_none() || !journal.may_seal.load(SeqCst);
+            if is_done || is_failing && is_remembered || is_vain {
                 self.open_batches.remove(&journal.writer);
                 self.hub.remove(journal);
                 journal.memory.keep_unsaved();
@@ -412,9 +414,9 @@ fn is_over(since: Option<Instant>, time: Duration) -> bool {
     since.is_none_or(|since| instant().duration_since(since) >= time)
 }
 
-/// Whether there are keys, and the log's identity is known.
+/// Whether there are keys that others can be expected to have, and the log's identity is known.
 fn is_ready<T: TemplateCodec>(journal: &Shared<T>) -> bool {
-    journal.identity().is_some() && journal.keys().is_some()
+    journal.identity().is_some() && journal.keys().is_some() && journal.may_seal.load(SeqCst)
 }
 
 /// Whether records may tell of the revocations that this node knows: the log has them, or they come first. A journal that
@@ -510,13 +512,13 @@ fn fill<T: TemplateCodec>(journal: &Shared<T>, open_batch: &mut OpenBatch) -> Re
             }
             ControlRecord::Statement => {
                 let content = statement(journal, &open_batch.knowledge);
-                announcing.note(&content);
+                announcing.note(&content, now);
                 control.push(seal_as(now, 0, &body_of(&content))?);
                 continue;
             }
-            ControlRecord::Content(content) => {
-                announcing.note(content);
-                control.push(seal_as(now, 0, &body_of(content))?);
+            ControlRecord::Content { content, made_ms } => {
+                announcing.note(content, *made_ms);
+                control.push(seal_as(*made_ms, 0, &body_of(content))?);
                 continue;
             }
             ControlRecord::Clock => {
@@ -626,11 +628,11 @@ impl<T: TemplateCodec> Announcing<'_, T> {
         self.now_ms < at_ms.saturating_add(self.journal.announce_again_ms())
     }
 
-    fn note(&self, content: &Content) {
+    fn note(&self, content: &Content, made_ms: u64) {
         let hash = content_hash(content.bytes());
         let mut announced = self.journal.announced.lock();
         make_room(&mut announced, |(at_ms, _)| *at_ms);
-        announced.insert(hash, (self.now_ms, content.clone()));
+        announced.insert(hash, (made_ms, content.clone()));
     }
 
     fn knowledge(&mut self, knowledge: &Arc<Knowledge>) -> ContentHash {
