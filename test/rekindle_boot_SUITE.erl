@@ -83,7 +83,7 @@ resumes_distribution(Mode, Config) ->
     [Server, Client] = Nodes = [start_distributed(Name, Port, Mode, Release, Config) || Name <- ["server@127.0.0.1", "client@127.0.0.2"]],
     ?assertEqual([list_to_atom(Mode), list_to_atom(Mode)], [rekindle_node:call(Node, code, get_mode, []) || Node <- Nodes]),
     Managers = [whereis(Node, ssl_manager_dist) || Node <- Nodes],
-    [connect_nodes(Client, 'server@127.0.0.1') || _ <- lists:seq(1, 3)],
+    [connect_nodes(Client, Server, 'server@127.0.0.1', N) || N <- lists:seq(1, 3)],
     ?assertEqual({1, 5}, openssl_reconnect(Port)),
     ?assertMatch(#{hits := 5, sessions := 4, faults := 0}, scope(Server, upgraded)),
     ?assertEqual(1, order_size(Server, whereis(Server, ssl_unknown_listener))),
@@ -125,7 +125,7 @@ start_distributed(Name, Port, Mode, Release, Config) ->
 start_release(Release, Mode, Args) ->
     Config = filename:join(filename:dirname(Release), "sys"),
     Common = ["-boot", Release, "-mode", Mode, "-config", Config, "-env", "ERL_CRASH_DUMP_SECONDS", "0"],
-    {ok, Node, _} = peer:start(#{connection => standard_io, args => Common ++ Args}),
+    {ok, Node, _} = peer:start(#{connection => standard_io, args => Common ++ Args, wait_boot => 60_000}),
     [
         {module, _} = rekindle_node:call(Node, code, load_abs, [filename:rootname(code:which(Module))])
      || Module <- [rekindle_node, rekindle_log_lines, rekindle_servers, ?MODULE]
@@ -147,10 +147,11 @@ accept(_Certificate, {bad_cert, Reason}, _State) -> {fail, Reason};
 accept(_Certificate, {extension, _}, State) -> {unknown, State};
 accept(_Certificate, _Valid, State) -> {valid, State}.
 
-connect_nodes(Client, Name) ->
+%% Connects them for the Nth time.
+connect_nodes(Client, Server, Name, N) ->
     ?assert(rekindle_node:call(Client, net_kernel, connect_node, [Name])),
     %% The session is registered once the handshake is done.
-    timer:sleep(200),
+    rekindle_node:await(fun() -> [N] =:= [Sessions || #{scope := upgraded, sessions := Sessions} <- servers(Server)] end),
     ?assert(rekindle_node:call(Client, erlang, disconnect_node, [Name])),
     rekindle_node:await(fun() -> rekindle_node:call(Client, erlang, nodes, []) =:= [] end).
 

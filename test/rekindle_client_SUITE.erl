@@ -142,7 +142,7 @@ connections_that_end_in_fatal_alerts_drop_their_common_session(Config) ->
     end).
 
 the_validator_drops_expired_sessions(Config) ->
-    with_ssl(Config, [{session_lifetime, 1}], fun(Certs) ->
+    with_ssl(Config, [{session_lifetime, 3}], fun(Certs) ->
         {_, Port} = start_server(tls, Certs, []),
         lists:foreach(
             fun(_) ->
@@ -150,7 +150,7 @@ the_validator_drops_expired_sessions(Config) ->
                 Template = the_session(),
                 [register_session(?HOST, Port, with_id(Template, new_id())) || _ <- lists:seq(1, 20)],
                 ?assertEqual(21, rekindle:size(cache())),
-                timer:sleep(1500),
+                timer:sleep(3500),
                 manager() ! validate_sessions,
                 rekindle_node:await(fun() -> rekindle:size(cache()) =:= 0 end),
                 assert_same_manager(),

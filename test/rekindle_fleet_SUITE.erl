@@ -7,7 +7,9 @@
 
 -compile([export_all, nowarn_export_all]).
 
--import(rekindle_journals, [key/1, write_keys/2, save/3, save/4, offer/3, offer/4, servers/1, journal/2]).
+-import(rekindle_journals, [
+    key/1, write_keys/2, save/3, save/4, offer/3, offer/4, servers/1, journal/2, await_written/2, durably/3
+]).
 
 -define(EACH, ["valkey-server", "redis-server"]).
 
@@ -107,12 +109,12 @@ what_is_revoked_on_one_node_is_revoked_on_all(Config) ->
     Forgotten = save(1, FirstPort, Config),
     Flushed = save(2, SecondPort, Config),
     await(fun() -> sessions(First) =:= 2 andalso sessions(Second) =:= 2 end),
-    {ok, 1} = rekindle_node:call(Second, rekindle_admin, forget, [rekindle_clients:session_id(Forgotten)]),
+    1 = durably(Second, forget, [rekindle_clients:session_id(Forgotten)]),
     await(fun() -> sessions(First) =:= 1 end),
     ?assertMatch(#{resumed := 0}, offer(Forgotten, FirstPort, Config)),
     ?assertMatch(#{resumed := 1}, offer(Flushed, FirstPort, Config)),
     await(fun() -> sessions(Second) =:= 2 end),
-    {ok, 2} = rekindle_node:call(First, rekindle_admin, flush, []),
+    2 = durably(First, flush, []),
     await(fun() -> sessions(Second) =:= 0 end),
     ?assertMatch(#{resumed := 0}, offer(Flushed, SecondPort, Config)),
     %% And on one that comes later.
@@ -133,13 +135,12 @@ a_session_of_a_client_certificate_is_revoked_on_all(Config) ->
     Kept = save(2, FirstPort, Config, Other),
     await(fun() -> sessions(Second) =:= 2 end),
     {ok, Pem} = file:read_file(maps:get(cert, Ec)),
-    {ok, 1} = rekindle_node:call(First, rekindle_admin, revoke, [Pem]),
+    1 = durably(First, revoke, [Pem]),
     await(fun() -> sessions(Second) =:= 1 end),
     ?assertMatch(#{resumed := 0}, offer(Stolen, SecondPort, Config, Identity)),
     ?assertMatch(#{resumed := 1}, offer(Kept, SecondPort, Config, Other)),
     {ok, CaPem} = file:read_file(Ca),
-    {ok, N} = rekindle_node:call(First, rekindle_admin, revoke, [{issuer, CaPem}]),
-    ?assert(N >= 1),
+    ?assert(durably(First, revoke, [{issuer, CaPem}]) >= 1),
     await(fun() -> sessions(Second) =:= 0 end),
     {Third, ThirdPort} = start_node(journal(Valkey, Config, []), Verify, Config),
     await(fun() -> journal(Third, replay) =/= undefined end),
@@ -178,9 +179,18 @@ other_keys_open_nothing(Config) ->
     write_keys(KeyFile, [key("a")]),
     [{Second, SecondPort}] = start_nodes(1, Valkey, lists:keystore(key_file, 1, Config, {key_file, KeyFile})),
     Saved = save(1, FirstPort, Config),
-    await(fun() -> maps:get(forged, journal(Second, skipped)) >= 2 end),
+    await(fun() -> journal(Second, state) =:= down end),
+    ?assertMatch({match, _}, re:run(journal(Second, last_error), "do not open with the key a")),
     ?assertMatch(#{resumed := 0}, offer(Saved, SecondPort, Config)),
     ?assertMatch([{error, _}], rekindle_node:call(Second, rekindle_admin, findings, [])),
+    %% What it would write is of no use to the others.
+    ?assertMatch({pending, 0, #{}}, rekindle_node:call(Second, rekindle_admin, forget, [<<0:256>>])),
+    ?assertEqual(up, journal(First, state)),
+    {ok, Right} = file:read_file(?config(key_file, Config)),
+    ok = write_keys(KeyFile, [Right]),
+    %% The other one is of the full handshake.
+    await(fun() -> sessions(Second) =:= 2 end),
+    ?assertMatch(#{resumed := 1}, offer(Saved, SecondPort, Config)),
     stop_all([{First, 0}, {Second, 0}]).
 
 %% The fields of its records are the same. rekindle_layout_SUITE has those whose fields are not.
@@ -288,7 +298,8 @@ the_doctor_sees_clocks_that_differ(Config) ->
     {Node, _} = start_node(journal(Valkey#{port := rekindle_proxy:port(Proxy)}, Config, []), [], Config),
     await(fun() -> journal(Node, clock_ahead) > 5000 end),
     [{warning, Line}] = rekindle_node:call(Node, rekindle_admin, findings, []),
-    ?assertMatch({Line, {match, _}}, {Line, re:run(Line, "clocks .* differ by (9\\.9|10\\.\\d) s")}),
+    %% An answer that comes late makes the difference seem another one.
+    ?assertMatch({Line, {match, _}}, {Line, re:run(Line, "clocks .* differ by ([5-9]|1[0-5])\\.\\d s")}),
     rekindle_node:stop(Node),
     rekindle_proxy:stop(Proxy).
 
@@ -300,6 +311,7 @@ without_a_key_file_nodes_wait_for_it(Config) ->
     Saved = save(1, FirstPort, Config),
     ?assertMatch(#{resumed := 1}, offer(Saved, FirstPort, Config)),
     ?assertMatch(#{resumed := 0}, offer(Saved, SecondPort, Config)),
+    await(fun() -> journal(First, state) =:= down end),
     [{error, Line}] = rekindle_node:call(First, rekindle_admin, findings, []),
     ?assertNotEqual({Line, nomatch}, {Line, string:find(Line, KeyFile)}),
     %% It is the same on all: nobody makes one.
@@ -375,26 +387,25 @@ it_works_with_a_cluster(Config) ->
     Addresses = [lists:concat(["127.0.0.1:", Port]) || #{port := Port} <- Servers],
     ct:log("~s", [rekindle_valkey:command(One, ["--cluster", "create" | Addresses] ++ ["--cluster-replicas", "0", "--cluster-yes"])]),
     await(fun() -> string:find(rekindle_valkey:command(One, ["CLUSTER", "INFO"]), "cluster_state:ok") =/= nomatch end),
-    Nodes = [{_, FirstPort}, {Second, SecondPort}] =
+    Nodes = [{First, FirstPort}, {Second, SecondPort}] =
         [start_node(journal(One, Config, [{cluster, true}, {partitions, 8}]), [], Config) || _ <- [1, 2]],
     %% Records that wait until the log is known go to one of the servers.
-    await(fun() -> journal(element(1, hd(Nodes)), replay) =/= undefined end),
+    await(fun() -> journal(First, replay) =/= undefined end),
     Saved = [save(N, FirstPort, Config) || N <- lists:seq(1, 12)],
     await(fun() -> sessions(Second) =:= 12 end),
     [?assertMatch(#{resumed := 1}, offer(File, SecondPort, Config)) || File <- Saved],
-    %% Each of the servers has some of them.
-    Keys = [rekindle_valkey:command(Server, ["DBSIZE"]) || Server <- Servers],
-    ct:log("~p", [Keys]),
-    ?assertEqual([], [Count || Count <- Keys, Count =:= "0"]),
+    %% Each of the servers gets some of them. Those that are written at once go to one partition.
+    await(fun() ->
+        _ = save(more, FirstPort, Config),
+        Keys = [rekindle_valkey:command(Server, ["DBSIZE"]) || Server <- Servers],
+        ct:log("~p", [Keys]),
+        not lists:member("0", Keys)
+    end),
     {Third, ThirdPort} = start_node(journal(One, Config, [{cluster, true}, {partitions, 8}]), [], Config),
-    await(fun() -> sessions(Third) =:= 12 end),
+    await(fun() -> sessions(Third) =:= sessions(First) end),
     stop_all([{Third, ThirdPort} | Nodes]).
 
 %% ---- helpers ----
-
-%% This many sessions, and the records that they refer to: a template, a knowledge and a clock.
-await_written(Node, Sessions) ->
-    await(fun() -> journal(Node, written) >= Sessions + 3 andalso journal(Node, queued) =:= 0 end).
 
 start_valkey(Config) ->
     start_valkey(Config, #{}).

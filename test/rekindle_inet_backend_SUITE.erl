@@ -149,7 +149,7 @@ a_journal_outlives_a_restart_with_another_backend(Config) ->
             Before =:= 0 orelse rekindle_node:await(fun() -> journal(Node, applied) =:= Before end),
             Before =:= 0 orelse ?assertEqual({0, 1}, offer(Port, File)),
             ?assertMatch(#{full := 1}, rekindle_clients:openssl_save(tls, Port, File, #{})),
-            rekindle_node:await(fun() -> journal(Node, written) >= 1 end),
+            rekindle_journals:await_written(Node, 1),
             rekindle_node:stop(Node)
         end
      || {Before, Args} <- [{0, ?NODE}, {1, ?NODE}, {2, []}, {3, ?NODE}]

@@ -8,7 +8,7 @@
 
 -compile([export_all, nowarn_export_all]).
 
--import(rekindle_journals, [servers/1, journal/2]).
+-import(rekindle_journals, [servers/1, journal/2, await_written/2, durably/3]).
 -import(rekindle_node, [kill/1]).
 
 all() ->
@@ -59,13 +59,13 @@ end_per_testcase(_Case, _Config) ->
 sessions_outlive_a_stop_and_a_kill(Config) ->
     First = start(Config, []),
     Saved = [save(N, Config) || N <- lists:seq(1, 5)],
-    await_written(5, First),
+    await_written(First, 5),
     stop(First),
     Second = start(Config, []),
     await_applied(5, Second),
     [?assertMatch(#{resumed := 1}, offer(File, Config)) || File <- Saved],
     Later = save(6, Config),
-    await_written(1, Second),
+    await_written(Second, 1),
     kill(Second),
     Third = start(Config, []),
     await_applied(6, Third),
@@ -76,7 +76,7 @@ sessions_outlive_a_stop_and_a_kill(Config) ->
 dtls_sessions_outlive_a_restart(Config) ->
     First = start(dtls, Config, [], [{versions, ['dtlsv1.2']}]),
     Saved = save(1, Config, #{proto => dtls}),
-    await_written(1, First),
+    await_written(First, 1),
     kill(First),
     Second = start(dtls, Config, [], [{versions, ['dtlsv1.2']}]),
     await_applied(1, Second),
@@ -89,7 +89,7 @@ client_certificates_outlive_a_restart(Config) ->
     First = start(tls, Config, [], Verify),
     Identity = #{certfile => Cert, keyfile => Key},
     Saved = save(1, Config, Identity),
-    await_written(1, First),
+    await_written(First, 1),
     kill(First),
     Second = start(tls, Config, [], Verify),
     await_applied(1, Second),
@@ -103,7 +103,7 @@ a_named_scope_outlives_a_restart_on_another_port(Config) ->
     Names = [{scope, #{?config(port, Config) => mqtt, Other => mqtt}}],
     First = start(Config, Names),
     Saved = save(1, Config),
-    await_written(1, First),
+    await_written(First, 1),
     stop(First),
     Elsewhere = lists:keystore(port, 1, Config, {port, Other}),
     Second = start(Elsewhere, Names),
@@ -114,7 +114,7 @@ a_named_scope_outlives_a_restart_on_another_port(Config) ->
 upgraded_sockets_outlive_a_restart(Config) ->
     First = start(upgrade, Config, [], [{versions, ['tlsv1.2']}]),
     Saved = save(1, Config),
-    await_written(1, First),
+    await_written(First, 1),
     kill(First),
     Second = start(upgrade, Config, [], [{versions, ['tlsv1.2']}]),
     %% ssl opens the cache with the first of them.
@@ -128,15 +128,16 @@ upgraded_sockets_outlive_a_restart(Config) ->
 what_was_revoked_does_not_come_back(Config) ->
     First = start(Config, []),
     Flushed = save(1, Config),
-    await_written(1, First),
-    {ok, 1} = rekindle_node:call(First, rekindle_admin, flush, []),
+    await_written(First, 1),
+    1 = durably(First, flush, []),
     Forgotten = save(2, Config),
     Kept = save(3, Config),
     #{sessions := [#{id := _}, #{id := _}] = Sessions} = rekindle_node:call(First, rekindle_admin, sessions, []),
     %% Two handshakes can take less than a second: which is which, the file tells.
     [Id] = [Id || #{id := Id} <- Sessions, Id =:= rekindle_clients:session_id(Forgotten)],
-    {ok, 1} = rekindle_node:call(First, rekindle_admin, forget, [Id]),
-    await(fun() -> journal(First, queued) =:= 0 andalso journal(First, written) >= 6 end),
+    1 = durably(First, forget, [Id]),
+    %% Three sessions, both revocations, and the knowledge of the first one.
+    await_written(First, 3 + 3),
     kill(First),
     Second = start(Config, []),
     await_replayed(Second),
@@ -149,13 +150,13 @@ what_was_revoked_does_not_come_back(Config) ->
 what_has_expired_does_not_come_back(Config) ->
     First = start(Config, [{lifetime, 3}]),
     Saved = save(1, Config),
-    await_written(1, First),
+    await_written(First, 1),
     stop(First),
     Second = start(Config, [{lifetime, 3}]),
     await_replayed(Second),
     timer:sleep(3500),
     ?assertMatch(#{resumed := 0}, offer(Saved, Config)),
-    await_written(1, Second),
+    await_written(Second, 1),
     stop(Second),
     timer:sleep(3500),
     Third = start(Config, [{lifetime, 100}]),
@@ -168,8 +169,8 @@ what_has_expired_does_not_come_back(Config) ->
 a_listener_opened_again_has_the_sessions_of_its_log(Config) ->
     Node = start(Config, []),
     [Forgotten, Kept] = [save(N, Config) || N <- [1, 2]],
-    {ok, 1} = rekindle_node:call(Node, rekindle_admin, forget, [rekindle_clients:session_id(Forgotten)]),
-    await_written(1, Node),
+    1 = durably(Node, forget, [rekindle_clients:session_id(Forgotten)]),
+    await_written(Node, 2),
     ok = rekindle_node:run(Node, fun() ->
         rekindle_servers:stop(whereis(the_server)),
         garbage_collect(),
@@ -216,7 +217,7 @@ a_folder_that_cannot_be_used_costs_only_the_journal(Config) ->
     [Line] = [Line || {error, Line} <- rekindle_node:call(Node, rekindle_admin, findings, [])],
     ?assertNotEqual(nomatch, string:find(Line, "the journal does not work")),
     ok = file:delete(Folder),
-    await_written(1, Node),
+    await_written(Node, 1),
     await(fun() -> journal(Node, state) =:= up end),
     kill(Node),
     Second = start(Config, []),
@@ -239,13 +240,13 @@ a_key_file_that_others_may_read_is_not_used(Config) ->
     [{_, {error, _}}] = rekindle_node:call(Node, rekindle_admin, reload_keys, []),
     ok = file:change_mode(KeyFile, 8#600),
     ?assertMatch([{_, {ok, [<<"2026-11">>]}}], rekindle_node:call(Node, rekindle_admin, reload_keys, [])),
-    await_written(1, Node),
+    await_written(Node, 1),
     rekindle_node:stop(Node).
 
 two_nodes_do_not_share_a_folder(Config) ->
     First = start(Config, []),
     Saved = save(1, Config),
-    await_written(1, First),
+    await_written(First, 1),
     Elsewhere = lists:keystore(port, 1, Config, {port, rekindle_node:free_port()}),
     Second = start(Elsewhere, []),
     Own = save(2, Elsewhere),
@@ -255,14 +256,14 @@ two_nodes_do_not_share_a_folder(Config) ->
     ?assertNotEqual({Error, nomatch}, {Error, string:find(Error, "in use")}),
     ?assertMatch(#{resumed := 1}, offer(Saved, Config)),
     kill(First),
-    await_written(1, Second),
+    await_written(Second, 1),
     rekindle_node:stop(Second).
 
 %% After a power cut, the newest file may end anywhere.
 a_torn_log_gives_back_all_but_its_end(Config) ->
     First = start(Config, []),
-    Saved = [save(N, Config) || N <- lists:seq(1, 4)],
-    await_written(4, First),
+    %% One by one: those that are written at once would be lost together.
+    Saved = [begin File = save(N, Config), await_written(First, N), File end || N <- lists:seq(1, 4)],
     kill(First),
     {ok, Files} = files(?config(folder, Config)),
     {_, Size, Newest} = lists:last(lists:sort([{Info#file_info.mtime, Info#file_info.size, File} || {File, Info} <- Files])),
@@ -325,10 +326,6 @@ offer(File, Config) ->
 
 offer(File, Config, Client) ->
     rekindle_journals:offer(File, ?config(port, Config), Config, Client).
-
-await_written(Sessions, Node) ->
-    %% And what they have in common.
-    await(fun() -> journal(Node, written) >= Sessions + 1 andalso journal(Node, queued) =:= 0 end).
 
 await_applied(Sessions, Node) ->
     await(fun() -> journal(Node, applied) =:= Sessions end).

@@ -8,7 +8,7 @@
 
 -compile([export_all, nowarn_export_all]).
 
--import(rekindle_journals, [key/1, write_keys/2, save/3, offer/3, journal/2]).
+-import(rekindle_journals, [key/1, write_keys/2, save/3, offer/3, journal/2, await_written/2]).
 -import(rekindle_node, [kill/1]).
 
 -define(PASSWORD, "pass word/1").
@@ -185,7 +185,7 @@ the_folder_is_read_only_at_a_restart(Config) ->
     small_disk(Config),
     #{first := {Node, Port}} = Single = single(Config),
     Old = save(old, Port, Config),
-    await(fun() -> journal(Node, written) >= 2 end),
+    await_written(Node, 1),
     kill(Node),
     remount("ro", Config),
     First = {Again, _} = (maps:get(start, Single))(),
@@ -249,7 +249,7 @@ fault(#{first := {Node, Port}, ports := Ports} = World, Config, #{break := Break
     (maps:get(settle, World))(Before),
     _ = Break(),
     case Expected of
-        #{is_brief := true} -> await(fun() -> length(lines(Node, "works again after")) =:= 1 end);
+        #{is_brief := true} -> await(fun() -> lines(Node, "works again after") =/= [] end);
         %% By the node that is the first to write again what was lost.
         #{notices := Notice} -> await(fun() -> lists:any(fun(Peer) -> lines(Peer, Notice) =/= [] end, maps:get(nodes, World)) end);
         #{} -> await(fun() -> journal(Node, state) =:= down andalso is_named(Node) end)
@@ -305,7 +305,10 @@ check_log(Node, Expected) ->
         #{comes_and_goes := true} ->
             ?assertMatch({[_ | _], [_ | _]}, {Down, lines(Node, "works again after")});
         #{} ->
-            ?assertMatch({[_], [_]}, {Down, lines(Node, "works again after")}),
+            %% In turn. On a busy machine the log may seem to fail once more, and not again and again.
+            Parts = [{down, "does not work"}, {up, "works again after"}],
+            Turns = [Turn || Line <- All, {Turn, Part} <- Parts, string:find(Line, Part) =/= nomatch],
+            ?assert(lists:member(Turns, [[down, up], [down, up, down, up]]), Turns),
             ?assertNotEqual(nomatch, string:find(Down, maps:get(says, Expected, "")))
     end.
 

@@ -118,7 +118,7 @@ it_never_fails(_Config) ->
 a_session_of_other_fields_does_not_reach_otp(Config) ->
     First = start([], Config),
     Saved = rekindle_journals:save(1, ?config(port, Config), Config),
-    rekindle_node:await(fun() -> journal(First, written) >= 2 andalso journal(First, queued) =:= 0 end),
+    rekindle_journals:await_written(First, 1),
     rekindle_node:kill(First),
     Second = start([make_ssl([change_all(fun add_last/1)], Config)], Config),
     rekindle_node:await(fun() -> journal(Second, replay) =/= undefined end),

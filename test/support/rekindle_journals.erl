@@ -1,7 +1,7 @@
 %% @doc Helpers of the suites for journals: they make keys and sessions of openssl clients, and read the state of a node's journal.
 -module(rekindle_journals).
 
--export([key/1, write_keys/2, save/3, save/4, offer/3, offer/4, servers/1, journal/2]).
+-export([key/1, write_keys/2, save/3, save/4, offer/3, offer/4, servers/1, journal/2, await_written/2, durably/3]).
 
 -include_lib("common_test/include/ct.hrl").
 
@@ -59,3 +59,24 @@ servers(Node) ->
 journal(Node, Key) ->
     #{journal := #{Key := Value}} = lists:last(servers(Node)),
     Value.
+
+%% @doc Waits until the node has written this many sessions, the records that they refer to (a template, a knowledge and a clock),
+%% and its revocations. The queue alone does not tell: the writer takes records from it, and then appends the sessions last.
+-spec await_written(Node :: pid(), Sessions :: pos_integer()) -> ok.
+await_written(Node, Sessions) ->
+    rekindle_node:await(fun() ->
+        #{journal := #{written := Written, queued := Queued, unwritten := Unwritten}} = lists:last(servers(Node)),
+        Written >= Sessions + 3 andalso Queued + Unwritten =:= 0
+    end).
+
+%% @doc Revokes with a function of the administration until the answer is that it is durable. On a busy machine, the log may take
+%% longer than the two seconds after which the answer is that it is pending. Returns how many sessions were dropped.
+-spec durably(Node :: pid(), revoke | forget | flush, Args :: [term()]) -> non_neg_integer().
+durably(Node, Function, Args) ->
+    durably(Node, Function, Args, 5).
+
+durably(Node, Function, Args, Tries) ->
+    case rekindle_node:call(Node, rekindle_admin, Function, Args) of
+        {ok, Dropped} -> Dropped;
+        {pending, Dropped, _} when Tries > 1 -> Dropped + durably(Node, Function, Args, Tries - 1)
+    end.
