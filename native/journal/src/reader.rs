@@ -52,9 +52,37 @@ pub(crate) struct Seen {
     pub answers: HashSet<u64>,
     /// Whether a record opens with the sealing key.
     pub has_sealed: bool,
-    /// Names of keys that were taken out of use, as newer records say.
-    pub retired_keys: HashSet<Vec<u8>>,
+    /// Statements that name keys as taken out of use: for each key, the writers, and when the newest by each was made.
+    retired_keys: HashMap<Vec<u8>, HashMap<u64, u64>>,
+    /// For each such key that seals some records, the statements that are newer than all of these.
+    excused: HashMap<Vec<u8>, HashMap<u64, u64>>,
     pub unopened: Unopened,
+}
+
+impl Seen {
+    /// Notes a record that does not open. One that is sealed with a key that was taken out of use since is of no interest:
+    /// who has done that has written all revocations again.
+    fn note_unopened(&mut self, header: &Header, record: &[u8], reason: Skipped) {
+        match self.retired_keys.get(header.key_id) {
+            Some(statements) if reason == Skipped::Key => {
+                if !self.excused.contains_key(header.key_id) {
+                    self.excused
+                        .insert(header.key_id.into(), statements.clone());
+                }
+            }
+            _ => self.unopened.note(header, record, reason),
+        }
+    }
+
+    /// To be called after the pass. A copy of a statement proves nothing if its writer has made another one since.
+    pub fn check_excuses(&mut self, is_newest: impl Fn(u64, u64) -> bool) {
+        for (key, statements) in std::mem::take(&mut self.excused) {
+            let mut statements = statements.into_iter();
+            if !statements.any(|(writer, made_ms)| is_newest(writer, made_ms)) {
+                self.unopened.unknown_keys.insert(key);
+            }
+        }
+    }
 }
 
 /// Records that do not open.
@@ -174,9 +202,7 @@ impl<T: TemplateCodec> Shared<T> {
                 }
                 _ => {}
             },
-            // Who has taken the key out of use has written all revocations again.
-            Err(Skipped::Key) if seen.retired_keys.contains(header.key_id) => {}
-            Err(reason) => seen.unopened.note(&header, record, *reason),
+            Err(reason) => seen.note_unopened(&header, record, *reason),
         }
         opened
     }
@@ -220,13 +246,13 @@ impl<T: TemplateCodec> Shared<T> {
         let is_retired = is_unknown && self.has_retired(&id);
         let mut replay = self.replay.lock();
         replay.lacks_keys = true;
+        if !is_new {
+            return;
+        }
         let may_revoke = stream == Stream::Control && !is_retired;
         if may_revoke && !replay.is_held {
             // It may be a revocation. The pass reports that, and goes on once the record can be read.
             replay.want_scan(Duration::from_millis(200));
-        }
-        if !is_new {
-            return;
         }
         if is_retired {
             replay.note_still_sealed(&self.queue, &id, header.stamp);
@@ -328,9 +354,14 @@ impl<T: TemplateCodec> Shared<T> {
         let is_newest = self.note_statement(stamp);
         let statement = Statement::decode(content)?;
         if let Some(seen) = seen {
-            let retired = statement.retired_keys.iter();
-            let retired = retired.map(|name| name.as_bytes().to_vec());
-            seen.retired_keys.extend(retired);
+            for name in &statement.retired_keys {
+                let by = seen.retired_keys.entry(name.clone().into()).or_default();
+                let newest_ms = by.entry(stamp.writer).or_default();
+                *newest_ms = stamp.made_ms.max(*newest_ms);
+            }
+        } else if self.replay.lock().is_lacked(&statement.retired_keys) {
+            // This node need not wait for the key any more.
+            self.replay.lock().want_replay(Duration::from_secs(1));
         }
         self.note_retired_by(stamp, &statement.retired_keys);
         if is_new && is_newest {
@@ -507,7 +538,7 @@ impl<T: TemplateCodec> Shared<T> {
     /// Writes what this node knows and the log does not have. If it may, it also answers questions; a node that may
     /// lack something itself must not.
     pub fn complete_log(&self, seen: &Seen, may_answer: bool) {
-        if !self.may_seal.load(Relaxed) {
+        if !self.may_seal() {
             return;
         }
         let was_complete = self.is_log_complete.load(Relaxed);

@@ -152,6 +152,7 @@ fn scan<T: TemplateCodec>(
     journal: &Shared<T>,
     reader: &mut dyn LogReader,
 ) -> Result<Seen, LogError> {
+    let keys = journal.keys();
     let mut seen = Seen::default();
     loop {
         let records = reader.older(Stream::Control, PAGE)?;
@@ -160,8 +161,9 @@ fn scan<T: TemplateCodec>(
         }
         journal.apply_control(&records, Some(&mut seen));
     }
-    if !journal.has_ended() {
-        journal.check_own_key(&seen);
+    seen.check_excuses(|writer, made_ms| journal.is_newest(writer, made_ms));
+    if let Some(keys) = keys.filter(|_| !journal.has_ended()) {
+        journal.check_sealing(&keys, &seen);
     }
     Ok(seen)
 }
@@ -183,12 +185,8 @@ fn replay<T: TemplateCodec>(
     }
     let began = Instant::now();
     if journal.identity().is_none() && !identify(hub, journal, reader)? {
-        let mut replay = journal.replay.lock();
-        let delay = match replay.lacked_key {
-            Some(_) => next_delay(&mut replay),
-            None => LOOK_AGAIN,
-        };
-        replay.want_replay(delay);
+        let is_key_lacked = journal.replay.lock().lacked_key.is_some();
+        again(if is_key_lacked { ASK_AGAIN } else { LOOK_AGAIN });
         return Ok(());
     }
     let mark = reader.mark(&journal.name)?;
@@ -488,7 +486,7 @@ fn set_held<T: TemplateCodec>(journal: &Shared<T>, why: &str) {
 
 /// How long to wait before the log is read again. If that is in vain, longer the next time.
 fn next_delay(replay: &mut ReplayState) -> Duration {
-    // A key that comes is noticed at once.
+    // A key that comes is noticed at once, and so is a record that takes it out of use.
     let doublings = if replay.lacked_key.is_some() { 4 } else { 2 };
     let delay = ASK_AGAIN.saturating_mul(1 << replay.holds.min(doublings));
     replay.holds += 1;

@@ -64,10 +64,6 @@ pub enum Learned {
     Revocation,
 }
 
-/// Most origins whose revocations have all expired. Each one costs room in every statement. Beyond that, those are forgotten
-/// that expired the longest ago: only a session that is even older could need them, and by a right clock it has expired.
-const MAX_OVER: usize = 1024;
-
 /// Expiry times that are so close together count as one.
 const EXPIRY_STEP_MS: u64 = 60_000;
 
@@ -75,12 +71,8 @@ const EXPIRY_STEP_MS: u64 = 60_000;
 pub struct Revocations {
     origins: Vec<Origin>,
     numbers: HashMap<u64, usize>,
-    /// Places in `origins` that are free.
-    free: Vec<usize>,
     /// The place of this node's own origin in `origins`.
     own: usize,
-    /// How often all revocations of an origin have expired.
-    ends: u64,
     /// Knowledge that lacks nothing that has expired. Most sessions come in a row with the same.
     current: RefCell<Option<Arc<Knowledge>>>,
     sessions: DigestTable,
@@ -104,8 +96,6 @@ struct Origin {
     claimed: u64,
     /// Pairs of a counter and a time: revocations up to this counter expire at this time, by this node's running time.
     expiry: VecDeque<(u64, u64)>,
-    /// The number of the end of its last revocation among all ends.
-    end: u64,
 }
 
 impl Origin {
@@ -120,17 +110,6 @@ impl Origin {
         let claimed = 1..=self.claimed;
         let gaps = self.accounted.gaps(&claimed);
         gaps.map(|gap| gap.end() - gap.start() + 1).sum()
-    }
-
-    /// Whether all its revocations have expired, as far as this node has heard of them.
-    fn is_over(&self) -> bool {
-        self.expired > 0 && self.claimed <= self.expired
-    }
-}
-
-impl Known {
-    fn is_over(&self) -> bool {
-        self.expired > 0 && self.upto <= self.expired
     }
 }
 
@@ -160,9 +139,7 @@ impl Revocations {
         let mut revocations = Revocations {
             origins: Vec::new(),
             numbers: HashMap::new(),
-            free: Vec::new(),
             own: 0,
-            ends: 0,
             current: RefCell::default(),
             sessions: DigestTable::default(),
             fingerprints: DigestTable::default(),
@@ -245,14 +222,7 @@ impl Revocations {
     /// expired or were replaced.
     pub fn learn_statement(&mut self, statement: &Knowledge) -> bool {
         let mut has_resolved_some = false;
-        let mut room = MAX_OVER.saturating_sub(self.over().count());
         for (number, known) in statement {
-            if known.is_over() && !self.numbers.contains_key(number) {
-                if room == 0 {
-                    continue;
-                }
-                room -= 1;
-            }
             let Some(place) = self.place(*number) else {
                 continue;
             };
@@ -450,39 +420,16 @@ impl Revocations {
         if let Some(place) = self.numbers.get(&number) {
             return Some(*place);
         }
-        let place = self.free.pop().unwrap_or(self.origins.len());
+        let place = self.origins.len();
         if place >> (64 - COUNTER_BITS) != 0 {
             return None;
         }
-        let origin = Origin {
+        self.origins.push(Origin {
             number,
             ..Origin::default()
-        };
-        match self.origins.get_mut(place) {
-            Some(free) => *free = origin,
-            None => self.origins.push(origin),
-        }
+        });
         self.numbers.insert(number, place);
         Some(place)
-    }
-
-    /// The places of other nodes' origins whose revocations have all expired.
-    fn over(&self) -> impl Iterator<Item = usize> + '_ {
-        let places = 0..self.origins.len();
-        places.filter(|place| *place != self.own && self.origins[*place].is_over())
-    }
-
-    /// Forgets the origin whose revocations expired the longest ago, if there are too many such origins.
-    fn forget_one(&mut self) {
-        if self.over().count() <= MAX_OVER {
-            return;
-        }
-        let oldest = self.over().min_by_key(|place| self.origins[*place].end);
-        if let Some(place) = oldest {
-            let forgotten = std::mem::take(&mut self.origins[place]);
-            self.numbers.remove(&forgotten.number);
-            self.free.push(place);
-        }
     }
 
     /// Stores a revocation in place of an earlier one of its origin for the same sessions. `false` if this one, or a
@@ -526,9 +473,6 @@ impl Revocations {
         self.all.retain(is_kept);
         self.statement = None;
         *self.current.get_mut() = None;
-        self.ends += 1;
-        self.origins[place].end = self.ends;
-        self.forget_one();
     }
 }
 
@@ -840,51 +784,17 @@ mod tests {
     }
 
     #[test]
-    fn origins_that_are_long_over_are_forgotten() {
-        let most = MAX_OVER as u64;
-        let mut revocations = Revocations::new(1);
-        revocations.make(&Target::Session([1; 32]), u64::MAX);
-        revocations.learn(id(2, 1), &Target::All, u64::MAX);
-        for n in 0..most + 50 {
-            revocations.learn(id(100 + n, 1), &Target::All, n);
-            assert!(revocations.expire(n));
-        }
-        let knowledge = revocations.knowledge();
-        assert_eq!(knowledge.len(), 2 + MAX_OVER);
-        assert!(!knowledge.contains_key(&149) && knowledge.contains_key(&150));
-        assert!(revocations.origins.len() < 2 + MAX_OVER + 2);
-        assert_eq!((revocations.missing(), revocations.len()), (0, 2));
-        let mut lacking = (*knowledge).clone();
+    fn knowledge_that_lacked_nothing_lacks_what_has_expired_since() {
+        let mut revocations = Revocations::new(7);
+        revocations.learn(id(8, 1), &Target::Session([1; 32]), 1);
+        let (knowledge, lacking) = (revocations.knowledge(), Arc::default());
         let judge =
-            |knowledge: &Knowledge| revocations.judge(&[9; 32], None, &Arc::new(knowledge.clone()));
-        assert_eq!(judge(&knowledge), Verdict::Free);
-        lacking.remove(&150);
-        assert_eq!(judge(&lacking), Verdict::Outdated);
-        // Another node still knows those that were forgotten. They do not come back.
-        let over = |number| {
-            let known = Known {
-                upto: 1,
-                expired: 1,
-                ..Known::default()
-            };
-            (number, known)
-        };
-        let others: Knowledge = (100..150).map(over).collect();
-        assert!(!revocations.learn_statement(&others));
-        assert_eq!(revocations.knowledge(), knowledge);
-        // One that is not over has a place nevertheless.
-        revocations.learn(id(100, 2), &Target::Session([9; 32]), u64::MAX);
-        revocations.learn_statement(&others);
-        assert_eq!(revocations.missing(), 0);
-        let verdict = revocations.judge(&[9; 32], None, &knowledge);
-        assert_eq!(verdict, Verdict::Outdated);
-        let known = revocations.knowledge();
-        let verdict = revocations.judge(&[9; 32], None, &known);
-        assert_eq!(verdict, Verdict::Free);
-        // A node that starts learns them all.
-        let mut new = Revocations::new(3);
-        new.learn_statement(&knowledge);
-        assert_eq!(new.knowledge().len(), MAX_OVER);
+            |revocations: &Revocations, knowledge| revocations.judge(&[9; 32], None, knowledge);
+        assert_eq!(judge(&revocations, &lacking), Verdict::Free);
+        assert!(revocations.expire(1));
+        assert_eq!(judge(&revocations, &lacking), Verdict::Outdated);
+        assert_eq!(judge(&revocations, &knowledge), Verdict::Free);
+        assert_eq!(judge(&revocations, &lacking), Verdict::Outdated);
     }
 
     #[derive(Debug, Clone)]

@@ -98,8 +98,7 @@ pub(crate) struct Shared<T> {
     pub begun: Mutex<Vec<LogIdentity>>,
     keys: RwLock<Option<Arc<Keys>>>,
     key_version: Mutex<Option<Version>>,
-    /// Whether the log shows no sign that others have another key of the sealing key's name. Known after a pass.
-    pub may_seal: AtomicBool,
+    sealing_key: Mutex<SealingKey>,
     retired_keys: Mutex<BTreeSet<String>>,
     heard: Mutex<Heard>,
     pub clock: Mutex<OwnClock>,
@@ -122,6 +121,17 @@ pub(crate) struct Shared<T> {
     /// Whether something was written after the listener had closed.
     pub has_written_late: AtomicBool,
     pub status: Status,
+}
+
+/// Whether others have the sealing key, as far as the log shows.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum SealingKey {
+    /// No pass over the control stream has ended since the key is in force.
+    Unknown,
+    /// There is no sign that it is another one.
+    Right,
+    /// Others have another key of this name, and could not read what this node writes.
+    Wrong,
 }
 
 /// What other nodes have said of the keys of this one.
@@ -264,7 +274,7 @@ impl<T: TemplateCodec> Shared<T> {
             begun: Mutex::default(),
             keys: RwLock::default(),
             key_version: Mutex::default(),
-            may_seal: AtomicBool::new(false),
+            sealing_key: Mutex::new(SealingKey::Unknown),
             retired_keys: Mutex::default(),
             heard: Mutex::default(),
             clock: Mutex::new(OwnClock {
@@ -485,7 +495,6 @@ impl<T: TemplateCodec> Shared<T> {
                     file.path.display()
                 ));
             }
-            let has_replaced_some = replaced.is_some();
             let is_new = loaded.replace(version) != Some(version);
             let keys = Arc::new(keys);
             let former = self.keys().filter(|_| is_new);
@@ -494,9 +503,6 @@ impl<T: TemplateCodec> Shared<T> {
                 .as_ref()
                 .is_some_and(|former| self.retire(former, &keys));
             *self.keys.write() = Some(Arc::clone(&keys));
-            if has_replaced_some {
-                self.may_seal.store(false, SeqCst);
-            }
             if let Some(former) = former {
                 self.note_new_keys(&former, &keys, has_retired_some);
             }
@@ -542,6 +548,9 @@ impl<T: TemplateCodec> Shared<T> {
             replay.want_replay(Duration::ZERO);
         }
         let is_sealing_changed = !keys.seal_like(former);
+        if is_sealing_changed {
+            *self.sealing_key.lock() = SealingKey::Unknown;
+        }
         if is_sealing_changed || has_retired_some {
             // Records are sealed again with the new key, because a node may start that has only newer keys. And none must
             // tell later of keys that were taken out of use before.
@@ -584,20 +593,53 @@ impl<T: TemplateCodec> Shared<T> {
         }
     }
 
-    /// Decides whether to begin to write, after a pass over the control stream: if its records name the sealing key and none
-    /// opens with it, others have another key of this name, and could not read what this node writes.
-    pub fn check_own_key(&self, seen: &Seen) {
-        let Some(keys) = self.keys() else {
+    /// Whether this node may write. A journal that has closed reads the log no more, and writes what it has.
+    pub fn may_seal(&self) -> bool {
+        match *self.sealing_key.lock() {
+            SealingKey::Unknown => self.queue.is_closed(),
+            SealingKey::Right => true,
+            SealingKey::Wrong => false,
+        }
+    }
+
+    /// Whether others have another key of the sealing key's name.
+    pub fn has_wrong_key(&self) -> bool {
+        *self.sealing_key.lock() == SealingKey::Wrong
+    }
+
+    /// Finds out whether others have the sealing key, after a pass over the control stream with these keys: they do not if
+    /// records name it and none opens with it.
+    pub fn check_sealing(&self, with: &Keys, seen: &Seen) {
+        let Some(keys) = self.keys().filter(|keys| keys.seal_like(with)) else {
             return;
         };
         let name = keys.sealing().0.as_bytes();
-        let is_another = seen.unopened.forged.values().any(|named| named == name);
-        let may_seal = seen.has_sealed || !is_another || !self.is_shared_log;
+        let replay = self.replay.lock();
+        let mut forged = seen.unopened.forged.iter();
+        let is_another = !replay.is_overridden
+            && forged.any(|(hash, named)| named == name && !replay.settled.contains(hash));
+        drop(replay);
+        let mut sealing_key = self.sealing_key.lock();
         // A key that was right stays right, even if somebody damages all records.
-        if may_seal && !self.may_seal.swap(true, SeqCst) {
-            // Records have waited for that.
-            self.queue.wake();
+        if *sealing_key == SealingKey::Right {
+            return;
         }
+        *sealing_key = match is_another && !seen.has_sealed && self.is_shared_log {
+            true => SealingKey::Wrong,
+            false => SealingKey::Right,
+        };
+        drop(sealing_key);
+        // Records have waited for that.
+        self.queue.wake();
+    }
+
+    /// Whether the writer's statement, made at this time by its own clock, is its newest one.
+    pub fn is_newest(&self, writer: u64, made_ms: u64) -> bool {
+        let heard = self.heard.lock();
+        heard
+            .newest_ms
+            .get(&writer)
+            .is_none_or(|newest_ms| *newest_ms <= made_ms)
     }
 
     #[cfg(any(test, fuzzing))]
@@ -885,6 +927,11 @@ fn retire(retired: &mut BTreeSet<String>, id: &str) {
 }
 
 impl ReplayState {
+    /// Whether the node is held because it lacks one of these keys.
+    pub fn is_lacked(&self, keys: &[String]) -> bool {
+        self.is_held && keys.iter().any(|key| self.lacked_keys.contains(key))
+    }
+
     /// Tells the others again which keys this node lacks, if it is time for that.
     fn tell_if_due(&mut self, queue: &Queue) {
         let every = match self.is_telling_due {

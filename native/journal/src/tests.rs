@@ -1216,17 +1216,28 @@ fn a_key_that_came_back_into_use_is_not_taken_for_one_out_of_use() {
     };
     let (one, other) = (fleet.replayed(), with_other_keys());
     other.wait_for_replay();
+    let writer = other.journal().0.writer.to_be_bytes();
     // A mistake, which is mended.
     write_keys(&keys, &["b", "c"]);
     other.journal().reload_keys().unwrap();
     other.add(5);
     until("a session", || one.has(5));
     until("the hint", || one.error().contains("do not have the key a"));
+    let mut records = fleet.log.records(Stream::Control).into_iter();
+    let mistaken = records.rfind(|record| record[1] == 3 && record[18..26] == writer);
     write_keys(&keys, &["a", "b"]);
     other.journal().reload_keys().unwrap();
     until("health", || one.is_up() && other.is_up());
+    // It says something with a key that the node below has.
+    write_keys(&keys, &["a", "b", "c"]);
+    other.journal().reload_keys().unwrap();
+    other.add(6);
+    until("a session", || one.has(6));
     assert_eq!(one.revoke_for_good(Target::Session(id(5))), 1);
     until("the revocation", || !other.has(5));
+    fleet
+        .log
+        .append(&fleet.name, Stream::Control, mistaken.unwrap());
     // A node that makes the same mistake at its start finds what was said before.
     write_keys(&fleet.path("third"), &["b", "c"]);
     let mut options = fleet.options();
@@ -1234,6 +1245,76 @@ fn a_key_that_came_back_into_use_is_not_taken_for_one_out_of_use() {
     let third = fleet.node_with(options, limits(u64::MAX));
     until("the hold", || third.error().contains("the key a"));
     assert!(!third.has(5));
+}
+
+#[test]
+fn a_log_that_another_key_of_the_same_name_began_is_used_once_the_operator_decides() {
+    let fleet = Fleet::new("began wrong");
+    let other_keys = fleet.path("other keys");
+    let start = |folder: &str, keys: &Path| {
+        let mut options = fleet.options();
+        options.node_folder = Some(fleet.path(folder));
+        options.keys.path = keys.into();
+        fleet.node_with(options, limits(u64::MAX))
+    };
+    let right_keys = fleet.options().keys.path;
+    let one = start("one", &right_keys);
+    one.wait_for_replay();
+    one.revoke_for_good(Target::Session(id(1)));
+    one.end();
+    fleet.log.change(Vec::clear);
+    write_key_lines(&other_keys, other_lines(&["a", "b"]));
+    let other = start("other", &other_keys);
+    other.wait_for_replay();
+    other.add(2);
+    other.wait_for_writing();
+    let one = start("one", &right_keys);
+    let is_held = |node: &Node| node.error().contains("do not open with the key");
+    until("the hold", || is_held(&one));
+    other.end();
+    write_keys(&other_keys, &["a", "b"]);
+    let other = start("other", &other_keys);
+    until("the hold", || is_held(&one) && is_held(&other));
+    for node in [&one, &other] {
+        node.journal().replay_anyway();
+    }
+    until("health", || one.is_up() && other.is_up());
+    other.add(3);
+    until("a session", || one.has(3));
+    assert_eq!(one.revoke_for_good(Target::Session(id(3))), 1);
+    until("the revocation", || !other.has(3));
+}
+
+#[test]
+fn records_that_do_not_open_and_do_not_matter_are_not_read_again_and_again() {
+    let fleet = Fleet::new("quiet");
+    let one = fleet.replayed();
+    one.add(1);
+    one.wait_for_writing();
+    let is_quiet = |node: &Node| {
+        until("health", || node.is_up());
+        let want_scan = |it: &Node| it.journal().0.replay.lock().want_scan(Duration::ZERO);
+        want_scan(node);
+        thread::sleep(Duration::from_secs(1));
+        let before = node.report().read;
+        thread::sleep(Duration::from_secs(2));
+        node.report().read - before <= 2 * fleet.count(Stream::Control) as u64
+    };
+    write_keys(&fleet.path("keys"), &["b", "c"]);
+    one.journal().reload_keys().unwrap();
+    until("health", || one.is_up());
+    one.add(2);
+    one.wait_for_writing();
+    let late = fleet.replayed();
+    assert!(is_quiet(&late) && is_quiet(&one));
+    let mut damaged = fleet.log.records(Stream::Control).pop().unwrap();
+    *damaged.last_mut().unwrap() ^= 1;
+    fleet.log.append(&fleet.name, Stream::Control, damaged);
+    for node in [&one, &late] {
+        until("the hold", || node.error().contains("do not open"));
+        node.journal().replay_anyway();
+    }
+    assert!(is_quiet(&late) && is_quiet(&one));
 }
 
 /// By a clock that the test moves.

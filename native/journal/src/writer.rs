@@ -272,7 +272,8 @@ impl<T: TemplateCodec> Writer<T> {
     }
 
     /// Removes journals that have ended and have nothing left to write. Sessions that cannot be written are given up;
-    /// revocations only if a node folder has them, or if the log's identity never became known.
+    /// revocations only if a node folder has them, or if the log's identity never became known, or if no other node could
+    /// read them.
     fn leave(&mut self, journals: &[Arc<Shared<T>>]) {
         for journal in journals.iter().filter(|journal| journal.queue.is_closed()) {
             // The last revocations may have come after the others were put into the node's memory.
@@ -290,8 +291,8 @@ impl<T: TemplateCodec> Writer<T> {
             }
             let is_remembered = journal.memory.is_saved();
             let is_done = open_batch.is_empty() && journal.queue.len() == 0;
-            // It reads the log no more, so it would never learn whether it may write.
-            let is_vain = journal.identity().is_none() || !journal.may_seal.load(SeqCst);
+            // It reads the log no more, so that will not change.
+            let is_vain = journal.identity().is_none() || journal.has_wrong_key();
             if is_done || is_failing && is_remembered || is_vain {
                 self.open_batches.remove(&journal.writer);
                 self.hub.remove(journal);
@@ -416,7 +417,7 @@ fn is_over(since: Option<Instant>, time: Duration) -> bool {
 
 /// Whether there are keys that others can be expected to have, and the log's identity is known.
 fn is_ready<T: TemplateCodec>(journal: &Shared<T>) -> bool {
-    journal.identity().is_some() && journal.keys().is_some() && journal.may_seal.load(SeqCst)
+    journal.identity().is_some() && journal.keys().is_some() && journal.may_seal()
 }
 
 /// Whether records may tell of the revocations that this node knows: the log has them, or they come first. A journal that
