@@ -73,6 +73,11 @@ impl Keys {
         self.sealing_key().is(others.sealing_key())
     }
 
+    /// Whether the others' sealing key is among these.
+    pub fn have_sealing_key_of(&self, others: &Keys) -> bool {
+        self.0.iter().any(|key| key.is(others.sealing_key()))
+    }
+
     /// The key with this name, to open records with.
     pub fn find(&self, id: &[u8]) -> Option<&XChaCha20Poly1305> {
         let key = self.0.iter().find(|key| key.id.as_bytes() == id)?;

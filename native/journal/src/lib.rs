@@ -16,6 +16,7 @@ mod node_memory;
 mod queue;
 mod reader;
 mod record;
+mod references;
 mod replay;
 mod revocations;
 mod shared;

@@ -6,10 +6,11 @@ use crate::record::{
     content_hash, header, seal, Body, ContentHash, Header, LogIdentity, Opened, Skipped, Stamp,
     Statement,
 };
+use crate::references::{References, MAX_REFERENCES};
 use crate::revocations::{Learned, RevocationId, Verdict};
 use crate::shared::{
-    random_delay, Lacking, References, Shared, CLOCK_STEP_MS, COMPLETE_WITHIN_MS, MAX_AHEAD_MS,
-    MAX_REFERENCES, MAX_RETIRED_KEYS, REWRITE_LIMIT,
+    random_delay, Lacking, Shared, CLOCK_STEP_MS, COMPLETE_WITHIN_MS, MAX_AHEAD_MS,
+    MAX_RETIRED_KEYS, REWRITE_LIMIT,
 };
 use crate::status::{EventKind, Part};
 use crate::suites::Suites;
@@ -56,6 +57,8 @@ pub(crate) struct Seen {
     retired_keys: HashMap<Vec<u8>, HashMap<u64, u64>>,
     /// For each such key that seals some records, the statements that are newer than all of these.
     excused: HashMap<Vec<u8>, HashMap<u64, u64>>,
+    /// When each writer's newest statement was made.
+    newest_ms: HashMap<u64, u64>,
     pub unopened: Unopened,
 }
 
@@ -74,11 +77,22 @@ impl Seen {
         }
     }
 
+    fn note_statement(&mut self, stamp: Stamp, retired_keys: &[String]) {
+        let note = |newest_ms: &mut HashMap<u64, u64>| {
+            let newest_ms = newest_ms.entry(stamp.writer).or_default();
+            *newest_ms = stamp.made_ms.max(*newest_ms);
+        };
+        note(&mut self.newest_ms);
+        for name in retired_keys {
+            note(self.retired_keys.entry(name.clone().into()).or_default());
+        }
+    }
+
     /// To be called after the pass. A copy of a statement proves nothing if its writer has made another one since.
-    pub fn check_excuses(&mut self, is_newest: impl Fn(u64, u64) -> bool) {
+    pub fn check_excuses(&mut self) {
         for (key, statements) in std::mem::take(&mut self.excused) {
-            let mut statements = statements.into_iter();
-            if !statements.any(|(writer, made_ms)| is_newest(writer, made_ms)) {
+            let is_newest = |(writer, made_ms)| self.newest_ms.get(writer) == Some(made_ms);
+            if !statements.iter().any(is_newest) {
                 self.unopened.unknown_keys.insert(key);
             }
         }
@@ -354,14 +368,11 @@ impl<T: TemplateCodec> Shared<T> {
         let is_newest = self.note_statement(stamp);
         let statement = Statement::decode(content)?;
         if let Some(seen) = seen {
-            for name in &statement.retired_keys {
-                let by = seen.retired_keys.entry(name.clone().into()).or_default();
-                let newest_ms = by.entry(stamp.writer).or_default();
-                *newest_ms = stamp.made_ms.max(*newest_ms);
-            }
-        } else if self.replay.lock().is_lacked(&statement.retired_keys) {
-            // This node need not wait for the key any more.
-            self.replay.lock().want_replay(Duration::from_secs(1));
+            seen.note_statement(stamp, &statement.retired_keys);
+        } else {
+            self.replay
+                .lock()
+                .note_retired_elsewhere(&statement.retired_keys);
         }
         self.note_retired_by(stamp, &statement.retired_keys);
         if is_new && is_newest {

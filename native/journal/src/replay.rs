@@ -161,7 +161,7 @@ fn scan<T: TemplateCodec>(
         }
         journal.apply_control(&records, Some(&mut seen));
     }
-    seen.check_excuses(|writer, made_ms| journal.is_newest(writer, made_ms));
+    seen.check_excuses();
     if let Some(keys) = keys.filter(|_| !journal.has_ended()) {
         journal.check_sealing(&keys, &seen);
     }
@@ -185,8 +185,12 @@ fn replay<T: TemplateCodec>(
     }
     let began = Instant::now();
     if journal.identity().is_none() && !identify(hub, journal, reader)? {
-        let is_key_lacked = journal.replay.lock().lacked_key.is_some();
-        again(if is_key_lacked { ASK_AGAIN } else { LOOK_AGAIN });
+        let mut replay = journal.replay.lock();
+        let delay = match replay.lacked_key {
+            Some(_) => next_delay(&mut replay, 2),
+            None => LOOK_AGAIN,
+        };
+        replay.want_replay(delay);
         return Ok(());
     }
     let mark = reader.mark(&journal.name)?;
@@ -485,10 +489,8 @@ fn set_held<T: TemplateCodec>(journal: &Shared<T>, why: &str) {
 }
 
 /// How long to wait before the log is read again. If that is in vain, longer the next time.
-fn next_delay(replay: &mut ReplayState) -> Duration {
-    // A key that comes is noticed at once, and so is a record that takes it out of use.
-    let doublings = if replay.lacked_key.is_some() { 4 } else { 2 };
-    let delay = ASK_AGAIN.saturating_mul(1 << replay.holds.min(doublings));
+fn next_delay(replay: &mut ReplayState, most_doublings: u32) -> Duration {
+    let delay = ASK_AGAIN.saturating_mul(1 << replay.holds.min(most_doublings));
     replay.holds += 1;
     delay
 }
@@ -499,7 +501,9 @@ fn hold<T: TemplateCodec>(journal: &Shared<T>, why: String) {
     let mut replay = journal.replay.lock();
     replay.is_held = true;
     replay.answers.clear();
-    let delay = next_delay(&mut replay);
+    // A key that comes is noticed at once, and so is a record that takes it out of use.
+    let most_doublings = if replay.lacked_key.is_some() { 4 } else { 2 };
+    let delay = next_delay(&mut replay, most_doublings);
     replay.want_replay(delay);
     // Other nodes cannot help if a key is missing.
     let may_help = journal.is_shared_log && replay.lacked_key.is_none();

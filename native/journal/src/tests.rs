@@ -1279,6 +1279,8 @@ fn a_log_that_another_key_of_the_same_name_began_is_used_once_the_operator_decid
         node.journal().replay_anyway();
     }
     until("health", || one.is_up() && other.is_up());
+    let log = |node: &Node| node.journal().0.identity();
+    until("one identity", || log(&one) == log(&other));
     other.add(3);
     until("a session", || one.has(3));
     assert_eq!(one.revoke_for_good(Target::Session(id(3))), 1);
