@@ -64,7 +64,7 @@ pub(crate) struct Seen {
 
 impl Seen {
     /// Notes a record that does not open. One that is sealed with a key that was taken out of use since is of no interest:
-    /// who has done that has written all revocations again.
+    /// who has said so writes all revocations again, and names them in the same statement.
     fn note_unopened(&mut self, header: &Header, record: &[u8], reason: Skipped) {
         match self.retired_keys.get(header.key_id) {
             Some(statements) if reason == Skipped::Key => {

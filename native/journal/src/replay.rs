@@ -24,7 +24,7 @@ const PAGE: usize = if cfg!(test) { 50 } else { 1000 };
 const TICK: Duration = Duration::from_millis(100);
 
 /// How soon a node reads the log again if it may not read sessions, and asks the others for missing records. The time
-/// doubles, up to 8 seconds, or 32 if a key is missing.
+/// doubles, up to 8 seconds, or 32 if only a key is missing.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 /// Limit on the questions that wait for an answer.

@@ -204,7 +204,11 @@ impl<T: TemplateCodec> Shared<T> {
             begun: Mutex::default(),
             keys: RwLock::default(),
             key_version: Mutex::default(),
-            sealing_key: Mutex::new(SealingKey::Unknown),
+            // Nobody else reads a log that is not shared.
+            sealing_key: Mutex::new(match is_shared_log {
+                true => SealingKey::Unknown,
+                false => SealingKey::Right,
+            }),
             retired_keys: Mutex::default(),
             heard: Mutex::default(),
             clock: Mutex::new(OwnClock {

@@ -34,7 +34,7 @@ const MAX_LACKED_KEYS: usize = 16;
 /// Whether others have the sealing key, as far as the log shows.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum SealingKey {
-    /// No pass over the control stream has ended since the key is in force.
+    /// No pass over the control stream has ended since the node has this key.
     Unknown,
     /// There is no sign that it is another one.
     Right,
@@ -89,10 +89,16 @@ impl<T: TemplateCodec> Shared<T> {
             let has_retired_some = former
                 .as_ref()
                 .is_some_and(|former| self.retire(former, &keys));
-            if let Some(former) = &former {
-                self.note_sealing_key(former, &keys);
+            let was_known = |former: &Arc<Keys>| {
+                // Another key of this name would have been noticed.
+                former.seal_like(&keys) || may_be_right && former.have_sealing_key_of(&keys)
+            };
+            let mut sealing_key = self.sealing_key.lock();
+            if self.is_shared_log && !former.as_ref().is_none_or(was_known) {
+                *sealing_key = SealingKey::Unknown;
             }
             *self.keys.write() = Some(Arc::clone(&keys));
+            drop(sealing_key);
             if let Some(former) = former {
                 self.note_new_keys(&former, &keys, has_retired_some);
             }
@@ -180,15 +186,8 @@ impl<T: TemplateCodec> Shared<T> {
         }
     }
 
-    /// Before new keys are in force. If the former ones had the sealing key, another one of its name would have been noticed.
-    fn note_sealing_key(&self, former: &Keys, keys: &Keys) {
-        let is_known = former.have_sealing_key_of(keys) && self.replay.lock().lacked_key.is_none();
-        if !is_known {
-            *self.sealing_key.lock() = SealingKey::Unknown;
-        }
-    }
-
-    /// Whether this node may write. A journal that has closed reads the log no more, and writes what no folder has.
+    /// Whether this node may write. A journal that has closed reads the log no more. It then writes nothing, unless its
+    /// revocations would be lost.
     pub fn may_seal(&self) -> bool {
         match *self.sealing_key.lock() {
             SealingKey::Unknown => self.queue.is_closed() && !self.memory.is_saved(),
@@ -217,7 +216,7 @@ impl<T: TemplateCodec> Shared<T> {
         if is_checked || !self.keys().is_some_and(|keys| keys.seal_like(with)) {
             return;
         }
-        *sealing_key = match is_another && !seen.has_sealed && self.is_shared_log {
+        *sealing_key = match is_another && !seen.has_sealed {
             true => SealingKey::Wrong,
             false => SealingKey::Right,
         };
