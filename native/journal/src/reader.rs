@@ -9,7 +9,7 @@ use crate::record::{
 use crate::references::{References, MAX_REFERENCES};
 use crate::revocations::{Learned, RevocationId, Verdict};
 use crate::shared::{
-    random_delay, Lacking, Shared, CLOCK_STEP_MS, COMPLETE_WITHIN_MS, MAX_AHEAD_MS,
+    note_newest, random_delay, Lacking, Shared, CLOCK_STEP_MS, COMPLETE_WITHIN_MS, MAX_AHEAD_MS,
     MAX_RETIRED_KEYS, REWRITE_LIMIT,
 };
 use crate::status::{EventKind, Part};
@@ -78,13 +78,10 @@ impl Seen {
     }
 
     fn note_statement(&mut self, stamp: Stamp, retired_keys: &[String]) {
-        let note = |newest_ms: &mut HashMap<u64, u64>| {
-            let newest_ms = newest_ms.entry(stamp.writer).or_default();
-            *newest_ms = stamp.made_ms.max(*newest_ms);
-        };
-        note(&mut self.newest_ms);
+        note_newest(&mut self.newest_ms, stamp);
         for name in retired_keys {
-            note(self.retired_keys.entry(name.clone().into()).or_default());
+            let statements = self.retired_keys.entry(name.clone().into()).or_default();
+            note_newest(statements, stamp);
         }
     }
 
@@ -255,14 +252,14 @@ impl<T: TemplateCodec> Shared<T> {
     }
 
     fn note_unopened(&self, stream: Stream, header: &Header, reason: Skipped, is_new: bool) {
+        self.replay.lock().lacks_keys = true;
+        if !is_new {
+            return;
+        }
         let id = String::from_utf8_lossy(header.key_id).into_owned();
         let is_unknown = reason == Skipped::Key;
         let is_retired = is_unknown && self.has_retired(&id);
         let mut replay = self.replay.lock();
-        replay.lacks_keys = true;
-        if !is_new {
-            return;
-        }
         let may_revoke = stream == Stream::Control && !is_retired;
         if may_revoke && !replay.is_held {
             // It may be a revocation. The pass reports that, and goes on once the record can be read.

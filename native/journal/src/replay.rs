@@ -441,6 +441,7 @@ fn lack_of_key<T: TemplateCodec>(journal: &Shared<T>, unopened: &Unopened) -> Op
     let unknown = unknown.map(|name| String::from_utf8_lossy(name).into_owned());
     let mut unknown: Vec<String> = unknown.collect();
     unknown.sort();
+    let is_alone = is_alone(journal);
     let mut replay = journal.replay.lock();
     if replay.is_overridden {
         replay.settled.extend(unopened.forged.keys());
@@ -457,7 +458,7 @@ fn lack_of_key<T: TemplateCodec>(journal: &Shared<T>, unopened: &Unopened) -> Op
     replay.note_lacked_keys(&journal.queue, unknown.iter().map(String::as_str));
     let is_new = |(hash, _): &(&ContentHash, _)| !replay.settled.contains(*hash);
     let forged = unopened.forged.iter();
-    let forged = forged.filter(|it| is_new(it) && !is_alone(journal)).min();
+    let forged = forged.filter(|it| is_new(it) && !is_alone).min();
     replay.lacked_key = match (unknown.first(), forged) {
         (Some(name), _) => Some(format!(
             "records that may be revocations are sealed with the key {}, which is not in the key file",

@@ -1,6 +1,6 @@
 //! The state of one scope's journal, shared by callers and the threads of its log.
 
-pub(crate) use key_state::MAX_RETIRED_KEYS;
+pub(crate) use key_state::{note_newest, MAX_RETIRED_KEYS};
 
 mod key_state;
 

@@ -130,6 +130,12 @@ impl Fleet {
         node
     }
 
+    fn node_with_keys(&self, file: &Path) -> Node {
+        let mut options = self.options();
+        options.keys.path = file.into();
+        self.node_with(options, limits(u64::MAX))
+    }
+
     fn node_with(&self, options: Options, limits: Limits) -> Node {
         let hub = Hub::new(Arc::new(self.log.clone()));
         Node::start(open(&self.name, limits), options, &hub)
@@ -165,6 +171,14 @@ impl Fleet {
         let tells = |record: &Record| record[1] == 3 || record[1] == 5;
         let change = |records: &mut Vec<Placed>| records.retain(|it| !tells(&it.record));
         self.log.change(change);
+    }
+
+    /// The last knowledge record of this node.
+    fn last_statement(&self, node: &Node) -> Record {
+        let writer = node.journal().0.writer.to_be_bytes();
+        let mut records = self.log.records(Stream::Control).into_iter();
+        let last = records.rfind(|record| record[1] == 3 && record[18..26] == writer);
+        last.unwrap()
     }
 
     fn count(&self, stream: Stream) -> usize {
@@ -957,9 +971,7 @@ fn keys_are_rotated_without_any_session_lost() {
     let fleet = Fleet::new("rotated");
     let [one_keys, other_keys] = ["one", "other"].map(|name| fleet.path(name));
     let node = |path: &PathBuf| {
-        let mut options = fleet.options();
-        options.keys.path = path.clone();
-        let node = fleet.node_with(options, limits(u64::MAX));
+        let node = fleet.node_with_keys(path);
         node.wait_for_replay();
         node
     };
@@ -1054,9 +1066,7 @@ fn a_node_with_a_key_that_others_have_taken_out_of_use_promises_nothing() {
     let [ahead_keys, behind_keys] = ["ahead", "behind"].map(|name| fleet.path(name));
     let node = |path: &PathBuf, names: &[&str]| {
         write_keys(path, names);
-        let mut options = fleet.options();
-        options.keys.path = path.clone();
-        let node = fleet.node_with(options, limits(u64::MAX));
+        let node = fleet.node_with_keys(path);
         node.wait_for_replay();
         node
     };
@@ -1121,9 +1131,7 @@ fn hears_that_its_key_is_lacked(is_restarted: bool) {
     let fleet = Fleet::new("too early");
     let early_keys = fleet.path("early");
     write_keys(&early_keys, &["a", "b"]);
-    let mut options = fleet.options();
-    options.keys.path = early_keys.clone();
-    let early = fleet.node_with(options, limits(u64::MAX));
+    let early = fleet.node_with_keys(&early_keys);
     early.wait_for_replay();
     let before = (!is_restarted).then(|| fleet.replayed());
     early.add(1);
@@ -1209,22 +1217,15 @@ fn a_key_that_came_back_into_use_is_not_taken_for_one_out_of_use() {
     let fleet = Fleet::new("back in use");
     let keys = fleet.path("other");
     write_keys(&keys, &["a", "b"]);
-    let with_other_keys = || {
-        let mut options = fleet.options();
-        options.keys.path = keys.clone();
-        fleet.node_with(options, limits(u64::MAX))
-    };
-    let (one, other) = (fleet.replayed(), with_other_keys());
+    let (one, other) = (fleet.replayed(), fleet.node_with_keys(&keys));
     other.wait_for_replay();
-    let writer = other.journal().0.writer.to_be_bytes();
     // A mistake, which is mended.
     write_keys(&keys, &["b", "c"]);
     other.journal().reload_keys().unwrap();
     other.add(5);
     until("a session", || one.has(5));
     until("the hint", || one.error().contains("do not have the key a"));
-    let mut records = fleet.log.records(Stream::Control).into_iter();
-    let mistaken = records.rfind(|record| record[1] == 3 && record[18..26] == writer);
+    let mistaken = fleet.last_statement(&other);
     write_keys(&keys, &["a", "b"]);
     other.journal().reload_keys().unwrap();
     until("health", || one.is_up() && other.is_up());
@@ -1235,14 +1236,10 @@ fn a_key_that_came_back_into_use_is_not_taken_for_one_out_of_use() {
     until("a session", || one.has(6));
     assert_eq!(one.revoke_for_good(Target::Session(id(5))), 1);
     until("the revocation", || !other.has(5));
-    fleet
-        .log
-        .append(&fleet.name, Stream::Control, mistaken.unwrap());
+    fleet.log.append(&fleet.name, Stream::Control, mistaken);
     // A node that makes the same mistake at its start finds what was said before.
     write_keys(&fleet.path("third"), &["b", "c"]);
-    let mut options = fleet.options();
-    options.keys.path = fleet.path("third");
-    let third = fleet.node_with(options, limits(u64::MAX));
+    let third = fleet.node_with_keys(&fleet.path("third"));
     until("the hold", || third.error().contains("the key a"));
     assert!(!third.has(5));
 }
@@ -1295,8 +1292,8 @@ fn records_that_do_not_open_and_do_not_matter_are_not_read_again_and_again() {
     one.wait_for_writing();
     let is_quiet = |node: &Node| {
         until("health", || node.is_up());
-        let want_scan = |it: &Node| it.journal().0.replay.lock().want_scan(Duration::ZERO);
-        want_scan(node);
+        let shared = &node.journal().0;
+        shared.replay.lock().want_scan(Duration::ZERO);
         thread::sleep(Duration::from_secs(1));
         let before = node.report().read;
         thread::sleep(Duration::from_secs(2));
@@ -1425,25 +1422,17 @@ fn copies_of_old_statements_do_not_count() {
     let fleet = Fleet::new("old statements");
     let keys = fleet.path("other");
     write_keys(&keys, &["a", "b"]);
-    let mut options = fleet.options();
-    options.keys.path = keys.clone();
-    let one = fleet.replayed();
-    let other = fleet.node_with(options, limits(u64::MAX));
+    let (one, other) = (fleet.replayed(), fleet.node_with_keys(&keys));
     other.wait_for_replay();
-    let writer = other.journal().0.writer.to_be_bytes();
-    let last_statement = || {
-        let mut records = fleet.log.records(Stream::Control).into_iter();
-        records.rfind(|record| record[1] == 3 && record[18..26] == writer)
-    };
     other.add(7);
     until("a session", || one.has(7));
-    let innocent = last_statement().unwrap();
+    let innocent = fleet.last_statement(&other);
     // A mistake, which is mended.
     write_keys(&keys, &["b", "c"]);
     other.journal().reload_keys().unwrap();
     let lacks = |error: String| error.contains("do not have the key a");
     until("the hint", || lacks(one.error()));
-    let lacking = last_statement().unwrap();
+    let lacking = fleet.last_statement(&other);
     fleet.log.append(&fleet.name, Stream::Control, innocent);
     one.add(8);
     until("a session", || fleet.count(Stream::Sessions) == 2);
@@ -1469,9 +1458,7 @@ fn made_up_names_of_keys_hide_none_that_is_lacked() {
     let fleet = Fleet::new("made up");
     let keys = fleet.path("early");
     write_keys(&keys, &["a", "b"]);
-    let mut options = fleet.options();
-    options.keys.path = keys.clone();
-    let (early, other) = (fleet.node_with(options, limits(u64::MAX)), fleet.replayed());
+    let (early, other) = (fleet.node_with_keys(&keys), fleet.replayed());
     early.wait_for_replay();
     early.add(1);
     until("a session", || other.has(1));
@@ -1495,9 +1482,7 @@ fn what_others_still_lack_is_not_forgotten_when_keys_are_read_again() {
     let fleet = Fleet::new("read again");
     let keys = fleet.path("other");
     write_keys(&keys, &["a", "b"]);
-    let mut options = fleet.options();
-    options.keys.path = keys.clone();
-    let (one, other) = (fleet.replayed(), fleet.node_with(options, limits(u64::MAX)));
+    let (one, other) = (fleet.replayed(), fleet.node_with_keys(&keys));
     other.wait_for_replay();
     write_keys(&keys, &["b", "c"]);
     other.journal().reload_keys().unwrap();
@@ -1545,9 +1530,7 @@ fn what_came_before_its_key_is_read_once_the_key_is_there() {
     one.add(2);
     one.revoke_for_good(Target::Session(id(1)));
     until("sessions", || fleet.count(Stream::Sessions) == 2);
-    let mut options = fleet.options();
-    options.keys.path = late_keys.clone();
-    let late = fleet.node_with(options, limits(u64::MAX));
+    let late = fleet.node_with_keys(&late_keys);
     until("the error", || late.error().contains("No such file"));
     // A node with a key of its own, but without that of the others.
     write_keys(&late_keys, &["z"]);

@@ -71,8 +71,8 @@ impl<T: TemplateCodec> Shared<T> {
             ..self.options.keys.clone()
         };
         let result = file.load().and_then(|(keys, version)| {
-            let in_force = self.keys();
-            let replaced = in_force.as_ref().and_then(|former| keys.replaced(former));
+            let former = self.keys();
+            let replaced = former.as_ref().and_then(|former| keys.replaced(former));
             // Unless the keys in force are the wrong ones.
             let may_be_right = self.replay.lock().lacked_key.is_none();
             if let Some(name) = replaced.filter(|_| may_be_right) {
@@ -84,7 +84,7 @@ impl<T: TemplateCodec> Shared<T> {
             }
             let is_new = loaded.replace(version) != Some(version);
             let keys = Arc::new(keys);
-            let former = self.keys().filter(|_| is_new);
+            let former = former.filter(|_| is_new);
             // Before the new keys are in force: otherwise a pass would miss the former ones.
             let has_retired_some = former
                 .as_ref()
@@ -293,9 +293,7 @@ impl<T: TemplateCodec> Shared<T> {
     pub fn note_statement(&self, stamp: Stamp) -> bool {
         let mut heard = self.heard.lock();
         make_room(&mut heard.newest_ms, |made_ms| *made_ms);
-        let newest_ms = heard.newest_ms.entry(stamp.writer).or_default();
-        *newest_ms = stamp.made_ms.max(*newest_ms);
-        *newest_ms == stamp.made_ms
+        note_newest(&mut heard.newest_ms, stamp)
     }
 
     /// Notes which keys a running node does not have, to know whether it reads what this one writes.
@@ -425,6 +423,13 @@ impl ReplayState {
         }
         self.tell_if_due(queue);
     }
+}
+
+/// Notes when a writer made a record. Returns whether it is the writer's newest one there.
+pub(crate) fn note_newest(newest_ms: &mut HashMap<u64, u64>, stamp: Stamp) -> bool {
+    let newest_ms = newest_ms.entry(stamp.writer).or_default();
+    *newest_ms = stamp.made_ms.max(*newest_ms);
+    *newest_ms == stamp.made_ms
 }
 
 fn retire(retired: &mut BTreeSet<String>, id: &str) {
