@@ -4,7 +4,7 @@ use crate::clock::now_ms;
 use crate::node_memory::NodeMemory;
 use crate::reader::Unread;
 use crate::record::{content_hash, seal, seal_plain, Body, ContentHash, Context, Kind, Skipped};
-use crate::record::{Stamp, Statement};
+use crate::record::{Stamp, Statement, Term};
 use crate::revocations::{Knowledge, Known, RevocationId, Verdict};
 use crate::shared::Shared;
 use crate::target::{CertificateSelector, Target};
@@ -139,7 +139,7 @@ fn others(context: &Context) -> Vec<(Stream, Record)> {
             origin: 1,
             counter: place as u64 + 1,
         },
-        keep_ms: HOUR_MS,
+        term: Term::new(HOUR_MS),
         target,
     };
     bodies.extend(targets.into_iter().enumerate().map(revocation));
@@ -468,7 +468,7 @@ mod tests {
             assert_eq!(node.feed(stream, &record), None);
         }
         assert_eq!(node.content().sessions, []);
-        for version in [0, 2, 4, 255] {
+        for version in [0, 3, 5, 255] {
             let mut other = Node::default().valid;
             other.iter_mut().for_each(|(_, record)| record[0] = version);
             assert_eq!(reasons(other), [Skipped::Version]);

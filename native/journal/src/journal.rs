@@ -5,7 +5,7 @@ use crate::hub::Hub;
 use crate::node_memory::{Made, MadeIn, NodeMemory, ScopeMemory};
 use crate::queue::{ControlRecord, InFolder, NewSession};
 use crate::reader::carry_out;
-use crate::record::Skipped;
+use crate::record::{Skipped, Term};
 use crate::revocations::{Knowledge, RevocationId};
 use crate::shared::{Options, Shared};
 use crate::status::Report;
@@ -118,7 +118,7 @@ impl<T: TemplateCodec> Journal<T> {
             let id = revocations.make(&target, expires_ms);
             self.0.queue.push_record(ControlRecord::Revocation {
                 id,
-                keep_ms,
+                term: Term::new(keep_ms),
                 target,
                 in_folder: InFolder::No,
             });
@@ -362,10 +362,10 @@ fn make<T: TemplateCodec>(
     }
     memory.make(&open, is_for_all, targets, |made: &MadeIn| {
         for Journal(journal) in of_scope(journals, &made.scope) {
-            let keep_ms = journal.keep_ms();
+            let term = Term::new(journal.keep_ms());
             let record = |(id, target): (&RevocationId, &Target)| ControlRecord::Revocation {
                 id: *id,
-                keep_ms,
+                term,
                 target: target.clone(),
                 in_folder: InFolder::Soon,
             };

@@ -1237,3 +1237,29 @@ fn a_revocation_is_kept_as_long_by_a_node_that_was_started_again() {
         model.take(&step);
     }
 }
+
+#[test]
+fn revocations_expire_although_no_node_lives_as_long_as_they_are_kept() {
+    let mut model = quiet_model();
+    let revoke = Step::Revoke {
+        node: 0,
+        what: Revoke::All,
+    };
+    for step in [Step::Quiesce, revoke, Step::Quiesce] {
+        model.take(&step);
+    }
+    for _ in 0..6 {
+        for _ in 0..8 {
+            model.take(&Step::Pass { ms: KEEP_MS / 10 });
+            model.take(&Step::Quiesce);
+        }
+        for node in 0..NODES {
+            model.take(&Step::Stop { node });
+            model.take(&Step::Start { node });
+            model.take(&Step::Quiesce);
+        }
+    }
+    for node in model.nodes.iter().flatten() {
+        assert_eq!(node.journal().0.remembered.revocations().len(), 0);
+    }
+}

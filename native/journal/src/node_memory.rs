@@ -433,10 +433,10 @@ impl NodeMemory {
     }
 
     /// Stores revocations that the scope's memory already has, for this long.
-    pub fn note(&self, scope: &ScopeMemory, new: Vec<(RevocationId, Target)>, keep_ms: u64) {
+    pub fn note(&self, scope: &ScopeMemory, new: Vec<(RevocationId, Target)>, left_ms: u64) {
         self.append_about(scope, true, move |number, bytes| {
             for (id, target) in &new {
-                Entry::Revocation(number, *id, keep_ms, target).encode(bytes);
+                Entry::Revocation(number, *id, left_ms, target).encode(bytes);
             }
         });
     }

@@ -1,5 +1,6 @@
 //! The records to write, between callers that must not wait and the writer's thread.
 
+use crate::record::Term;
 use crate::revocations::{Knowledge, RevocationId};
 use crate::target::Target;
 use crate::template::EncodedTemplate;
@@ -85,7 +86,7 @@ pub(crate) enum InFolder {
 pub(crate) enum ControlRecord {
     Revocation {
         id: RevocationId,
-        keep_ms: u64,
+        term: Term,
         target: Target,
         in_folder: InFolder,
     },
@@ -264,12 +265,12 @@ impl Queue {
         let take = |record: &mut ControlRecord| match record {
             ControlRecord::Revocation {
                 id,
-                keep_ms,
+                term,
                 target,
                 in_folder: in_folder @ InFolder::No,
             } => {
                 *in_folder = InFolder::Yes;
-                Some((*id, target.clone(), *keep_ms))
+                Some((*id, target.clone(), term.left_ms))
             }
             _ => None,
         };
@@ -418,7 +419,7 @@ mod tests {
     fn revocation(counter: u64) -> ControlRecord {
         ControlRecord::Revocation {
             id: RevocationId { origin: 1, counter },
-            keep_ms: 1,
+            term: Term::new(1),
             target: Target::All,
             in_folder: InFolder::Yes,
         }
@@ -483,7 +484,7 @@ mod tests {
             revocation(1),
             ControlRecord::Revocation {
                 id,
-                keep_ms: 5,
+                term: Term::new(5),
                 target: target.clone(),
                 in_folder: InFolder::No,
             },
@@ -500,7 +501,7 @@ mod tests {
         // A caller stores this one.
         let soon = |counter| ControlRecord::Revocation {
             id: RevocationId { origin: 2, counter },
-            keep_ms: 1,
+            term: Term::new(1),
             target: Target::All,
             in_folder: InFolder::Soon,
         };

@@ -4,7 +4,7 @@ use crate::clock::{now_ms, wall_ms};
 use crate::queue::{Content, ControlRecord, InFolder};
 use crate::record::{
     content_hash, header, seal, Body, ContentHash, Header, LogIdentity, Opened, Skipped, Stamp,
-    Statement,
+    Statement, Term,
 };
 use crate::references::{References, MAX_REFERENCES};
 use crate::revocations::{Learned, RevocationId, Verdict};
@@ -285,7 +285,7 @@ impl<T: TemplateCodec> Shared<T> {
     fn apply_one(
         &self,
         opened: &Opened,
-        revoked: &mut Vec<(RevocationId, u64, Target)>,
+        revoked: &mut Vec<(RevocationId, Term, Target)>,
         seen: Option<&mut Seen>,
     ) -> Result<(), Skipped> {
         let stamp = opened.stamp;
@@ -314,11 +314,7 @@ impl<T: TemplateCodec> Shared<T> {
                     self.replay.lock().want_replay(Duration::ZERO);
                 }
             }
-            Body::Revocation {
-                id,
-                keep_ms,
-                target,
-            } => revoked.push((id, keep_ms, target)),
+            Body::Revocation { id, term, target } => revoked.push((id, term, target)),
             Body::Ask { nonce } => {
                 let mut replay = self.replay.lock();
                 let is_own = replay.asked.contains(&nonce);
@@ -390,18 +386,18 @@ impl<T: TemplateCodec> Shared<T> {
         Ok(())
     }
 
-    fn apply_revocations(&self, revoked: Vec<(RevocationId, u64, Target)>) {
+    fn apply_revocations(&self, revoked: Vec<(RevocationId, Term, Target)>) {
         if revoked.is_empty() {
             return;
         }
-        let (now_ms, own_keep_ms) = (self.memory.running_ms(), self.keep_ms());
+        let (now_ms, keep_ms) = (self.memory.running_ms(), self.keep_ms());
         let mut new = Vec::new();
         let mut targets = Vec::new();
         let mut longest_ms = 0;
         self.remembered.change(|revocations| {
-            for (id, keep_ms, target) in revoked {
-                let keep_ms = keep_ms.max(own_keep_ms);
-                let learned = revocations.learn(id, &target, now_ms.saturating_add(keep_ms));
+            for (id, term, target) in revoked {
+                let left_ms = term.left_with_ms(keep_ms);
+                let learned = revocations.learn(id, &target, now_ms.saturating_add(left_ms));
                 if learned == Learned::Nothing {
                     continue;
                 }
@@ -409,7 +405,7 @@ impl<T: TemplateCodec> Shared<T> {
                     targets.push(target.clone());
                 }
                 new.push((id, target));
-                longest_ms = longest_ms.max(keep_ms);
+                longest_ms = longest_ms.max(left_ms);
             }
         });
         if new.is_empty() {
@@ -591,7 +587,7 @@ impl<T: TemplateCodec> Shared<T> {
 
     /// The revocations that this node knows and the log does not have.
     fn lost_revocations(&self, seen: &Seen) -> Vec<ControlRecord> {
-        let now_ms = self.memory.running_ms();
+        let (now_ms, keep_ms) = (self.memory.running_ms(), self.keep_ms());
         let mut records = Vec::new();
         let revocations = self.remembered.revocations();
         revocations.for_each(|id, target, expires_ms| {
@@ -599,7 +595,10 @@ impl<T: TemplateCodec> Shared<T> {
             if !counters.is_some_and(|counters| counters.contains(&id.counter)) {
                 records.push(ControlRecord::Revocation {
                     id,
-                    keep_ms: expires_ms.saturating_sub(now_ms),
+                    term: Term {
+                        keep_ms,
+                        left_ms: expires_ms.saturating_sub(now_ms),
+                    },
                     target,
                     in_folder: InFolder::Yes,
                 });

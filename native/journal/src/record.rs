@@ -1,7 +1,7 @@
 //! Sealed records: their format, and what they contain. An attacker with the log sees everything before the body.
 //!
 //! ```text
-//!  0  format version (3)           26  made, milliseconds by the writer's monotonic clock
+//!  0  format version (4)           26  made, milliseconds by the writer's monotonic clock
 //!  1  kind                         34  lifetime, milliseconds
 //!  2  tag of the scope (4)         42  length of the key's name
 //!  6  tag of the record layout (4) 43  the key's name
@@ -24,7 +24,7 @@ use std::cell::RefCell;
 use std::ops::RangeInclusive;
 use zeroize::Zeroizing;
 
-const VERSION: u8 = 3;
+const VERSION: u8 = 4;
 const KEY_ID_AT: usize = 43;
 const NONCE: usize = 24;
 /// How many nonces are taken from the system at once.
@@ -128,8 +128,7 @@ pub enum Body<'a> {
     /// Sessions are revoked.
     Revocation {
         id: RevocationId,
-        /// How long the writer keeps it, in milliseconds.
-        keep_ms: u64,
+        term: Term,
         target: Target,
     },
     /// A node asks the others to write what is missing, and then to answer with this number.
@@ -141,6 +140,32 @@ pub enum Body<'a> {
     },
     /// Gives the log the identity that is in the record's header, if the log has none.
     Claim,
+}
+
+/// How long a node keeps a revocation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Term {
+    /// How long it keeps a new one, in milliseconds.
+    pub keep_ms: u64,
+    /// How much of that is left, in milliseconds.
+    pub left_ms: u64,
+}
+
+impl Term {
+    /// The term of a new revocation.
+    pub fn new(keep_ms: u64) -> Term {
+        Term {
+            keep_ms,
+            left_ms: keep_ms,
+        }
+    }
+
+    /// How long another node keeps the revocation, in milliseconds. Sessions may live longer there. It must not begin to
+    /// count anew: if all nodes were restarted before the time is over, the revocation would never expire.
+    pub fn left_with_ms(self, keep_ms: u64) -> u64 {
+        self.left_ms
+            .saturating_add(keep_ms.saturating_sub(self.keep_ms))
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -422,9 +447,10 @@ impl Opened {
                 let (origin, rest) = number(body)?;
                 let (counter, rest) = number(rest)?;
                 let (keep_ms, rest) = number(rest)?;
+                let (left_ms, rest) = number(rest)?;
                 Body::Revocation {
                     id: RevocationId { origin, counter },
-                    keep_ms,
+                    term: Term { keep_ms, left_ms },
                     target: Target::decode(rest).ok_or(Skipped::Malformed)?,
                 }
             }
@@ -469,12 +495,9 @@ fn encode(body: &Body) -> (Kind, Zeroizing<Vec<u8>>) {
             Kind::Clock,
             [zero_ms.to_be_bytes(), revision.to_be_bytes()].concat(),
         ),
-        Body::Revocation {
-            id,
-            keep_ms,
-            target,
-        } => {
-            let numbers = [id.origin, id.counter, *keep_ms].map(u64::to_be_bytes);
+        Body::Revocation { id, term, target } => {
+            let numbers = [id.origin, id.counter, term.keep_ms, term.left_ms];
+            let numbers = numbers.map(u64::to_be_bytes);
             let plain = [&numbers.concat()[..], &target.encode()].concat();
             (Kind::Revocation, plain)
         }
@@ -621,7 +644,10 @@ mod tests {
                     origin: 7,
                     counter: 8,
                 },
-                keep_ms: 9,
+                term: Term {
+                    keep_ms: 9,
+                    left_ms: 10,
+                },
                 target: Target::Certificate(CertificateSelector::Sha1([10; 20])),
             },
             Body::Ask { nonce: 11 },

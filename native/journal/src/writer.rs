@@ -498,13 +498,10 @@ fn fill<T: TemplateCodec>(journal: &Shared<T>, open_batch: &mut OpenBatch) -> Re
     for record in &open_batch.batch.control {
         let body = match record {
             ControlRecord::Revocation {
-                id,
-                keep_ms,
-                target,
-                ..
+                id, term, target, ..
             } => Body::Revocation {
                 id: *id,
-                keep_ms: *keep_ms,
+                term: *term,
                 target: target.clone(),
             },
             ControlRecord::Ask { nonce } => Body::Ask { nonce: *nonce },
@@ -557,7 +554,7 @@ fn fill<T: TemplateCodec>(journal: &Shared<T>, open_batch: &mut OpenBatch) -> Re
 /// log cannot be written. That process does not wait for a disk.
 fn remember<T: TemplateCodec>(journal: &Shared<T>) {
     let new = journal.queue.take_unstored();
-    let longest_ms = new.iter().map(|(.., keep_ms)| *keep_ms).max();
+    let longest_ms = new.iter().map(|(.., left_ms)| *left_ms).max();
     if let Some(longest_ms) = longest_ms {
         let new: Vec<_> = (new.into_iter())
             .map(|(id, target, _)| (id, target))
