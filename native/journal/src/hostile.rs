@@ -118,7 +118,10 @@ fn others(context: &Context) -> Vec<(Stream, Record)> {
         ..Known::default()
     };
     let statement = Statement {
-        knowledge: [(1, known)].into(),
+        knowledge: Knowledge {
+            epoch: 5,
+            origins: [(1, known)].into(),
+        },
         retired_keys: vec!["old".into()],
         lacked_keys: vec!["new".into()],
     };

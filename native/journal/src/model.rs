@@ -33,6 +33,7 @@ use sha2::{Digest, Sha256};
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::os::unix::fs::OpenOptionsExt;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
 use std::time::Instant;
 use tempfile::TempDir;
@@ -41,6 +42,10 @@ const NODES: usize = 3;
 const LIFETIME_MS: u64 = 100_000;
 /// How long revocations are kept.
 const KEEP_MS: u64 = LIFETIME_MS + LIFETIME_MS / 4 + 600_000;
+/// How long nodes remember that a revocation has expired, at least.
+const REMEMBERED_MS: u64 = 8 * KEEP_MS;
+/// When they do not take sessions for older ones any more because their writers have forgotten it.
+const FORGOTTEN_MS: u64 = 12 * KEEP_MS;
 /// What clocks round, and more.
 const SLACK_MS: u64 = 5_000;
 /// How far ahead a clock may be and still count as right.
@@ -65,17 +70,47 @@ const KEYS: [&[&str]; 6] = [
 
 #[derive(Debug, Clone)]
 enum Step {
-    Add { node: usize, certificate: u8 },
-    Forget { node: usize, which: Index },
-    Revoke { node: usize, what: Revoke },
-    Pass { ms: u64 },
-    Work { node: usize },
-    Start { node: usize },
-    Crash { node: usize },
-    Stop { node: usize },
-    Clock { node: usize, ahead_ms: i64 },
-    Keys { node: usize, level: usize },
-    List { node: usize, listed: u8 },
+    Add {
+        node: usize,
+        certificate: u8,
+    },
+    Forget {
+        node: usize,
+        which: Index,
+    },
+    Revoke {
+        node: usize,
+        what: Revoke,
+    },
+    Pass {
+        ms: u64,
+    },
+    /// Time passes while the nodes work: so many times as long as revocations are kept.
+    Run(u64),
+    Work {
+        node: usize,
+    },
+    Start {
+        node: usize,
+    },
+    Crash {
+        node: usize,
+    },
+    Stop {
+        node: usize,
+    },
+    Clock {
+        node: usize,
+        ahead_ms: i64,
+    },
+    Keys {
+        node: usize,
+        level: usize,
+    },
+    List {
+        node: usize,
+        listed: u8,
+    },
     Down(bool),
     Double(bool),
     HoldBack(bool),
@@ -112,6 +147,8 @@ struct Added {
     by: (usize, usize),
     /// Revocations that its writer knew.
     known: HashSet<usize>,
+    /// Whether its writer had read the log.
+    has_read: bool,
 }
 
 struct Revoked {
@@ -121,6 +158,8 @@ struct Revoked {
     at_ms: u64,
     is_promised: bool,
     is_lost: bool,
+    /// Whether it was kept until no session was left that it could cover.
+    has_expired: bool,
 }
 
 struct Node {
@@ -183,6 +222,9 @@ struct Model {
     /// Whether nodes can write to the log, and read new records.
     is_down: bool,
     is_held_back: bool,
+    /// When each node last worked, and when a running node last had not done so for long.
+    worked_ms: [u64; NODES],
+    paused_ms: u64,
 }
 
 /// What a node's key file has, and when the others hear of it.
@@ -266,7 +308,7 @@ impl Node {
         let revocations = shared.remembered.revocations();
         revocations.for_each(|id, _, _| _ = known.insert(id));
         drop(revocations);
-        for (origin, of) in &*shared.remembered.knowledge() {
+        for (origin, of) in &shared.remembered.knowledge().origins {
             let counters = 1..=of.upto;
             known.extend(counters.map(|counter| RevocationId {
                 origin: *origin,
@@ -318,6 +360,8 @@ impl Model {
             keys: Default::default(),
             is_down: false,
             is_held_back: false,
+            worked_ms: [0; NODES],
+            paused_ms: 0,
         };
         model.log.switch(|log| log.is_impatient = true);
         for node in 0..NODES {
@@ -378,6 +422,7 @@ impl Model {
             return;
         }
         self.be(node);
+        self.worked_ms[node] = self.moved_ms;
         let limits = Limits {
             max_bytes: 100_000_000,
             max_sessions: u64::MAX,
@@ -425,6 +470,7 @@ impl Model {
                 | Step::Forget { .. }
                 | Step::Revoke { .. }
                 | Step::Pass { .. }
+                | Step::Run(_)
                 | Step::Work { .. }
                 | Step::List { .. }
                 | Step::Quiesce
@@ -450,6 +496,12 @@ impl Model {
                 }
             }
             Step::Pass { ms } => self.moved_ms += ms,
+            Step::Run(terms) => {
+                for _ in 0..8 * terms {
+                    self.moved_ms += KEEP_MS / 8;
+                    (0..NODES).for_each(|node| self.work(node));
+                }
+            }
             Step::Work { node } => self.work(node),
             Step::Start { node } => self.start(node),
             Step::Crash { node } => self.end(node),
@@ -489,9 +541,10 @@ impl Model {
         let Some(Node { scope, step, .. }) = &self.nodes[node] else {
             return;
         };
-        let knowledge = scope.attached::<Journal<Common>>().unwrap().knowledge();
+        let journal = scope.attached::<Journal<Common>>().unwrap();
+        let (knowledge, has_read) = (journal.knowledge(), journal.0.has_replayed.load(Relaxed));
         let knew = |revoked: &Revoked| {
-            let known = knowledge.get(&revoked.id.origin);
+            let known = knowledge.origins.get(&revoked.id.origin);
             known.is_some_and(|known| known.upto >= revoked.id.counter)
         };
         let known = self.revoked.iter().enumerate();
@@ -502,6 +555,7 @@ impl Model {
             certificate: number,
             by: (node, *step),
             known: known.map(|(place, _)| place).collect(),
+            has_read,
         });
         let n = self.added.len() as u32 - 1;
         assert!(insert(scope, n, &[b't', number], &certificate(number)));
@@ -534,6 +588,7 @@ impl Model {
             at_ms: self.moved_ms,
             is_promised,
             is_lost: false,
+            has_expired: false,
         });
     }
 
@@ -543,6 +598,10 @@ impl Model {
             return;
         };
         node.work();
+        if self.moved_ms > self.worked_ms[number] + KEEP_MS / 4 {
+            self.paused_ms = self.moved_ms;
+        }
+        self.worked_ms[number] = self.moved_ms;
         if self.is_down || self.is_held_back {
             return;
         }
@@ -707,7 +766,7 @@ impl Model {
             match parsed {
                 Parsed::Revocation(id) => _ = known.insert(id),
                 Parsed::Knowledge(knowledge) => {
-                    for (origin, of) in knowledge {
+                    for (origin, of) in knowledge.origins {
                         let gone = of.replaced.into_iter().flatten();
                         let gone = gone.chain(1..=of.expired);
                         known.extend(gone.map(|counter| RevocationId { origin, counter }));
@@ -728,7 +787,9 @@ impl Model {
         self.reachable.clone_from(&known);
         known.extend(self.folders.iter().flatten());
         for revoked in &mut self.revoked {
-            revoked.is_lost |= !known.contains(&revoked.id);
+            let has_expired = self.moved_ms > revoked.at_ms + 3 * KEEP_MS;
+            revoked.has_expired |= has_expired && !self.config.has_attacks && !revoked.is_lost;
+            revoked.is_lost |= !known.contains(&revoked.id) && !revoked.has_expired;
         }
     }
 
@@ -778,8 +839,18 @@ impl Model {
             for revoked in self.revoked.iter().filter(|revoked| !revoked.is_lost) {
                 let is_after = node.step > revoked.step && self.attacked < revoked.step;
                 let is_remembered = self.folders[number].contains(&revoked.id);
-                if is_quiet && is_remembered && revoked.is_promised {
-                    assert!(known.contains(&revoked.id), "node {number} has forgotten");
+                let is_young = self.moved_ms < revoked.at_ms + REMEMBERED_MS;
+                if is_quiet && is_young && is_remembered && revoked.is_promised {
+                    let replaces = |later: &&Revoked| {
+                        later.id.origin == revoked.id.origin
+                            && later.id.counter >= revoked.id.counter
+                            && later.target == revoked.target
+                    };
+                    let mut same = self.revoked.iter().filter(replaces);
+                    assert!(
+                        same.any(|it| known.contains(&it.id)),
+                        "node {number} has forgotten"
+                    );
                 }
                 let is_quiet = is_quiet && self.reachable.contains(&revoked.id);
                 let is_due = (is_quiet || is_after) && revoked.is_promised;
@@ -837,7 +908,11 @@ impl Model {
                 let may_be_revoked = self.revoked.iter().enumerate().any(|(place, revoked)| {
                     // When a revocation expires, it ends sessions whose writers never heard of it.
                     let has_expired = self.moved_ms + slack_ms > revoked.at_ms + KEEP_MS;
-                    let is_for = has_expired || self.concerns(revoked, n);
+                    // Unless they have forgotten it.
+                    let was_forgotten = added.at_ms > revoked.at_ms + FORGOTTEN_MS
+                        && revoked.at_ms > self.paused_ms
+                        && added.has_read;
+                    let is_for = has_expired && !was_forgotten || self.concerns(revoked, n);
                     is_for && !added.known.contains(&place)
                 });
                 let is_young = self.moved_ms - added.at_ms + slack_ms < LIFETIME_MS;
@@ -902,6 +977,8 @@ fn step() -> impl Strategy<Value = Step> {
         10 => (1..5_000u64).prop_map(|ms| Step::Pass { ms }),
         2 => (5_000..50_000u64).prop_map(|ms| Step::Pass { ms }),
         1 => (60_000..900_000u64).prop_map(|ms| Step::Pass { ms }),
+        1 => (1..20u64).prop_map(|terms| Step::Pass { ms: terms * KEEP_MS }),
+        1 => (1..20u64).prop_map(Step::Run),
         25 => node().prop_map(|node| Step::Work { node }),
         12 => node().prop_map(|node| Step::Start { node }),
         6 => node().prop_map(|node| Step::Crash { node }),
@@ -1261,5 +1338,33 @@ fn revocations_expire_although_no_node_lives_as_long_as_they_are_kept() {
     }
     for node in model.nodes.iter().flatten() {
         assert_eq!(node.journal().0.remembered.revocations().len(), 0);
+    }
+}
+
+#[test]
+fn runs_of_nodes_are_forgotten_however_often_nodes_are_restarted() {
+    const ROUNDS: u32 = 24;
+    for has_folder in [false, true] {
+        let mut model = quiet_model();
+        model.config.has_folder = [has_folder; NODES];
+        for round in 0..ROUNDS {
+            for node in 0..NODES {
+                model.take(&Step::Stop { node });
+                model.take(&Step::Start { node });
+                model.take(&Step::Quiesce);
+                let certificate = 0;
+                model.take(&Step::Add { node, certificate });
+                model.revoke(node, Target::Session(id(round)), false);
+            }
+            model.take(&Step::Run(1));
+            model.take(&Step::Quiesce);
+        }
+        for node in model.nodes.iter().flatten() {
+            let knowledge = node.journal().0.remembered.knowledge();
+            // They expire after one to three rounds, and are forgotten eight rounds later.
+            assert!(knowledge.epoch > 150);
+            let count = knowledge.origins.len();
+            assert!(count < 13 * NODES, "{has_folder}: {count}");
+        }
     }
 }

@@ -7,9 +7,8 @@
 use crate::clock::now_ms;
 use crate::folder_thread::{Answer, FolderThread, Progress, STUCK_AFTER};
 use crate::record::{LogIdentity, Statement};
-use crate::revocations::{Knowledge, RevocationId, Revocations};
+use crate::revocations::{random_origin, Knowledge, RevocationId, Revocations};
 use crate::target::Target;
-use chacha20poly1305::aead::Generate;
 use once_cell::sync::Lazy;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use rekindle_log::sealed_file::{SealedFile, MAX_BLOCK_BYTES};
@@ -330,7 +329,8 @@ impl NodeMemory {
         let scope = Arc::clone(scope);
         self.with_file(None, move |state, file| {
             state.load(file)?;
-            let was_known = scope.stage() > Stage::Prepared || !scope.knowledge().is_empty();
+            let was_known =
+                scope.stage() > Stage::Prepared || !scope.knowledge().origins.is_empty();
             if scope.reach(Stage::Prepared) {
                 // If this cannot be written, nothing is lost: they also stay for later scopes.
                 let _ = state.prepare(file, &scope);
@@ -444,7 +444,7 @@ impl NodeMemory {
     /// Stores which revocations of a scope have expired, were replaced, or were given up.
     pub fn note_knowledge(&self, scope: &ScopeMemory, knowledge: &Knowledge) {
         let mut knowledge = knowledge.clone();
-        for known in knowledge.values_mut() {
+        for known in knowledge.origins.values_mut() {
             // The others are in the file, or come after this entry. If the node were killed in between, it would wait for
             // them.
             let replaced = known.replaced.last().map_or(0, |range| *range.end());
@@ -597,7 +597,10 @@ impl State {
         let mut was_used = !scopes.later.is_empty();
         let mut made: HashSet<(Arc<str>, Target)> = HashSet::new();
         for scope in scopes.by_name.values() {
-            scope.change(|revocations| revocations.put_off_own(elapsed_ms));
+            scope.change(|revocations| {
+                revocations.put_off_own(elapsed_ms);
+                revocations.note_loaded();
+            });
             let revocations = scope.revocations();
             was_used |= revocations.has_own();
             if !scopes.later.is_empty() {
@@ -766,12 +769,9 @@ impl Scopes {
 
 impl ScopeMemory {
     fn new(name: Arc<str>) -> Self {
-        // Without a random number, an origin could be the same as another's. 0 is nobody's origin, and such revocations
-        // stay in this node.
-        let origin = u64::try_generate().unwrap_or_default();
         ScopeMemory {
             name,
-            revocations: Mutex::new(Revocations::new(origin)),
+            revocations: Mutex::new(Revocations::new(random_origin())),
             knowledge: RwLock::default(),
             log: Mutex::default(),
             stage: Mutex::new(Stage::New),
@@ -1229,7 +1229,7 @@ mod tests {
         let memory = open(&folder);
         let (scope, _) = prepared(&memory, "scope");
         let knowledge = scope.knowledge();
-        let known = knowledge.values().next().unwrap();
+        let known = knowledge.origins.values().next().unwrap();
         assert_eq!((known.upto, known.expired), (1, 1));
         assert_eq!(scope.revocations().len(), 0);
         set_moved(0, 0);
@@ -1387,11 +1387,11 @@ mod tests {
         let meant = [(Arc::clone(&scope), HOUR_MS)];
         let mut queued = Vec::new();
         let made = memory.make(&meant, true, &[session(1), session(2)], |made| {
-            assert!(scope.knowledge().is_empty());
+            assert!(scope.knowledge().origins.is_empty());
             queued.extend_from_slice(&made.ids);
         });
         assert_eq!(queued, made.scopes[0].ids);
-        assert_eq!(scope.knowledge().values().next().unwrap().upto, 2);
+        assert_eq!(scope.knowledge().origins.values().next().unwrap().upto, 2);
     }
 
     #[test]

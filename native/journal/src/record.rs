@@ -525,9 +525,11 @@ pub struct Statement {
 impl Statement {
     /// Encodes it as the content of a record.
     pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = (self.knowledge.len() as u32).to_be_bytes().to_vec();
-        for (origin, known) in self.knowledge.iter() {
-            for number in [*origin, known.upto, known.expired] {
+        let Knowledge { epoch, origins } = &self.knowledge;
+        let mut bytes = epoch.to_be_bytes().to_vec();
+        bytes.extend((origins.len() as u32).to_be_bytes());
+        for (origin, known) in origins {
+            for number in [*origin, known.upto, known.expired, known.expired_in] {
                 bytes.extend(number.to_be_bytes());
             }
             bytes.extend((known.replaced.len() as u32).to_be_bytes());
@@ -546,13 +548,16 @@ impl Statement {
 
     /// The reverse of [`encode`](Self::encode).
     pub fn decode(bytes: &[u8]) -> Result<Statement, Skipped> {
-        let (origins, mut rest) = split::<4>(bytes)?;
+        let (epoch, rest) = number(bytes)?;
+        let (origins, mut rest) = split::<4>(rest)?;
         let mut statement = Statement::default();
+        statement.knowledge.epoch = epoch;
         for _ in 0..u32::from_be_bytes(*origins) {
-            let (origin, upto, expired, count);
+            let (origin, upto, expired, expired_in, count);
             (origin, rest) = number(rest)?;
             (upto, rest) = number(rest)?;
             (expired, rest) = number(rest)?;
+            (expired_in, rest) = number(rest)?;
             (count, rest) = split::<4>(rest)?;
             let mut replaced: Vec<RangeInclusive<u64>> = Vec::new();
             for _ in 0..u32::from_be_bytes(*count) {
@@ -570,9 +575,10 @@ impl Statement {
             let known = Known {
                 upto,
                 expired,
+                expired_in,
                 replaced,
             };
-            statement.knowledge.insert(origin, known);
+            statement.knowledge.origins.insert(origin, known);
         }
         let (retired, mut rest) = split::<4>(rest)?;
         let retired = u32::from_be_bytes(*retired) as usize;
@@ -794,15 +800,16 @@ mod tests {
 
     fn statement() -> impl Strategy<Value = Statement> {
         let range = (1..100u64, 0..10u64).prop_map(|(from, length)| from..=from + length);
-        let known =
-            (100..200u64, 0..100u64, vec(range, 0..4)).prop_map(|(upto, expired, replaced)| {
-                Known {
-                    upto: upto + 10,
-                    expired,
-                    replaced,
-                }
-            });
-        let knowledge = prop::collection::btree_map(any::<u64>(), known, 0..4);
+        let known = (100..200u64, 0..100u64, any::<u64>(), vec(range, 0..4));
+        let known = known.prop_map(|(upto, expired, expired_in, replaced)| Known {
+            upto: upto + 10,
+            expired,
+            expired_in,
+            replaced,
+        });
+        let origins = prop::collection::btree_map(any::<u64>(), known, 0..4);
+        let knowledge = (any::<u64>(), origins);
+        let knowledge = knowledge.prop_map(|(epoch, origins)| Knowledge { epoch, origins });
         let names = || vec("[a-z]{1,16}", 0..4);
         (knowledge, names(), names()).prop_map(|(knowledge, retired_keys, lacked_keys)| Statement {
             knowledge,

@@ -6,8 +6,14 @@
 //!
 //! Nodes only learn: revocations, that older ones have expired, and that a later one of the same origin for the same
 //! sessions has replaced one. So the order of learning does not matter, and learning twice changes nothing.
+//!
+//! An origin whose revocations have all expired is forgotten some time later. The nodes must agree on when: a node that
+//! has forgotten one writes sessions without it, and another one must not take them for older ones. So the nodes count
+//! epochs. Each node counts while it runs, and goes on from the highest number that it reads. Epochs do not pass faster
+//! than time. A session is written with its writer's epoch.
 
 use crate::target::{CertificateSelector, Target};
+use chacha20poly1305::aead::Generate;
 use hashbrown::{DefaultHashBuilder, HashTable};
 use rangemap::RangeInclusiveSet;
 use rekindle_core::{canonical_name, issuer_and_serial};
@@ -28,8 +34,14 @@ pub struct RevocationId {
     pub counter: u64,
 }
 
-/// For each origin, the revocations that a node knows.
-pub type Knowledge = BTreeMap<u64, Known>;
+/// What a node knows of a scope.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Knowledge {
+    /// The epoch.
+    pub epoch: u64,
+    /// For each origin, the revocations that it knows.
+    pub origins: BTreeMap<u64, Known>,
+}
 
 /// The revocations of one origin that a node knows.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -38,6 +50,8 @@ pub struct Known {
     pub upto: u64,
     /// Those up to this counter have expired: no session is left that they could cover.
     pub expired: u64,
+    /// The epoch in which the last of these expired, as far as the node knows.
+    pub expired_in: u64,
     /// Those that a later one of the same origin has replaced.
     pub replaced: Vec<RangeInclusive<u64>>,
 }
@@ -67,10 +81,32 @@ pub enum Learned {
 /// Expiry times that are so close together count as one.
 const EXPIRY_STEP_MS: u64 = 60_000;
 
+/// How many epochs pass while a revocation is kept.
+const EPOCHS_PER_TERM: u64 = 8;
+
+/// For so many epochs after revocations have expired, sessions whose writers did not know them are outdated. The log
+/// keeps control records for two terms, so two nodes cannot differ by more than that about the epoch in which a
+/// revocation expired, and no session is outdated because its writer has forgotten something.
+const JUDGED_EPOCHS: u64 = 4 * EPOCHS_PER_TERM;
+
+/// After so many epochs, nodes no longer tell each other of an origin whose revocations have all expired.
+const LISTED_EPOCHS: u64 = 2 * JUDGED_EPOCHS;
+
+/// A node remembers it for so many epochs in which it could use the log, at least. Otherwise, older records in the log
+/// could make a node believe that revocations are missing, even such as this one has written after an outage.
+const REMEMBERED_EPOCHS: u64 = 3 * EPOCHS_PER_TERM;
+
 /// The revocations of one scope.
 pub struct Revocations {
     origins: Vec<Origin>,
     numbers: HashMap<u64, usize>,
+    /// Places in `origins` of those that were forgotten.
+    vacant: Vec<usize>,
+    epoch: u64,
+    /// In how many epochs this node could use the log.
+    used_epochs: u64,
+    /// When the present epoch began, or this node heard of it.
+    epoch_began_ms: Option<u64>,
     /// The place of this node's own origin in `origins`.
     own: usize,
     /// Knowledge that lacks nothing that has expired. Most sessions come in a row with the same.
@@ -92,6 +128,11 @@ struct Origin {
     accounted: RangeInclusiveSet<u64>,
     replaced: RangeInclusiveSet<u64>,
     expired: u64,
+    expired_in: u64,
+    /// The node's `used_epochs` when `expired` last rose.
+    expired_at: u64,
+    /// Whether this node has known revocations of it that had not expired yet, and may have told others of them.
+    was_current: bool,
     /// The highest counter that any node claims to know.
     claimed: u64,
     /// Pairs of a counter and a time: revocations up to this counter expire at this time, by this node's running time.
@@ -110,6 +151,20 @@ impl Origin {
         let claimed = 1..=self.claimed;
         let gaps = self.accounted.gaps(&claimed);
         gaps.map(|gap| gap.end() - gap.start() + 1).sum()
+    }
+
+    /// Whether it has revocations, and all of them have expired.
+    fn is_over(&self) -> bool {
+        self.expired > 0 && self.expired == self.upto() && self.expired >= self.claimed
+    }
+
+    /// Whether other nodes have forgotten it, or will do so soon.
+    fn is_past(&self, epoch: u64) -> bool {
+        self.is_over() && epoch >= self.expired_in.saturating_add(LISTED_EPOCHS)
+    }
+
+    fn is_remembered(&self, used_epochs: u64) -> bool {
+        used_epochs < self.expired_at + REMEMBERED_EPOCHS
     }
 }
 
@@ -139,6 +194,10 @@ impl Revocations {
         let mut revocations = Revocations {
             origins: Vec::new(),
             numbers: HashMap::new(),
+            vacant: Vec::new(),
+            epoch: 0,
+            used_epochs: 0,
+            epoch_began_ms: None,
             own: 0,
             current: RefCell::default(),
             sessions: DigestTable::default(),
@@ -153,6 +212,10 @@ impl Revocations {
 
     /// Makes a revocation, and keeps it until `expires_ms`.
     pub fn make(&mut self, target: &Target, expires_ms: u64) -> RevocationId {
+        if self.origins[self.own].is_over() {
+            // Other nodes may have forgotten it.
+            self.begin_origin();
+        }
         let own = &self.origins[self.own];
         let id = RevocationId {
             origin: own.number,
@@ -179,6 +242,13 @@ impl Revocations {
         RevocationId {
             origin: own.number,
             counter: own.upto(),
+        }
+    }
+
+    fn begin_origin(&mut self) {
+        let number = random_origin();
+        if number != NOBODYS_ORIGIN {
+            self.own = self.place(number).unwrap_or(self.own);
         }
     }
 
@@ -222,7 +292,12 @@ impl Revocations {
     /// expired or were replaced.
     pub fn learn_statement(&mut self, statement: &Knowledge) -> bool {
         let mut has_resolved_some = false;
-        for (number, known) in statement {
+        if statement.epoch > self.epoch {
+            self.epoch = statement.epoch;
+            self.epoch_began_ms = None;
+            self.statement = None;
+        }
+        for (number, known) in &statement.origins {
             let Some(place) = self.place(*number) else {
                 continue;
             };
@@ -238,7 +313,10 @@ impl Revocations {
             }
             if known.expired > origin.expired {
                 has_resolved_some |= origin.accounted.gaps(&(1..=known.expired)).next().is_some();
-                self.drop_expired(place, known.expired);
+                self.drop_expired(place, known.expired, known.expired_in);
+            } else if known.expired == origin.expired && known.expired_in < origin.expired_in {
+                origin.expired_in = known.expired_in;
+                self.statement = None;
             }
         }
         has_resolved_some
@@ -262,11 +340,46 @@ impl Revocations {
             }
             // Missing ones before it would have expired as well.
             if upto > origin.expired {
-                self.drop_expired(place, upto);
+                self.drop_expired(place, upto, self.epoch);
                 has_expired = true;
             }
         }
         has_expired
+    }
+
+    /// Notes that all that is known is from former runs: this one has told nobody yet.
+    pub fn note_loaded(&mut self) {
+        for origin in &mut self.origins {
+            origin.was_current = false;
+        }
+    }
+
+    /// Counts epochs by this node's monotonic clock, and forgets what is long over. To be called often. A new revocation is
+    /// kept for `keep_ms`.
+    pub fn count_epochs(&mut self, now_ms: u64, keep_ms: u64, can_use_log: bool) {
+        let length_ms = (keep_ms / EPOCHS_PER_TERM).max(1);
+        let began_ms = *self.epoch_began_ms.get_or_insert(now_ms);
+        let count = now_ms.saturating_sub(began_ms) / length_ms;
+        if count == 0 {
+            return;
+        }
+        self.epoch_began_ms = Some(began_ms + count * length_ms);
+        self.epoch = self.epoch.saturating_add(count);
+        self.used_epochs += u64::from(can_use_log);
+        self.statement = None;
+        self.forget_past();
+    }
+
+    fn forget_past(&mut self) {
+        for place in 0..self.origins.len() {
+            let origin = &self.origins[place];
+            let is_remembered = place == self.own || origin.is_remembered(self.used_epochs);
+            if origin.is_past(self.epoch) && !is_remembered {
+                self.numbers.remove(&origin.number);
+                self.origins[place] = Origin::default();
+                self.vacant.push(place);
+            }
+        }
     }
 
     /// Postpones the expiry of revocations that were made here.
@@ -306,13 +419,19 @@ impl Revocations {
                 let known = Known {
                     upto,
                     expired: origin.expired,
+                    expired_in: origin.expired_in,
                     replaced: replaced
                         .map(|range| *range.start()..=upto.min(*range.end()))
                         .collect(),
                 };
-                (upto > 0).then_some((origin.number, known))
+                let is_told = origin.was_current && origin.is_remembered(self.used_epochs);
+                let is_listed = is_told || !origin.is_past(self.epoch);
+                (upto > 0 && is_listed).then_some((origin.number, known))
             };
-            Arc::new(self.origins.iter().filter_map(known).collect())
+            Arc::new(Knowledge {
+                epoch: self.epoch,
+                origins: self.origins.iter().filter_map(known).collect(),
+            })
         });
         Arc::clone(statement)
     }
@@ -325,7 +444,7 @@ impl Revocations {
         knowledge: &Arc<Knowledge>,
     ) -> Verdict {
         let knew = |id: Short| {
-            let known = knowledge.get(&self.origins[id.place()].number);
+            let known = knowledge.origins.get(&self.origins[id.place()].number);
             known.is_some_and(|known| id.counter() <= known.upto)
         };
         if self.is_outdated(knowledge) {
@@ -340,15 +459,16 @@ impl Revocations {
         }
     }
 
-    /// Whether a revocation has expired that this knowledge lacks.
+    /// Whether a revocation has expired that this knowledge lacks, and not only because it was forgotten.
     fn is_outdated(&self, knowledge: &Arc<Knowledge>) -> bool {
         let mut current = self.current.borrow_mut();
         if (current.as_ref()).is_some_and(|current| Arc::ptr_eq(current, knowledge)) {
             return false;
         }
         let lacks = |origin: &Origin| {
-            let known = knowledge.get(&origin.number);
+            let known = knowledge.origins.get(&origin.number);
             known.map_or(0, |known| known.upto) < origin.expired
+                && knowledge.epoch < origin.expired_in.saturating_add(JUDGED_EPOCHS)
         };
         let is_outdated = self.origins.iter().any(lacks);
         if !is_outdated {
@@ -420,14 +540,21 @@ impl Revocations {
         if let Some(place) = self.numbers.get(&number) {
             return Some(*place);
         }
-        let place = self.origins.len();
-        if place >> (64 - COUNTER_BITS) != 0 {
-            return None;
-        }
-        self.origins.push(Origin {
+        let origin = Origin {
             number,
             ..Origin::default()
-        });
+        };
+        let place = match self.vacant.pop() {
+            Some(place) => {
+                self.origins[place] = origin;
+                place
+            }
+            None if self.origins.len() >> (64 - COUNTER_BITS) == 0 => {
+                self.origins.push(origin);
+                self.origins.len() - 1
+            }
+            None => return None,
+        };
         self.numbers.insert(number, place);
         Some(place)
     }
@@ -456,9 +583,13 @@ impl Revocations {
         former != Some(id)
     }
 
-    fn drop_expired(&mut self, place: usize, upto: u64) {
+    fn drop_expired(&mut self, place: usize, upto: u64, epoch: u64) {
         let origin = &mut self.origins[place];
+        let last = origin.accounted.iter().next_back();
+        origin.was_current |= last.is_some_and(|range| *range.end() > origin.expired);
         origin.expired = upto;
+        origin.expired_in = epoch;
+        origin.expired_at = self.used_epochs;
         origin.claimed = origin.claimed.max(upto);
         origin.accounted.insert(1..=upto);
         origin.replaced.remove(1..=upto);
@@ -474,6 +605,14 @@ impl Revocations {
         self.statement = None;
         *self.current.get_mut() = None;
     }
+}
+
+/// What takes the place of a random number if there is none. No journal starts then.
+const NOBODYS_ORIGIN: u64 = 0;
+
+/// The number of a new origin.
+pub fn random_origin() -> u64 {
+    u64::try_generate().unwrap_or(NOBODYS_ORIGIN)
 }
 
 /// The canonical form: equal for all selectors that select the same certificates.
@@ -630,7 +769,10 @@ mod tests {
             upto,
             ..Known::default()
         };
-        Arc::new([(origin, known)].into())
+        Arc::new(Knowledge {
+            epoch: 0,
+            origins: [(origin, known)].into(),
+        })
     }
 
     #[test]
@@ -696,19 +838,25 @@ mod tests {
         assert_eq!(learn(3, &Target::All), Learned::Revocation);
         assert_eq!(learn(3, &Target::All), Learned::Nothing);
         assert_eq!(revocations.missing(), 2);
-        assert!(!revocations.knowledge().contains_key(&1));
+        assert!(!revocations.knowledge().origins.contains_key(&1));
         revocations.learn_statement(&upto(1, 5));
         assert_eq!(revocations.missing(), 4);
         revocations.learn(id(1, 1), &Target::Session([1; 32]), 10);
-        assert_eq!(revocations.knowledge()[&1].upto, 1);
+        assert_eq!(revocations.knowledge().origins[&1].upto, 1);
         revocations.learn(id(1, 2), &Target::Session([2; 32]), 10);
         assert_eq!(
-            (revocations.knowledge()[&1].upto, revocations.missing()),
+            (
+                revocations.knowledge().origins[&1].upto,
+                revocations.missing()
+            ),
             (3, 2)
         );
         revocations.give_up_missing();
         assert_eq!(
-            (revocations.knowledge()[&1].upto, revocations.missing()),
+            (
+                revocations.knowledge().origins[&1].upto,
+                revocations.missing()
+            ),
             (5, 0)
         );
         // A node comes back and knows a revocation that was given up.
@@ -734,7 +882,7 @@ mod tests {
                 revocations.make(&target, 10);
             }
             assert_eq!(revocations.len(), 1);
-            let known = revocations.knowledge()[&7].clone();
+            let known = revocations.knowledge().origins[&7].clone();
             assert_eq!((known.upto, known.replaced), (100, vec![1..=99]));
             // Another node needs only the last one.
             let mut other = Revocations::new(8);
@@ -766,7 +914,10 @@ mod tests {
         assert!(!revocations.expire(minute - 1));
         assert!(revocations.expire(2 * minute));
         let knowledge = revocations.knowledge();
-        assert_eq!((knowledge[&7].expired, knowledge[&7].upto), (12, 18));
+        assert_eq!(
+            (knowledge.origins[&7].expired, knowledge.origins[&7].upto),
+            (12, 18)
+        );
         assert_eq!(revocations.len(), 6);
         let judge =
             |revocations: &Revocations, knew| revocations.judge(&[8; 32], None, &upto(7, knew));
@@ -797,6 +948,112 @@ mod tests {
         assert_eq!(judge(&revocations, &lacking), Verdict::Outdated);
     }
 
+    const TERM_MS: u64 = 8000;
+    const EPOCH_MS: u64 = TERM_MS / EPOCHS_PER_TERM;
+
+    /// Another node, which knows what this one says, and has counted as many epochs.
+    fn told(origin: u64, by: &mut Revocations) -> Revocations {
+        let mut other = Revocations::new(origin);
+        other.count_epochs(0, TERM_MS, true);
+        other.learn_statement(&by.knowledge());
+        by.for_each(|id, target, expires_ms| {
+            other.learn(id, &target, expires_ms);
+        });
+        other
+    }
+
+    #[test]
+    fn an_origin_is_forgotten_long_after_its_revocations_have_expired() {
+        let mut one = Revocations::new(7);
+        one.count_epochs(0, TERM_MS, true);
+        one.make(&Target::All, TERM_MS);
+        let mut other = told(8, &mut one);
+        let before = other.knowledge();
+        assert!(one.expire(TERM_MS));
+        other.learn_statement(&one.knowledge());
+        let listed_ms = LISTED_EPOCHS * EPOCH_MS;
+        for now_ms in (0..listed_ms).step_by(EPOCH_MS as usize) {
+            other.count_epochs(now_ms, TERM_MS, true);
+            assert!(other.knowledge().origins.contains_key(&7));
+        }
+        other.count_epochs(listed_ms, TERM_MS, true);
+        let after = other.knowledge();
+        assert_eq!(after.origins, BTreeMap::new());
+        assert_eq!((other.origins.len(), other.vacant.len()), (2, 1));
+        // What an older record claims does not count as missing as long as the log may have such a record.
+        let mut late = Revocations::new(9);
+        late.learn_statement(&after);
+        late.learn_statement(&one.knowledge());
+        late.learn_statement(&before);
+        assert_eq!((late.missing(), late.knowledge().origins.len()), (0, 0));
+        // The other's sessions are not outdated, however long this node has not counted.
+        let judge =
+            |it: &Revocations, knowledge: &Arc<Knowledge>| it.judge(&[1; 32], None, knowledge);
+        assert_eq!(judge(&one, &after), Verdict::Free);
+        assert_eq!(judge(&one, &Arc::default()), Verdict::Outdated);
+        // The place is used again.
+        other.learn(id(10, 1), &Target::All, TERM_MS);
+        assert_eq!((other.origins.len(), other.vacant.len()), (2, 0));
+        assert_eq!(judge(&other, &after), Verdict::Revoked);
+        // This node itself begins another origin, because others may have forgotten this one.
+        let next = one.make(&Target::All, TERM_MS);
+        assert_eq!((next.origin == 7, next.counter), (false, 1));
+        // It may have written older records after an outage, so it first uses the log for some time.
+        one.count_epochs(2 * listed_ms, TERM_MS, false);
+        for epoch in 1..=REMEMBERED_EPOCHS {
+            assert!(one.knowledge().origins.contains_key(&7), "{epoch}");
+            one.count_epochs(2 * listed_ms + epoch * EPOCH_MS, TERM_MS, true);
+        }
+        assert_eq!(
+            one.knowledge().origins.keys().collect::<Vec<_>>(),
+            [&next.origin]
+        );
+    }
+
+    #[test]
+    fn no_session_is_outdated_because_its_writer_has_forgotten_an_origin() {
+        // The reader has learned the revocation as late as the log lets it, and has not heard since when it has expired.
+        let mut writer = Revocations::new(8);
+        writer.count_epochs(0, TERM_MS, true);
+        writer.learn(id(7, 1), &Target::All, TERM_MS);
+        let mut reader = Revocations::new(9);
+        reader.count_epochs(0, TERM_MS, true);
+        reader.learn(id(7, 1), &Target::All, 3 * TERM_MS);
+        let mut has_forgotten = false;
+        for now_ms in (0..40 * TERM_MS).step_by(EPOCH_MS as usize) {
+            for node in [&mut writer, &mut reader] {
+                node.count_epochs(now_ms, TERM_MS, true);
+                node.expire(now_ms);
+            }
+            let knowledge = writer.knowledge();
+            has_forgotten |= knowledge.origins.is_empty();
+            let verdict = reader.judge(&[1; 32], None, &knowledge);
+            assert_eq!(verdict, Verdict::Free, "{now_ms}");
+        }
+        assert!(has_forgotten && reader.vacant.len() == 1);
+    }
+
+    #[test]
+    fn epochs_do_not_pass_faster_than_time() {
+        const NODES: u64 = 5;
+        let mut nodes: Vec<_> = (0..NODES).map(Revocations::new).collect();
+        for now_ms in 0..20 * EPOCH_MS {
+            let place = (now_ms % NODES) as usize;
+            // Their epochs do not begin at the same time.
+            if now_ms >= place as u64 * EPOCH_MS / NODES {
+                nodes[place].count_epochs(now_ms, TERM_MS, true);
+            }
+            let knowledge = nodes[place].knowledge();
+            assert!(knowledge.epoch <= now_ms / EPOCH_MS);
+            let next = (place + 1) % nodes.len();
+            nodes[next].learn_statement(&knowledge);
+        }
+        assert!(nodes[0].epoch >= 18);
+        // A node that is alone catches up with what it has missed.
+        nodes[0].count_epochs(100 * EPOCH_MS, TERM_MS, true);
+        assert!(nodes[0].epoch >= 98);
+    }
+
     #[derive(Debug, Clone)]
     enum Lesson {
         Revocation(RevocationId, Target),
@@ -809,15 +1066,20 @@ mod tests {
             let place = (origin + 5 * counter) as usize % 6;
             Lesson::Revocation(id(origin, counter), targets()[place].clone())
         });
-        let statement = (0..3u64, 0..8u64, 0..8u64, 1..8u64, 0..8u64).prop_map(
-            |(origin, upto, expired, from, length)| {
+        let counters = (0..8u64, 0..8u64, 1..8u64, 0..8u64);
+        let statement = (0..3u64, counters, 0..100u64, 0..100u64).prop_map(
+            |(origin, (upto, expired, from, length), epoch, expired_in)| {
                 let to = upto.min(from + length);
                 let known = Known {
                     upto,
                     expired: expired.min(upto) / 2,
+                    expired_in,
                     replaced: (from <= to).then_some(from..=to).into_iter().collect(),
                 };
-                Lesson::Statement([(origin, known)].into())
+                Lesson::Statement(Knowledge {
+                    epoch,
+                    origins: [(origin, known)].into(),
+                })
             },
         );
         vec(prop_oneof![3 => revocation, 1 => statement], 0..30)
@@ -852,9 +1114,11 @@ mod tests {
             prop_assert_eq!(one.missing(), other.missing());
             let (known, its) = (one.knowledge(), other.knowledge());
             let counts = |known: &Knowledge| -> Vec<_> {
-                known.iter().map(|(origin, known)| (*origin, known.upto, known.expired)).collect()
+                known.origins.iter().map(|(origin, known)| {
+                    (*origin, known.upto, known.expired, known.expired_in)
+                }).collect()
             };
-            prop_assert_eq!(counts(&known), counts(&its));
+            prop_assert_eq!((known.epoch, counts(&known)), (its.epoch, counts(&its)));
             for origin in 0..3 {
                 for session in [[1; 32], [2; 32]] {
                     let judge = |it: &Revocations| {
@@ -894,7 +1158,7 @@ mod tests {
             let bytes: usize = tables.iter().map(|table| table.memory_bytes()).sum();
             assert!(bytes / count as usize <= (64 << 20) / 1_000_000, "{bytes}");
             assert!(revocations.origins[0].expiry.len() < 100);
-            assert_eq!(revocations.knowledge()[&7].replaced, []);
+            assert_eq!(revocations.knowledge().origins[&7].replaced, []);
             let began = Instant::now();
             let der = certificate(1);
             for n in 0..10_000 {

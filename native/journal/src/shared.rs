@@ -298,7 +298,7 @@ impl<T: TemplateCodec> Shared<T> {
         let revocations = self.remembered.revocations();
         let own_origin = revocations.own_origin();
         revocations.for_each(|id, target, _| {
-            let known = before.get(&id.origin);
+            let known = before.origins.get(&id.origin);
             if id.origin != own_origin && known.is_none_or(|known| known.upto < id.counter) {
                 targets.push(target);
             }

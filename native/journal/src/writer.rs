@@ -568,6 +568,17 @@ fn tidy<T: TemplateCodec>(journals: &[Arc<Shared<T>>]) {
     let mut memories: Vec<&Arc<_>> = journals.iter().map(|journal| &journal.memory).collect();
     memories.sort_by_key(|memory| Arc::as_ptr(memory));
     memories.dedup_by_key(|memory| Arc::as_ptr(memory));
+    // In this order, what expires now expires in the present epoch.
+    for journal in journals {
+        let is_failing = |part| journal.status.is_failing(part);
+        let can_use_log = is_ready(journal)
+            && journal.may_trim()
+            && !is_failing(Part::Writer)
+            && !is_failing(Part::Follower);
+        journal.remembered.change(|revocations| {
+            revocations.count_epochs(now_ms(), journal.keep_ms(), can_use_log);
+        });
+    }
     let changed: Vec<_> = memories.iter().flat_map(|memory| memory.tidy()).collect();
     for journal in journals {
         if changed.contains(&journal.name) {
