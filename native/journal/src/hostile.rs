@@ -122,6 +122,7 @@ fn others(context: &Context) -> Vec<(Stream, Record)> {
             epoch: 5,
             origins: [(1, known)].into(),
         },
+        lifetime_ms: 0,
         retired_keys: vec!["old".into()],
         lacked_keys: vec!["new".into()],
     };

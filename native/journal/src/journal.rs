@@ -135,9 +135,8 @@ impl<T: TemplateCodec> Journal<T> {
     /// Replays the log although revocations may be missing. This is the operator's decision.
     pub fn replay_anyway(&self) {
         let shared = &self.0;
-        let give_up =
-            |revocations: &mut crate::revocations::Revocations| revocations.give_up_missing();
-        shared.remembered.change(give_up);
+        let expires_ms = shared.memory.running_ms().saturating_add(shared.keep_ms());
+        (shared.remembered).change(|revocations| revocations.give_up_missing(expires_ms));
         let known = shared.remembered.knowledge();
         shared.memory.note_knowledge(&shared.remembered, &known);
         let mut replay = shared.replay.lock();

@@ -223,6 +223,8 @@ struct Model {
     /// When each node last worked, and when a running node last had not done so for long.
     worked_ms: [u64; NODES],
     paused_ms: u64,
+    /// When nodes with a folder ended.
+    ended_ms: Vec<u64>,
 }
 
 /// What a node's key file has, and when the others hear of it.
@@ -360,6 +362,7 @@ impl Model {
             is_held_back: false,
             worked_ms: [0; NODES],
             paused_ms: 0,
+            ended_ms: Vec::new(),
         };
         model.log.switch(|log| log.is_impatient = true);
         for node in 0..NODES {
@@ -626,6 +629,9 @@ impl Model {
     fn end(&mut self, number: usize) {
         self.be(number);
         if let Some(node) = self.nodes[number].take() {
+            if node.memory.folder().is_some() {
+                self.ended_ms.push(self.moved_ms);
+            }
             drop(node.reference);
             // The store's janitor may still use it.
             while Arc::strong_count(&node.scope) > 1 {
@@ -906,12 +912,14 @@ impl Model {
                 let may_be_revoked = self.revoked.iter().enumerate().any(|(place, revoked)| {
                     // When a revocation expires, it ends sessions whose writers never heard of it.
                     let has_expired = self.moved_ms + slack_ms > revoked.at_ms + KEEP_MS;
-                    // Unless they have forgotten it.
+                    // Unless they have forgotten it, and no node that had just learned it comes back.
+                    let known_ms = revoked.at_ms..revoked.at_ms + 4 * KEEP_MS;
                     let was_forgotten = added.at_ms > revoked.at_ms + FORGOTTEN_MS
+                        && !self.ended_ms.iter().any(|at_ms| known_ms.contains(at_ms))
                         && revoked.at_ms > self.paused_ms
                         && added.has_read;
-                    let is_for = has_expired && !was_forgotten || self.concerns(revoked, n);
-                    is_for && !added.known.contains(&place)
+                    let is_for = has_expired || self.concerns(revoked, n);
+                    is_for && !was_forgotten && !added.known.contains(&place)
                 });
                 let is_young = self.moved_ms - added.at_ms + slack_ms < LIFETIME_MS;
                 let was_listed = node.was_listed & 1 << added.certificate != 0;
@@ -1365,4 +1373,112 @@ fn runs_of_nodes_are_forgotten_however_often_nodes_are_restarted() {
             assert!(count < 13 * NODES, "{has_folder}: {count}");
         }
     }
+}
+
+fn has_on(model: &Model, node: usize, n: u32) -> bool {
+    model.be(node);
+    has(&model.nodes[node].as_ref().unwrap().scope, n)
+}
+
+/// Lets the nodes tell each other what they know.
+fn exchange(model: &mut Model) {
+    for _ in 0..20 {
+        model.moved_ms += 300;
+        (0..NODES).for_each(|node| model.work(node));
+    }
+}
+
+fn model_with_folders() -> Model {
+    let mut model = quiet_model();
+    model.config.has_folder = [true; NODES];
+    for node in 0..NODES {
+        model.take(&Step::Stop { node });
+        model.take(&Step::Start { node });
+    }
+    model.take(&Step::Quiesce);
+    model
+}
+
+#[test]
+fn a_revocation_that_has_expired_does_not_come_back_when_nodes_start() {
+    for (when, stopped) in [("before", 0), ("after", 1)] {
+        let mut model = model_with_folders();
+        model.revoke(0, Target::All, false);
+        exchange(&mut model);
+        // Long enough to note the epoch.
+        model.moved_ms += KEEP_MS / 8;
+        exchange(&mut model);
+        if stopped == 0 {
+            model.stop(1);
+        }
+        model.take(&Step::Run(20));
+        for node in [0, 2] {
+            model.take(&Step::Add {
+                node,
+                certificate: 0,
+            });
+        }
+        exchange(&mut model);
+        model.stop(1);
+        model.start(1);
+        exchange(&mut model);
+        for node in 0..NODES {
+            for n in 0..2 {
+                assert!(has_on(&model, node, n), "{when}: session {n}, node {node}");
+            }
+        }
+        for node in model.nodes.iter().flatten() {
+            assert_eq!(node.journal().0.remembered.revocations().len(), 0, "{when}");
+        }
+    }
+}
+
+#[test]
+fn a_node_that_was_stopped_for_long_takes_no_sessions_for_outdated() {
+    let mut model = quiet_model();
+    model.take(&Step::Run(1));
+    model.take(&Step::Quiesce);
+    model.revoke(0, Target::Session(id(77)), false);
+    model.take(&Step::Quiesce);
+    model.moved_ms += KEEP_MS / 8;
+    model.take(&Step::Quiesce);
+    for _ in 0..160 {
+        model.moved_ms += KEEP_MS / 8;
+        model.work(0);
+        model.work(2);
+    }
+    model.take(&Step::Add {
+        node: 2,
+        certificate: 0,
+    });
+    exchange(&mut model);
+    model.take(&Step::Crash { node: 0 });
+    model.take(&Step::Start { node: 0 });
+    exchange(&mut model);
+    for node in 0..NODES {
+        assert!(has_on(&model, node, 0), "{node}");
+    }
+}
+
+#[test]
+fn a_session_that_was_made_under_a_wrong_clock_and_written_late_stays_revoked() {
+    let mut model = quiet_model();
+    model.take(&Step::Quiesce);
+    let ahead_ms = 20 * KEEP_MS as i64;
+    model.take(&Step::Clock { node: 2, ahead_ms });
+    model.take(&Step::Pass { ms: 2000 });
+    exchange(&mut model);
+    model.take(&Step::Add {
+        node: 2,
+        certificate: 0,
+    });
+    model.revoke(0, Target::All, false);
+    assert!(model.revoked[0].is_promised);
+    for _ in 0..160 {
+        model.moved_ms += KEEP_MS / 8;
+        model.work(0);
+        model.work(1);
+    }
+    exchange(&mut model);
+    assert!(!has_on(&model, 0, 0) && !has_on(&model, 1, 0));
 }

@@ -161,6 +161,8 @@ enum Entry<'a> {
     Elapsed(u64),
     Later(u64, &'a Target),
     Stage(u32, Stage),
+    /// The scope's revocations that come before this entry were known in this epoch.
+    Epoch(u32, u64),
 }
 
 impl NodeMemory {
@@ -455,6 +457,14 @@ impl NodeMemory {
         });
     }
 
+    /// Stores that the revocations of a scope were known in the present epoch.
+    pub fn note_epoch(&self, scope: &ScopeMemory) {
+        let epoch = scope.revocations().epoch();
+        self.append_about(scope, false, move |number, bytes| {
+            Entry::Epoch(number, epoch).encode(bytes);
+        });
+    }
+
     /// The identity of the scope's log, if the log is at this location.
     pub fn log_identity(&self, scope: &ScopeMemory, location: &str) -> Option<LogIdentity> {
         let log = scope.log.lock();
@@ -711,10 +721,20 @@ impl State {
                 Entry::Log(number, log).encode(&mut block);
             }
             Entry::Statement(number, &scope.knowledge()).encode(&mut block);
-            scope.revocations().for_each(|id, target, expires_ms| {
-                cut(&mut block);
-                Entry::Revocation(number, id, left(expires_ms), &target).encode(&mut block);
-            });
+            let revocations = scope.revocations();
+            // If an epoch is not noted for one, it comes after the entry with the epoch.
+            for is_meant in [true, false] {
+                revocations.for_each_known(|id, target, expires_ms, is_noted| {
+                    if is_noted == is_meant {
+                        cut(&mut block);
+                        Entry::Revocation(number, id, left(expires_ms), &target).encode(&mut block);
+                    }
+                });
+                if is_meant {
+                    Entry::Epoch(number, revocations.epoch()).encode(&mut block);
+                }
+            }
+            drop(revocations);
             cut(&mut block);
         }
         for (target, expires_ms) in &scopes.later {
@@ -899,6 +919,11 @@ impl Entry<'_> {
                 block.extend(number.to_be_bytes());
                 block.extend(stage.encode());
             }
+            Entry::Epoch(number, epoch) => {
+                block.push(8);
+                block.extend(number.to_be_bytes());
+                block.extend(epoch.to_be_bytes());
+            }
         }
         let length = (block.len() - at - 4) as u32;
         block[at..at + 4].copy_from_slice(&length.to_be_bytes());
@@ -1000,6 +1025,10 @@ fn load_of_scope(scope: &ScopeMemory, kind: u8, entry: &[u8], elapsed_ms: u64) -
             });
         }
         7 => _ = scope.reach(Stage::decode(entry)?),
+        8 => {
+            let epoch = number(entry)?;
+            scope.change(|revocations| revocations.note_loaded_epoch(epoch));
+        }
         _ => return None,
     }
     Some(())

@@ -360,6 +360,7 @@ impl<T: TemplateCodec> Shared<T> {
         let is_new = seen.is_none();
         let is_newest = self.note_statement(stamp);
         let statement = Statement::decode(content)?;
+        self.note_lifetime(statement.lifetime_ms);
         if let Some(seen) = seen {
             seen.note_statement(stamp, &statement.retired_keys);
         } else {
@@ -378,7 +379,7 @@ impl<T: TemplateCodec> Shared<T> {
         }
         let knowledge = &statement.knowledge;
         if (self.remembered).change(|revocations| revocations.learn_statement(knowledge)) {
-            // So this node need not wait any more for some missing revocations.
+            // So this node need not wait for some missing revocations, or keep some, when it starts again.
             self.memory.note_knowledge(&self.remembered, knowledge);
         }
         let mut references = self.references.lock();
@@ -592,13 +593,12 @@ impl<T: TemplateCodec> Shared<T> {
         let revocations = self.remembered.revocations();
         revocations.for_each(|id, target, expires_ms| {
             let counters = seen.revocations.get(&id.origin);
-            if !counters.is_some_and(|counters| counters.contains(&id.counter)) {
+            let has_expired = expires_ms <= now_ms;
+            if !has_expired && !counters.is_some_and(|counters| counters.contains(&id.counter)) {
+                let left_ms = expires_ms.saturating_sub(now_ms);
                 records.push(ControlRecord::Revocation {
                     id,
-                    term: Term {
-                        keep_ms,
-                        left_ms: expires_ms.saturating_sub(now_ms),
-                    },
+                    term: Term { keep_ms, left_ms },
                     target,
                     in_folder: InFolder::Yes,
                 });

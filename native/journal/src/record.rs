@@ -163,8 +163,10 @@ impl Term {
     /// How long another node keeps the revocation, in milliseconds. Sessions may live longer there. It must not begin to
     /// count anew: if all nodes were restarted before the time is over, the revocation would never expire.
     pub fn left_with_ms(self, keep_ms: u64) -> u64 {
+        // The writer may have it from a node that keeps revocations for longer.
+        let its_keep_ms = self.keep_ms.max(self.left_ms);
         self.left_ms
-            .saturating_add(keep_ms.saturating_sub(self.keep_ms))
+            .saturating_add(keep_ms.saturating_sub(its_keep_ms))
     }
 }
 
@@ -516,6 +518,8 @@ fn encode(body: &Body) -> (Kind, Zeroizing<Vec<u8>>) {
 pub struct Statement {
     /// The revocations.
     pub knowledge: Knowledge,
+    /// How long the node's sessions live, in milliseconds, so that others keep revocations as long, too.
+    pub lifetime_ms: u64,
     /// Names of keys that were in the node's key file and were taken out.
     pub retired_keys: Vec<String>,
     /// Names of other keys that seal records and that the node does not have.
@@ -526,7 +530,7 @@ impl Statement {
     /// Encodes it as the content of a record.
     pub fn encode(&self) -> Vec<u8> {
         let Knowledge { epoch, origins } = &self.knowledge;
-        let mut bytes = epoch.to_be_bytes().to_vec();
+        let mut bytes = [*epoch, self.lifetime_ms].map(u64::to_be_bytes).concat();
         bytes.extend((origins.len() as u32).to_be_bytes());
         for (origin, known) in origins {
             for number in [*origin, known.upto, known.expired, known.expired_in] {
@@ -548,10 +552,12 @@ impl Statement {
 
     /// The reverse of [`encode`](Self::encode).
     pub fn decode(bytes: &[u8]) -> Result<Statement, Skipped> {
-        let (epoch, rest) = number(bytes)?;
-        let (origins, mut rest) = split::<4>(rest)?;
         let mut statement = Statement::default();
+        let (epoch, rest) = number(bytes)?;
+        let (lifetime_ms, rest) = number(rest)?;
+        let (origins, mut rest) = split::<4>(rest)?;
         statement.knowledge.epoch = epoch;
+        statement.lifetime_ms = lifetime_ms;
         for _ in 0..u32::from_be_bytes(*origins) {
             let (origin, upto, expired, expired_in, count);
             (origin, rest) = number(rest)?;
@@ -811,11 +817,15 @@ mod tests {
         let knowledge = (any::<u64>(), origins);
         let knowledge = knowledge.prop_map(|(epoch, origins)| Knowledge { epoch, origins });
         let names = || vec("[a-z]{1,16}", 0..4);
-        (knowledge, names(), names()).prop_map(|(knowledge, retired_keys, lacked_keys)| Statement {
-            knowledge,
-            retired_keys,
-            lacked_keys,
-        })
+        let statement = (knowledge, any::<u64>(), names(), names());
+        statement.prop_map(
+            |(knowledge, lifetime_ms, retired_keys, lacked_keys)| Statement {
+                knowledge,
+                lifetime_ms,
+                retired_keys,
+                lacked_keys,
+            },
+        )
     }
 
     proptest! {

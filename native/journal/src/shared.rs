@@ -290,6 +290,14 @@ impl<T: TemplateCodec> Shared<T> {
         let loaded = self.memory.prepare(&self.remembered);
         self.set(Part::Memory, loaded.clone().map(drop));
         let was_known = loaded?;
+        // Otherwise this node would write again what has expired while it was down, or while no listener was open.
+        let has_expired = self.remembered.change(|revocations| {
+            revocations.count_epochs(now_ms(), self.keep_ms(), false);
+            revocations.expire(self.memory.running_ms())
+        });
+        if has_expired {
+            self.queue.push_record(ControlRecord::Statement);
+        }
         let identity = self.memory.log_identity(&self.remembered, &self.location);
         if let Some(identity) = identity {
             self.set_identity(identity);
@@ -373,9 +381,14 @@ impl<T: TemplateCodec> Shared<T> {
         self.lifetime_ms.load(Relaxed)
     }
 
+    /// The scope's lifetime, in milliseconds.
+    pub fn lifetime_ms(&self) -> u64 {
+        self.lifetime_ms.load(Relaxed)
+    }
+
     /// How long before a session the records that it refers to may have been written, in milliseconds.
     pub fn announce_again_ms(&self) -> u64 {
-        self.lifetime_ms.load(Relaxed) / 4
+        self.lifetime_ms() / 4
     }
 
     /// How long records are needed, in milliseconds. Sessions live for a lifetime, and the records that they refer to

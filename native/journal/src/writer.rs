@@ -65,6 +65,21 @@ impl OpenBatch {
         self.batch.is_empty() && self.control.is_empty() && self.sessions.is_empty()
     }
 
+    /// Drops sessions that have expired while the log was away, and returns how many. Their writer's clock may be wrong, and
+    /// the other nodes have forgotten which of them were revoked.
+    fn drop_expired(&mut self, now_ms: u64) -> u64 {
+        let sessions = &mut self.batch.sessions;
+        let before = sessions.len();
+        sessions.retain(|session| now_ms < session.made_ms.saturating_add(session.lifetime_ms));
+        let dropped = (before - sessions.len()) as u64;
+        if dropped > 0 {
+            // The others are sealed again.
+            self.sessions.clear();
+            self.sealed_for = None;
+        }
+        dropped
+    }
+
     /// Whether the records are sealed for this log and with the sealing key of these keys.
     fn is_sealed_for(&self, identity: LogIdentity, keys: &Keys) -> bool {
         (self.sealed_for.as_ref())
@@ -173,6 +188,8 @@ impl<T: TemplateCodec> Writer<T> {
                 open_batch.knowledge = journal.remembered.knowledge();
                 open_batch.batch = journal.queue.take(only_revocations);
             }
+            let dropped = open_batch.drop_expired(now_ms());
+            journal.status.dropped.fetch_add(dropped, Relaxed);
             if open_batch.is_empty() {
                 continue;
             }
@@ -575,9 +592,12 @@ fn tidy<T: TemplateCodec>(journals: &[Arc<Shared<T>>]) {
             && journal.may_trim()
             && !is_failing(Part::Writer)
             && !is_failing(Part::Follower);
-        journal.remembered.change(|revocations| {
-            revocations.count_epochs(now_ms(), journal.keep_ms(), can_use_log);
+        let has_new = journal.remembered.change(|revocations| {
+            revocations.count_epochs(now_ms(), journal.keep_ms(), can_use_log)
         });
+        if has_new {
+            journal.memory.note_epoch(&journal.remembered);
+        }
     }
     let changed: Vec<_> = memories.iter().flat_map(|memory| memory.tidy()).collect();
     for journal in journals {
@@ -593,6 +613,7 @@ fn tidy<T: TemplateCodec>(journals: &[Arc<Shared<T>>]) {
 fn statement<T: TemplateCodec>(journal: &Shared<T>, knowledge: &Knowledge) -> Content {
     let statement = Statement {
         knowledge: knowledge.clone(),
+        lifetime_ms: journal.lifetime_ms(),
         retired_keys: journal.retired_keys(),
         lacked_keys: journal.lacked_keys(),
     };
