@@ -1406,8 +1406,10 @@ fn a_revocation_that_has_expired_does_not_come_back_when_nodes_start() {
         model.revoke(0, Target::All, false);
         exchange(&mut model);
         // Long enough to note the epoch.
-        model.moved_ms += KEEP_MS / 8;
-        exchange(&mut model);
+        for _ in 0..2 {
+            model.moved_ms += KEEP_MS / 8;
+            exchange(&mut model);
+        }
         if stopped == 0 {
             model.stop(1);
         }
@@ -1431,6 +1433,25 @@ fn a_revocation_that_has_expired_does_not_come_back_when_nodes_start() {
             assert_eq!(node.journal().0.remembered.revocations().len(), 0, "{when}");
         }
     }
+}
+
+#[test]
+fn a_node_that_missed_how_a_revocation_expired_does_not_wait_for_it_for_ever() {
+    let mut model = quiet_model();
+    model.take(&Step::Crash { node: 2 });
+    model.take(&Step::Quiesce);
+    // Node 1 can read that node 0 knows a revocation of node 2, but neither the revocation nor that it has expired.
+    model.take(&Step::Keys { node: 1, level: 1 });
+    model.take(&Step::Start { node: 2 });
+    model.take(&Step::Add {
+        node: 0,
+        certificate: 0,
+    });
+    model.revoke(0, Target::Session(id(0)), true);
+    model.take(&Step::Keys { node: 0, level: 2 });
+    model.revoke(2, Target::Session(id(0)), false);
+    model.take(&Step::Run(11));
+    model.take(&Step::Quiesce);
 }
 
 #[test]

@@ -23,6 +23,7 @@ use sha2::{Digest, Sha256};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::BuildHasher;
+use std::iter;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
@@ -146,9 +147,28 @@ struct Origin {
     expired_at: u64,
     /// Whether this node has known revocations of it that had not expired yet, and may have told others of them.
     was_current: bool,
-    /// The highest counter that any node claims to know.
+    /// The highest counter that any node claims to know, and an epoch in which that was known.
     claimed: u64,
+    claimed_in: KnownIn,
     expiry: VecDeque<Expiry>,
+}
+
+/// An epoch in which this node already knew something, once it is sure that it knew the others' epoch as well.
+#[derive(Debug, Clone, Copy, Default)]
+struct KnownIn(Option<u64>);
+
+impl KnownIn {
+    /// Whether revocations have expired since that are this old.
+    fn is_old(self, epoch: u64) -> bool {
+        let is_old = |known_in: u64| epoch >= known_in.saturating_add(OLD_EPOCHS);
+        self.0.is_some_and(is_old)
+    }
+
+    /// The epoch in which they have expired, if they have.
+    fn expired_in(self, epoch: u64) -> u64 {
+        let at_most = |known_in: u64| epoch.min(known_in.saturating_add(LATE_EPOCHS));
+        self.0.map_or(epoch, at_most)
+    }
 }
 
 /// When revocations up to a counter expire, by this node's running time. They are in the order of their counters.
@@ -157,8 +177,7 @@ struct Expiry {
     at_ms: u64,
     /// When the first of them would have expired.
     from_ms: u64,
-    /// An epoch in which they were known, or 0 as long as it is not sure that this node knew the others' epoch.
-    known_in: u64,
+    known_in: KnownIn,
 }
 
 impl Expiry {
@@ -167,25 +186,13 @@ impl Expiry {
             upto,
             at_ms,
             from_ms: at_ms,
-            known_in: 0,
+            known_in: KnownIn::default(),
         }
     }
 
     /// Whether a revocation expires with these.
     fn takes(&self, counter: u64, expires_ms: u64) -> bool {
         counter <= self.upto || expires_ms < self.from_ms.saturating_add(EXPIRY_STEP_MS)
-    }
-
-    fn is_old(&self, epoch: u64) -> bool {
-        self.known_in > 0 && epoch >= self.known_in.saturating_add(OLD_EPOCHS)
-    }
-
-    /// The epoch in which they have expired, if they have.
-    fn expired_in(&self, epoch: u64) -> u64 {
-        match self.known_in {
-            0 => epoch,
-            known_in => epoch.min(known_in.saturating_add(LATE_EPOCHS)),
-        }
     }
 }
 
@@ -201,6 +208,18 @@ impl Origin {
         let claimed = 1..=self.claimed;
         let gaps = self.accounted.gaps(&claimed);
         gaps.map(|gap| gap.end() - gap.start() + 1).sum()
+    }
+
+    fn claim(&mut self, upto: u64) {
+        if upto > self.claimed {
+            self.claimed = upto;
+            self.claimed_in = KnownIn::default();
+        }
+    }
+
+    fn known_in(&mut self) -> impl Iterator<Item = &mut KnownIn> {
+        let of_known = self.expiry.iter_mut().map(|expiry| &mut expiry.known_in);
+        iter::once(&mut self.claimed_in).chain(of_known)
     }
 
     /// Whether it has revocations, and all of them have expired.
@@ -336,12 +355,12 @@ impl Revocations {
         }
         let origin = &mut self.origins[place];
         origin.accounted.insert(id.counter..=id.counter);
-        origin.claimed = origin.claimed.max(id.counter);
+        origin.claim(id.counter);
         match origin.expiry.back_mut() {
             Some(expiry) if expiry.takes(id.counter, expires_ms) => {
                 expiry.upto = id.counter.max(expiry.upto);
                 expiry.at_ms = expires_ms.max(expiry.at_ms);
-                expiry.known_in = 0;
+                expiry.known_in = KnownIn::default();
             }
             _ => (origin.expiry).push_back(Expiry::new(id.counter, expires_ms)),
         }
@@ -361,7 +380,7 @@ impl Revocations {
                 continue;
             };
             let origin = &mut self.origins[place];
-            origin.claimed = origin.claimed.max(known.upto);
+            origin.claim(known.upto);
             for range in &known.replaced {
                 if origin.replaced.gaps(range).next().is_some() {
                     has_resolved_some |= origin.accounted.gaps(range).next().is_some();
@@ -389,12 +408,17 @@ impl Revocations {
             let (origin, epoch) = (&mut self.origins[place], self.epoch);
             let (mut upto, mut expired_in) = (0, 0);
             while let Some(expiry) = origin.expiry.front() {
-                if expiry.at_ms > now_ms && !expiry.is_old(epoch) {
+                if expiry.at_ms > now_ms && !expiry.known_in.is_old(epoch) {
                     break;
                 }
                 upto = expiry.upto;
-                expired_in = expiry.expired_in(epoch).max(expired_in);
+                expired_in = expiry.known_in.expired_in(epoch).max(expired_in);
                 origin.expiry.pop_front();
+            }
+            if origin.claimed_in.is_old(epoch) && origin.missing() > 0 {
+                // No node has them any more, and this one may have missed that they have expired.
+                upto = origin.claimed;
+                expired_in = origin.claimed_in.expired_in(epoch);
             }
             // Missing ones before it would have expired as well.
             if upto > origin.expired {
@@ -415,14 +439,8 @@ impl Revocations {
         self.epoch_began_ms = None;
         if self.used_epochs > 0 && ahead > EPOCHS_PER_TERM {
             // Either this node was suspended, or the others had lost their count. No revocation may end too early.
-            for expiry in self
-                .origins
-                .iter_mut()
-                .flat_map(|origin| &mut origin.expiry)
-            {
-                if expiry.known_in > 0 {
-                    expiry.known_in += ahead;
-                }
+            for known_in in self.origins.iter_mut().flat_map(Origin::known_in) {
+                known_in.0 = known_in.0.map(|epoch| epoch.saturating_add(ahead));
             }
         }
         self.note_epoch();
@@ -448,8 +466,8 @@ impl Revocations {
         let mut has_new = false;
         let origins = self.origins.iter_mut().enumerate();
         for (_, origin) in origins.filter(|(place, _)| is_meant(*place)) {
-            for expiry in origin.expiry.iter_mut().filter(|it| it.known_in == 0) {
-                expiry.known_in = epoch;
+            for known_in in origin.known_in().filter(|known_in| known_in.0.is_none()) {
+                *known_in = KnownIn(Some(epoch));
                 has_new = true;
             }
         }
@@ -644,7 +662,7 @@ impl Revocations {
             let place = (origin.expiry).partition_point(|expiry| expiry.upto < id.counter);
             let expiry = origin.expiry.get(place);
             let expires_ms = expiry.map_or(u64::MAX, |expiry| expiry.at_ms);
-            let is_noted = expiry.is_some_and(|expiry| expiry.known_in > 0);
+            let is_noted = expiry.is_some_and(|expiry| expiry.known_in.0.is_some());
             visit(id, target, expires_ms, is_noted);
         };
         for (digest, id) in self.sessions.iter() {

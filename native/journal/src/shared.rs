@@ -290,14 +290,6 @@ impl<T: TemplateCodec> Shared<T> {
         let loaded = self.memory.prepare(&self.remembered);
         self.set(Part::Memory, loaded.clone().map(drop));
         let was_known = loaded?;
-        // Otherwise this node would write again what has expired while it was down, or while no listener was open.
-        let has_expired = self.remembered.change(|revocations| {
-            revocations.count_epochs(now_ms(), self.keep_ms(), false);
-            revocations.expire(self.memory.running_ms())
-        });
-        if has_expired {
-            self.queue.push_record(ControlRecord::Statement);
-        }
         let identity = self.memory.log_identity(&self.remembered, &self.location);
         if let Some(identity) = identity {
             self.set_identity(identity);
