@@ -135,8 +135,7 @@ impl<T: TemplateCodec> Journal<T> {
     /// Replays the log although revocations may be missing. This is the operator's decision.
     pub fn replay_anyway(&self) {
         let shared = &self.0;
-        let expires_ms = shared.memory.running_ms().saturating_add(shared.keep_ms());
-        (shared.remembered).change(|revocations| revocations.give_up_missing(expires_ms));
+        (shared.remembered).change(|revocations| revocations.give_up_missing());
         let known = shared.remembered.knowledge();
         shared.memory.note_knowledge(&shared.remembered, &known);
         let mut replay = shared.replay.lock();

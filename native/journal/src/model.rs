@@ -220,11 +220,13 @@ struct Model {
     /// Whether nodes can write to the log, and read new records.
     is_down: bool,
     is_held_back: bool,
-    /// When each node last worked, and when a running node last had not done so for long.
+    /// When each node last worked with the log, and when a running node last had not done so for long.
     worked_ms: [u64; NODES],
     paused_ms: u64,
     /// When nodes with a folder ended.
     ended_ms: Vec<u64>,
+    /// For how long each node's monotonic clock has stood still: its machine was suspended.
+    lag_ms: [u64; NODES],
 }
 
 /// What a node's key file has, and when the others hear of it.
@@ -363,6 +365,7 @@ impl Model {
             worked_ms: [0; NODES],
             paused_ms: 0,
             ended_ms: Vec::new(),
+            lag_ms: [0; NODES],
         };
         model.log.switch(|log| log.is_impatient = true);
         for node in 0..NODES {
@@ -375,7 +378,7 @@ impl Model {
     /// From here on, this node's time counts.
     fn be(&self, node: usize) {
         let passed_ms = self.moved_ms as i64 + self.ahead_ms[node];
-        set_moved(self.moved_ms, passed_ms);
+        set_moved(self.moved_ms - self.lag_ms[node], passed_ms);
         WALL_S.set(Some((BEGIN_S + passed_ms.div_euclid(1000)) as u64));
     }
 
@@ -602,10 +605,10 @@ impl Model {
         if self.moved_ms > self.worked_ms[number] + KEEP_MS / 4 {
             self.paused_ms = self.moved_ms;
         }
-        self.worked_ms[number] = self.moved_ms;
         if self.is_down || self.is_held_back {
             return;
         }
+        self.worked_ms[number] = self.moved_ms;
         let keys = &mut self.keys[number];
         keys.heard_ms = self.moved_ms;
         let is_late = |(_, removed_ms): (usize, u64)| self.moved_ms >= removed_ms + 1000;
@@ -1502,4 +1505,116 @@ fn a_session_that_was_made_under_a_wrong_clock_and_written_late_stays_revoked() 
     }
     exchange(&mut model);
     assert!(!has_on(&model, 0, 0) && !has_on(&model, 1, 0));
+}
+
+/// Time passes while the machine of one node is suspended.
+fn suspend(model: &mut Model, suspended: usize, ms: u64) {
+    for _ in 0..8 {
+        model.moved_ms += ms / 8;
+        model.lag_ms[suspended] += ms / 8;
+        for node in (0..NODES).filter(|node| *node != suspended) {
+            model.work(node);
+        }
+    }
+}
+
+/// All nodes have the same epoch.
+fn settled_model() -> Model {
+    let mut model = quiet_model();
+    model.take(&Step::Quiesce);
+    model.moved_ms += KEEP_MS / 8;
+    exchange(&mut model);
+    model
+}
+
+fn add_to(model: &mut Model, node: usize, certificate: u8) {
+    model.take(&Step::Add { node, certificate });
+}
+
+#[test]
+fn a_revocation_that_a_suspended_node_brings_back_ends_no_other_sessions() {
+    for (is_suspended, is_follower_first) in [(false, false), (false, true), (true, true)] {
+        let mut model = settled_model();
+        model.revoke(0, Target::Session(id(77)), false);
+        model.take(&Step::Quiesce);
+        for _ in 0..20 {
+            match is_suspended {
+                true => suspend(&mut model, 1, KEEP_MS),
+                false => {
+                    model.moved_ms += KEEP_MS;
+                    [0, 2].into_iter().for_each(|node| model.work(node));
+                }
+            }
+        }
+        add_to(&mut model, 2, 0);
+        [0, 2].into_iter().for_each(|node| model.work(node));
+        if is_follower_first {
+            model.be(1);
+            model.nodes[1].as_mut().unwrap().follower.turn();
+        }
+        exchange(&mut model);
+        model.moved_ms += LIFETIME_MS / 2;
+        exchange(&mut model);
+        model.take(&Step::Crash { node: 0 });
+        model.take(&Step::Start { node: 0 });
+        exchange(&mut model);
+        for node in 0..NODES {
+            assert!(
+                has_on(&model, node, 0),
+                "{is_suspended} {is_follower_first} {node}"
+            );
+        }
+    }
+}
+
+#[test]
+fn what_sessions_refer_to_is_written_although_other_sessions_expire_before() {
+    let mut model = settled_model();
+    add_to(&mut model, 0, 0);
+    exchange(&mut model);
+    // So the next sessions refer to something new.
+    model.revoke(1, Target::Session(id(88)), false);
+    exchange(&mut model);
+    model.take(&Step::Down(true));
+    add_to(&mut model, 0, 0);
+    model.take(&Step::Pass {
+        ms: LIFETIME_MS - 3000,
+    });
+    add_to(&mut model, 0, 0);
+    model.work(0);
+    model.take(&Step::Pass { ms: 4000 });
+    model.take(&Step::Down(false));
+    model.be(0);
+    let node = model.nodes[0].as_mut().unwrap();
+    for _ in 0..3 {
+        node.writer.work(&node.hub.journals());
+    }
+    assert_eq!(node.journal().report().dropped, 1);
+    (0..NODES).for_each(|node| model.end(node));
+    model.start(1);
+    exchange(&mut model);
+    assert!(has_on(&model, 1, 2));
+}
+
+#[test]
+fn a_node_that_is_cut_off_while_the_lifetime_is_raised_hears_of_what_was_revoked() {
+    let mut model = settled_model();
+    add_to(&mut model, 2, 0);
+    exchange(&mut model);
+    model.revoke(0, Target::Session(id(0)), false);
+    assert!(model.revoked[0].is_promised);
+    for node in 0..NODES {
+        let store = store(&model.nodes[node].as_ref().unwrap().scope);
+        let limits = store.limits();
+        store.set_limits(Limits {
+            lifetime_ms: 24 * LIFETIME_MS,
+            ..limits
+        });
+    }
+    for _ in 0..12 {
+        model.moved_ms += KEEP_MS / 8;
+        [0, 1].into_iter().for_each(|node| model.work(node));
+    }
+    exchange(&mut model);
+    assert!(!has_on(&model, 2, 0));
 }

@@ -161,8 +161,8 @@ enum Entry<'a> {
     Elapsed(u64),
     Later(u64, &'a Target),
     Stage(u32, Stage),
-    /// The scope's revocations that come before this entry were known in this epoch.
-    Epoch(u32, u64),
+    /// The last revocation of this origin was known in this epoch.
+    ClaimedIn(u32, u64, u64),
 }
 
 impl NodeMemory {
@@ -326,8 +326,9 @@ impl NodeMemory {
     }
 
     /// Loads what is remembered, before the scope's log is read. A scope that is new to this node gets the revocations
-    /// that were made for all scopes. Returns whether anything of the scope itself was remembered.
-    pub fn prepare(&self, scope: &Arc<ScopeMemory>) -> Result<bool, String> {
+    /// that were made for all scopes, and needs none for longer than `keep_ms`. Returns whether anything of the scope itself
+    /// was remembered.
+    pub fn prepare(&self, scope: &Arc<ScopeMemory>, keep_ms: u64) -> Result<bool, String> {
         let scope = Arc::clone(scope);
         self.with_file(None, move |state, file| {
             state.load(file)?;
@@ -335,7 +336,7 @@ impl NodeMemory {
                 scope.stage() > Stage::Prepared || !scope.knowledge().origins.is_empty();
             if scope.reach(Stage::Prepared) {
                 // If this cannot be written, nothing is lost: they also stay for later scopes.
-                let _ = state.prepare(file, &scope);
+                let _ = state.prepare(file, &scope, keep_ms);
             }
             Ok(was_known)
         })
@@ -457,11 +458,12 @@ impl NodeMemory {
         });
     }
 
-    /// Stores that the revocations of a scope were known in the present epoch.
-    pub fn note_epoch(&self, scope: &ScopeMemory) {
-        let epoch = scope.revocations().epoch();
+    /// Stores that the last revocations of these origins are known in this epoch.
+    pub fn note_claimed_in(&self, scope: &ScopeMemory, origins: Vec<u64>, epoch: u64) {
         self.append_about(scope, false, move |number, bytes| {
-            Entry::Epoch(number, epoch).encode(bytes);
+            for origin in origins {
+                Entry::ClaimedIn(number, origin, epoch).encode(bytes);
+            }
         });
     }
 
@@ -549,7 +551,7 @@ impl State {
     }
 
     /// Gives a new scope the revocations that were made for all scopes.
-    fn prepare(&self, file: &mut File, scope: &ScopeMemory) -> Result<(), String> {
+    fn prepare(&self, file: &mut File, scope: &ScopeMemory, keep_ms: u64) -> Result<(), String> {
         let scopes = self.scopes.lock();
         let mut targets = scopes.later.clone();
         let others = scopes
@@ -570,8 +572,8 @@ impl State {
         let now_ms = self.running_ms();
         scope.change(|revocations| {
             for (target, expires_ms) in &targets {
-                let id = revocations.make(target, *expires_ms);
-                let left_ms = expires_ms.saturating_sub(now_ms);
+                let left_ms = expires_ms.saturating_sub(now_ms).min(keep_ms);
+                let id = revocations.make(target, now_ms.saturating_add(left_ms));
                 Entry::Revocation(number, id, left_ms, target).encode(&mut bytes);
             }
         });
@@ -722,17 +724,13 @@ impl State {
             }
             Entry::Statement(number, &scope.knowledge()).encode(&mut block);
             let revocations = scope.revocations();
-            // If an epoch is not noted for one, it comes after the entry with the epoch.
-            for is_meant in [true, false] {
-                revocations.for_each_known(|id, target, expires_ms, is_noted| {
-                    if is_noted == is_meant {
-                        cut(&mut block);
-                        Entry::Revocation(number, id, left(expires_ms), &target).encode(&mut block);
-                    }
-                });
-                if is_meant {
-                    Entry::Epoch(number, revocations.epoch()).encode(&mut block);
-                }
+            revocations.for_each(|id, target, expires_ms| {
+                cut(&mut block);
+                Entry::Revocation(number, id, left(expires_ms), &target).encode(&mut block);
+            });
+            for (origin, epoch) in revocations.claimed_in() {
+                cut(&mut block);
+                Entry::ClaimedIn(number, origin, epoch).encode(&mut block);
             }
             drop(revocations);
             cut(&mut block);
@@ -919,9 +917,10 @@ impl Entry<'_> {
                 block.extend(number.to_be_bytes());
                 block.extend(stage.encode());
             }
-            Entry::Epoch(number, epoch) => {
+            Entry::ClaimedIn(number, origin, epoch) => {
                 block.push(8);
                 block.extend(number.to_be_bytes());
+                block.extend(origin.to_be_bytes());
                 block.extend(epoch.to_be_bytes());
             }
         }
@@ -1026,8 +1025,9 @@ fn load_of_scope(scope: &ScopeMemory, kind: u8, entry: &[u8], elapsed_ms: u64) -
         }
         7 => _ = scope.reach(Stage::decode(entry)?),
         8 => {
-            let epoch = number(entry)?;
-            scope.change(|revocations| revocations.note_loaded_epoch(epoch));
+            let (origin, epoch) = entry.split_at_checked(8)?;
+            let (origin, epoch) = (number(origin)?, number(epoch)?);
+            scope.change(|revocations| revocations.note_claimed_in(origin, epoch));
         }
         _ => return None,
     }
@@ -1045,6 +1045,7 @@ mod tests {
     use tempfile::TempDir;
 
     const HOUR_MS: u64 = 3_600_000;
+    const DAY_MS: u64 = 24 * HOUR_MS;
 
     fn open(folder: &TempDir) -> NodeMemory {
         NodeMemory::new(Some(folder.path().join("node")))
@@ -1052,7 +1053,7 @@ mod tests {
 
     fn prepared(memory: &NodeMemory, name: &str) -> (Arc<ScopeMemory>, bool) {
         let scope = memory.scope(name);
-        let was_known = memory.prepare(&scope).unwrap();
+        let was_known = memory.prepare(&scope, DAY_MS).unwrap();
         (scope, was_known)
     }
 
@@ -1299,13 +1300,13 @@ mod tests {
         fs::write(&place, "no folder").unwrap();
         let memory = open(&folder);
         let scope = memory.scope("scope");
-        assert!(memory.prepare(&scope).is_err());
+        assert!(memory.prepare(&scope, DAY_MS).is_err());
         let meant = [(Arc::clone(&scope), HOUR_MS)];
         let (_, written) = revoke(&memory, &meant, true, &[session(1)]);
         assert!(written.is_err() && memory.error().is_some());
         assert_eq!(targets(&memory, "scope"), [session(1)]);
         fs::remove_file(&place).unwrap();
-        assert!(memory.prepare(&scope).unwrap());
+        assert!(memory.prepare(&scope, DAY_MS).unwrap());
         assert_eq!(memory.error(), None);
         drop((meant, scope, memory));
         let memory = open(&folder);
@@ -1447,11 +1448,11 @@ mod tests {
         // Another memory with this folder waits until this one has written everything.
         drop((memory, meant, scope));
         let memory = NodeMemory::of(Some(&place));
-        assert!(memory.prepare(&memory.scope("scope")).is_err());
+        assert!(memory.prepare(&memory.scope("scope"), DAY_MS).is_err());
         drop(hanging);
         let began = Instant::now();
         let (scope, was_known) = loop {
-            if let Ok(was_known) = memory.prepare(&memory.scope("scope")) {
+            if let Ok(was_known) = memory.prepare(&memory.scope("scope"), DAY_MS) {
                 break (memory.scope("scope"), was_known);
             }
             assert!(began.elapsed() < Duration::from_secs(60));

@@ -378,7 +378,12 @@ impl<T: TemplateCodec> Shared<T> {
             return Ok(());
         }
         let knowledge = &statement.knowledge;
-        if (self.remembered).change(|revocations| revocations.learn_statement(knowledge)) {
+        self.count_epochs();
+        let has_changed =
+            (self.remembered).change(|revocations| revocations.learn_statement(knowledge));
+        // If another node's epoch is a later one, it begins now.
+        self.count_epochs();
+        if has_changed {
             // So this node need not wait for some missing revocations, or keep some, when it starts again.
             self.memory.note_knowledge(&self.remembered, knowledge);
         }
@@ -588,13 +593,13 @@ impl<T: TemplateCodec> Shared<T> {
 
     /// The revocations that this node knows and the log does not have.
     fn lost_revocations(&self, seen: &Seen) -> Vec<ControlRecord> {
+        self.expire();
         let (now_ms, keep_ms) = (self.memory.running_ms(), self.keep_ms());
         let mut records = Vec::new();
         let revocations = self.remembered.revocations();
         revocations.for_each(|id, target, expires_ms| {
             let counters = seen.revocations.get(&id.origin);
-            let has_expired = expires_ms <= now_ms;
-            if !has_expired && !counters.is_some_and(|counters| counters.contains(&id.counter)) {
+            if !counters.is_some_and(|counters| counters.contains(&id.counter)) {
                 let left_ms = expires_ms.saturating_sub(now_ms);
                 records.push(ControlRecord::Revocation {
                     id,

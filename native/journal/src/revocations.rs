@@ -23,7 +23,6 @@ use sha2::{Digest, Sha256};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::BuildHasher;
-use std::iter;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
@@ -86,14 +85,14 @@ const EXPIRY_STEP_MS: u64 = 60_000;
 /// How many epochs pass while a revocation is kept. They are short because a node that ends loses a part of one.
 const EPOCHS_PER_TERM: u64 = 64;
 
-/// How often a node tells others of the epoch if nothing else changes, in epochs.
+/// After so many epochs, the next statement names the present one, even if nothing else has changed.
 const STATED_EPOCHS: u64 = EPOCHS_PER_TERM / 8;
 
 /// The log keeps control records for two terms. So this is how long after other nodes a node may learn a revocation.
 const LATE_EPOCHS: u64 = 2 * EPOCHS_PER_TERM;
 
-/// After so many epochs, a revocation has expired. This is more than enough, because nodes may differ a little in their
-/// epochs.
+/// After so many epochs, a revocation has expired on all nodes. This is more than enough, because nodes may differ a
+/// little in their epochs.
 const OLD_EPOCHS: u64 = 4 * EPOCHS_PER_TERM;
 
 /// For so many epochs after revocations have expired, sessions whose writers did not know them are outdated. Nodes may
@@ -108,6 +107,12 @@ const LISTED_EPOCHS: u64 = 2 * JUDGED_EPOCHS;
 /// could make a node believe that revocations are missing, even such as this one has written after an outage.
 const REMEMBERED_EPOCHS: u64 = 3 * EPOCHS_PER_TERM;
 
+/// No node counts that far.
+const MAX_EPOCH: u64 = 1 << 48;
+
+/// How many pieces of knowledge are kept that lack nothing that has expired.
+const MAX_CURRENT: usize = 256;
+
 /// The revocations of one scope.
 pub struct Revocations {
     origins: Vec<Origin>,
@@ -117,14 +122,15 @@ pub struct Revocations {
     /// The present epoch, from 1, and the one that the last statement has named.
     epoch: u64,
     stated_epoch: u64,
-    /// In how many epochs this node could use the log.
+    /// In how many epochs this node could use the log, and the last of them.
     used_epochs: u64,
+    last_used_epoch: u64,
     /// When the present epoch began, or this node heard of it.
     epoch_began_ms: Option<u64>,
     /// The place of this node's own origin in `origins`.
     own: usize,
-    /// Knowledge that lacks nothing that has expired. Most sessions come in a row with the same.
-    current: RefCell<Option<Arc<Knowledge>>>,
+    /// Some knowledge that lacks nothing that has expired, by its address. Many sessions have the same.
+    current: RefCell<HashMap<usize, Arc<Knowledge>>>,
     sessions: DigestTable,
     fingerprints: DigestTable,
     /// By the canonical forms of the selectors: other nodes may have certificates that write the same name in another
@@ -147,28 +153,13 @@ struct Origin {
     expired_at: u64,
     /// Whether this node has known revocations of it that had not expired yet, and may have told others of them.
     was_current: bool,
-    /// The highest counter that any node claims to know, and an epoch in which that was known.
+    /// The highest counter that any node claims to know.
     claimed: u64,
-    claimed_in: KnownIn,
+    /// An epoch in which this node knew of that claim, once it is sure that it knew the others' epoch as well.
+    claimed_in: Option<u64>,
+    /// The epoch from which on all these revocations have expired, if `claimed_in` is known.
+    old_in: u64,
     expiry: VecDeque<Expiry>,
-}
-
-/// An epoch in which this node already knew something, once it is sure that it knew the others' epoch as well.
-#[derive(Debug, Clone, Copy, Default)]
-struct KnownIn(Option<u64>);
-
-impl KnownIn {
-    /// Whether revocations have expired since that are this old.
-    fn is_old(self, epoch: u64) -> bool {
-        let is_old = |known_in: u64| epoch >= known_in.saturating_add(OLD_EPOCHS);
-        self.0.is_some_and(is_old)
-    }
-
-    /// The epoch in which they have expired, if they have.
-    fn expired_in(self, epoch: u64) -> u64 {
-        let at_most = |known_in: u64| epoch.min(known_in.saturating_add(LATE_EPOCHS));
-        self.0.map_or(epoch, at_most)
-    }
 }
 
 /// When revocations up to a counter expire, by this node's running time. They are in the order of their counters.
@@ -177,23 +168,6 @@ struct Expiry {
     at_ms: u64,
     /// When the first of them would have expired.
     from_ms: u64,
-    known_in: KnownIn,
-}
-
-impl Expiry {
-    fn new(upto: u64, at_ms: u64) -> Self {
-        Expiry {
-            upto,
-            at_ms,
-            from_ms: at_ms,
-            known_in: KnownIn::default(),
-        }
-    }
-
-    /// Whether a revocation expires with these.
-    fn takes(&self, counter: u64, expires_ms: u64) -> bool {
-        counter <= self.upto || expires_ms < self.from_ms.saturating_add(EXPIRY_STEP_MS)
-    }
 }
 
 impl Origin {
@@ -213,13 +187,49 @@ impl Origin {
     fn claim(&mut self, upto: u64) {
         if upto > self.claimed {
             self.claimed = upto;
-            self.claimed_in = KnownIn::default();
+            self.claimed_in = None;
         }
     }
 
-    fn known_in(&mut self) -> impl Iterator<Item = &mut KnownIn> {
-        let of_known = self.expiry.iter_mut().map(|expiry| &mut expiry.known_in);
-        iter::once(&mut self.claimed_in).chain(of_known)
+    fn set_claimed_in(&mut self, epoch: u64) {
+        self.claimed_in = Some(epoch);
+        self.old_in = epoch + OLD_EPOCHS;
+    }
+
+    /// Whether all revocations have expired since they were claimed.
+    fn is_old(&self, epoch: u64) -> bool {
+        self.claimed_in.is_some() && epoch >= self.old_in
+    }
+
+    /// The epoch in which revocations have expired that this node drops now. It may have been suspended since.
+    fn dropped_in(&self, epoch: u64) -> u64 {
+        let at_most = |claimed_in: u64| epoch.min(claimed_in.saturating_add(LATE_EPOCHS));
+        self.claimed_in.map_or(epoch, at_most)
+    }
+
+    fn put_off(&mut self, by_ms: u64) {
+        for expiry in &mut self.expiry {
+            expiry.at_ms = expiry.at_ms.saturating_add(by_ms);
+            expiry.from_ms = expiry.from_ms.saturating_add(by_ms);
+        }
+    }
+
+    fn note_expiry(&mut self, counter: u64, at_ms: u64) {
+        let place = self.expiry.partition_point(|it| it.upto < counter);
+        let last = self.expiry.len().saturating_sub(1);
+        match self.expiry.get_mut(place.min(last)) {
+            Some(expiry)
+                if place <= last || at_ms < expiry.from_ms.saturating_add(EXPIRY_STEP_MS) =>
+            {
+                expiry.upto = counter.max(expiry.upto);
+                expiry.at_ms = at_ms.max(expiry.at_ms);
+            }
+            _ => self.expiry.push_back(Expiry {
+                upto: counter,
+                at_ms,
+                from_ms: at_ms,
+            }),
+        }
     }
 
     /// Whether it has revocations, and all of them have expired.
@@ -273,6 +283,7 @@ impl Revocations {
             epoch: 1,
             stated_epoch: 0,
             used_epochs: 0,
+            last_used_epoch: 0,
             epoch_began_ms: None,
             own: 0,
             current: RefCell::default(),
@@ -356,14 +367,7 @@ impl Revocations {
         let origin = &mut self.origins[place];
         origin.accounted.insert(id.counter..=id.counter);
         origin.claim(id.counter);
-        match origin.expiry.back_mut() {
-            Some(expiry) if expiry.takes(id.counter, expires_ms) => {
-                expiry.upto = id.counter.max(expiry.upto);
-                expiry.at_ms = expires_ms.max(expiry.at_ms);
-                expiry.known_in = KnownIn::default();
-            }
-            _ => (origin.expiry).push_back(Expiry::new(id.counter, expires_ms)),
-        }
+        origin.note_expiry(id.counter, expires_ms);
         self.statement = None;
         match is_kept {
             true => Learned::Revocation,
@@ -375,8 +379,16 @@ impl Revocations {
     /// missing ones were replaced.
     pub fn learn_statement(&mut self, statement: &Knowledge) -> bool {
         let mut has_resolved_some = self.learn_epoch(statement.epoch) && self.expire(0);
+        let mut has_dropped = false;
         for (number, known) in &statement.origins {
-            let Some(place) = self.place(*number) else {
+            let replaced = known.replaced.iter().map(|range| *range.end());
+            let last = replaced.fold(known.upto.max(known.expired), u64::max);
+            let place = match last >> COUNTER_BITS {
+                0 => self.place(*number),
+                // No node gives such numbers.
+                _ => None,
+            };
+            let Some(place) = place else {
                 continue;
             };
             let origin = &mut self.origins[place];
@@ -392,39 +404,41 @@ impl Revocations {
             if known.expired > origin.expired {
                 has_resolved_some |= origin.is_current()
                     || origin.accounted.gaps(&(1..=known.expired)).next().is_some();
-                self.drop_expired(place, known.expired, known.expired_in);
+                has_dropped |= self.note_expired(place, known.expired, known.expired_in);
             } else if known.expired == origin.expired && known.expired_in < origin.expired_in {
                 origin.expired_in = known.expired_in;
                 self.statement = None;
             }
+        }
+        if has_dropped {
+            self.drop_expired();
         }
         has_resolved_some
     }
 
     /// Drops revocations that have expired by this node's running time, or by the epoch. Returns whether there were any.
     pub fn expire(&mut self, now_ms: u64) -> bool {
-        let mut has_expired = false;
+        let (mut has_expired, mut has_dropped) = (false, false);
         for place in 0..self.origins.len() {
-            let (origin, epoch) = (&mut self.origins[place], self.epoch);
-            let (mut upto, mut expired_in) = (0, 0);
-            while let Some(expiry) = origin.expiry.front() {
-                if expiry.at_ms > now_ms && !expiry.known_in.is_old(epoch) {
-                    break;
-                }
+            let origin = &mut self.origins[place];
+            let mut upto = 0;
+            while let Some(expiry) = origin.expiry.front().filter(|it| it.at_ms <= now_ms) {
                 upto = expiry.upto;
-                expired_in = expiry.known_in.expired_in(epoch).max(expired_in);
                 origin.expiry.pop_front();
             }
-            if origin.claimed_in.is_old(epoch) && origin.missing() > 0 {
+            if origin.is_old(self.epoch) {
                 // No node has them any more, and this one may have missed that they have expired.
                 upto = origin.claimed;
-                expired_in = origin.claimed_in.expired_in(epoch);
             }
             // Missing ones before it would have expired as well.
             if upto > origin.expired {
-                self.drop_expired(place, upto, expired_in);
+                let epoch = origin.dropped_in(self.epoch);
+                has_dropped |= self.note_expired(place, upto, epoch);
                 has_expired = true;
             }
+        }
+        if has_dropped {
+            self.drop_expired();
         }
         has_expired
     }
@@ -432,15 +446,16 @@ impl Revocations {
     /// Takes over another node's epoch, or that of a former run, if it is a later one.
     fn learn_epoch(&mut self, epoch: u64) -> bool {
         let ahead = epoch.saturating_sub(self.epoch);
-        if ahead == 0 {
+        if ahead == 0 || epoch >= MAX_EPOCH {
             return false;
         }
         self.epoch = epoch;
         self.epoch_began_ms = None;
         if self.used_epochs > 0 && ahead > EPOCHS_PER_TERM {
-            // Either this node was suspended, or the others had lost their count. No revocation may end too early.
-            for known_in in self.origins.iter_mut().flat_map(Origin::known_in) {
-                known_in.0 = known_in.0.map(|epoch| epoch.saturating_add(ahead));
+            // Either this node was suspended, or other nodes count from a higher number than those that it has heard of so
+            // far. Then no revocation may end too early.
+            for origin in &mut self.origins {
+                origin.old_in += ahead;
             }
         }
         self.note_epoch();
@@ -454,31 +469,6 @@ impl Revocations {
         }
     }
 
-    /// Notes that the revocations of former runs that are known so far were known in this epoch.
-    pub fn note_loaded_epoch(&mut self, epoch: u64) {
-        self.learn_epoch(epoch);
-        let own = self.own;
-        self.note_known_in(epoch, |place| place != own);
-    }
-
-    /// Returns whether there were revocations for which no epoch was noted.
-    fn note_known_in(&mut self, epoch: u64, is_meant: impl Fn(usize) -> bool) -> bool {
-        let mut has_new = false;
-        let origins = self.origins.iter_mut().enumerate();
-        for (_, origin) in origins.filter(|(place, _)| is_meant(*place)) {
-            for known_in in origin.known_in().filter(|known_in| known_in.0.is_none()) {
-                *known_in = KnownIn(Some(epoch));
-                has_new = true;
-            }
-        }
-        has_new
-    }
-
-    /// The present epoch.
-    pub fn epoch(&self) -> u64 {
-        self.epoch
-    }
-
     /// Notes that all that is known is from former runs: this one has told nobody yet.
     pub fn note_loaded(&mut self) {
         for origin in &mut self.origins {
@@ -486,24 +476,56 @@ impl Revocations {
         }
     }
 
-    /// Counts epochs by this node's monotonic clock, and forgets what is long over. To be called often. A new revocation is
-    /// kept for `keep_ms`. Returns whether revocations are now known to have been known in this epoch.
-    pub fn count_epochs(&mut self, now_ms: u64, keep_ms: u64, can_use_log: bool) -> bool {
+    /// Counts epochs by this node's monotonic clock. To be called often. A new revocation is kept for `keep_ms`.
+    pub fn count_epochs(&mut self, now_ms: u64, keep_ms: u64) {
         let length_ms = (keep_ms / EPOCHS_PER_TERM).max(1);
         let began_ms = *self.epoch_began_ms.get_or_insert(now_ms);
         let count = now_ms.saturating_sub(began_ms) / length_ms;
-        if count == 0 {
-            return false;
+        if count > 0 {
+            self.epoch_began_ms = Some(began_ms + count * length_ms);
+            self.epoch = self.epoch.saturating_add(count).min(MAX_EPOCH - 1);
+            self.note_epoch();
         }
-        self.epoch_began_ms = Some(began_ms + count * length_ms);
-        self.epoch = self.epoch.saturating_add(count);
-        self.note_epoch();
-        if can_use_log {
-            // Who was stopped meanwhile could not use the log all the time.
-            self.used_epochs += count.min(STATED_EPOCHS);
+    }
+
+    /// Notes that this node can use the log, and so knows the others' epoch. Forgets what is long over. To be called often.
+    /// Returns the origins for which the epoch is new in [`claimed_in`](Self::claimed_in).
+    pub fn use_epoch(&mut self) -> Vec<u64> {
+        let passed = self.epoch - self.last_used_epoch.min(self.epoch);
+        if passed == 0 {
+            return Vec::new();
         }
+        self.last_used_epoch = self.epoch;
+        // Who was stopped meanwhile could not use the log all the time.
+        self.used_epochs += passed.min(STATED_EPOCHS);
         self.forget_past();
-        can_use_log && self.note_known_in(self.epoch, |_| true)
+        let mut new = Vec::new();
+        for origin in &mut self.origins {
+            if origin.claimed > 0 && origin.claimed_in.is_none() {
+                origin.set_claimed_in(self.epoch);
+                new.push(origin.number);
+            }
+        }
+        new
+    }
+
+    /// The present epoch.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Origins, and for each an epoch in which its last revocation was known.
+    pub fn claimed_in(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let claimed_in = |origin: &Origin| Some((origin.number, origin.claimed_in?));
+        self.origins.iter().filter_map(claimed_in)
+    }
+
+    /// Notes in which epoch the last revocation of an origin was known in a former run.
+    pub fn note_claimed_in(&mut self, origin: u64, epoch: u64) {
+        self.learn_epoch(epoch);
+        if let Some(place) = self.numbers.get(&origin).filter(|_| epoch < MAX_EPOCH) {
+            self.origins[*place].set_claimed_in(epoch);
+        }
     }
 
     fn forget_past(&mut self) {
@@ -521,21 +543,23 @@ impl Revocations {
 
     /// Postpones the expiry of revocations that were made here.
     pub fn put_off_own(&mut self, by_ms: u64) {
-        for expiry in &mut self.origins[self.own].expiry {
-            expiry.at_ms = expiry.at_ms.saturating_add(by_ms);
+        self.origins[self.own].put_off(by_ms);
+    }
+
+    /// Postpones the expiry of all revocations.
+    pub fn put_off(&mut self, by_ms: u64) {
+        for origin in &mut self.origins {
+            origin.put_off(by_ms);
         }
     }
 
-    /// Counts all missing revocations as replaced, until they expire. This is the operator's decision.
-    pub fn give_up_missing(&mut self, expires_ms: u64) {
+    /// Counts all missing revocations as replaced. This is the operator's decision.
+    pub fn give_up_missing(&mut self) {
         for origin in &mut self.origins {
             if origin.claimed == 0 {
                 continue;
             }
             let gaps: Vec<_> = origin.accounted.gaps(&(1..=origin.claimed)).collect();
-            if !gaps.is_empty() {
-                (origin.expiry).push_back(Expiry::new(origin.claimed, expires_ms));
-            }
             for gap in gaps {
                 origin.accounted.insert(gap.clone());
                 origin.replaced.insert(gap);
@@ -603,7 +627,8 @@ impl Revocations {
     /// Whether a revocation has expired that this knowledge lacks, and not only because it was forgotten.
     fn is_outdated(&self, knowledge: &Arc<Knowledge>) -> bool {
         let mut current = self.current.borrow_mut();
-        if (current.as_ref()).is_some_and(|current| Arc::ptr_eq(current, knowledge)) {
+        let address = Arc::as_ptr(knowledge).addr();
+        if current.contains_key(&address) {
             return false;
         }
         let lacks = |origin: &Origin| {
@@ -613,7 +638,11 @@ impl Revocations {
         };
         let is_outdated = self.origins.iter().any(lacks);
         if !is_outdated {
-            *current = Some(Arc::clone(knowledge));
+            if current.len() >= MAX_CURRENT {
+                current.clear();
+            }
+            // The address stays its own as long as it is here.
+            current.insert(address, Arc::clone(knowledge));
         }
         is_outdated
     }
@@ -648,11 +677,6 @@ impl Revocations {
 
     /// Calls `visit` with each revocation and its expiry, by this node's running time.
     pub fn for_each(&self, mut visit: impl FnMut(RevocationId, Target, u64)) {
-        self.for_each_known(|id, target, expires_ms, _| visit(id, target, expires_ms));
-    }
-
-    /// Likewise, and also says whether an epoch is noted in which it was known.
-    pub fn for_each_known(&self, mut visit: impl FnMut(RevocationId, Target, u64, bool)) {
         let mut visit = |short: Short, target| {
             let origin = &self.origins[short.place()];
             let id = RevocationId {
@@ -661,9 +685,7 @@ impl Revocations {
             };
             let place = (origin.expiry).partition_point(|expiry| expiry.upto < id.counter);
             let expiry = origin.expiry.get(place);
-            let expires_ms = expiry.map_or(u64::MAX, |expiry| expiry.at_ms);
-            let is_noted = expiry.is_some_and(|expiry| expiry.known_in.0.is_some());
-            visit(id, target, expires_ms, is_noted);
+            visit(id, target, expiry.map_or(u64::MAX, |expiry| expiry.at_ms));
         };
         for (digest, id) in self.sessions.iter() {
             visit(id, Target::Session(*digest));
@@ -732,9 +754,11 @@ impl Revocations {
         former != Some(id)
     }
 
-    fn drop_expired(&mut self, place: usize, upto: u64, epoch: u64) {
+    /// Returns whether some that were known may have to be dropped now.
+    fn note_expired(&mut self, place: usize, upto: u64, epoch: u64) -> bool {
         let origin = &mut self.origins[place];
-        origin.was_current |= origin.is_current();
+        let is_current = origin.is_current();
+        origin.was_current |= is_current;
         origin.expired = upto;
         origin.expired_in = epoch;
         origin.expired_at = self.used_epochs;
@@ -742,7 +766,14 @@ impl Revocations {
         origin.accounted.insert(1..=upto);
         origin.replaced.remove(1..=upto);
         origin.expiry.retain(|expiry| expiry.upto > upto);
-        let is_kept = |id: &Short| id.place() != place || id.counter() > upto;
+        self.statement = None;
+        self.current.get_mut().clear();
+        is_current
+    }
+
+    fn drop_expired(&mut self) {
+        let origins = &self.origins;
+        let is_kept = |id: &Short| id.counter() > origins[id.place()].expired;
         self.sessions.retain(is_kept);
         self.fingerprints.retain(is_kept);
         self.selectors.retain(|_, (_, ids)| {
@@ -750,8 +781,6 @@ impl Revocations {
             !ids.is_empty()
         });
         self.all.retain(is_kept);
-        self.statement = None;
-        *self.current.get_mut() = None;
     }
 }
 
@@ -846,19 +875,32 @@ impl DigestTable {
     }
 
     fn retain(&mut self, is_kept: impl Fn(&Short) -> bool) {
-        let before = self.entries.len();
-        self.entries.retain(|(_, id)| is_kept(id));
-        if self.entries.len() == before {
-            return;
+        let mut at = 0;
+        while let Some((digest, id)) = self.entries.get(at) {
+            if is_kept(id) {
+                at += 1;
+                continue;
+            }
+            let hash = self.hasher.hash_one(digest);
+            let is_there = |place: &u32| *place as usize == at;
+            if let Ok(entry) = self.places.find_entry(hash, is_there) {
+                entry.remove();
+            }
+            self.entries.swap_remove(at);
+            if let Some((moved, _)) = self.entries.get(at) {
+                let (from, hash) = (self.entries.len() as u32, self.hasher.hash_one(moved));
+                if let Some(place) = self.places.find_mut(hash, |place| *place == from) {
+                    *place = at as u32;
+                }
+            }
         }
-        self.entries.shrink_to_fit();
-        let (entries, hasher) = (&self.entries, &self.hasher);
-        let hash = |place: &u32| hasher.hash_one(entries[*place as usize].0);
-        let mut places = HashTable::with_capacity(entries.len());
-        for place in 0..entries.len() as u32 {
-            places.insert_unique(hash(&place), place, hash);
+        let most = self.entries.len() + self.entries.len() / 8 + 64;
+        if self.entries.capacity() > most {
+            self.entries.shrink_to_fit();
+            let (entries, hasher) = (&self.entries, &self.hasher);
+            self.places
+                .shrink_to_fit(|place| hasher.hash_one(entries[*place as usize].0));
         }
-        self.places = places;
     }
 
     fn len(&self) -> usize {
@@ -1011,7 +1053,7 @@ mod tests {
             ),
             (3, 2)
         );
-        revocations.give_up_missing(10);
+        revocations.give_up_missing();
         assert_eq!(
             (
                 revocations.knowledge().origins[&1].upto,
@@ -1114,8 +1156,17 @@ mod tests {
     /// A node that counts.
     fn node(origin: u64) -> Revocations {
         let mut node = Revocations::new(origin);
-        node.count_epochs(0, TERM_MS, true);
+        run(&mut node, 0, true);
         node
+    }
+
+    /// Time has passed. Returns the origins whose claims are known in the present epoch.
+    fn run(node: &mut Revocations, now_ms: u64, can_use_log: bool) -> Vec<u64> {
+        node.count_epochs(now_ms, TERM_MS);
+        match can_use_log {
+            true => node.use_epoch(),
+            false => Vec::new(),
+        }
     }
 
     /// Another node, which knows what this one says, and has counted as many epochs.
@@ -1138,10 +1189,10 @@ mod tests {
         other.learn_statement(&one.knowledge());
         let listed_ms = LISTED_EPOCHS * EPOCH_MS;
         for now_ms in (EPOCH_MS..listed_ms).step_by(EPOCH_MS as usize) {
-            other.count_epochs(now_ms, TERM_MS, true);
+            run(&mut other, now_ms, true);
             assert!(other.knowledge().origins.contains_key(&7));
         }
-        other.count_epochs(listed_ms, TERM_MS, true);
+        run(&mut other, listed_ms, true);
         let after = other.knowledge();
         assert_eq!(after.origins, BTreeMap::new());
         assert_eq!((other.origins.len(), other.vacant.len()), (2, 1));
@@ -1164,13 +1215,13 @@ mod tests {
         let next = one.make(&Target::All, TERM_MS);
         assert_eq!((next.origin == 7, next.counter), (false, 1));
         // It may have written older records after an outage, so it first uses the log for some time.
-        one.count_epochs(2 * listed_ms, TERM_MS, false);
-        for epoch in 1..=REMEMBERED_EPOCHS {
+        run(&mut one, 2 * listed_ms, false);
+        for epoch in 1..REMEMBERED_EPOCHS - STATED_EPOCHS {
             assert!(one.knowledge().origins.contains_key(&7), "{epoch}");
-            one.count_epochs(2 * listed_ms + epoch * EPOCH_MS, TERM_MS, true);
+            run(&mut one, 2 * listed_ms + epoch * EPOCH_MS, true);
         }
         let end_ms = 2 * listed_ms + (REMEMBERED_EPOCHS + STATED_EPOCHS) * EPOCH_MS;
-        one.count_epochs(end_ms, TERM_MS, true);
+        run(&mut one, end_ms, true);
         let knowledge = one.knowledge();
         assert_eq!(knowledge.origins.keys().collect::<Vec<_>>(), [&next.origin]);
         // If somebody still has it, this node says again that it has expired.
@@ -1183,20 +1234,20 @@ mod tests {
         for is_noted in [false, true] {
             let (mut one, mut other) = (node(7), node(8));
             one.make(&Target::All, TERM_MS);
-            let has_new = one.count_epochs(EPOCH_MS, TERM_MS, is_noted);
-            assert_eq!(has_new, is_noted);
-            other.count_epochs(20 * TERM_MS, TERM_MS, true);
+            let noted = run(&mut one, EPOCH_MS, is_noted);
+            assert_eq!(noted == [7], is_noted);
+            run(&mut other, 20 * TERM_MS, true);
             // It is started again.
             let mut loaded = Revocations::new(9);
-            one.for_each_known(|id, target, expires_ms, _| {
+            one.for_each(|id, target, expires_ms| {
                 loaded.learn(id, &target, expires_ms);
             });
             // Revocations that were made before the file was read are new.
             let new = loaded.make(&Target::Session([1; 32]), TERM_MS);
-            if is_noted {
-                loaded.note_loaded_epoch(one.epoch());
+            for (origin, epoch) in one.claimed_in() {
+                loaded.note_claimed_in(origin, epoch);
             }
-            loaded.learn_statement(&other.knowledge());
+            assert!(loaded.learn_statement(&other.knowledge()) == is_noted);
             let mut known = Vec::new();
             loaded.for_each(|id, _, _| known.push(id));
             assert!(known.contains(&new));
@@ -1208,15 +1259,75 @@ mod tests {
     fn no_revocation_ends_too_early_if_the_others_are_far_ahead() {
         let (mut one, mut other) = (node(7), node(8));
         one.make(&Target::All, TERM_MS);
-        assert!(one.count_epochs(EPOCH_MS, TERM_MS, true));
-        other.count_epochs(20 * TERM_MS, TERM_MS, true);
+        assert_eq!(run(&mut one, EPOCH_MS, true), [7]);
+        run(&mut other, 20 * TERM_MS, true);
         one.learn_statement(&other.knowledge());
         assert_eq!((one.len(), one.epoch()), (1, other.epoch()));
         for epoch in 0..=OLD_EPOCHS {
             assert!(!one.expire(0), "{epoch}");
-            one.count_epochs((2 + epoch) * EPOCH_MS, TERM_MS, true);
+            run(&mut one, (2 + epoch) * EPOCH_MS, true);
         }
         assert!(one.expire(0));
+        // The others' sessions are not outdated by that.
+        let verdict = one.judge(&[1; 32], None, &other.knowledge());
+        assert_eq!(verdict, Verdict::Free);
+    }
+
+    #[test]
+    fn an_origin_that_was_given_up_is_forgotten() {
+        let mut one = node(7);
+        one.learn_statement(&upto(8, 5));
+        one.give_up_missing();
+        let mut other = node(9);
+        other.learn_statement(&one.knowledge());
+        for now_ms in (0..20 * TERM_MS).step_by(EPOCH_MS as usize) {
+            for node in [&mut one, &mut other] {
+                run(node, now_ms, true);
+                node.expire(now_ms);
+            }
+        }
+        for mut node in [one, other] {
+            assert_eq!(node.knowledge().origins, BTreeMap::new());
+        }
+    }
+
+    #[test]
+    fn an_older_revocation_is_kept_as_long_as_it_was_to_be() {
+        let mut node = node(7);
+        for (counter, steps) in [(2, 10), (3, 20), (1, 30)] {
+            let target = Target::Session([counter as u8; 32]);
+            node.learn(id(8, counter), &target, steps * EXPIRY_STEP_MS);
+        }
+        assert!(!node.expire(29 * EXPIRY_STEP_MS));
+        assert!(node.expire(30 * EXPIRY_STEP_MS));
+        assert_eq!(node.len(), 0);
+    }
+
+    #[test]
+    fn numbers_that_no_node_gives_change_nothing() {
+        let told = |epoch, known| Knowledge {
+            epoch,
+            origins: [(8, known)].into(),
+        };
+        let mut statements = vec![
+            told(MAX_EPOCH, Known::default()),
+            told(u64::MAX, Known::default()),
+        ];
+        for number in [1 << COUNTER_BITS, u64::MAX] {
+            let [mut high, mut expired, mut replaced] = [(); 3].map(|()| Known::default());
+            high.upto = number;
+            expired.expired = number;
+            replaced.replaced = vec![1..=number];
+            statements.extend([high, expired, replaced].map(|known| told(0, known)));
+        }
+        let mut node = node(7);
+        node.make(&Target::All, TERM_MS);
+        let before = node.knowledge();
+        for statement in statements {
+            assert!(!node.learn_statement(&statement));
+        }
+        assert_eq!((node.missing(), node.epoch()), (0, 1));
+        assert_eq!(node.knowledge(), before);
     }
 
     #[test]
@@ -1229,7 +1340,7 @@ mod tests {
         let mut has_forgotten = false;
         for now_ms in (0..40 * TERM_MS).step_by(EPOCH_MS as usize) {
             for node in [&mut writer, &mut reader] {
-                node.count_epochs(now_ms, TERM_MS, true);
+                run(node, now_ms, true);
                 node.expire(now_ms);
             }
             let knowledge = writer.knowledge();
@@ -1248,7 +1359,7 @@ mod tests {
             let place = (now_ms / 10 % NODES) as usize;
             // Their epochs do not begin at the same time.
             if now_ms >= place as u64 * EPOCH_MS / NODES {
-                nodes[place].count_epochs(now_ms, TERM_MS, true);
+                run(&mut nodes[place], now_ms, true);
             }
             let knowledge = nodes[place].knowledge();
             assert!(nodes[place].epoch <= 1 + now_ms / EPOCH_MS);
@@ -1257,7 +1368,7 @@ mod tests {
         }
         assert!(nodes[0].epoch >= 90);
         // A node that was stopped catches up.
-        nodes[0].count_epochs(200 * EPOCH_MS, TERM_MS, true);
+        run(&mut nodes[0], 200 * EPOCH_MS, true);
         assert!(nodes[0].epoch >= 190);
     }
 
@@ -1339,6 +1450,31 @@ mod tests {
 
     fn digest(n: u32) -> [u8; 32] {
         Sha256::digest(n.to_be_bytes()).into()
+    }
+
+    #[test]
+    fn a_table_finds_what_it_still_has() {
+        let mut table = DigestTable::default();
+        let count = 1000;
+        for n in 0..count {
+            table.insert(&digest(n / 2), Short::new(n as usize % 2, u64::from(n)));
+        }
+        for divisor in [7, 3, 2, 1] {
+            table.retain(|id| id.counter() % divisor != 0);
+            let is_left = |n: &u64| [7, 3, 2, 1].iter().all(|it| *it < divisor || n % it != 0);
+            for n in 0..count / 2 {
+                let digest = digest(n);
+                let mut ids: Vec<_> = table.ids(&digest).map(Short::counter).collect();
+                ids.sort_unstable();
+                let pair = u64::from(2 * n)..u64::from(2 * n + 2);
+                assert_eq!(ids, pair.filter(is_left).collect::<Vec<_>>());
+            }
+            assert_eq!(
+                table.iter().count(),
+                (0..u64::from(count)).filter(is_left).count()
+            );
+            assert_eq!(table.places.len(), table.len());
+        }
     }
 
     impl DigestTable {

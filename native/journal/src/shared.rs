@@ -97,6 +97,8 @@ pub(crate) struct Shared<T> {
     /// The scope's lifetime, and the longest one that this journal has found in the log, in milliseconds.
     lifetime_ms: AtomicU64,
     longest_ms: AtomicU64,
+    /// How long the revocations that are known are kept at least.
+    kept_ms: AtomicU64,
     pub has_replayed: AtomicBool,
     /// Whether this log has, or the queue has for it, all revocations that this node knew. Before that, the records of an
     /// open journal do not tell of them: if this node crashed, the others would wait for a revocation that nobody has.
@@ -248,6 +250,7 @@ impl<T: TemplateCodec> Shared<T> {
             }),
             lifetime_ms: AtomicU64::new(lifetime_ms),
             longest_ms: AtomicU64::new(lifetime_ms),
+            kept_ms: AtomicU64::new(keep_ms(lifetime_ms)),
             has_replayed: AtomicBool::new(false),
             is_log_complete: AtomicBool::new(false),
             read_until_ms: AtomicU64::new(0),
@@ -287,7 +290,7 @@ impl<T: TemplateCodec> Shared<T> {
         }
         // A folder that was late may have been loaded since the last try.
         let before = (self.known_before).get_or_init(|| self.remembered.knowledge());
-        let loaded = self.memory.prepare(&self.remembered);
+        let loaded = self.memory.prepare(&self.remembered, self.keep_ms());
         self.set(Part::Memory, loaded.clone().map(drop));
         let was_known = loaded?;
         let identity = self.memory.log_identity(&self.remembered, &self.location);
@@ -370,6 +373,13 @@ impl<T: TemplateCodec> Shared<T> {
             self.lifetime_ms.store(lifetime_ms, Relaxed);
             self.note_lifetime(lifetime_ms);
         }
+        let keep_ms = self.keep_ms();
+        let more_ms = keep_ms.saturating_sub(self.kept_ms.swap(keep_ms, Relaxed));
+        if more_ms > 0 {
+            // Sessions that they cover may live longer, too.
+            self.remembered
+                .change(|revocations| revocations.put_off(more_ms));
+        }
         self.lifetime_ms.load(Relaxed)
     }
 
@@ -383,14 +393,31 @@ impl<T: TemplateCodec> Shared<T> {
         self.lifetime_ms() / 4
     }
 
-    /// How long records are needed, in milliseconds. Sessions live for a lifetime, and the records that they refer to
-    /// were written up to a quarter of one before. The rest is the difference that two nodes' clocks may have: a
-    /// revocation must outlive every session that it covers.
+    /// How long records are needed, in milliseconds.
     pub fn keep_ms(&self) -> u64 {
-        let longest_ms = self.longest_ms.load(Relaxed);
-        longest_ms
-            .saturating_add(longest_ms / 4)
-            .saturating_add(2 * MAX_AHEAD_MS)
+        keep_ms(self.longest_ms.load(Relaxed))
+    }
+
+    /// Counts epochs. To be called often.
+    pub fn count_epochs(&self) {
+        let (now_ms, keep_ms) = (now_ms(), self.keep_ms());
+        (self.remembered).change(|revocations| revocations.count_epochs(now_ms, keep_ms));
+    }
+
+    /// Drops revocations that have expired, and tells the other nodes.
+    pub fn expire(&self) {
+        let now_ms = self.memory.running_ms();
+        if (self.remembered).change(|revocations| revocations.expire(now_ms)) {
+            self.note_expired();
+        }
+    }
+
+    /// After revocations have expired.
+    pub fn note_expired(&self) {
+        let known = self.remembered.knowledge();
+        self.memory.note_knowledge(&self.remembered, &known);
+        // Other nodes must learn it before their records go.
+        self.queue.push_record(ControlRecord::Statement);
     }
 
     /// Whether another node has answered a question of this one, and this one has learned what that node knew.
@@ -503,6 +530,15 @@ pub(crate) fn random_delay(below_ms: u64) -> Duration {
 
 fn zero_ms() -> i64 {
     wall_ms() as i64 - now_ms() as i64
+}
+
+/// How long records are needed if sessions live this long. The records that sessions refer to were written up to a quarter
+/// of a lifetime before. The rest is the difference that two nodes' clocks may have: a revocation must outlive every session
+/// that it covers.
+fn keep_ms(lifetime_ms: u64) -> u64 {
+    lifetime_ms
+        .saturating_add(lifetime_ms / 4)
+        .saturating_add(2 * MAX_AHEAD_MS)
 }
 
 fn lifetime_ms<T>(scope: &Scope<T>) -> u64 {

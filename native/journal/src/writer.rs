@@ -4,7 +4,7 @@ use crate::backoff::Backoff;
 use crate::clock::{instant, now_ms};
 use crate::hub::Hub;
 use crate::keys::Keys;
-use crate::queue::{Batch, Content, ControlRecord};
+use crate::queue::{Batch, Content, ControlRecord, NewSession};
 use crate::record::{content_hash, seal, Body, ContentHash, LogIdentity, Statement};
 use crate::references::make_room;
 use crate::revocations::Knowledge;
@@ -69,15 +69,18 @@ impl OpenBatch {
     /// the other nodes have forgotten which of them were revoked.
     fn drop_expired(&mut self, now_ms: u64) -> u64 {
         let sessions = &mut self.batch.sessions;
-        let before = sessions.len();
-        sessions.retain(|session| now_ms < session.made_ms.saturating_add(session.lifetime_ms));
-        let dropped = (before - sessions.len()) as u64;
-        if dropped > 0 {
-            // The others are sealed again.
-            self.sessions.clear();
+        let ends_ms = |session: &NewSession| session.made_ms.saturating_add(session.lifetime_ms);
+        let are_alive: Vec<bool> = (sessions.iter())
+            .map(|session| now_ms < ends_ms(session))
+            .collect();
+        let (mut of_batch, mut of_sealed) = (are_alive.iter(), are_alive.iter());
+        sessions.retain(|_| of_batch.next() == Some(&true));
+        // If they are sealed, the records are in the same order.
+        self.sessions.retain(|_| of_sealed.next() == Some(&true));
+        if self.is_empty() {
             self.sealed_for = None;
         }
-        dropped
+        are_alive.iter().filter(|is_alive| !**is_alive).count() as u64
     }
 
     /// Whether the records are sealed for this log and with the sealing key of these keys.
@@ -343,6 +346,7 @@ impl<T: TemplateCodec> Writer<T> {
             journal.renew_lacks();
             journal.renew_lifetime();
             journal.check_clock();
+            journal.count_epochs();
         }
         if is_over(Some(self.tidied), TRIM_EVERY) {
             self.tidied = instant();
@@ -585,27 +589,25 @@ fn tidy<T: TemplateCodec>(journals: &[Arc<Shared<T>>]) {
     let mut memories: Vec<&Arc<_>> = journals.iter().map(|journal| &journal.memory).collect();
     memories.sort_by_key(|memory| Arc::as_ptr(memory));
     memories.dedup_by_key(|memory| Arc::as_ptr(memory));
-    // In this order, what expires now expires in the present epoch.
     for journal in journals {
         let is_failing = |part| journal.status.is_failing(part);
         let can_use_log = is_ready(journal)
             && journal.may_trim()
             && !is_failing(Part::Writer)
             && !is_failing(Part::Follower);
-        let has_new = journal.remembered.change(|revocations| {
-            revocations.count_epochs(now_ms(), journal.keep_ms(), can_use_log)
-        });
-        if has_new {
-            journal.memory.note_epoch(&journal.remembered);
+        if !can_use_log {
+            continue;
+        }
+        let (new, epoch) = (journal.remembered)
+            .change(|revocations| (revocations.use_epoch(), revocations.epoch()));
+        if !new.is_empty() {
+            (journal.memory).note_claimed_in(&journal.remembered, new, epoch);
         }
     }
     let changed: Vec<_> = memories.iter().flat_map(|memory| memory.tidy()).collect();
     for journal in journals {
         if changed.contains(&journal.name) {
-            let known = journal.remembered.knowledge();
-            journal.memory.note_knowledge(&journal.remembered, &known);
-            // Other nodes must learn what has expired before its records go.
-            journal.queue.push_record(ControlRecord::Statement);
+            journal.note_expired();
         }
     }
 }
