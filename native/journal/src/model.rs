@@ -1597,6 +1597,22 @@ fn what_sessions_refer_to_is_written_although_other_sessions_expire_before() {
 }
 
 #[test]
+fn sessions_are_written_after_all_those_before_them_have_expired() {
+    let mut model = settled_model();
+    add_to(&mut model, 0, 0);
+    exchange(&mut model);
+    model.take(&Step::Down(true));
+    add_to(&mut model, 0, 0);
+    // It is sealed, and refers to nothing that the log lacks.
+    model.work(0);
+    model.take(&Step::Pass { ms: LIFETIME_MS });
+    model.take(&Step::Down(false));
+    add_to(&mut model, 0, 0);
+    exchange(&mut model);
+    assert!(has_on(&model, 1, 2));
+}
+
+#[test]
 fn a_node_that_is_cut_off_while_the_lifetime_is_raised_hears_of_what_was_revoked() {
     let mut model = settled_model();
     add_to(&mut model, 2, 0);

@@ -1142,6 +1142,25 @@ mod tests {
     }
 
     #[test]
+    fn a_later_scope_keeps_revocations_only_as_long_as_it_needs_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let memory = open(&folder);
+        let (first, _) = prepared(&memory, "first");
+        let (.., written) = revoke(&memory, &[(first, 7 * DAY_MS)], true, &[session(1)]);
+        assert_eq!(written, Ok(()));
+        let later = memory.scope("later");
+        memory.prepare(&later, HOUR_MS).unwrap();
+        for memory in [memory, open(&folder)] {
+            let (scope, _) = prepared(&memory, "later");
+            let end_ms = memory.running_ms() + HOUR_MS;
+            scope.revocations().for_each(|_, _, expires_ms| {
+                assert!((end_ms - HOUR_MS / 2..=end_ms).contains(&expires_ms));
+            });
+            assert_eq!(scope.revocations().len(), 1);
+        }
+    }
+
+    #[test]
     fn revocations_of_everything_hold_in_scopes_that_come_later() {
         let folder = tempfile::tempdir().unwrap();
         let memory = open(&folder);
