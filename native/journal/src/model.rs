@@ -1597,6 +1597,41 @@ fn what_sessions_refer_to_is_written_although_other_sessions_expire_before() {
 }
 
 #[test]
+fn no_node_waits_for_a_revocation_that_expires_while_its_node_is_restarted() {
+    let mut model = quiet_model();
+    model.config.has_folder[0] = true;
+    model.take(&Step::Crash { node: 0 });
+    model.take(&Step::Start { node: 0 });
+    model.revoke(0, Target::All, false);
+    model.take(&Step::Pass { ms: KEEP_MS - 1500 });
+    model.take(&Step::Crash { node: 0 });
+    model.take(&Step::Start { node: 0 });
+    model.take(&Step::Work { node: 0 });
+    add_to(&mut model, 0, 0);
+    model.take(&Step::Quiesce);
+}
+
+#[test]
+fn a_node_that_has_heard_of_a_later_epoch_counts_on_from_then() {
+    let mut model = settled_model();
+    model.moved_ms += KEEP_MS / 8;
+    model.work(0);
+    add_to(&mut model, 0, 0);
+    exchange(&mut model);
+    model.be(1);
+    let node = model.nodes[1].as_mut().unwrap();
+    let epoch = |node: &Node| node.journal().0.remembered.revocations().epoch();
+    let heard = epoch(node);
+    assert_eq!(heard, epoch(model.nodes[0].as_ref().unwrap()));
+    // It was stopped at once.
+    model.moved_ms += KEEP_MS;
+    model.be(1);
+    let node = model.nodes[1].as_mut().unwrap();
+    node.writer.work(&node.hub.journals());
+    assert!(epoch(node) >= heard + 63);
+}
+
+#[test]
 fn sessions_are_written_after_all_those_before_them_have_expired() {
     let mut model = settled_model();
     add_to(&mut model, 0, 0);

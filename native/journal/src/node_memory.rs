@@ -1118,6 +1118,8 @@ mod tests {
         let expires_ms = memory.running_ms() + HOUR_MS;
         scope.change(|revocations| revocations.learn(foreign, &session(3), expires_ms));
         memory.note(&scope, vec![(foreign, session(3))], HOUR_MS);
+        scope.change(|revocations| revocations.note_claimed_in(1, 5));
+        memory.note_claimed_in(&scope, vec![1], 5);
         memory.note_log(
             &scope,
             KnownLog {
@@ -1135,6 +1137,7 @@ mod tests {
             assert!(was_known && memory.error().is_none() && memory.bytes() > 0);
             assert_eq!((all(&memory, &scope), scope.knowledge()), before);
             assert_eq!(scope.revocations().missing(), 1);
+            assert_eq!(scope.revocations().claimed_in().last(), Some((1, 5)));
             assert_eq!(memory.log_identity(&scope, "here"), Some([7; 8]));
             assert_eq!(memory.log_identity(&scope, "there"), None);
             compact(&memory).unwrap();

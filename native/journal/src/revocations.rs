@@ -1274,6 +1274,21 @@ mod tests {
     }
 
     #[test]
+    fn old_revocations_of_an_origin_end_no_new_ones() {
+        let mut one = node(7);
+        one.make(&Target::Session([1; 32]), u64::MAX);
+        for (terms, is_new) in [(1, true), (2, false), (3, false)] {
+            let noted = run(&mut one, terms * TERM_MS, true);
+            assert_eq!(noted == [7], is_new);
+        }
+        one.make(&Target::Session([2; 32]), u64::MAX);
+        assert_eq!(run(&mut one, 6 * TERM_MS, true), [7]);
+        assert!(!one.expire(0));
+        run(&mut one, 10 * TERM_MS, true);
+        assert!(one.expire(0));
+    }
+
+    #[test]
     fn an_origin_that_was_given_up_is_forgotten() {
         let mut one = node(7);
         one.learn_statement(&upto(8, 5));
