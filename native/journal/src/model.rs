@@ -13,7 +13,7 @@ use crate::follow::Follower;
 use crate::hub::Hub;
 use crate::journal::{carry_out_here, wait_written};
 use crate::node_memory::NodeMemory;
-use crate::record::{header, Body, Context, Skipped, Statement};
+use crate::record::{header, Body, Context, LogIdentity, Skipped, Statement};
 use crate::replay::Replayer;
 use crate::revocations::{Knowledge, RevocationId};
 use crate::testing::{
@@ -207,7 +207,7 @@ struct Model {
     snapshot: Vec<Placed>,
     /// The last step in which the log may have lost something.
     attacked: usize,
-    parsed: HashMap<(Stream, Record), Parsed>,
+    parsed: HashMap<(Stream, Record), (Option<LogIdentity>, Parsed)>,
     /// What each node with a folder has known.
     folders: [HashSet<RevocationId>; NODES],
     /// Revocations that are in the log, or that a living node knows: those of nodes that are down are missing here.
@@ -225,6 +225,8 @@ struct Model {
     paused_ms: u64,
     /// When nodes with a folder ended.
     ended_ms: Vec<u64>,
+    /// The lifetime with which nodes start.
+    lifetime_ms: u64,
     /// For how long each node's monotonic clock has stood still: its machine was suspended.
     lag_ms: [u64; NODES],
 }
@@ -365,6 +367,7 @@ impl Model {
             worked_ms: [0; NODES],
             paused_ms: 0,
             ended_ms: Vec::new(),
+            lifetime_ms: LIFETIME_MS,
             lag_ms: [0; NODES],
         };
         model.log.switch(|log| log.is_impatient = true);
@@ -430,7 +433,7 @@ impl Model {
         let limits = Limits {
             max_bytes: 100_000_000,
             max_sessions: u64::MAX,
-            lifetime_ms: LIFETIME_MS,
+            lifetime_ms: self.lifetime_ms,
         };
         let (reference, scope) = open(SCOPE, limits);
         let lists = Arc::new(Lists::new());
@@ -730,7 +733,7 @@ impl Model {
         self.keys.iter_mut().for_each(|keys| keys.removed = None);
     }
 
-    /// The log's own records, as far as they can be read.
+    /// The log's own records, as far as they can be read. Those that were written to a log that was lost do not count.
     fn in_log(&mut self) -> Vec<(Stream, Parsed)> {
         let context = Context::new(SCOPE.as_bytes(), LAYOUT);
         let keys = keys(KEYS[KEYS.len() - 1]);
@@ -739,9 +742,9 @@ impl Model {
         let parse = |stream, record: &[u8]| {
             let opened = header(&context, stream, record).and_then(|it| it.open(&keys, &context));
             let Ok(opened) = opened else {
-                return Parsed::Other;
+                return (None, Parsed::Other);
             };
-            match opened.body() {
+            let parsed = match opened.body() {
                 Ok(Body::Session { id, .. }) => Parsed::Session(numbers[id]),
                 Ok(Body::Revocation { id, .. }) => Parsed::Revocation(id),
                 Ok(Body::Knowledge(content)) => {
@@ -749,18 +752,23 @@ impl Model {
                     statement.map_or(Parsed::Other, |it| Parsed::Knowledge(it.knowledge))
                 }
                 _ => Parsed::Other,
-            }
+            };
+            (Some(opened.stamp.log), parsed)
         };
         let parsed = &mut self.parsed;
         let records = self.log.snapshot().into_iter();
         let records = records.filter(|placed| *placed.scope == *SCOPE);
-        records
+        let records: Vec<_> = records
             .map(|Placed { stream, record, .. }| {
                 let parsed = parsed.entry((stream, record));
                 let parsed = parsed.or_insert_with_key(|(stream, record)| parse(*stream, record));
                 (stream, parsed.clone())
             })
-            .collect()
+            .collect();
+        let control = (records.iter()).filter(|(stream, _)| *stream == Stream::Control);
+        let identity = control.filter_map(|(_, (log, _))| *log).next();
+        let own = records.into_iter().filter(|(_, (log, _))| *log == identity);
+        own.map(|(stream, (_, parsed))| (stream, parsed)).collect()
     }
 
     /// Finds revocations that no node and no log has any more.
@@ -1649,23 +1657,83 @@ fn sessions_are_written_after_all_those_before_them_have_expired() {
 
 #[test]
 fn a_node_that_is_cut_off_while_the_lifetime_is_raised_hears_of_what_was_revoked() {
-    let mut model = settled_model();
+    for is_restarted in [false, true] {
+        let mut model = model_with_folders();
+        model.moved_ms += KEEP_MS / 8;
+        exchange(&mut model);
+        add_to(&mut model, 2, 0);
+        exchange(&mut model);
+        model.revoke(0, Target::Session(id(0)), false);
+        assert!(model.revoked[0].is_promised);
+        model.lifetime_ms = 24 * LIFETIME_MS;
+        for node in 0..NODES {
+            let store = store(&model.nodes[node].as_ref().unwrap().scope);
+            let limits = store.limits();
+            store.set_limits(Limits {
+                lifetime_ms: model.lifetime_ms,
+                ..limits
+            });
+        }
+        let work = |model: &mut Model, ms: u64| {
+            model.moved_ms += ms;
+            [0, 1].into_iter().for_each(|node| model.work(node));
+        };
+        work(&mut model, 2000);
+        if is_restarted {
+            model.stop(0);
+            model.start(0);
+        }
+        for _ in 0..12 {
+            work(&mut model, KEEP_MS / 8);
+        }
+        exchange(&mut model);
+        assert!(!has_on(&model, 2, 0), "{is_restarted}");
+    }
+}
+
+#[test]
+fn what_a_node_revokes_in_a_long_outage_ends_no_sessions_of_others() {
+    for terms in [0, 2, 4] {
+        let mut model = quiet_model();
+        model.take(&Step::Quiesce);
+        model.take(&Step::Down(true));
+        model.revoke(0, Target::Session(id(77)), true);
+        for _ in 0..8 * terms + 1 {
+            model.moved_ms += KEEP_MS / 8;
+            (0..NODES).for_each(|node| model.work(node));
+        }
+        add_to(&mut model, 2, 0);
+        model.take(&Step::Down(false));
+        exchange(&mut model);
+        for node in [1, 2] {
+            model.take(&Step::Crash { node });
+            model.take(&Step::Start { node });
+        }
+        exchange(&mut model);
+        for node in 0..NODES {
+            assert!(has_on(&model, node, 0), "{terms} {node}");
+        }
+    }
+}
+
+#[test]
+fn old_revocations_do_not_come_back_although_their_origin_had_just_made_another() {
+    let mut model = model_with_folders();
+    model.revoke(0, Target::All, false);
+    for _ in 0..4 {
+        exchange(&mut model);
+        model.moved_ms += KEEP_MS / 8;
+    }
+    model.revoke(0, Target::Session(id(77)), true);
+    exchange(&mut model);
+    model.stop(1);
+    model.take(&Step::Run(20));
+    add_to(&mut model, 0, 0);
     add_to(&mut model, 2, 0);
     exchange(&mut model);
-    model.revoke(0, Target::Session(id(0)), false);
-    assert!(model.revoked[0].is_promised);
-    for node in 0..NODES {
-        let store = store(&model.nodes[node].as_ref().unwrap().scope);
-        let limits = store.limits();
-        store.set_limits(Limits {
-            lifetime_ms: 24 * LIFETIME_MS,
-            ..limits
-        });
-    }
-    for _ in 0..12 {
-        model.moved_ms += KEEP_MS / 8;
-        [0, 1].into_iter().for_each(|node| model.work(node));
-    }
+    model.start(1);
     exchange(&mut model);
-    assert!(!has_on(&model, 2, 0));
+    for node in [0, 2] {
+        assert!((0..2).all(|n| has_on(&model, node, n)), "{node}");
+    }
 }

@@ -7,7 +7,7 @@
 use crate::clock::now_ms;
 use crate::folder_thread::{Answer, FolderThread, Progress, STUCK_AFTER};
 use crate::record::{LogIdentity, Statement};
-use crate::revocations::{random_origin, Knowledge, RevocationId, Revocations};
+use crate::revocations::{random_origin, Knowledge, Noted, RevocationId, Revocations};
 use crate::target::Target;
 use once_cell::sync::Lazy;
 use parking_lot::{Mutex, MutexGuard, RwLock};
@@ -161,8 +161,10 @@ enum Entry<'a> {
     Elapsed(u64),
     Later(u64, &'a Target),
     Stage(u32, Stage),
-    /// The last revocation of this origin was known in this epoch.
-    ClaimedIn(u32, u64, u64),
+    /// The epoch in which revocations of this origin were known.
+    Noted(u32, u64, Noted),
+    /// The revocations that come before this entry expire later, by so many milliseconds.
+    PutOff(u32, u64),
 }
 
 impl NodeMemory {
@@ -458,12 +460,20 @@ impl NodeMemory {
         });
     }
 
-    /// Stores that the last revocations of these origins are known in this epoch.
-    pub fn note_claimed_in(&self, scope: &ScopeMemory, origins: Vec<u64>, epoch: u64) {
+    /// Stores in which epochs revocations of these origins were known.
+    pub fn note_noted(&self, scope: &ScopeMemory, new: Vec<(u64, Noted)>) {
         self.append_about(scope, false, move |number, bytes| {
-            for origin in origins {
-                Entry::ClaimedIn(number, origin, epoch).encode(bytes);
+            for (origin, noted) in new {
+                Entry::Noted(number, origin, noted).encode(bytes);
             }
+        });
+    }
+
+    /// Postpones the expiry of all revocations of a scope.
+    pub fn put_off(&self, scope: &ScopeMemory, by_ms: u64) {
+        scope.change(|revocations| revocations.put_off(by_ms));
+        self.append_about(scope, true, move |number, bytes| {
+            Entry::PutOff(number, by_ms).encode(bytes);
         });
     }
 
@@ -562,7 +572,8 @@ impl State {
             // A flush of one scope does not concern the others.
             other.revocations().for_each(|_, target, expires_ms| {
                 if target != Target::All {
-                    targets.insert(target, expires_ms);
+                    let known_ms = targets.entry(target).or_default();
+                    *known_ms = expires_ms.max(*known_ms);
                 }
             });
         }
@@ -722,15 +733,15 @@ impl State {
             if let Some(log) = &*scope.log.lock() {
                 Entry::Log(number, log).encode(&mut block);
             }
-            Entry::Statement(number, &scope.knowledge()).encode(&mut block);
-            let revocations = scope.revocations();
+            let mut revocations = scope.revocations();
+            Entry::Statement(number, &revocations.knowledge()).encode(&mut block);
             revocations.for_each(|id, target, expires_ms| {
                 cut(&mut block);
                 Entry::Revocation(number, id, left(expires_ms), &target).encode(&mut block);
             });
-            for (origin, epoch) in revocations.claimed_in() {
+            for (origin, noted) in revocations.noted() {
                 cut(&mut block);
-                Entry::ClaimedIn(number, origin, epoch).encode(&mut block);
+                Entry::Noted(number, origin, noted).encode(&mut block);
             }
             drop(revocations);
             cut(&mut block);
@@ -917,11 +928,17 @@ impl Entry<'_> {
                 block.extend(number.to_be_bytes());
                 block.extend(stage.encode());
             }
-            Entry::ClaimedIn(number, origin, epoch) => {
+            Entry::Noted(number, origin, noted) => {
                 block.push(8);
                 block.extend(number.to_be_bytes());
-                block.extend(origin.to_be_bytes());
-                block.extend(epoch.to_be_bytes());
+                for number in [*origin, noted.upto, noted.epoch, noted.old_in] {
+                    block.extend(number.to_be_bytes());
+                }
+            }
+            Entry::PutOff(number, by_ms) => {
+                block.push(9);
+                block.extend(number.to_be_bytes());
+                block.extend(by_ms.to_be_bytes());
             }
         }
         let length = (block.len() - at - 4) as u32;
@@ -1025,9 +1042,18 @@ fn load_of_scope(scope: &ScopeMemory, kind: u8, entry: &[u8], elapsed_ms: u64) -
         }
         7 => _ = scope.reach(Stage::decode(entry)?),
         8 => {
-            let (origin, epoch) = entry.split_at_checked(8)?;
-            let (origin, epoch) = (number(origin)?, number(epoch)?);
-            scope.change(|revocations| revocations.note_claimed_in(origin, epoch));
+            let mut numbers = entry.chunks_exact(8).filter_map(number);
+            let origin = numbers.next()?;
+            let noted = Noted {
+                upto: numbers.next()?,
+                epoch: numbers.next()?,
+                old_in: numbers.next()?,
+            };
+            scope.change(|revocations| revocations.learn_noted(origin, noted));
+        }
+        9 => {
+            let by_ms = number(entry)?;
+            scope.change(|revocations| revocations.put_off(by_ms));
         }
         _ => return None,
     }
@@ -1118,8 +1144,14 @@ mod tests {
         let expires_ms = memory.running_ms() + HOUR_MS;
         scope.change(|revocations| revocations.learn(foreign, &session(3), expires_ms));
         memory.note(&scope, vec![(foreign, session(3))], HOUR_MS);
-        scope.change(|revocations| revocations.note_claimed_in(1, 5));
-        memory.note_claimed_in(&scope, vec![1], 5);
+        let noted = Noted {
+            upto: 1,
+            epoch: 5,
+            old_in: 70,
+        };
+        scope.change(|revocations| revocations.learn_noted(1, noted));
+        memory.note_noted(&scope, vec![(1, noted)]);
+        memory.put_off(&scope, DAY_MS);
         memory.note_log(
             &scope,
             KnownLog {
@@ -1137,7 +1169,7 @@ mod tests {
             assert!(was_known && memory.error().is_none() && memory.bytes() > 0);
             assert_eq!((all(&memory, &scope), scope.knowledge()), before);
             assert_eq!(scope.revocations().missing(), 1);
-            assert_eq!(scope.revocations().claimed_in().last(), Some((1, 5)));
+            assert_eq!(scope.revocations().noted().last(), Some((1, noted)));
             assert_eq!(memory.log_identity(&scope, "here"), Some([7; 8]));
             assert_eq!(memory.log_identity(&scope, "there"), None);
             compact(&memory).unwrap();

@@ -360,7 +360,7 @@ impl<T: TemplateCodec> Shared<T> {
         let is_new = seen.is_none();
         let is_newest = self.note_statement(stamp);
         let statement = Statement::decode(content)?;
-        self.note_lifetime(statement.lifetime_ms);
+        self.note_lifetime_in_log(statement.lifetime_ms);
         if let Some(seen) = seen {
             seen.note_statement(stamp, &statement.retired_keys);
         } else {
@@ -462,7 +462,7 @@ impl<T: TemplateCodec> Shared<T> {
         else {
             return Err(Skipped::Malformed.into());
         };
-        self.note_lifetime(opened.stamp.lifetime_ms);
+        self.note_lifetime_in_log(opened.stamp.lifetime_ms);
         let mut references = self.references.lock();
         let known = match references.knowledge.get(knowledge) {
             Some(known) => Arc::clone(&known.value),

@@ -64,7 +64,8 @@ pub enum Verdict {
     Free,
     /// A revocation covers it.
     Revoked,
-    /// Its writer did not know a revocation that has expired since. So the session has expired, too.
+    /// Its writer did not know a revocation that has expired since, and wrote it before that. So the session has expired,
+    /// too.
     Outdated,
 }
 
@@ -88,20 +89,17 @@ const EPOCHS_PER_TERM: u64 = 64;
 /// After so many epochs, the next statement names the present one, even if nothing else has changed.
 const STATED_EPOCHS: u64 = EPOCHS_PER_TERM / 8;
 
-/// The log keeps control records for two terms. So this is how long after other nodes a node may learn a revocation.
+/// The log keeps control records for two terms. So this is how long after other nodes a node may learn a revocation, and
+/// by how much nodes may differ about the epoch in which it has expired.
 const LATE_EPOCHS: u64 = 2 * EPOCHS_PER_TERM;
 
 /// After so many epochs, a revocation has expired on all nodes. This is more than enough, because nodes may differ a
 /// little in their epochs.
 const OLD_EPOCHS: u64 = 4 * EPOCHS_PER_TERM;
 
-/// For so many epochs after revocations have expired, sessions whose writers did not know them are outdated. Nodes may
-/// differ by `LATE_EPOCHS` about the epoch in which a revocation has expired. So no session is outdated because its
-/// writer has forgotten a revocation.
-const JUDGED_EPOCHS: u64 = 2 * LATE_EPOCHS;
-
-/// After so many epochs, nodes no longer tell each other of an origin whose revocations have all expired.
-const LISTED_EPOCHS: u64 = 2 * JUDGED_EPOCHS;
+/// After so many epochs, nodes no longer tell each other of an origin whose revocations have all expired. This is so much
+/// more than `LATE_EPOCHS` that no session is outdated because its writer has forgotten a revocation.
+const LISTED_EPOCHS: u64 = 4 * LATE_EPOCHS;
 
 /// A node remembers it for so many epochs in which it could use the log, at least. Otherwise, older records in the log
 /// could make a node believe that revocations are missing, even such as this one has written after an outage.
@@ -125,6 +123,8 @@ pub struct Revocations {
     /// In how many epochs this node could use the log, and the last of them.
     used_epochs: u64,
     last_used_epoch: u64,
+    /// Whether what is noted of origins has changed, although they have no new revocations.
+    has_moved_noted: bool,
     /// When the present epoch began, or this node heard of it.
     epoch_began_ms: Option<u64>,
     /// The place of this node's own origin in `origins`.
@@ -155,11 +155,19 @@ struct Origin {
     was_current: bool,
     /// The highest counter that any node claims to know.
     claimed: u64,
-    /// An epoch in which this node knew of that claim, once it is sure that it knew the others' epoch as well.
-    claimed_in: Option<u64>,
-    /// The epoch from which on all these revocations have expired, if `claimed_in` is known.
-    old_in: u64,
+    noted: Option<Noted>,
     expiry: VecDeque<Expiry>,
+}
+
+/// An epoch in which revocations were known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Noted {
+    /// All up to this counter.
+    pub upto: u64,
+    /// The epoch.
+    pub epoch: u64,
+    /// The epoch in which all of them have expired.
+    pub old_in: u64,
 }
 
 /// When revocations up to a counter expire, by this node's running time. They are in the order of their counters.
@@ -184,27 +192,11 @@ impl Origin {
         gaps.map(|gap| gap.end() - gap.start() + 1).sum()
     }
 
-    fn claim(&mut self, upto: u64) {
-        if upto > self.claimed {
-            self.claimed = upto;
-            self.claimed_in = None;
-        }
-    }
-
-    fn set_claimed_in(&mut self, epoch: u64) {
-        self.claimed_in = Some(epoch);
-        self.old_in = epoch + OLD_EPOCHS;
-    }
-
-    /// Whether all revocations have expired since they were claimed.
-    fn is_old(&self, epoch: u64) -> bool {
-        self.claimed_in.is_some() && epoch >= self.old_in
-    }
-
-    /// The epoch in which revocations have expired that this node drops now. It may have been suspended since.
-    fn dropped_in(&self, epoch: u64) -> u64 {
-        let at_most = |claimed_in: u64| epoch.min(claimed_in.saturating_add(LATE_EPOCHS));
-        self.claimed_in.map_or(epoch, at_most)
+    /// The epoch in which revocations up to this counter have expired that this node drops now. It may have been suspended
+    /// since.
+    fn dropped_in(&self, upto: u64, epoch: u64) -> u64 {
+        let noted = self.noted.filter(|noted| upto <= noted.upto);
+        noted.map_or(epoch, |noted| epoch.min(noted.epoch + LATE_EPOCHS))
     }
 
     fn put_off(&mut self, by_ms: u64) {
@@ -284,6 +276,7 @@ impl Revocations {
             stated_epoch: 0,
             used_epochs: 0,
             last_used_epoch: 0,
+            has_moved_noted: false,
             epoch_began_ms: None,
             own: 0,
             current: RefCell::default(),
@@ -366,7 +359,7 @@ impl Revocations {
         }
         let origin = &mut self.origins[place];
         origin.accounted.insert(id.counter..=id.counter);
-        origin.claim(id.counter);
+        origin.claimed = origin.claimed.max(id.counter);
         origin.note_expiry(id.counter, expires_ms);
         self.statement = None;
         match is_kept {
@@ -392,7 +385,7 @@ impl Revocations {
                 continue;
             };
             let origin = &mut self.origins[place];
-            origin.claim(known.upto);
+            origin.claimed = origin.claimed.max(known.upto);
             for range in &known.replaced {
                 if origin.replaced.gaps(range).next().is_some() {
                     has_resolved_some |= origin.accounted.gaps(range).next().is_some();
@@ -426,13 +419,13 @@ impl Revocations {
                 upto = expiry.upto;
                 origin.expiry.pop_front();
             }
-            if origin.is_old(self.epoch) {
+            if let Some(noted) = origin.noted.filter(|noted| self.epoch >= noted.old_in) {
                 // No node has them any more, and this one may have missed that they have expired.
-                upto = origin.claimed;
+                upto = noted.upto.max(upto);
             }
             // Missing ones before it would have expired as well.
             if upto > origin.expired {
-                let epoch = origin.dropped_in(self.epoch);
+                let epoch = origin.dropped_in(upto, self.epoch);
                 has_dropped |= self.note_expired(place, upto, epoch);
                 has_expired = true;
             }
@@ -454,9 +447,10 @@ impl Revocations {
         if self.used_epochs > 0 && ahead > EPOCHS_PER_TERM {
             // Either this node was suspended, or other nodes count from a higher number than those that it has heard of so
             // far. Then no revocation may end too early.
-            for origin in &mut self.origins {
-                origin.old_in += ahead;
+            for noted in self.origins.iter_mut().filter_map(|it| it.noted.as_mut()) {
+                noted.old_in += ahead;
             }
+            self.has_moved_noted = true;
         }
         self.note_epoch();
         true
@@ -489,9 +483,9 @@ impl Revocations {
     }
 
     /// Notes that this node can use the log, and so knows the others' epoch. Forgets what is long over. To be called often.
-    /// Returns the origins for which the epoch is new in [`claimed_in`](Self::claimed_in).
-    pub fn use_epoch(&mut self) -> Vec<u64> {
-        let passed = self.epoch - self.last_used_epoch.min(self.epoch);
+    /// Returns what is new in [`noted`](Self::noted).
+    pub fn use_epoch(&mut self) -> Vec<(u64, Noted)> {
+        let passed = self.epoch - self.last_used_epoch;
         if passed == 0 {
             return Vec::new();
         }
@@ -499,32 +493,44 @@ impl Revocations {
         // Who was stopped meanwhile could not use the log all the time.
         self.used_epochs += passed.min(STATED_EPOCHS);
         self.forget_past();
+        if std::mem::take(&mut self.has_moved_noted) {
+            return self.noted().collect();
+        }
         let mut new = Vec::new();
         for origin in &mut self.origins {
-            if origin.claimed > 0 && origin.claimed_in.is_none() {
-                origin.set_claimed_in(self.epoch);
-                new.push(origin.number);
+            if origin.claimed > origin.noted.map_or(0, |noted| noted.upto) {
+                let noted = Noted {
+                    upto: origin.claimed,
+                    epoch: self.epoch,
+                    old_in: self.epoch + OLD_EPOCHS,
+                };
+                origin.noted = Some(noted);
+                new.push((origin.number, noted));
             }
         }
         new
     }
 
     /// The present epoch.
+    #[cfg(test)]
     pub fn epoch(&self) -> u64 {
         self.epoch
     }
 
-    /// Origins, and for each an epoch in which its last revocation was known.
-    pub fn claimed_in(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
-        let claimed_in = |origin: &Origin| Some((origin.number, origin.claimed_in?));
-        self.origins.iter().filter_map(claimed_in)
+    /// For origins, an epoch in which their revocations were known, once it is sure that this node knew the others' epoch
+    /// as well.
+    pub fn noted(&self) -> impl Iterator<Item = (u64, Noted)> + '_ {
+        let noted = |origin: &Origin| Some((origin.number, origin.noted?));
+        self.origins.iter().filter_map(noted)
     }
 
-    /// Notes in which epoch the last revocation of an origin was known in a former run.
-    pub fn note_claimed_in(&mut self, origin: u64, epoch: u64) {
-        self.learn_epoch(epoch);
-        if let Some(place) = self.numbers.get(&origin).filter(|_| epoch < MAX_EPOCH) {
-            self.origins[*place].set_claimed_in(epoch);
+    /// Takes over what was noted for an origin in a former run.
+    pub fn learn_noted(&mut self, origin: u64, noted: Noted) {
+        self.learn_epoch(noted.epoch);
+        if let Some(place) = self.numbers.get(&origin) {
+            if noted.epoch < MAX_EPOCH {
+                self.origins[*place].noted = Some(noted);
+            }
         }
     }
 
@@ -634,7 +640,7 @@ impl Revocations {
         let lacks = |origin: &Origin| {
             let known = knowledge.origins.get(&origin.number);
             known.map_or(0, |known| known.upto) < origin.expired
-                && knowledge.epoch < origin.expired_in.saturating_add(JUDGED_EPOCHS)
+                && knowledge.epoch < origin.expired_in
         };
         let is_outdated = self.origins.iter().any(lacks);
         if !is_outdated {
@@ -820,7 +826,7 @@ fn replace(ids: &mut Vec<Short>, id: Short) -> Option<Short> {
     }
 }
 
-/// Ids of revocations by digest, in 45 to 51 bytes each: there may be millions.
+/// Ids of revocations by digest, in 45 to 58 bytes each: there may be millions.
 #[derive(Default)]
 struct DigestTable {
     entries: Vec<([u8; 32], Short)>,
@@ -1160,13 +1166,14 @@ mod tests {
         node
     }
 
-    /// Time has passed. Returns the origins whose claims are known in the present epoch.
+    /// Time has passed. Returns the origins whose revocations are noted as known in the present epoch.
     fn run(node: &mut Revocations, now_ms: u64, can_use_log: bool) -> Vec<u64> {
         node.count_epochs(now_ms, TERM_MS);
-        match can_use_log {
+        let noted = match can_use_log {
             true => node.use_epoch(),
             false => Vec::new(),
-        }
+        };
+        noted.into_iter().map(|(origin, _)| origin).collect()
     }
 
     /// Another node, which knows what this one says, and has counted as many epochs.
@@ -1244,8 +1251,8 @@ mod tests {
             });
             // Revocations that were made before the file was read are new.
             let new = loaded.make(&Target::Session([1; 32]), TERM_MS);
-            for (origin, epoch) in one.claimed_in() {
-                loaded.note_claimed_in(origin, epoch);
+            for (origin, noted) in one.noted() {
+                loaded.learn_noted(origin, noted);
             }
             assert!(loaded.learn_statement(&other.knowledge()) == is_noted);
             let mut known = Vec::new();
@@ -1263,6 +1270,14 @@ mod tests {
         run(&mut other, 20 * TERM_MS, true);
         one.learn_statement(&other.knowledge());
         assert_eq!((one.len(), one.epoch()), (1, other.epoch()));
+        // A restart does not change that.
+        let mut loaded = Revocations::new(9);
+        loaded.learn(id(7, 1), &Target::All, TERM_MS);
+        for (origin, noted) in one.use_epoch() {
+            loaded.learn_noted(origin, noted);
+        }
+        loaded.learn_statement(&other.knowledge());
+        assert_eq!((loaded.len(), loaded.epoch()), (1, other.epoch()));
         for epoch in 0..=OLD_EPOCHS {
             assert!(!one.expire(0), "{epoch}");
             run(&mut one, (2 + epoch) * EPOCH_MS, true);
@@ -1274,17 +1289,19 @@ mod tests {
     }
 
     #[test]
-    fn old_revocations_of_an_origin_end_no_new_ones() {
+    fn old_revocations_of_an_origin_end_without_the_new_ones() {
         let mut one = node(7);
         one.make(&Target::Session([1; 32]), u64::MAX);
         for (terms, is_new) in [(1, true), (2, false), (3, false)] {
-            let noted = run(&mut one, terms * TERM_MS, true);
-            assert_eq!(noted == [7], is_new);
+            assert_eq!(run(&mut one, terms * TERM_MS, true) == [7], is_new);
         }
         one.make(&Target::Session([2; 32]), u64::MAX);
-        assert_eq!(run(&mut one, 6 * TERM_MS, true), [7]);
+        run(&mut one, 6 * TERM_MS, false);
+        assert!(one.expire(0));
+        assert_eq!(one.len(), 1);
+        assert_eq!(run(&mut one, 7 * TERM_MS, true), [7]);
         assert!(!one.expire(0));
-        run(&mut one, 10 * TERM_MS, true);
+        run(&mut one, 11 * TERM_MS, true);
         assert!(one.expire(0));
     }
 

@@ -359,10 +359,19 @@ impl<T: TemplateCodec> Shared<T> {
 
     // ---- lifetimes ----
 
-    /// Notes a lifetime of sessions in the log.
+    /// Notes a lifetime of sessions. Never waits, so the revocations that are known are only kept longer by
+    /// [`renew_lifetime`](Self::renew_lifetime).
     pub fn note_lifetime(&self, lifetime_ms: u64) {
         if self.longest_ms.load(Relaxed) < lifetime_ms {
             self.longest_ms.fetch_max(lifetime_ms, Relaxed);
+        }
+    }
+
+    /// Notes a lifetime that was found in the log.
+    pub fn note_lifetime_in_log(&self, lifetime_ms: u64) {
+        if self.longest_ms.load(Relaxed) < lifetime_ms {
+            self.note_lifetime(lifetime_ms);
+            self.renew_expiry();
         }
     }
 
@@ -373,14 +382,17 @@ impl<T: TemplateCodec> Shared<T> {
             self.lifetime_ms.store(lifetime_ms, Relaxed);
             self.note_lifetime(lifetime_ms);
         }
+        self.renew_expiry();
+        self.lifetime_ms.load(Relaxed)
+    }
+
+    /// Keeps revocations longer if sessions that they cover may live longer.
+    fn renew_expiry(&self) {
         let keep_ms = self.keep_ms();
         let more_ms = keep_ms.saturating_sub(self.kept_ms.swap(keep_ms, Relaxed));
         if more_ms > 0 {
-            // Sessions that they cover may live longer, too.
-            self.remembered
-                .change(|revocations| revocations.put_off(more_ms));
+            self.memory.put_off(&self.remembered, more_ms);
         }
-        self.lifetime_ms.load(Relaxed)
     }
 
     /// The scope's lifetime, in milliseconds.

@@ -598,10 +598,9 @@ fn tidy<T: TemplateCodec>(journals: &[Arc<Shared<T>>]) {
         if !can_use_log {
             continue;
         }
-        let (new, epoch) = (journal.remembered)
-            .change(|revocations| (revocations.use_epoch(), revocations.epoch()));
+        let new = (journal.remembered).change(|revocations| revocations.use_epoch());
         if !new.is_empty() {
-            (journal.memory).note_claimed_in(&journal.remembered, new, epoch);
+            journal.memory.note_noted(&journal.remembered, new);
         }
     }
     let changed: Vec<_> = memories.iter().flat_map(|memory| memory.tidy()).collect();
