@@ -3,6 +3,7 @@
 
 mod backoff;
 mod clock;
+mod digest_table;
 mod folder_thread;
 mod follow;
 #[cfg(any(test, fuzzing))]
@@ -13,6 +14,7 @@ mod keys;
 #[cfg(test)]
 mod model;
 mod node_memory;
+mod origin;
 mod queue;
 mod reader;
 mod record;

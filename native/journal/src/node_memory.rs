@@ -6,8 +6,9 @@
 
 use crate::clock::now_ms;
 use crate::folder_thread::{Answer, FolderThread, Progress, STUCK_AFTER};
+use crate::origin::Noted;
 use crate::record::{LogIdentity, Statement};
-use crate::revocations::{random_origin, Knowledge, Noted, RevocationId, Revocations};
+use crate::revocations::{random_origin, Knowledge, RevocationId, Revocations};
 use crate::target::Target;
 use once_cell::sync::Lazy;
 use parking_lot::{Mutex, MutexGuard, RwLock};

@@ -13,16 +13,15 @@
 //! than time. A session is written with its writer's epoch. A node that was away for long also learns from the epoch
 //! which of its revocations have expired meanwhile.
 
+use crate::digest_table::{DigestTable, ShortId, COUNTER_BITS};
+use crate::origin::{Noted, Origin, EPOCHS_PER_TERM, MAX_EPOCH};
 use crate::target::{CertificateSelector, Target};
 use chacha20poly1305::aead::Generate;
-use hashbrown::{DefaultHashBuilder, HashTable};
-use rangemap::RangeInclusiveSet;
 use rekindle_core::{canonical_name, issuer_and_serial};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::hash::BuildHasher;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
@@ -80,33 +79,8 @@ pub enum Learned {
     Revocation,
 }
 
-/// Revocations whose expiry times are so close together expire at the same time.
-const EXPIRY_STEP_MS: u64 = 60_000;
-
-/// How many epochs pass while a revocation is kept. They are short because a node that ends loses a part of one.
-const EPOCHS_PER_TERM: u64 = 64;
-
 /// After so many epochs, the next statement names the present one, even if nothing else has changed.
 const STATED_EPOCHS: u64 = EPOCHS_PER_TERM / 8;
-
-/// The log keeps control records for two terms. So this is how long after other nodes a node may learn a revocation, and
-/// by how much nodes may differ about the epoch in which it has expired.
-const LATE_EPOCHS: u64 = 2 * EPOCHS_PER_TERM;
-
-/// After so many epochs, a revocation has expired on all nodes. This is more than enough, because nodes may differ a
-/// little in their epochs.
-const OLD_EPOCHS: u64 = 4 * EPOCHS_PER_TERM;
-
-/// After so many epochs, nodes no longer tell each other of an origin whose revocations have all expired. This is so much
-/// more than `LATE_EPOCHS` that no session is outdated because its writer has forgotten a revocation.
-const LISTED_EPOCHS: u64 = 4 * LATE_EPOCHS;
-
-/// A node remembers it for so many epochs in which it could use the log, at least. Otherwise, older records in the log
-/// could make a node believe that revocations are missing, even such as this one has written after an outage.
-const REMEMBERED_EPOCHS: u64 = 3 * EPOCHS_PER_TERM;
-
-/// No node counts that far.
-const MAX_EPOCH: u64 = 1 << 48;
 
 /// How many pieces of knowledge are kept that lack nothing that has expired.
 const MAX_CURRENT: usize = 256;
@@ -135,134 +109,10 @@ pub struct Revocations {
     fingerprints: DigestTable,
     /// By the canonical forms of the selectors: other nodes may have certificates that write the same name in another
     /// way.
-    selectors: HashMap<CertificateSelector, (CertificateSelector, Vec<Short>)>,
-    all: Vec<Short>,
+    selectors: HashMap<CertificateSelector, (CertificateSelector, Vec<ShortId>)>,
+    all: Vec<ShortId>,
     /// The statement of what is known, kept until something changes.
     statement: Option<Arc<Knowledge>>,
-}
-
-#[derive(Default)]
-struct Origin {
-    number: u64,
-    /// Counters that are known, expired or replaced.
-    accounted: RangeInclusiveSet<u64>,
-    replaced: RangeInclusiveSet<u64>,
-    expired: u64,
-    expired_in: u64,
-    /// The node's `used_epochs` when `expired` last rose.
-    expired_at: u64,
-    /// Whether this node has known revocations of it that had not expired yet, and may have told others of them.
-    was_current: bool,
-    /// The highest counter that any node claims to know.
-    claimed: u64,
-    noted: Option<Noted>,
-    expiry: VecDeque<Expiry>,
-}
-
-/// An epoch in which revocations were known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Noted {
-    /// All up to this counter.
-    pub upto: u64,
-    /// The epoch.
-    pub epoch: u64,
-    /// The epoch in which all of them have expired.
-    pub old_in: u64,
-}
-
-/// When revocations up to a counter expire, by this node's running time. They are in the order of their counters.
-struct Expiry {
-    upto: u64,
-    at_ms: u64,
-    /// When the first of them would have expired.
-    from_ms: u64,
-}
-
-impl Origin {
-    fn upto(&self) -> u64 {
-        self.accounted.get(&1).map_or(0, |range| *range.end())
-    }
-
-    fn missing(&self) -> u64 {
-        if self.claimed == 0 {
-            return 0;
-        }
-        let claimed = 1..=self.claimed;
-        let gaps = self.accounted.gaps(&claimed);
-        gaps.map(|gap| gap.end() - gap.start() + 1).sum()
-    }
-
-    /// The epoch in which revocations up to this counter have expired that this node drops now. It may have been suspended
-    /// since.
-    fn dropped_in(&self, upto: u64, epoch: u64) -> u64 {
-        let noted = self.noted.filter(|noted| upto <= noted.upto);
-        noted.map_or(epoch, |noted| epoch.min(noted.epoch + LATE_EPOCHS))
-    }
-
-    fn put_off(&mut self, by_ms: u64) {
-        for expiry in &mut self.expiry {
-            expiry.at_ms = expiry.at_ms.saturating_add(by_ms);
-            expiry.from_ms = expiry.from_ms.saturating_add(by_ms);
-        }
-    }
-
-    fn note_expiry(&mut self, counter: u64, at_ms: u64) {
-        let place = self.expiry.partition_point(|it| it.upto < counter);
-        let last = self.expiry.len().saturating_sub(1);
-        match self.expiry.get_mut(place.min(last)) {
-            Some(expiry)
-                if place <= last || at_ms < expiry.from_ms.saturating_add(EXPIRY_STEP_MS) =>
-            {
-                expiry.upto = counter.max(expiry.upto);
-                expiry.at_ms = at_ms.max(expiry.at_ms);
-            }
-            _ => self.expiry.push_back(Expiry {
-                upto: counter,
-                at_ms,
-                from_ms: at_ms,
-            }),
-        }
-    }
-
-    /// Whether it has revocations, and all of them have expired.
-    fn is_over(&self) -> bool {
-        self.expired > 0 && self.expired == self.upto() && self.expired >= self.claimed
-    }
-
-    /// Whether other nodes have forgotten it, or will do so soon.
-    fn is_past(&self, epoch: u64) -> bool {
-        self.is_over() && epoch >= self.expired_in.saturating_add(LISTED_EPOCHS)
-    }
-
-    /// Whether revocations are known that have not expired.
-    fn is_current(&self) -> bool {
-        let last = self.accounted.iter().next_back();
-        last.is_some_and(|range| *range.end() > self.expired)
-    }
-
-    fn is_remembered(&self, used_epochs: u64) -> bool {
-        used_epochs < self.expired_at + REMEMBERED_EPOCHS
-    }
-}
-
-/// A revocation's id in eight bytes: the place of its origin, and the counter. There may be millions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Short(u64);
-
-const COUNTER_BITS: u32 = 48;
-
-impl Short {
-    fn new(place: usize, counter: u64) -> Self {
-        Short((place as u64) << COUNTER_BITS | counter & ((1 << COUNTER_BITS) - 1))
-    }
-
-    fn place(self) -> usize {
-        (self.0 >> COUNTER_BITS) as usize
-    }
-
-    fn counter(self) -> u64 {
-        self.0 & ((1 << COUNTER_BITS) - 1)
-    }
 }
 
 impl Revocations {
@@ -353,14 +203,11 @@ impl Revocations {
         if id.counter <= origin.expired || is_accounted && !is_replaced {
             return Learned::Nothing;
         }
-        let is_kept = self.keep(target, Short::new(place, id.counter));
+        let is_kept = self.keep(target, ShortId::new(place, id.counter));
         if is_accounted && !is_kept {
             return Learned::Nothing;
         }
-        let origin = &mut self.origins[place];
-        origin.accounted.insert(id.counter..=id.counter);
-        origin.claimed = origin.claimed.max(id.counter);
-        origin.note_expiry(id.counter, expires_ms);
+        self.origins[place].add(id.counter, expires_ms);
         self.statement = None;
         match is_kept {
             true => Learned::Revocation,
@@ -397,7 +244,9 @@ impl Revocations {
             if known.expired > origin.expired {
                 has_resolved_some |= origin.is_current()
                     || origin.accounted.gaps(&(1..=known.expired)).next().is_some();
-                has_dropped |= self.note_expired(place, known.expired, known.expired_in);
+                has_dropped |=
+                    origin.note_expired(known.expired, known.expired_in, self.used_epochs);
+                self.note_changed();
             } else if known.expired == origin.expired && known.expired_in < origin.expired_in {
                 origin.expired_in = known.expired_in;
                 self.statement = None;
@@ -412,23 +261,14 @@ impl Revocations {
     /// Drops revocations that have expired by this node's running time, or by the epoch. Returns whether there were any.
     pub fn expire(&mut self, now_ms: u64) -> bool {
         let (mut has_expired, mut has_dropped) = (false, false);
-        for place in 0..self.origins.len() {
-            let origin = &mut self.origins[place];
-            let mut upto = 0;
-            while let Some(expiry) = origin.expiry.front().filter(|it| it.at_ms <= now_ms) {
-                upto = expiry.upto;
-                origin.expiry.pop_front();
-            }
-            if let Some(noted) = origin.noted.filter(|noted| self.epoch >= noted.old_in) {
-                // No node has them any more, and this one may have missed that they have expired.
-                upto = noted.upto.max(upto);
-            }
-            // Missing ones before it would have expired as well.
-            if upto > origin.expired {
-                let epoch = origin.dropped_in(upto, self.epoch);
-                has_dropped |= self.note_expired(place, upto, epoch);
+        for origin in &mut self.origins {
+            if let Some((upto, expired_in)) = origin.take_expired(now_ms, self.epoch) {
+                has_dropped |= origin.note_expired(upto, expired_in, self.used_epochs);
                 has_expired = true;
             }
+        }
+        if has_expired {
+            self.note_changed();
         }
         if has_dropped {
             self.drop_expired();
@@ -448,7 +288,7 @@ impl Revocations {
             // Either this node was suspended, or other nodes count from a higher number than those that it has heard of so
             // far. Then no revocation may end too early.
             for noted in self.origins.iter_mut().filter_map(|it| it.noted.as_mut()) {
-                noted.old_in += ahead;
+                noted.old_in = noted.old_in.saturating_add(ahead);
             }
             self.has_moved_noted = true;
         }
@@ -496,19 +336,9 @@ impl Revocations {
         if std::mem::take(&mut self.has_moved_noted) {
             return self.noted().collect();
         }
-        let mut new = Vec::new();
-        for origin in &mut self.origins {
-            if origin.claimed > origin.noted.map_or(0, |noted| noted.upto) {
-                let noted = Noted {
-                    upto: origin.claimed,
-                    epoch: self.epoch,
-                    old_in: self.epoch + OLD_EPOCHS,
-                };
-                origin.noted = Some(noted);
-                new.push((origin.number, noted));
-            }
-        }
-        new
+        let epoch = self.epoch;
+        let note = |origin: &mut Origin| Some((origin.number, origin.note_epoch(epoch)?));
+        self.origins.iter_mut().filter_map(note).collect()
     }
 
     /// The present epoch.
@@ -561,16 +391,7 @@ impl Revocations {
 
     /// Counts all missing revocations as replaced. This is the operator's decision.
     pub fn give_up_missing(&mut self) {
-        for origin in &mut self.origins {
-            if origin.claimed == 0 {
-                continue;
-            }
-            let gaps: Vec<_> = origin.accounted.gaps(&(1..=origin.claimed)).collect();
-            for gap in gaps {
-                origin.accounted.insert(gap.clone());
-                origin.replaced.insert(gap);
-            }
-        }
+        self.origins.iter_mut().for_each(Origin::give_up_missing);
         self.statement = None;
     }
 
@@ -583,20 +404,10 @@ impl Revocations {
     pub fn knowledge(&mut self) -> Arc<Knowledge> {
         let statement = self.statement.get_or_insert_with(|| {
             let known = |origin: &Origin| {
-                let upto = origin.upto();
-                let known = 1..=upto;
-                let replaced = origin.replaced.overlapping(&known);
-                let known = Known {
-                    upto,
-                    expired: origin.expired,
-                    expired_in: origin.expired_in,
-                    replaced: replaced
-                        .map(|range| *range.start()..=upto.min(*range.end()))
-                        .collect(),
-                };
+                let known = origin.known();
                 let is_told = origin.was_current && origin.is_remembered(self.used_epochs);
                 let is_listed = is_told || !origin.is_past(self.epoch);
-                (upto > 0 && is_listed).then_some((origin.number, known))
+                (known.upto > 0 && is_listed).then_some((origin.number, known))
             };
             self.stated_epoch = self.epoch;
             Arc::new(Knowledge {
@@ -614,7 +425,7 @@ impl Revocations {
         certificate: Option<&[u8]>,
         knowledge: &Arc<Knowledge>,
     ) -> Verdict {
-        let knew = |id: Short| {
+        let knew = |id: ShortId| {
             let known = knowledge.origins.get(&self.origins[id.place()].number);
             known.is_some_and(|known| id.counter() <= known.upto)
         };
@@ -653,7 +464,7 @@ impl Revocations {
         is_outdated
     }
 
-    fn is_revoked(&self, certificate: &[u8], knew: impl Fn(Short) -> bool + Copy) -> bool {
+    fn is_revoked(&self, certificate: &[u8], knew: impl Fn(ShortId) -> bool + Copy) -> bool {
         if !self.fingerprints.is_empty() {
             let digest: [u8; 32] = Sha256::digest(certificate).into();
             if !self.fingerprints.ids(&digest).all(knew) {
@@ -683,15 +494,13 @@ impl Revocations {
 
     /// Calls `visit` with each revocation and its expiry, by this node's running time.
     pub fn for_each(&self, mut visit: impl FnMut(RevocationId, Target, u64)) {
-        let mut visit = |short: Short, target| {
+        let mut visit = |short: ShortId, target| {
             let origin = &self.origins[short.place()];
             let id = RevocationId {
                 origin: origin.number,
                 counter: short.counter(),
             };
-            let place = (origin.expiry).partition_point(|expiry| expiry.upto < id.counter);
-            let expiry = origin.expiry.get(place);
-            visit(id, target, expiry.map_or(u64::MAX, |expiry| expiry.at_ms));
+            visit(id, target, origin.expires_ms(id.counter));
         };
         for (digest, id) in self.sessions.iter() {
             visit(id, Target::Session(*digest));
@@ -738,7 +547,7 @@ impl Revocations {
 
     /// Stores a revocation in place of an earlier one of its origin for the same sessions. `false` if this one, or a
     /// later one, is there.
-    fn keep(&mut self, target: &Target, id: Short) -> bool {
+    fn keep(&mut self, target: &Target, id: ShortId) -> bool {
         let former = match target {
             Target::Session(session) => self.sessions.insert(session, id),
             Target::Certificate(CertificateSelector::Sha256(digest)) => {
@@ -760,26 +569,15 @@ impl Revocations {
         former != Some(id)
     }
 
-    /// Returns whether some that were known may have to be dropped now.
-    fn note_expired(&mut self, place: usize, upto: u64, epoch: u64) -> bool {
-        let origin = &mut self.origins[place];
-        let is_current = origin.is_current();
-        origin.was_current |= is_current;
-        origin.expired = upto;
-        origin.expired_in = epoch;
-        origin.expired_at = self.used_epochs;
-        origin.claimed = origin.claimed.max(upto);
-        origin.accounted.insert(1..=upto);
-        origin.replaced.remove(1..=upto);
-        origin.expiry.retain(|expiry| expiry.upto > upto);
+    /// After revocations have expired.
+    fn note_changed(&mut self) {
         self.statement = None;
         self.current.get_mut().clear();
-        is_current
     }
 
     fn drop_expired(&mut self) {
         let origins = &self.origins;
-        let is_kept = |id: &Short| id.counter() > origins[id.place()].expired;
+        let is_kept = |id: &ShortId| id.counter() > origins[id.place()].expired;
         self.sessions.retain(is_kept);
         self.fingerprints.retain(is_kept);
         self.selectors.retain(|_, (_, ids)| {
@@ -814,7 +612,7 @@ fn canonical(selector: &CertificateSelector) -> CertificateSelector {
 
 /// Adds an id to others for the same sessions. Of two ids with the same origin it keeps the later, and returns the
 /// other.
-fn replace(ids: &mut Vec<Short>, id: Short) -> Option<Short> {
+fn replace(ids: &mut Vec<ShortId>, id: ShortId) -> Option<ShortId> {
     let former = ids.iter_mut().find(|former| former.place() == id.place());
     match former {
         Some(former) if former.counter() < id.counter() => Some(std::mem::replace(former, id)),
@@ -826,101 +624,10 @@ fn replace(ids: &mut Vec<Short>, id: Short) -> Option<Short> {
     }
 }
 
-/// Ids of revocations by digest, in 45 to 58 bytes each: there may be millions.
-#[derive(Default)]
-struct DigestTable {
-    entries: Vec<([u8; 32], Short)>,
-    /// Places in `entries`.
-    places: HashTable<u32>,
-    hasher: DefaultHashBuilder,
-}
-
-impl DigestTable {
-    /// Adds an id. Of two ids with the same digest and origin it keeps the later, and returns the other.
-    fn insert(&mut self, digest: &[u8; 32], id: Short) -> Option<Short> {
-        let hash = self.hasher.hash_one(digest);
-        let entries = &mut self.entries;
-        let former = self.places.iter_hash(hash).find(|place| {
-            let (other, former) = &entries[**place as usize];
-            other == digest && former.place() == id.place()
-        });
-        if let Some(place) = former {
-            let former = &mut entries[*place as usize].1;
-            return Some(match former.counter() < id.counter() {
-                true => std::mem::replace(former, id),
-                false => id,
-            });
-        }
-        if entries.len() == entries.capacity() {
-            // Doubling would waste memory.
-            entries.reserve_exact(64.max(entries.len() / 8));
-        }
-        entries.push((*digest, id));
-        let place = (entries.len() - 1) as u32;
-        let (entries, hasher) = (&self.entries, &self.hasher);
-        self.places.insert_unique(hash, place, |place| {
-            hasher.hash_one(entries[*place as usize].0)
-        });
-        None
-    }
-
-    fn ids<'a>(&'a self, digest: &'a [u8; 32]) -> impl Iterator<Item = Short> + 'a {
-        let hash = match self.is_empty() {
-            true => 0,
-            false => self.hasher.hash_one(digest),
-        };
-        let entries = self
-            .places
-            .iter_hash(hash)
-            .map(|place| &self.entries[*place as usize]);
-        entries.filter_map(move |(other, id)| (other == digest).then_some(*id))
-    }
-
-    fn iter(&self) -> impl Iterator<Item = (&[u8; 32], Short)> {
-        self.entries.iter().map(|(digest, id)| (digest, *id))
-    }
-
-    fn retain(&mut self, is_kept: impl Fn(&Short) -> bool) {
-        let mut at = 0;
-        while let Some((digest, id)) = self.entries.get(at) {
-            if is_kept(id) {
-                at += 1;
-                continue;
-            }
-            let hash = self.hasher.hash_one(digest);
-            let is_there = |place: &u32| *place as usize == at;
-            if let Ok(entry) = self.places.find_entry(hash, is_there) {
-                entry.remove();
-            }
-            self.entries.swap_remove(at);
-            if let Some((moved, _)) = self.entries.get(at) {
-                let (from, hash) = (self.entries.len() as u32, self.hasher.hash_one(moved));
-                if let Some(place) = self.places.find_mut(hash, |place| *place == from) {
-                    *place = at as u32;
-                }
-            }
-        }
-        let most = self.entries.len() + self.entries.len() / 8 + 64;
-        if self.entries.capacity() > most {
-            self.entries.shrink_to_fit();
-            let (entries, hasher) = (&self.entries, &self.hasher);
-            self.places
-                .shrink_to_fit(|place| hasher.hash_one(entries[*place as usize].0));
-        }
-    }
-
-    fn len(&self) -> usize {
-        self.entries.len()
-    }
-
-    fn is_empty(&self) -> bool {
-        self.entries.is_empty()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::origin::{EXPIRY_STEP_MS, LISTED_EPOCHS, OLD_EPOCHS, REMEMBERED_EPOCHS};
     use proptest::collection::vec;
     use proptest::prelude::*;
     use std::time::Instant;
@@ -1482,38 +1189,6 @@ mod tests {
 
     fn digest(n: u32) -> [u8; 32] {
         Sha256::digest(n.to_be_bytes()).into()
-    }
-
-    #[test]
-    fn a_table_finds_what_it_still_has() {
-        let mut table = DigestTable::default();
-        let count = 1000;
-        for n in 0..count {
-            table.insert(&digest(n / 2), Short::new(n as usize % 2, u64::from(n)));
-        }
-        for divisor in [7, 3, 2, 1] {
-            table.retain(|id| id.counter() % divisor != 0);
-            let is_left = |n: &u64| [7, 3, 2, 1].iter().all(|it| *it < divisor || n % it != 0);
-            for n in 0..count / 2 {
-                let digest = digest(n);
-                let mut ids: Vec<_> = table.ids(&digest).map(Short::counter).collect();
-                ids.sort_unstable();
-                let pair = u64::from(2 * n)..u64::from(2 * n + 2);
-                assert_eq!(ids, pair.filter(is_left).collect::<Vec<_>>());
-            }
-            assert_eq!(
-                table.iter().count(),
-                (0..u64::from(count)).filter(is_left).count()
-            );
-            assert_eq!(table.places.len(), table.len());
-        }
-    }
-
-    impl DigestTable {
-        fn memory_bytes(&self) -> usize {
-            self.entries.capacity() * size_of::<([u8; 32], Short)>()
-                + self.places.capacity() * 8 / 7 * (size_of::<u32>() + 1)
-        }
     }
 
     #[test]
