@@ -975,12 +975,13 @@ mod tests {
         one.make(&Target::All, TERM_MS);
         assert_eq!(run(&mut one, EPOCH_MS, true), [7]);
         run(&mut other, 20 * TERM_MS, true);
+        let before: Vec<_> = one.noted().collect();
         one.learn_statement(&other.knowledge());
         assert_eq!((one.len(), one.epoch()), (1, other.epoch()));
         // A restart does not change that.
         let mut loaded = Revocations::new(9);
         loaded.learn(id(7, 1), &Target::All, TERM_MS);
-        for (origin, noted) in one.use_epoch() {
+        for (origin, noted) in before.into_iter().chain(one.use_epoch()) {
             loaded.learn_noted(origin, noted);
         }
         loaded.learn_statement(&other.knowledge());
