@@ -1737,3 +1737,33 @@ fn old_revocations_do_not_come_back_although_their_origin_had_just_made_another(
         assert!((0..2).all(|n| has_on(&model, node, n)), "{node}");
     }
 }
+
+#[test]
+fn a_node_with_a_shorter_lifetime_keeps_revocations_no_longer_than_the_others() {
+    let mut model = quiet_model();
+    model.take(&Step::Stop { node: 0 });
+    model.lifetime_ms = 24 * LIFETIME_MS;
+    for node in [1, 2] {
+        model.take(&Step::Stop { node });
+        model.take(&Step::Start { node });
+    }
+    add_to(&mut model, 1, 0);
+    model.take(&Step::Quiesce);
+    model.revoke(1, Target::Session(id(0)), false);
+    exchange(&mut model);
+    model.lifetime_ms = LIFETIME_MS;
+    model.take(&Step::Start { node: 0 });
+    exchange(&mut model);
+    model.be(0);
+    let shared = &model.nodes[0].as_ref().unwrap().journal().0;
+    let end_ms = shared.memory.running_ms() + shared.keep_ms();
+    let mut count = 0;
+    shared
+        .remembered
+        .revocations()
+        .for_each(|_, _, expires_ms| {
+            assert!((end_ms - 20_000..=end_ms).contains(&expires_ms));
+            count += 1;
+        });
+    assert_eq!(count, 1);
+}
