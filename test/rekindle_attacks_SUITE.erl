@@ -295,29 +295,20 @@ measured(Measure, IsGood, TriesLeft) ->
 %% ---- eviction ----
 
 clients_that_resume_once_do_not_push_out_devices(_Config) ->
-    in_process(fun() ->
-        Kind = kind(#{}),
-        {Cache, Devices} = devices(Kind),
-        repeat(120_000, ok, fun(_, _) -> alive(Cache, Kind, [put(Cache, Kind, number())]) end),
-        assert_left(95, Cache, Kind, Devices)
+    assert_left(95, fun(Cache, Kind) ->
+        repeat(120_000, ok, fun(_, _) -> alive(Cache, Kind, [put(Cache, Kind, number())]) end)
     end).
 
 one_certificate_does_not_push_out_devices_without(_Config) ->
-    in_process(fun() ->
-        Kind = kind(#{}),
-        {Cache, Devices} = devices(Kind),
+    assert_left(95, fun(Cache, Kind) ->
         Certificate = rekindle_certs:sized(900),
-        repeat(17_000, ok, fun(_, _) -> put(Cache, Kind, number(), Certificate) end),
-        assert_left(95, Cache, Kind, Devices)
+        repeat(17_000, ok, fun(_, _) -> put(Cache, Kind, number(), Certificate) end)
     end).
 
 sessions_too_large_to_store_push_out_nobody(_Config) ->
-    in_process(fun() ->
-        Kind = kind(#{}),
-        {Cache, Devices} = devices(Kind),
+    assert_left(98, fun(Cache, _Kind) ->
         Large = kind(#{server_name => lists:duplicate(60_000, $a)}),
-        repeat(300, ok, fun(_, _) -> put(Cache, Large, number()) end),
-        assert_left(98, Cache, Kind, Devices)
+        repeat(300, ok, fun(_, _) -> put(Cache, Large, number()) end)
     end).
 
 %% Fills the store with sessions that have come back twice.
@@ -327,18 +318,27 @@ devices(Kind) ->
     Devices = alive(Cache, Kind, lists:reverse(Stored)),
     {Cache, alive(Cache, Kind, Devices)}.
 
-assert_left(Percent, Cache, Kind, Devices) ->
-    Left = 100 * length(alive(Cache, Kind, Devices)) / length(Devices),
-    ?assert(Left >= Percent, Left),
-    {comment, io_lib:format("~.1f % of the devices left", [Left])}.
+%% How long ago a device resumed decides how long it is protected. If the machine halts for a moment, it is too long ago.
+assert_left(Percent, Attack) ->
+    Measure = fun() -> in_process(fun() -> left(Attack) end) end,
+    Left = measured(Measure, fun(Left) -> Left >= Percent end),
+    ?assert(lists:max(Left) >= Percent, Left),
+    {comment, io_lib:format("per cent of the devices left: ~w", [Left])}.
+
+left(Attack) ->
+    Kind = kind(#{}),
+    {Cache, Devices} = devices(Kind),
+    Attack(Cache, Kind),
+    100 * length(alive(Cache, Kind, Devices)) / length(Devices).
 
 %% Clients choose the cipher suite and the curve.
 kinds_of_sessions_do_not_push_out_devices(_Config) ->
+    IsGood = fun(Percent) -> Percent >= 95 end,
     Left = [
-        {MiB, Kinds, in_process(fun() -> left_after_kinds(MiB * ?MIB, Kinds) end)}
+        {MiB, Kinds, measured(fun() -> in_process(fun() -> left_after_kinds(MiB * ?MIB, Kinds) end) end, IsGood)}
      || {MiB, Kinds} <- [{4, 100}, {4, 400}, {4, 1024}, {16, 400}, {16, 1024}]
     ],
-    ?assertEqual([], [Worse || {_, _, Percent} = Worse <- Left, Percent < 95], Left),
+    ?assertEqual([], [Worse || {_, _, Percents} = Worse <- Left, not lists:any(IsGood, Percents)], Left),
     {comment, io_lib:format("{MiB, kinds, per cent left}: ~0p", [Left])}.
 
 left_after_kinds(MaxBytes, Kinds) ->

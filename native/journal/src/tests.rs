@@ -278,9 +278,15 @@ impl Node {
 
     /// Closes the listener, and waits until its threads have ended.
     fn end(self) {
+        let memory = Arc::clone(&self.journal().0.memory);
         let shared = Arc::downgrade(&self.journal().0);
+        let users = Arc::strong_count(&memory);
         drop(self);
         until("the threads' end", || shared.strong_count() == 0);
+        // What a thread has ended with is dropped only then.
+        until("the end of its use of the node folder", || {
+            memory.folder().is_none() || Arc::strong_count(&memory) < users
+        });
     }
 
     /// Waits until everything is in the log.
