@@ -462,7 +462,7 @@ impl NodeMemory {
     }
 
     /// Stores in which epochs revocations of these origins were known.
-    pub fn note_noted(&self, scope: &ScopeMemory, new: Vec<(u64, Noted)>) {
+    pub fn note_epochs(&self, scope: &ScopeMemory, new: Vec<(u64, Noted)>) {
         self.append_about(scope, false, move |number, bytes| {
             for (origin, noted) in new {
                 Entry::Noted(number, origin, noted).encode(bytes);
@@ -1151,7 +1151,7 @@ mod tests {
             old_in: 70,
         };
         scope.change(|revocations| revocations.learn_noted(1, noted));
-        memory.note_noted(&scope, vec![(1, noted)]);
+        memory.note_epochs(&scope, vec![(1, noted)]);
         memory.put_off(&scope, DAY_MS);
         memory.note_log(
             &scope,

@@ -600,7 +600,7 @@ fn tidy<T: TemplateCodec>(journals: &[Arc<Shared<T>>]) {
         }
         let new = (journal.remembered).change(|revocations| revocations.use_epoch());
         if !new.is_empty() {
-            journal.memory.note_noted(&journal.remembered, new);
+            journal.memory.note_epochs(&journal.remembered, new);
         }
     }
     let changed: Vec<_> = memories.iter().flat_map(|memory| memory.tidy()).collect();
