@@ -7,7 +7,7 @@ use std::hash::BuildHasher;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ShortId(u64);
 
-/// A counter has so many bits.
+/// The number of bits of a counter. The other 16 are the place of the origin.
 pub const COUNTER_BITS: u32 = 48;
 
 impl ShortId {

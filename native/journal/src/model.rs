@@ -1399,6 +1399,27 @@ fn exchange(model: &mut Model) {
     }
 }
 
+/// Eighths of a term pass while only these nodes work.
+fn run_only(model: &mut Model, nodes: &[usize], eighths: u64) {
+    for _ in 0..eighths {
+        model.moved_ms += KEEP_MS / 8;
+        nodes.iter().for_each(|node| model.work(*node));
+    }
+}
+
+/// All nodes have the same epoch.
+fn settled_model() -> Model {
+    let mut model = quiet_model();
+    model.take(&Step::Quiesce);
+    model.moved_ms += KEEP_MS / 8;
+    exchange(&mut model);
+    model
+}
+
+fn add_to(model: &mut Model, node: usize, certificate: u8) {
+    model.take(&Step::Add { node, certificate });
+}
+
 fn model_with_folders() -> Model {
     let mut model = quiet_model();
     model.config.has_folder = [true; NODES];
@@ -1412,7 +1433,7 @@ fn model_with_folders() -> Model {
 
 #[test]
 fn a_revocation_that_has_expired_does_not_come_back_when_nodes_start() {
-    for (when, stopped) in [("before", 0), ("after", 1)] {
+    for is_away in [true, false] {
         let mut model = model_with_folders();
         model.revoke(0, Target::All, false);
         exchange(&mut model);
@@ -1421,27 +1442,30 @@ fn a_revocation_that_has_expired_does_not_come_back_when_nodes_start() {
             model.moved_ms += KEEP_MS / 8;
             exchange(&mut model);
         }
-        if stopped == 0 {
+        if is_away {
             model.stop(1);
         }
         model.take(&Step::Run(20));
-        for node in [0, 2] {
-            model.take(&Step::Add {
-                node,
-                certificate: 0,
-            });
-        }
+        add_to(&mut model, 0, 0);
+        add_to(&mut model, 2, 0);
         exchange(&mut model);
         model.stop(1);
         model.start(1);
         exchange(&mut model);
         for node in 0..NODES {
             for n in 0..2 {
-                assert!(has_on(&model, node, n), "{when}: session {n}, node {node}");
+                assert!(
+                    has_on(&model, node, n),
+                    "{is_away}: session {n}, node {node}"
+                );
             }
         }
         for node in model.nodes.iter().flatten() {
-            assert_eq!(node.journal().0.remembered.revocations().len(), 0, "{when}");
+            assert_eq!(
+                node.journal().0.remembered.revocations().len(),
+                0,
+                "{is_away}"
+            );
         }
     }
 }
@@ -1454,10 +1478,7 @@ fn a_node_that_missed_how_a_revocation_expired_does_not_wait_for_it_for_ever() {
     // Node 1 can read that node 0 knows a revocation of node 2, but neither the revocation nor that it has expired.
     model.take(&Step::Keys { node: 1, level: 1 });
     model.take(&Step::Start { node: 2 });
-    model.take(&Step::Add {
-        node: 0,
-        certificate: 0,
-    });
+    add_to(&mut model, 0, 0);
     model.revoke(0, Target::Session(id(0)), true);
     model.take(&Step::Keys { node: 0, level: 2 });
     model.revoke(2, Target::Session(id(0)), false);
@@ -1474,15 +1495,8 @@ fn a_node_that_was_stopped_for_long_takes_no_sessions_for_outdated() {
     model.take(&Step::Quiesce);
     model.moved_ms += KEEP_MS / 8;
     model.take(&Step::Quiesce);
-    for _ in 0..160 {
-        model.moved_ms += KEEP_MS / 8;
-        model.work(0);
-        model.work(2);
-    }
-    model.take(&Step::Add {
-        node: 2,
-        certificate: 0,
-    });
+    run_only(&mut model, &[0, 2], 160);
+    add_to(&mut model, 2, 0);
     exchange(&mut model);
     model.take(&Step::Crash { node: 0 });
     model.take(&Step::Start { node: 0 });
@@ -1500,43 +1514,12 @@ fn a_session_that_was_made_under_a_wrong_clock_and_written_late_stays_revoked() 
     model.take(&Step::Clock { node: 2, ahead_ms });
     model.take(&Step::Pass { ms: 2000 });
     exchange(&mut model);
-    model.take(&Step::Add {
-        node: 2,
-        certificate: 0,
-    });
+    add_to(&mut model, 2, 0);
     model.revoke(0, Target::All, false);
     assert!(model.revoked[0].is_promised);
-    for _ in 0..160 {
-        model.moved_ms += KEEP_MS / 8;
-        model.work(0);
-        model.work(1);
-    }
+    run_only(&mut model, &[0, 1], 160);
     exchange(&mut model);
     assert!(!has_on(&model, 0, 0) && !has_on(&model, 1, 0));
-}
-
-/// Time passes while the machine of one node is suspended.
-fn suspend(model: &mut Model, suspended: usize, ms: u64) {
-    for _ in 0..8 {
-        model.moved_ms += ms / 8;
-        model.lag_ms[suspended] += ms / 8;
-        for node in (0..NODES).filter(|node| *node != suspended) {
-            model.work(node);
-        }
-    }
-}
-
-/// All nodes have the same epoch.
-fn settled_model() -> Model {
-    let mut model = quiet_model();
-    model.take(&Step::Quiesce);
-    model.moved_ms += KEEP_MS / 8;
-    exchange(&mut model);
-    model
-}
-
-fn add_to(model: &mut Model, node: usize, certificate: u8) {
-    model.take(&Step::Add { node, certificate });
 }
 
 #[test]
@@ -1545,15 +1528,10 @@ fn a_revocation_that_a_suspended_node_brings_back_ends_no_other_sessions() {
         let mut model = settled_model();
         model.revoke(0, Target::Session(id(77)), false);
         model.take(&Step::Quiesce);
-        for _ in 0..20 {
-            match is_suspended {
-                true => suspend(&mut model, 1, KEEP_MS),
-                false => {
-                    model.moved_ms += KEEP_MS;
-                    [0, 2].into_iter().for_each(|node| model.work(node));
-                }
-            }
+        if is_suspended {
+            model.lag_ms[1] += 160 * (KEEP_MS / 8);
         }
+        run_only(&mut model, &[0, 2], 160);
         add_to(&mut model, 2, 0);
         [0, 2].into_iter().for_each(|node| model.work(node));
         if is_follower_first {
@@ -1622,12 +1600,13 @@ fn no_node_waits_for_a_revocation_that_expires_while_its_node_is_restarted() {
 #[test]
 fn a_node_that_has_heard_of_a_later_epoch_counts_on_from_then() {
     let mut model = settled_model();
-    model.moved_ms += KEEP_MS / 8;
-    model.work(0);
+    model.lag_ms[1] += KEEP_MS / 8;
+    run_only(&mut model, &[0], 1);
     add_to(&mut model, 0, 0);
-    exchange(&mut model);
+    model.work(0);
     model.be(1);
     let node = model.nodes[1].as_mut().unwrap();
+    node.follower.turn();
     let epoch = |node: &Node| node.journal().0.remembered.revocations().epoch();
     let heard = epoch(node);
     assert_eq!(heard, epoch(model.nodes[0].as_ref().unwrap()));
@@ -1674,18 +1653,13 @@ fn a_node_that_is_cut_off_while_the_lifetime_is_raised_hears_of_what_was_revoked
                 ..limits
             });
         }
-        let work = |model: &mut Model, ms: u64| {
-            model.moved_ms += ms;
-            [0, 1].into_iter().for_each(|node| model.work(node));
-        };
-        work(&mut model, 2000);
+        model.moved_ms += 2000;
+        [0, 1].into_iter().for_each(|node| model.work(node));
         if is_restarted {
             model.stop(0);
             model.start(0);
         }
-        for _ in 0..12 {
-            work(&mut model, KEEP_MS / 8);
-        }
+        run_only(&mut model, &[0, 1], 12);
         exchange(&mut model);
         assert!(!has_on(&model, 2, 0), "{is_restarted}");
     }
@@ -1698,10 +1672,7 @@ fn what_a_node_revokes_in_a_long_outage_ends_no_sessions_of_others() {
         model.take(&Step::Quiesce);
         model.take(&Step::Down(true));
         model.revoke(0, Target::Session(id(77)), true);
-        for _ in 0..8 * terms + 1 {
-            model.moved_ms += KEEP_MS / 8;
-            (0..NODES).for_each(|node| model.work(node));
-        }
+        run_only(&mut model, &[0, 1, 2], 8 * terms + 1);
         add_to(&mut model, 2, 0);
         model.take(&Step::Down(false));
         exchange(&mut model);

@@ -164,7 +164,7 @@ enum Entry<'a> {
     Stage(u32, Stage),
     /// The epoch in which revocations of this origin were known.
     Noted(u32, u64, Noted),
-    /// The revocations that come before this entry expire later, by so many milliseconds.
+    /// Postpones the expiry of the revocations in the entries before this one. In milliseconds.
     PutOff(u32, u64),
 }
 

@@ -4,26 +4,28 @@ use crate::revocations::Known;
 use rangemap::RangeInclusiveSet;
 use std::collections::VecDeque;
 
-/// Revocations whose expiry times are so close together expire at the same time.
+/// Revocations whose expiry times differ by less than this expire together, at the latest of these times.
 pub const EXPIRY_STEP_MS: u64 = 60_000;
 
 /// How many epochs pass while a revocation is kept. They are short because a node that ends loses a part of one.
 pub const EPOCHS_PER_TERM: u64 = 64;
 
-/// The log keeps control records for two terms. So this is how long after other nodes a node may learn a revocation, and
-/// by how much nodes may differ about the epoch in which it has expired.
+/// The log keeps control records for two terms. So a node may learn a revocation this many epochs later than other nodes,
+/// and nodes may differ by as much about the epoch in which it has expired.
 const LATE_EPOCHS: u64 = 2 * EPOCHS_PER_TERM;
 
-/// After so many epochs, a revocation has expired on all nodes. This is more than enough, because nodes may differ a
-/// little in their epochs.
+/// A revocation that was known this many epochs ago has expired on all nodes. A node learns it at most two terms late, and
+/// keeps it for one. The fourth term is a margin, because the nodes' epochs may differ a little.
 pub const OLD_EPOCHS: u64 = 4 * EPOCHS_PER_TERM;
 
-/// After so many epochs, nodes no longer tell each other of an origin whose revocations have all expired. This is so much
-/// more than `LATE_EPOCHS` that no session is outdated because its writer has forgotten a revocation.
+/// For this many epochs after the last revocation of an origin has expired, nodes go on telling each other of the origin.
+/// Nodes may differ by `LATE_EPOCHS` about when that was. This is longer, so no session counts as outdated only because
+/// its writer has forgotten the origin.
 pub const LISTED_EPOCHS: u64 = 4 * LATE_EPOCHS;
 
-/// A node remembers it for so many epochs in which it could use the log, at least. Otherwise, older records in the log
-/// could make a node believe that revocations are missing, even such as this one has written after an outage.
+/// A node also remembers the origin until it has used the log for this many epochs. Until then, the log may have records
+/// from before the expiry, such as this node wrote after an outage. A node without the origin would take them for new, and
+/// wait for revocations that nobody has.
 pub const REMEMBERED_EPOCHS: u64 = 3 * EPOCHS_PER_TERM;
 
 /// No node counts that far.
@@ -42,8 +44,8 @@ pub struct Origin {
     pub expired: u64,
     /// The epoch in which the last of them has expired.
     pub expired_in: u64,
-    /// In how many epochs the node could use the log before `expired` last rose.
-    pub expired_at: u64,
+    /// In how many epochs the node had used the log when `expired` last rose.
+    pub used_epochs: u64,
     /// Whether this node has known revocations of it that had not expired yet, and may have told others of them.
     pub was_current: bool,
     /// The highest counter that any node claims to know.
@@ -177,7 +179,7 @@ impl Origin {
         self.was_current |= is_current;
         self.expired = upto;
         self.expired_in = expired_in;
-        self.expired_at = used_epochs;
+        self.used_epochs = used_epochs;
         self.claimed = self.claimed.max(upto);
         self.accounted.insert(1..=upto);
         self.replaced.remove(1..=upto);
@@ -217,6 +219,6 @@ impl Origin {
 
     /// Whether the log may still have records that name it as if it were new.
     pub fn is_remembered(&self, used_epochs: u64) -> bool {
-        used_epochs < self.expired_at + REMEMBERED_EPOCHS
+        used_epochs < self.used_epochs + REMEMBERED_EPOCHS
     }
 }

@@ -557,6 +557,7 @@ impl<T: TemplateCodec> Shared<T> {
             self.replay.lock().want_scan(Duration::from_secs(1));
             return;
         }
+        self.expire();
         let mut records = self.lost_revocations(seen);
         let is_complete = records.is_empty();
         let is_all = self.leave_some_to_others(&mut records);
@@ -593,7 +594,6 @@ impl<T: TemplateCodec> Shared<T> {
 
     /// The revocations that this node knows and the log does not have.
     fn lost_revocations(&self, seen: &Seen) -> Vec<ControlRecord> {
-        self.expire();
         let (now_ms, keep_ms) = (self.memory.running_ms(), self.keep_ms());
         let mut records = Vec::new();
         let revocations = self.remembered.revocations();

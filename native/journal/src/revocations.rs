@@ -79,7 +79,7 @@ pub enum Learned {
     Revocation,
 }
 
-/// After so many epochs, the next statement names the present one, even if nothing else has changed.
+/// If nothing else has changed, a node writes a new statement with the present epoch once this many have passed.
 const STATED_EPOCHS: u64 = EPOCHS_PER_TERM / 8;
 
 /// How many pieces of knowledge are kept that lack nothing that has expired.
@@ -91,8 +91,9 @@ pub struct Revocations {
     numbers: HashMap<u64, usize>,
     /// Places in `origins` of those that were forgotten.
     vacant: Vec<usize>,
-    /// The present epoch, from 1, and the one that the last statement has named.
+    /// The present epoch. The first one is 1.
     epoch: u64,
+    /// The epoch in the last statement.
     stated_epoch: u64,
     /// In how many epochs this node could use the log, and the last of them.
     used_epochs: u64,
@@ -193,7 +194,7 @@ impl Revocations {
         let origin = &mut self.origins[place];
         if id.counter <= origin.expired && origin.is_past(self.epoch) {
             // Somebody still has it, and must hear that it has expired.
-            origin.expired_at = self.used_epochs;
+            origin.used_epochs = self.used_epochs;
             origin.was_current = true;
             self.statement = None;
         }
@@ -292,12 +293,12 @@ impl Revocations {
             }
             self.has_moved_noted = true;
         }
-        self.note_epoch();
+        self.renew_statement();
         true
     }
 
-    /// After the epoch has changed.
-    fn note_epoch(&mut self) {
+    /// Drops the statement if its epoch is too old.
+    fn renew_statement(&mut self) {
         if self.epoch >= self.stated_epoch.saturating_add(STATED_EPOCHS) {
             self.statement = None;
         }
@@ -318,7 +319,7 @@ impl Revocations {
         if count > 0 {
             self.epoch_began_ms = Some(began_ms + count * length_ms);
             self.epoch = self.epoch.saturating_add(count).min(MAX_EPOCH - 1);
-            self.note_epoch();
+            self.renew_statement();
         }
     }
 
@@ -333,12 +334,13 @@ impl Revocations {
         // Who was stopped meanwhile could not use the log all the time.
         self.used_epochs += passed.min(STATED_EPOCHS);
         self.forget_past();
-        if std::mem::take(&mut self.has_moved_noted) {
-            return self.noted().collect();
-        }
         let epoch = self.epoch;
         let note = |origin: &mut Origin| Some((origin.number, origin.note_epoch(epoch)?));
-        self.origins.iter_mut().filter_map(note).collect()
+        let new = self.origins.iter_mut().filter_map(note).collect();
+        match std::mem::take(&mut self.has_moved_noted) {
+            true => self.noted().collect(),
+            false => new,
+        }
     }
 
     /// The present epoch.
@@ -569,7 +571,7 @@ impl Revocations {
         former != Some(id)
     }
 
-    /// After revocations have expired.
+    /// After revocations have expired: what was derived from the others is no longer true.
     fn note_changed(&mut self) {
         self.statement = None;
         self.current.get_mut().clear();
