@@ -13,9 +13,12 @@ use crate::follow::Follower;
 use crate::hub::Hub;
 use crate::journal::{carry_out_here, wait_written};
 use crate::node_memory::NodeMemory;
+use crate::queue::ControlRecord;
+use crate::reader::Seen;
 use crate::record::{header, Body, Context, LogIdentity, Skipped, Statement};
 use crate::replay::Replayer;
 use crate::revocations::{Knowledge, RevocationId};
+use crate::shared::Shared;
 use crate::testing::{
     has, id, insert, key_line, keys, open, options, store, Common, Memory, Placed, LAYOUT,
 };
@@ -1391,6 +1394,10 @@ fn has_on(model: &Model, node: usize, n: u32) -> bool {
     has(&model.nodes[node].as_ref().unwrap().scope, n)
 }
 
+fn shared(model: &Model, node: usize) -> &Shared<Common> {
+    &model.nodes[node].as_ref().unwrap().journal().0
+}
+
 /// Lets the nodes tell each other what they know.
 fn exchange(model: &mut Model) {
     for _ in 0..20 {
@@ -1726,7 +1733,7 @@ fn a_node_with_a_shorter_lifetime_keeps_revocations_no_longer_than_the_others() 
     model.take(&Step::Start { node: 0 });
     exchange(&mut model);
     model.be(0);
-    let shared = &model.nodes[0].as_ref().unwrap().journal().0;
+    let shared = shared(&model, 0);
     let end_ms = shared.memory.running_ms() + shared.keep_ms();
     let mut count = 0;
     shared
@@ -1737,4 +1744,63 @@ fn a_node_with_a_shorter_lifetime_keeps_revocations_no_longer_than_the_others() 
             count += 1;
         });
     assert_eq!(count, 1);
+}
+
+#[test]
+fn a_node_that_starts_hears_the_epoch_although_nobody_makes_sessions() {
+    let mut model = Model::new(Config {
+        has_folder: [false, false, true],
+        waits: false,
+        has_attacks: false,
+    });
+    add_to(&mut model, 0, 0);
+    model.take(&Step::Crash { node: 0 });
+    model.take(&Step::Pass { ms: 1 });
+    model.revoke(2, Target::Session(id(0)), true);
+    model.take(&Step::Run(12));
+    model.take(&Step::Crash { node: 2 });
+    model.take(&Step::Start { node: 0 });
+    model.take(&Step::Work { node: 0 });
+    model.take(&Step::Quiesce);
+    add_to(&mut model, 0, 0);
+    model.take(&Step::Work { node: 0 });
+    model.take(&Step::Start { node: 2 });
+    model.take(&Step::Quiesce);
+    assert!((0..NODES).all(|node| has_on(&model, node, 1)));
+}
+
+#[test]
+fn a_node_hears_from_a_statement_alone_how_long_sessions_live() {
+    let mut model = quiet_model();
+    model.take(&Step::Stop { node: 1 });
+    model.lifetime_ms = 24 * LIFETIME_MS;
+    model.take(&Step::Start { node: 1 });
+    model.take(&Step::Quiesce);
+    let keep_ms = |model: &Model, node| shared(model, node).keep_ms();
+    assert!(keep_ms(&model, 0) < keep_ms(&model, 1));
+    shared(&model, 1)
+        .queue
+        .push_record(ControlRecord::Statement);
+    exchange(&mut model);
+    assert_eq!(keep_ms(&model, 0), keep_ms(&model, 1));
+}
+
+#[test]
+fn a_revocation_that_has_just_expired_is_not_written_again_when_the_log_is_lost() {
+    let mut model = settled_model();
+    model.revoke(0, Target::All, false);
+    exchange(&mut model);
+    let writes_it = |model: &Model| {
+        model.be(0);
+        let shared = shared(model, 0);
+        shared.complete_log(&Seen::default(), false);
+        let written = shared.queue.take(false).control;
+        shared.queue.note_written(&written);
+        let is_revocation =
+            |record: &ControlRecord| matches!(record, ControlRecord::Revocation { .. });
+        written.iter().any(is_revocation)
+    };
+    assert!(writes_it(&model));
+    model.moved_ms += KEEP_MS;
+    assert!(!writes_it(&model));
 }

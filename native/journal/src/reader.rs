@@ -361,6 +361,7 @@ impl<T: TemplateCodec> Shared<T> {
         let is_newest = self.note_statement(stamp);
         let statement = Statement::decode(content)?;
         self.note_lifetime_in_log(statement.lifetime_ms);
+        self.note_told_epoch(statement.knowledge.epoch);
         if let Some(seen) = seen {
             seen.note_statement(stamp, &statement.retired_keys);
         } else {

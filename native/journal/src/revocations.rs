@@ -80,7 +80,7 @@ pub enum Learned {
 }
 
 /// If nothing else has changed, a node writes a new statement with the present epoch once this many have passed.
-const STATED_EPOCHS: u64 = EPOCHS_PER_TERM / 8;
+pub const STATED_EPOCHS: u64 = EPOCHS_PER_TERM / 8;
 
 /// How many pieces of knowledge are kept that lack nothing that has expired.
 const MAX_CURRENT: usize = 256;

@@ -13,7 +13,7 @@ use crate::queue::{Content, ControlRecord, Queue, Waker};
 use crate::reader::carry_out;
 use crate::record::{ContentHash, Context, LogIdentity, Stamp};
 use crate::references::{References, MAX_REFERENCES};
-use crate::revocations::Knowledge;
+use crate::revocations::{Knowledge, STATED_EPOCHS};
 use crate::status::{emit, Event, EventKind, Part, Status};
 use crate::suites::Suites;
 use crate::template::TemplateCodec;
@@ -105,6 +105,8 @@ pub(crate) struct Shared<T> {
     pub is_log_complete: AtomicBool,
     /// Until when all control records were read, by the monotonic clock.
     read_until_ms: AtomicU64,
+    /// The latest epoch in the log's statements.
+    told_epoch: AtomicU64,
     /// Whether something was written after the listener had closed.
     pub has_written_late: AtomicBool,
     pub status: Status,
@@ -254,6 +256,7 @@ impl<T: TemplateCodec> Shared<T> {
             has_replayed: AtomicBool::new(false),
             is_log_complete: AtomicBool::new(false),
             read_until_ms: AtomicU64::new(0),
+            told_epoch: AtomicU64::new(0),
             has_written_late: AtomicBool::new(false),
             status: Status::default(),
             options,
@@ -353,6 +356,7 @@ impl<T: TemplateCodec> Shared<T> {
             self.is_log_complete.store(false, SeqCst);
             self.announced.lock().clear();
             self.clock.lock().written_ms = None;
+            self.told_epoch.store(0, Relaxed);
         }
         *current = Some(identity);
     }
@@ -414,6 +418,22 @@ impl<T: TemplateCodec> Shared<T> {
     pub fn count_epochs(&self) {
         let (now_ms, keep_ms) = (now_ms(), self.keep_ms());
         (self.remembered).change(|revocations| revocations.count_epochs(now_ms, keep_ms));
+    }
+
+    /// Notes that the log has a statement with this epoch.
+    pub fn note_told_epoch(&self, epoch: u64) {
+        self.told_epoch.fetch_max(epoch, Relaxed);
+    }
+
+    /// Tells nodes that start of the present epoch, if the log does not. To be called often while this node can use the log.
+    pub fn tell_epoch(&self) {
+        let told_epoch = self.told_epoch.load(Relaxed);
+        let epoch = self.remembered.knowledge().epoch;
+        let has_read = self.is_log_complete.load(SeqCst);
+        if has_read && epoch >= told_epoch.saturating_add(STATED_EPOCHS) {
+            self.note_told_epoch(epoch);
+            self.queue.push_record(ControlRecord::Statement);
+        }
     }
 
     /// Drops revocations that have expired, and tells the other nodes.

@@ -347,6 +347,9 @@ impl<T: TemplateCodec> Writer<T> {
             journal.renew_lifetime();
             journal.check_clock();
             journal.count_epochs();
+            if can_use_log(journal) {
+                journal.tell_epoch();
+            }
         }
         if is_over(Some(self.tidied), TRIM_EVERY) {
             self.tidied = instant();
@@ -440,6 +443,15 @@ fn is_over(since: Option<Instant>, time: Duration) -> bool {
 /// Whether there are keys that others can be expected to have, and the log's identity is known.
 fn is_ready<T: TemplateCodec>(journal: &Shared<T>) -> bool {
     journal.identity().is_some() && journal.keys().is_some() && journal.may_seal()
+}
+
+/// Whether this node reads and writes the log, and so hears of the others' epoch.
+fn can_use_log<T: TemplateCodec>(journal: &Shared<T>) -> bool {
+    let is_failing = |part| journal.status.is_failing(part);
+    is_ready(journal)
+        && journal.may_trim()
+        && !is_failing(Part::Writer)
+        && !is_failing(Part::Follower)
 }
 
 /// Whether records may tell of the revocations that this node knows: the log has them, or they come first. A journal that
@@ -590,12 +602,7 @@ fn tidy<T: TemplateCodec>(journals: &[Arc<Shared<T>>]) {
     memories.sort_by_key(|memory| Arc::as_ptr(memory));
     memories.dedup_by_key(|memory| Arc::as_ptr(memory));
     for journal in journals {
-        let is_failing = |part| journal.status.is_failing(part);
-        let can_use_log = is_ready(journal)
-            && journal.may_trim()
-            && !is_failing(Part::Writer)
-            && !is_failing(Part::Follower);
-        if !can_use_log {
+        if !can_use_log(journal) {
             continue;
         }
         let new = (journal.remembered).change(|revocations| revocations.use_epoch());
