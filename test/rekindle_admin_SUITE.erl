@@ -531,6 +531,7 @@ revoked_clients_do_not_resume_and_others_do(Config) ->
         [
             begin
                 _ = [{1, 0} = save(Port, Name, Config) || Name <- ["ec", "rsa"]],
+                ok = rekindle_node:call(Node, rekindle_servers, sync_caches, []),
                 ?assertEqual({ok, Dropped}, admin(Node, revoke, [Wanted])),
                 ?assertEqual({ok, 0}, admin(Node, revoke, [Wanted])),
                 ?assertEqual({1, 0}, offer(Port, "ec", Config)),
@@ -616,6 +617,7 @@ several_certificates_are_revoked_in_one_call(Config) ->
         [
             begin
                 [{1, 0} = save(Port, Name, Config) || Name <- Names],
+                ok = rekindle_node:call(Node, rekindle_servers, sync_caches, []),
                 ?assertEqual({List, {ok, Dropped}}, {List, admin(Node, revoke, [List])}),
                 ?assertEqual([{1, 0} || _ <- lists:seq(1, Dropped)], [Counts || Name <- Names, {1, 0} = Counts <- [offer(Port, Name, Config)]]),
                 {ok, _} = admin(Node, flush, [])

@@ -117,7 +117,7 @@ start_distributed(Name, Port, Mode, Release, Config) ->
     Args = [
         "-proto_dist", "inet_tls", "-ssl_dist_optfile", dist_options(Config),
         "-start_epmd", "false", "-erl_epmd_port", integer_to_list(Port),
-        "-kernel", "dist_auto_connect", "never", "inet_dist_use_interface", lists:flatten(io_lib:format("~0p", [Ip])),
+        "-kernel", "dist_auto_connect", "never", "net_setuptime", "60", "inet_dist_use_interface", lists:flatten(io_lib:format("~0p", [Ip])),
         "-name", Name, "-setcookie", "rekindle"
     ],
     start_release(Release, Mode, Args).
@@ -244,7 +244,8 @@ load_library(Node) ->
 
 a_listener_that_is_opened_again_has_the_options_of_now(Config) ->
     Node = rekindle_node:start_ssl([]),
-    {Server, Port} = rekindle_node:call(Node, rekindle_servers, start, [tls, tls_options(Config)]),
+    Port = rekindle_node:free_port(),
+    {Server, Port} = rekindle_node:call(Node, rekindle_servers, start, [tls, [{port, Port} | tls_options(Config)]]),
     Folder = filename:join(proplists:get_value(dir, Config), "journal"),
     Options = [{scope, #{Port => mqtt}}, {journal, {folder, Folder}}],
     ok = rekindle_node:call(Node, application, set_env, [ssl, session_cb_init_args, Options]),

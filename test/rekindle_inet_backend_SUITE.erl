@@ -129,7 +129,8 @@ listeners_share_under_one_name_only(Config) ->
 
 a_listener_opened_again_is_another_one(Config) ->
     Node = start(?NODE, []),
-    {Server, Port} = serve(Node, tls, [], Config),
+    Port = rekindle_node:free_port(),
+    {Server, Port} = serve(Node, tls, [{port, Port}], Config),
     File = save(Port, Config),
     ?assertEqual({0, 1}, offer(Port, File)),
     ok = rekindle_node:call(Node, rekindle_servers, stop, [Server]),

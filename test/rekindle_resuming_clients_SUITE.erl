@@ -62,7 +62,7 @@ gnutls_resumes(Config) ->
         fun(Port) ->
             Priority = "NORMAL:-VERS-ALL:+VERS-" ++ Version,
             Args = ["--resume", "--insecure", "--priority", Priority, "-p", integer_to_list(Port) | More] ++ ["127.0.0.1"],
-            run("gnutls-cli", Args, 5_000)
+            run("gnutls-cli", Args, 10_000)
         end
     end,
     with("gnutls-cli", fun(_) ->

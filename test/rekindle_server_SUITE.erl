@@ -95,7 +95,7 @@ tls_clients_resume(Config) ->
     ?assertEqual({1, 1}, counts(offer_own_session(tls, Port, Config))),
     %% The server's own view: each of the 5 clients made one session, and 14 connections in all.
     ?assertMatch({5, 14}, await_handshakes(Node, Server, 14)),
-    sync_cache_processes(Node),
+    ok = rekindle_node:call(Node, rekindle_servers, sync_caches, []),
     ?assertMatch(#{hits := 9, inserts := 5, faults := 0}, scope_of(Node, Port)),
     rekindle_node:stop(Node).
 
@@ -105,7 +105,7 @@ dtls_clients_resume(Config) ->
     ?assertEqual({1, 1}, counts(rekindle_node:call(Node, rekindle_clients, erlang_dtls, [Port, client_opts(Config)]))),
     ?assertEqual({1, 1}, counts(offer_own_session(dtls, Port, Config))),
     ?assertMatch({2, 4}, await_handshakes(Node, Server, 4)),
-    sync_cache_processes(Node),
+    ok = rekindle_node:call(Node, rekindle_servers, sync_caches, []),
     ?assertMatch(#{scope := {listener, dtls, _}, hits := 2, faults := 0}, scope_of(Node, Port)),
     rekindle_node:stop(Node).
 
@@ -114,7 +114,7 @@ clients_of_an_upgraded_socket_resume(Config) ->
     {Server, Port} = start_server(Node, upgrade, server_opts(Config)),
     ?assertEqual({1, 5}, counts(rekindle_clients:openssl_reconnect(Port, client_opts(Config)))),
     ?assertMatch({1, 6}, await_handshakes(Node, Server, 6)),
-    sync_cache_processes(Node),
+    ok = rekindle_node:call(Node, rekindle_servers, sync_caches, []),
     ?assertMatch([#{hits := 5, faults := 0}], [Info || #{scope := upgraded} = Info <- info(Node)]),
     rekindle_node:stop(Node).
 
@@ -126,7 +126,8 @@ a_killed_cache_process_is_replaced_or_missed(Config) ->
     [
         begin
             Node = rekindle_node:start_ssl([]),
-            {Server, Port} = start_server(Node, Kind, server_opts(Config)),
+            Port = rekindle_node:free_port(),
+            {Server, Port} = start_server(Node, Kind, [{port, Port} | server_opts(Config)]),
             ?assertEqual({1, 1}, counts(offer_own_session(Kind, Port, Config))),
             [Cache] = cache_processes(Node),
             true = rekindle_node:call(Node, erlang, exit, [Cache, kill]),
@@ -530,7 +531,7 @@ a_session_lifetime_of_zero_resumes_nothing(Config) ->
     Caches = cache_processes(Node),
     ?assertEqual({6, 0}, counts(rekindle_clients:openssl_reconnect(Port, client_opts(Config)))),
     ?assertMatch({_, 6}, await_handshakes(Node, Server, 6)),
-    sync_cache_processes(Node),
+    ok = rekindle_node:call(Node, rekindle_servers, sync_caches, []),
     ?assertEqual(Caches, cache_processes(Node)),
     ?assertMatch(#{sessions := 0, refused := 6, faults := 0}, scope_of(Node, Port)),
     rekindle_node:stop(Node).
@@ -591,6 +592,7 @@ tls_and_dtls_of_one_name_do_not_share_sessions(Config) ->
     {_, Port} = start_server(Node, tls, [{port, Port} | server_opts(Config)]),
     {_, Port} = start_server(Node, dtls, [{port, Port} | server_opts(Config)]),
     save(tls, Port, "transport", Config),
+    ok = rekindle_node:call(Node, rekindle_servers, sync_caches, []),
     ?assertMatch(
         [#{scope := {shared, tls, both}, sessions := 1}, #{scope := {shared, dtls, both}, sessions := 0}],
         [Info || #{role := server} = Info <- info(Node)]
@@ -600,7 +602,8 @@ tls_and_dtls_of_one_name_do_not_share_sessions(Config) ->
 %% The cache process of the closed listener is kept from ending: the worst case of a race.
 a_listener_opened_again_does_not_have_the_old_sessions(Config) ->
     Node = rekindle_node:start_ssl([]),
-    {Server, Port} = start_server(Node, tls, server_opts(Config)),
+    Port = rekindle_node:free_port(),
+    {Server, Port} = start_server(Node, tls, [{port, Port} | server_opts(Config)]),
     save(tls, Port, "again", Config),
     [Cache] = cache_processes(Node),
     ok = rekindle_node:call(Node, sys, suspend, [Cache]),
@@ -698,6 +701,7 @@ a_closed_listener_gives_its_memory_back(Config) ->
     Node = rekindle_node:start_ssl([]),
     {Server, Port} = start_server(Node, tls, server_opts(Config)),
     save(tls, Port, "closed", Config),
+    ok = rekindle_node:call(Node, rekindle_servers, sync_caches, []),
     ?assertMatch(#{sessions := 1}, scope_of(Node, Port)),
     ok = rekindle_node:call(Node, rekindle_servers, stop, [Server]),
     rekindle_node:await(fun() -> [] =:= [Info || #{role := server} = Info <- info(Node)] end),
@@ -810,10 +814,6 @@ await_handshakes(Node, Server, Number) ->
     Ids = [Id || #{session_id := Id} <- rekindle_node:call(Node, rekindle_servers, handshakes, [Server])],
     %% A client may have closed before the server could ask for the id.
     {length(lists:usort(Ids) -- [unknown]), length(Ids)}.
-
-%% Connections register their sessions without waiting for it.
-sync_cache_processes(Node) ->
-    [_ = rekindle_node:call(Node, sys, get_state, [Cache]) || Cache <- cache_processes(Node)].
 
 info(Node) ->
     rekindle_node:call(Node, rekindle_admin, info, []).

@@ -73,7 +73,8 @@ list(Ca, File) ->
 %% `["-crlexts", "part_list"]' for a list of changes, and for one of a part of the certificates.
 -spec list(ca(), file:filename(), [string()]) -> ok.
 list(Ca, File, Args) ->
-    Made = File ++ ".made",
+    %% Rekindle leaves such files out if it reads the folder meanwhile.
+    Made = filename:join(filename:dirname(File), [$. | filename:basename(File)]),
     openssl(["ca", "-batch", "-config", config(Ca), "-gencrl", "-out", Made | Args]),
     ok = file:rename(Made, File).
 

@@ -8,7 +8,7 @@
 %% {@link stop/1}, even after the process that started it.
 -module(rekindle_servers).
 
--export([start/2, stop/1, listen_socket/1, caches/0, handshakes/1, failures/1]).
+-export([start/2, stop/1, listen_socket/1, caches/0, sync_caches/0, handshakes/1, failures/1]).
 
 -export_type([kind/0, handshake/0]).
 
@@ -47,6 +47,13 @@ caches() ->
         Reference <- tuple_to_list(sys:get_state(Cache)),
         is_record(Reference, server, 5)
     ]).
+
+%% @doc Waits until the caches have what connections have registered, because these do not wait for that.
+-spec sync_caches() -> ok.
+sync_caches() ->
+    Supervisors = [ssl_server_session_cache_sup, dtls_server_session_cache_sup, ssl_upgrade_server_session_cache_sup],
+    _ = [sys:get_state(Cache) || Supervisor <- Supervisors, {_, Cache, _, _} <- supervisor:which_children(Supervisor), is_pid(Cache)],
+    ok.
 
 %% @doc Closes the listener and all connections. The port is free afterwards.
 -spec stop(Server :: pid()) -> ok.

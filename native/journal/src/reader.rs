@@ -587,6 +587,7 @@ impl<T: TemplateCodec> Shared<T> {
             records.extend(answers.map(|nonce| ControlRecord::Answer { nonce }));
         }
         self.queue.push_records(records);
+        self.queue.end_pass();
         if is_all && !self.is_log_complete.swap(true, SeqCst) {
             // Other records have waited for that.
             self.queue.wake();

@@ -108,8 +108,12 @@ impl<T: TemplateCodec> Shared<T> {
             // The next try reads the file even if it comes back unchanged.
             *loaded = None;
         }
-        let state = result.clone().and_then(|()| self.check_sealing_key());
-        self.set(Part::Keys, state);
+        let lack = self.check_sealing_key();
+        if result.is_ok() {
+            // So the error goes away once the others have the key.
+            self.is_key_lacked.store(lack.is_err(), Relaxed);
+        }
+        self.set(Part::Keys, result.clone().and(lack));
         result
     }
 
