@@ -1804,3 +1804,31 @@ fn a_revocation_that_has_just_expired_is_not_written_again_when_the_log_is_lost(
     model.moved_ms += KEEP_MS;
     assert!(!writes_it(&model));
 }
+
+#[test]
+fn the_epoch_is_told_again_if_the_log_was_set_back() {
+    let mut model = quiet_model();
+    model.config.has_attacks = true;
+    add_to(&mut model, 0, 0);
+    model.take(&Step::Quiesce);
+    model.take(&Step::Attack(Attack::Snapshot));
+    model.take(&Step::Run(1));
+    // So nobody has the statements any more.
+    for node in 0..NODES {
+        model.take(&Step::Crash { node });
+        model.take(&Step::Start { node });
+        exchange(&mut model);
+    }
+    model.take(&Step::Attack(Attack::RollBack));
+    exchange(&mut model);
+    let told = model
+        .in_log()
+        .into_iter()
+        .filter_map(|(_, parsed)| match parsed {
+            Parsed::Knowledge(knowledge) => Some(knowledge.epoch),
+            _ => None,
+        });
+    let epoch = shared(&model, 0).remembered.revocations().epoch();
+    assert!(epoch > 64);
+    assert!(told.max() >= Some(epoch - 16));
+}

@@ -185,8 +185,6 @@ struct Waiting {
     others: VecDeque<ControlRecord>,
     /// Revocations that are not in the log yet, including those that the writer has taken.
     unwritten: HashSet<RevocationId>,
-    /// Those that were written since a pass over the control stream began, if one has not ended.
-    written_in_pass: Option<HashSet<RevocationId>>,
     /// Whether the writer may have to store some of the revocations in the node's folder.
     has_unstored: bool,
     is_closed: bool,
@@ -232,17 +230,13 @@ impl Queue {
         self.push_records([record]);
     }
 
-    /// Adds control records, except for revocations that are already on their way, or were written during a pass.
+    /// Adds control records, except for revocations that are already on their way.
     pub fn push_records(&self, records: impl IntoIterator<Item = ControlRecord>) {
         let mut waiting = self.waiting.lock();
         for record in records {
             match &record {
                 ControlRecord::Revocation { id, in_folder, .. } => {
                     waiting.has_unstored |= *in_folder == InFolder::No;
-                    let is_written = waiting.written_in_pass.as_ref();
-                    if is_written.is_some_and(|written| written.contains(id)) {
-                        continue;
-                    }
                     if waiting.unwritten.insert(*id) {
                         waiting.revocations.push_back(record);
                     }
@@ -304,22 +298,9 @@ impl Queue {
         for record in records {
             if let ControlRecord::Revocation { id, .. } = record {
                 waiting.unwritten.remove(id);
-                if let Some(written) = &mut waiting.written_in_pass {
-                    written.insert(*id);
-                }
             }
         }
         self.written.notify_all();
-    }
-
-    /// A pass over the control stream begins, which may miss what is written meanwhile.
-    pub fn begin_pass(&self) {
-        self.waiting.lock().written_in_pass = Some(HashSet::new());
-    }
-
-    /// What the last pass has missed is written.
-    pub fn end_pass(&self) {
-        self.waiting.lock().written_in_pass = None;
     }
 
     /// Revocations that are not in the log yet.

@@ -43,6 +43,8 @@ pub(crate) struct Seen {
     /// Revocations that are sealed with the sealing key or a newer one.
     pub revocations: HashMap<u64, RangeInclusiveSet<u64>>,
     pub contents: HashSet<ContentHash>,
+    /// The latest epoch in its statements.
+    told_epoch: u64,
     pub has_own_clock: bool,
     /// The log that the oldest record was written to. The pass goes from the newest to the oldest.
     pub oldest_log: Option<LogIdentity>,
@@ -361,8 +363,10 @@ impl<T: TemplateCodec> Shared<T> {
         let is_newest = self.note_statement(stamp);
         let statement = Statement::decode(content)?;
         self.note_lifetime_in_log(statement.lifetime_ms);
-        self.note_told_epoch(statement.knowledge.epoch);
+        let told_epoch = statement.knowledge.epoch;
+        self.note_told_epoch(told_epoch);
         if let Some(seen) = seen {
+            seen.told_epoch = seen.told_epoch.max(told_epoch);
             seen.note_statement(stamp, &statement.retired_keys);
         } else {
             self.replay
@@ -559,6 +563,8 @@ impl<T: TemplateCodec> Shared<T> {
             return;
         }
         self.expire();
+        // The log may have lost later ones.
+        self.told_epoch.store(seen.told_epoch, Relaxed);
         let mut records = self.lost_revocations(seen);
         let is_complete = records.is_empty();
         let is_all = self.leave_some_to_others(&mut records);
@@ -587,7 +593,6 @@ impl<T: TemplateCodec> Shared<T> {
             records.extend(answers.map(|nonce| ControlRecord::Answer { nonce }));
         }
         self.queue.push_records(records);
-        self.queue.end_pass();
         if is_all && !self.is_log_complete.swap(true, SeqCst) {
             // Other records have waited for that.
             self.queue.wake();

@@ -124,7 +124,6 @@ fn scan_only<T: TemplateCodec>(
     if journal.keys().is_none() || journal.identity().is_none() {
         return Ok(());
     }
-    journal.queue.begin_pass();
     reader.mark(&journal.name)?;
     let seen = scan(journal, reader)?;
     if journal.has_ended() {
@@ -194,7 +193,6 @@ fn replay<T: TemplateCodec>(
         replay.want_replay(delay);
         return Ok(());
     }
-    journal.queue.begin_pass();
     let mark = reader.mark(&journal.name)?;
     journal.replay.lock().lacks_keys = false;
     let seen = scan(journal, reader)?;

@@ -105,8 +105,8 @@ pub(crate) struct Shared<T> {
     pub is_log_complete: AtomicBool,
     /// Until when all control records were read, by the monotonic clock.
     read_until_ms: AtomicU64,
-    /// The latest epoch in the log's statements.
-    told_epoch: AtomicU64,
+    /// The latest epoch in the log's statements, as far as this node has read them, or in its own that it writes next.
+    pub told_epoch: AtomicU64,
     /// Whether something was written after the listener had closed.
     pub has_written_late: AtomicBool,
     pub status: Status,
@@ -356,7 +356,6 @@ impl<T: TemplateCodec> Shared<T> {
             self.is_log_complete.store(false, SeqCst);
             self.announced.lock().clear();
             self.clock.lock().written_ms = None;
-            self.told_epoch.store(0, Relaxed);
         }
         *current = Some(identity);
     }
@@ -425,7 +424,7 @@ impl<T: TemplateCodec> Shared<T> {
         self.told_epoch.fetch_max(epoch, Relaxed);
     }
 
-    /// Tells nodes that start of the present epoch, if the log does not. To be called often while this node can use the log.
+    /// Tells nodes that start of the epoch, if the log does not. To be called often while this node can use the log.
     pub fn tell_epoch(&self) {
         let told_epoch = self.told_epoch.load(Relaxed);
         let epoch = self.remembered.knowledge().epoch;
