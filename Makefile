@@ -52,6 +52,7 @@ lint: ## Check formatting, lints, warnings, cross references, types, scripts, re
 	rebar3 dialyzer
 	shellcheck scripts/*.sh bench/*.sh soak/*.sh native/*.sh test/guides/bin/systemctl .ci/run
 	@scripts/ruff.sh
+	@scripts/erlfmt.sh
 	python3 scripts/repeated.py
 	@scripts/deny.sh
 

@@ -53,8 +53,12 @@ name(Thread) ->
     case get({?MODULE, Thread}) of
         undefined ->
             case read(filename:join(Thread, "comm")) of
-                {ok, Text} -> Name = string:trim(Text), put({?MODULE, Thread}, Name), Name;
-                {error, _} -> <<>>
+                {ok, Text} ->
+                    Name = string:trim(Text),
+                    put({?MODULE, Thread}, Name),
+                    Name;
+                {error, _} ->
+                    <<>>
             end;
         Name ->
             Name

@@ -8,7 +8,9 @@
 -export([run/3]).
 -export([flood/3]).
 
--type settings() :: #{devices := pos_integer(), resumptions := pos_integer(), lookups := pos_integer(), sessions := pos_integer()}.
+-type settings() :: #{
+    devices := pos_integer(), resumptions := pos_integer(), lookups := pos_integer(), sessions := pos_integer()
+}.
 
 -define(FLOODERS, 2).
 %% Lookups between two batches of registrations.
@@ -48,7 +50,13 @@ flood(Cache, Template, #{lookups := Lookups, sessions := Sessions}) ->
         end)
      || N <- lists:seq(1, ?FLOODERS)
     ],
-    [normal = receive {'DOWN', Monitor, process, _, Reason} -> Reason end || {_, Monitor} <- Flooders],
+    [
+        normal =
+            receive
+                {'DOWN', Monitor, process, _, Reason} -> Reason
+            end
+     || {_, Monitor} <- Flooders
+    ],
     ok.
 
 flood(_, _, _, 0, _) ->
@@ -80,8 +88,13 @@ connect(Port, Session) ->
     Offer = [{reuse_session, Session} || Session =/= none],
     Start = erlang:monotonic_time(),
     {ok, Socket} = ssl:connect({127, 0, 0, 1}, Port, [
-        {versions, ['tlsv1.2']}, {verify, verify_none}, {active, false}, {nodelay, true}, {server_name_indication, disable},
-        {reuse_sessions, save} | Offer
+        {versions, ['tlsv1.2']},
+        {verify, verify_none},
+        {active, false},
+        {nodelay, true},
+        {server_name_indication, disable},
+        {reuse_sessions, save}
+        | Offer
     ]),
     {ok, _} = ssl:recv(Socket, 1),
     Took = erlang:convert_time_unit(erlang:monotonic_time() - Start, native, nanosecond),

@@ -92,12 +92,20 @@ listen(Dir, Workload, Port) ->
         Self ! {self(), Listener},
         timer:sleep(infinity)
     end),
-    receive {Keeper, Listener} -> Listener end.
+    receive
+        {Keeper, Listener} -> Listener
+    end.
 
 options(Dir, Workload) ->
     [
-        {ip, {127, 0, 0, 1}}, {versions, ['tlsv1.2']}, {reuse_sessions, true}, {active, false}, {nodelay, true},
-        {reuseaddr, true}, {backlog, 1024}, {log_level, none}
+        {ip, {127, 0, 0, 1}},
+        {versions, ['tlsv1.2']},
+        {reuse_sessions, true},
+        {active, false},
+        {nodelay, true},
+        {reuseaddr, true},
+        {backlog, 1024},
+        {log_level, none}
     ] ++ bench_certs:server_opts(Dir, Workload).
 
 keep(Template, Cache) ->
@@ -144,7 +152,13 @@ fill(Servers) ->
         end)
      || {#{node := Node, size := From} = Server, Size} <- Servers
     ],
-    [normal = receive {'DOWN', Monitor, process, _, Reason} -> Reason end || {_, Monitor} <- Filling],
+    [
+        normal =
+            receive
+                {'DOWN', Monitor, process, _, Reason} -> Reason
+            end
+     || {_, Monitor} <- Filling
+    ],
     [Server#{size := Size} || {Server, Size} <- Servers].
 
 ask_keeper(#{node := Node, keeper := Keeper}, Task) ->

@@ -19,7 +19,11 @@ start([Mode, Results, Python]) ->
     ok = file:write_file(Keys, ["bench ", base64:encode(crypto:strong_rand_bytes(32)), "\n"]),
     ok = file:change_mode(Keys, 8#600),
     Setting = (settings(list_to_atom(Mode)))#{dir => Dir, certs => Certs, keys => Keys, python => Python},
-    Wanted = case os:getenv("PARTS") of false -> all; Names -> [list_to_atom(Name) || Name <- string:lexemes(Names, " ")] end,
+    Wanted =
+        case os:getenv("PARTS") of
+            false -> all;
+            Names -> [list_to_atom(Name) || Name <- string:lexemes(Names, " ")]
+        end,
     Parts = [
         begin
             say(Begun, "~ts", [Part]),
@@ -38,13 +42,23 @@ start([Mode, Results, Python]) ->
 
 settings(quick) ->
     #{
-        registrations => {5, 5_000, 200}, throughput => {3, 30_000}, many => 50_000, kills => {2, [500, 5000]},
-        latencies => 300, devices => 500, revocations => 5_000
+        registrations => {5, 5_000, 200},
+        throughput => {3, 30_000},
+        many => 50_000,
+        kills => {2, [500, 5000]},
+        latencies => 300,
+        devices => 500,
+        revocations => 5_000
     };
 settings(full) ->
     #{
-        registrations => {7, 20_000, 500}, throughput => {3, 150_000}, many => 1_000_000, kills => {10, [500, 5000]},
-        latencies => 2000, devices => 20_000, revocations => 100_000
+        registrations => {7, 20_000, 500},
+        throughput => {3, 150_000},
+        many => 1_000_000,
+        kills => {10, [500, 5000]},
+        latencies => 2000,
+        devices => 20_000,
+        revocations => 100_000
     }.
 
 parts() ->
@@ -63,7 +77,9 @@ parts() ->
 registration(#{registrations := {Rounds, Burst, Single}} = Setting) ->
     with_valkey(Setting, fun(Valkey) ->
         Nodes = [{Kind, start_node(Kind, Valkey, Setting)} || Kind <- [none, folder, valkey]],
-        Measure = fun(Node, Round) -> bench_journal_node:call(Node, fun() -> registrations(Round * 2 * Burst, Burst, Single) end) end,
+        Measure = fun(Node, Round) ->
+            bench_journal_node:call(Node, fun() -> registrations(Round * 2 * Burst, Burst, Single) end)
+        end,
         [Measure(Node, 0) || {_, Node} <- Nodes],
         All = [[{Kind, Measure(Node, Round)} || {Kind, Node} <- Nodes] || Round <- lists:seq(1, Rounds)],
         Medians = [
@@ -74,11 +90,15 @@ registration(#{registrations := {Rounds, Burst, Single}} = Setting) ->
         None = proplists:get_value(none, Medians),
         [
             "\n## What a registration costs\n\nCPU time of a call of `rekindle:update/3` with a session of OTP, in nanoseconds, without that of "
-            "the journal's threads. In the first two columns, ", count(Burst), " calls follow each other. In the others, a timer makes "
-            "a call every 3 ms, and its costs are included. Medians of ", integer_to_list(Rounds),
+            "the journal's threads. In the first two columns, ",
+            count(Burst),
+            " calls follow each other. In the others, a timer makes "
+            "a call every 3 ms, and its costs are included. Medians of ",
+            integer_to_list(Rounds),
             " rounds, in which the journals take turns. Target: the journal adds less than 2,000.\n\n",
             table(["journal", "one of many", "added", "timer and one call", "added"], [
-                [atom_to_list(Kind)] ++ lists:append([[whole(Value), whole(Value - Base)] || {Value, Base} <- lists:zip(Values, None)])
+                [atom_to_list(Kind)] ++
+                    lists:append([[whole(Value), whole(Value - Base)] || {Value, Base} <- lists:zip(Values, None)])
              || {Kind, Values} <- Medians
             ])
         ]
@@ -106,10 +126,16 @@ registrations(From, Burst, Single) ->
 throughput(#{throughput := {Rounds, Sessions}} = Setting) ->
     Rows = [[atom_to_list(Kind) | throughput(Kind, Rounds, Sessions, Setting)] || Kind <- [folder, valkey]],
     [
-        "\n## Into a log and out of it\n\n", count(Sessions), " sessions, which one process registers as fast as it can. *Written*: until "
+        "\n## Into a log and out of it\n\n",
+        count(Sessions),
+        " sessions, which one process registers as fast as it can. *Written*: until "
         "all are in the log. *Followed*: until another node has applied all, while they are written. *Replayed*: by a node that starts. "
-        "CPU time per session, of the journal's threads and of the whole node that replays. Medians of ", integer_to_list(Rounds), " rounds. Target: 50,000 per second.\n\n",
-        table(["journal", "written per second", "CPU, writing", "followed per second", "replayed per second", "CPU, replay"], Rows)
+        "CPU time per session, of the journal's threads and of the whole node that replays. Medians of ",
+        integer_to_list(Rounds),
+        " rounds. Target: 50,000 per second.\n\n",
+        table(
+            ["journal", "written per second", "CPU, writing", "followed per second", "replayed per second", "CPU, replay"], Rows
+        )
     ].
 
 throughput(Kind, Rounds, Sessions, Setting) ->
@@ -129,11 +155,18 @@ throughput(Kind, Sessions, Setting) ->
         [bench_journal_node:await(Node, fun bench_journal_node:is_replayed/1) || Node <- [Writer | Followers]],
         Self = self(),
         Following = [
-            spawn_link(fun() -> Self ! {self(), bench_journal_node:await(Node, fun(#{sessions := Held}) -> Held =:= Sessions end)} end)
+            spawn_link(fun() ->
+                Self ! {self(), bench_journal_node:await(Node, fun(#{sessions := Held}) -> Held =:= Sessions end)}
+            end)
          || Node <- Followers
         ],
         {Start, Written, InCpu} = bench_journal_node:call(Writer, fun() -> write(Sessions) end),
-        Followed = [receive {Pid, Known} -> Sessions * 1.0e6 / (Known - Start) end || Pid <- Following],
+        Followed = [
+            receive
+                {Pid, Known} -> Sessions * 1.0e6 / (Known - Start)
+            end
+         || Pid <- Following
+        ],
         lists:foreach(fun bench_journal_node:stop/1, [Writer | Followers]),
         Reader = start_node(Kind, Log, Setting),
         bench_journal_node:await(Reader, fun bench_journal_node:is_replayed/1),
@@ -143,7 +176,11 @@ throughput(Kind, Sessions, Setting) ->
         #{
             in => Sessions * 1.0e6 / (Written - Start),
             in_cpu => InCpu / Sessions,
-            followed => case Followed of [] -> none; [Rate] -> Rate end,
+            followed =>
+                case Followed of
+                    [] -> none;
+                    [Rate] -> Rate
+                end,
             replayed => Sessions * 1.0e3 / max(1, Replay),
             out_cpu => OutCpu / Sessions
         }
@@ -162,20 +199,38 @@ write(Sessions) ->
 await_written(Sessions) ->
     [#{dropped := 0, written := Written}] = [Journal || #{journal := #{} = Journal} <- rekindle_admin:info()],
     case Written > Sessions of
-        true -> bench_journal_node:now_us();
-        false -> timer:sleep(1), await_written(Sessions)
+        true ->
+            bench_journal_node:now_us();
+        false ->
+            timer:sleep(1),
+            await_written(Sessions)
     end.
 
 %% ---- a million ----
 
 many(#{many := Sessions} = Setting) ->
     [
-        "\n## ", count(Sessions), " sessions\n\nBytes per session: of the sealed record, in the log, on the wire, and written to files (by `write`, and to "
+        "\n## ",
+        count(Sessions),
+        " sessions\n\nBytes per session: of the sealed record, in the log, on the wire, and written to files (by `write`, and to "
         "the disk). The last three columns are what Rekindle counts in a node that has replayed the log, how much the process of that "
         "node has grown, and how much a process grows that registers the sessions one by one. Targets: a record under 260 bytes, "
         "replay of a million under 15 s.\n\n",
         table(
-            ["journal", "record", "kept", "on the wire, in", "out", "written", "to the disk", "of the records", "replay", "counted", "resident, replayed", "resident, registered"],
+            [
+                "journal",
+                "record",
+                "kept",
+                "on the wire, in",
+                "out",
+                "written",
+                "to the disk",
+                "of the records",
+                "replay",
+                "counted",
+                "resident, replayed",
+                "resident, registered"
+            ],
             [[atom_to_list(Kind) | many(Kind, Sessions, Setting)] || Kind <- [folder, valkey]]
         )
     ].
@@ -211,7 +266,10 @@ many(Kind, Sessions, Setting) ->
     end).
 
 grown(#{rss_before := Before} = Node) ->
-    bench_journal_node:call(Node, fun() -> bench_clock:settle(), bench_clock:rss() - Before end).
+    bench_journal_node:call(Node, fun() ->
+        bench_clock:settle(),
+        bench_clock:rss() - Before
+    end).
 
 %% The size of the log, and the bytes that the server has received and sent.
 size_of(folder, Folder) ->
@@ -240,13 +298,18 @@ latency(#{latencies := Count} = Setting) ->
         Self = self(),
         Watcher = spawn_link(fun() -> Self ! {self(), bench_journal_node:call(Other, fun() -> watch(0, Count) end)} end),
         Made = bench_journal_node:call(One, fun() -> make_slowly(0, Count) end),
-        Known = receive {Watcher, Times} -> Times end,
+        Known =
+            receive
+                {Watcher, Times} -> Times
+            end,
         lists:foreach(fun bench_journal_node:stop/1, Nodes),
         [(Then - When) / 1000 || {When, Then} <- lists:zip(Made, Known)]
     end),
     [
         "\n## How soon a session is known elsewhere\n\nMilliseconds from before the registration on one node until a lookup on another node "
-        "finds the session, through Valkey; ", count(Count), " sessions, one every 5 ms. The other node looks all the time.\n\n",
+        "finds the session, through Valkey; ",
+        count(Count),
+        " sessions, one every 5 ms. The other node looks all the time.\n\n",
         table(["median", "p99", "longest"], [[two(bench_clock:percentile(Times, Part)) || Part <- [0.5, 0.99, 1.0]]])
     ].
 
@@ -269,8 +332,11 @@ watch(From, Count) ->
 
 watch_for(Cache, Id) ->
     case rekindle:lookup(Cache, Id) of
-        undefined -> erlang:yield(), watch_for(Cache, Id);
-        _ -> bench_journal_node:now_us()
+        undefined ->
+            erlang:yield(),
+            watch_for(Cache, Id);
+        _ ->
+            bench_journal_node:now_us()
     end.
 
 %% ---- revocations of another node ----
@@ -283,22 +349,31 @@ revocations(#{many := Sessions, revocations := Count} = Setting) ->
         bench_journal_node:await(One, fun(#{sessions := Held}) -> Held =:= Sessions end),
         Self = self(),
         Remembers = fun(#{journal := #{revocations := Known}}) -> Known =:= Count end,
-        Calls = spawn_link(fun() -> Self ! {self(), bench_journal_node:call(Other, fun() -> register_until(Remembers, Sessions) end)} end),
+        Calls = spawn_link(fun() ->
+            Self ! {self(), bench_journal_node:call(Other, fun() -> register_until(Remembers, Sessions) end)}
+        end),
         %% The other node has begun.
         timer:sleep(1000),
         {Start, End, Revoked} = bench_journal_node:call(One, fun() -> revoke(Count) end),
         Applied = bench_journal_node:await(Other, Remembers),
-        Times = receive {Calls, All} -> All end,
+        Times =
+            receive
+                {Calls, All} -> All
+            end,
         lists:foreach(fun bench_journal_node:stop/1, Nodes),
         {(End - Start) / 1000, (Applied - Start) / 1000, Revoked, Times}
     end),
     [
-        "\n## Revocations of another node\n\nOne call on one node revokes ", count(Count), " certificates by their fingerprints. Another "
-        "node holds ", count(Sessions), " sessions, and registers a session every millisecond meanwhile. Milliseconds until the call "
+        "\n## Revocations of another node\n\nOne call on one node revokes ",
+        count(Count),
+        " certificates by their fingerprints. Another "
+        "node holds ",
+        count(Sessions),
+        " sessions, and registers a session every millisecond meanwhile. Milliseconds until the call "
         "answers, until the other node has applied all, and of a registration there. Marks: applied in 10,000, a registration in 50.\n\n",
         table(["answer", "after", "applied after", "registrations", "median", "p99", "longest"], [
-            [atom_to_list(Revoked), whole(DurableMs), whole(AppliedMs), count(length(Calls))]
-            ++ [two(bench_clock:percentile(Calls, Part)) || Part <- [0.5, 0.99, 1.0]]
+            [atom_to_list(Revoked), whole(DurableMs), whole(AppliedMs), count(length(Calls))] ++
+                [two(bench_clock:percentile(Calls, Part)) || Part <- [0.5, 0.99, 1.0]]
         ])
     ].
 
@@ -329,7 +404,9 @@ register_until(Condition, From, Times) ->
 kills(#{kills := {Kills, Rates}} = Setting) ->
     [
         "\n## What `kill -9` loses\n\nLost sessions, and the milliseconds from the registration of the last session that was kept to that of the last "
-        "session before the kill, with the journal in a folder; ", integer_to_list(Kills), " kills each, after more than a second of load.\n\n",
+        "session before the kill, with the journal in a folder; ",
+        integer_to_list(Kills),
+        " kills each, after more than a second of load.\n\n",
         table(["sessions per second", "median", "worst", "sessions, median", "worst"], [
             begin
                 Lost = killed(Rate, Kills, Setting),
@@ -398,18 +475,28 @@ storm(#{devices := Devices, certs := Certs} = Setting) ->
     Shared = with_valkey(Setting, fun(Valkey) -> bench_storm:run(Certs, rekindle, journal(valkey, Valkey, Setting), Setting) end),
     Rows = Shared ++ bench_storm:run(Certs, gb_trees, none, Setting),
     [
-        "\n## All devices at once, after a rolling restart\n\nThree nodes, ", count(Devices), " devices (OpenSSL's TLS 1.2, ECDSA P-256, eight "
+        "\n## All devices at once, after a rolling restart\n\nThree nodes, ",
+        count(Devices),
+        " devices (OpenSSL's TLS 1.2, ECDSA P-256, eight "
         "at a time, each to a random node). The devices come without a session; the nodes are restarted one after the other; the devices "
         "come back. CPU time per connection. OTP's cache has room for all. Target: 99 % resumed.\n\n",
         table(["cache", "storm", "resumed", "failed", "handshakes per second", "nodes' CPU", "devices' CPU"], [
             [
                 maps:get(Store, #{rekindle => "Rekindle, Valkey", gb_trees => "OTP's own"}),
                 maps:get(Storm, #{first => "first", restarted => "after the restarts"}),
-                io_lib:format("~.2f %", [100 * Resumed]), integer_to_list(Failed), whole(Rate), [whole(Nodes / 1000), " µs"],
+                io_lib:format("~.2f %", [100 * Resumed]),
+                integer_to_list(Failed),
+                whole(Rate),
+                [whole(Nodes / 1000), " µs"],
                 [whole(Client / 1000), " µs"]
             ]
          || #{
-                store := Store, storm := Storm, resumed := Resumed, failed := Failed, per_second := Rate, server_cpu_ns := Nodes,
+                store := Store,
+                storm := Storm,
+                resumed := Resumed,
+                failed := Failed,
+                per_second := Rate,
+                server_cpu_ns := Nodes,
                 client_cpu_ns := Client
             } <- Rows
         ])

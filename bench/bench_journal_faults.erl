@@ -118,7 +118,15 @@ start_valkey(Dir, Wanted) ->
     Server.
 
 servers() ->
-    [Server || #{owner := Owner} = Server <- case get(servers) of undefined -> []; All -> All end, is_process_alive(Owner)].
+    [
+        Server
+     || #{owner := Owner} = Server <-
+            case get(servers) of
+                undefined -> [];
+                All -> All
+            end,
+        is_process_alive(Owner)
+    ].
 
 configure(Server, Name, Value) ->
     "OK" = rekindle_valkey:command(Server, ["CONFIG", "SET", Name, Value]).
@@ -130,8 +138,10 @@ folder(Folder, Dir) -> {folder, Folder, [{key_file, keys(Dir)}]}.
 keys(Dir) -> filename:join(Dir, "keys").
 
 fill(File) ->
-    [rekindle_clients:run("dd", ["if=/dev/zero", "of=" ++ File, Size, "oflag=append", "conv=notrunc"], [], 10_000)
-     || Size <- ["bs=64k", "bs=512"]].
+    [
+        rekindle_clients:run("dd", ["if=/dev/zero", "of=" ++ File, Size, "oflag=append", "conv=notrunc"], [], 10_000)
+     || Size <- ["bs=64k", "bs=512"]
+    ].
 
 -spec cell(string(), rekindle:journal(), file:filename(), map()) -> cell().
 cell(Name, Journal, Dir, Fault) ->
@@ -151,7 +161,10 @@ measure(Cells, Dir, Python) ->
     [connect(Cell, Client, Kind, 30) || Cell <- Cells, Kind <- Kinds],
     Rounds = [{Round, Cell} || Round <- lists:seq(1, ?ROUNDS), Cell <- Cells],
     Turns = lists:append([turn(Round, Cell, Kinds, Client) || {Round, Cell} <- Rounds]),
-    Rows = [row(Kind, Cell, [Turn || {K, N, Turn} <- Turns, K =:= Kind, N =:= Name]) || Kind <- Kinds, #{name := Name} = Cell <- Cells],
+    Rows = [
+        row(Kind, Cell, [Turn || {K, N, Turn} <- Turns, K =:= Kind, N =:= Name])
+     || Kind <- Kinds, #{name := Name} = Cell <- Cells
+    ],
     Recovered = [recovery(Cell) || #{mend_at_last := _} = Cell <- Cells],
     [bench_node:stop(Node) || #{node := Node} <- Cells],
     {Rows, Recovered}.
@@ -209,24 +222,32 @@ row(Kind, #{name := Name}, Turns) ->
 page({Rows, Recovered}, About) ->
     [
         "# Handshakes while a journal's log fails\n\n"
-        "One node each, TLS 1.2, ECDSA P-256, no client certificates. ", integer_to_list(?ROUNDS), " turns of ",
-        integer_to_list(?COUNT), " connections of each kind, due at a steady rate: ",
+        "One node each, TLS 1.2, ECDSA P-256, no client certificates. ",
+        integer_to_list(?ROUNDS),
+        " turns of ",
+        integer_to_list(?COUNT),
+        " connections of each kind, due at a steady rate: ",
         [[integer_to_list(Rate), " ", atom_to_list(Kind), " per second; "] || {Kind, Rate} <- maps:to_list(?RATES)],
         "the time of a connection runs from when it was due to the first byte after its handshake. CPU is that of the whole node, with its journal. "
         "A log fails when its turn begins. Ratios are to the first row; the second row shows how much they vary by chance. "
         "No handshake failed, and all that had to resume did.\n\n",
         [
-            io_lib:format("One server was stopped all the time, for ~b s. ~.1f s later its journal worked again.\n\n", [Down div 1000, Up / 1000])
+            io_lib:format("One server was stopped all the time, for ~b s. ~.1f s later its journal worked again.\n\n", [
+                Down div 1000, Up / 1000
+            ])
          || {Down, Up} <- Recovered
         ],
-        About, " The clients share the cores.\n",
+        About,
+        " The clients share the cores.\n",
         [table(Kind, [Row || {K, _, _, _} = Row <- Rows, K =:= Kind]) || Kind <- maps:keys(?RATES)]
     ].
 
 table(Kind, [{_, _, _, Base} | _] = Rows) ->
     Head = ["journal", "handshakes", "p50, ms", "ratio", "p99.9, ms", "ratio", "CPU per handshake, ms", "ratio"],
     [
-        "\n## ", string:titlecase(atom_to_list(Kind)), "\n\n",
+        "\n## ",
+        string:titlecase(atom_to_list(Kind)),
+        "\n\n",
         bench_report:table(Head, [
             [Name, bench_report:count(Count) | lists:append([ratio(Figure, Of) || {Figure, Of} <- lists:zip(Figures, Base)])]
          || {_, Name, Count, Figures} <- Rows

@@ -6,7 +6,13 @@
 
 -export_type([running/0]).
 
--type running() :: #{node := pid(), os_pid := string(), port := inet:port_number(), rss_before := non_neg_integer(), cpu_before := non_neg_integer()}.
+-type running() :: #{
+    node := pid(),
+    os_pid := string(),
+    port := inet:port_number(),
+    rss_before := non_neg_integer(),
+    cpu_before := non_neg_integer()
+}.
 
 -define(CHUNK, 1000).
 
@@ -53,7 +59,9 @@ stop(#{node := Node}) ->
 kill(#{node := Node, os_pid := OsPid}) ->
     Monitor = monitor(process, Node),
     [] = os:cmd("kill -9 " ++ OsPid),
-    receive {'DOWN', Monitor, _, _, _} -> ok end.
+    receive
+        {'DOWN', Monitor, _, _, _} -> ok
+    end.
 
 -spec call(running(), fun(() -> Result)) -> Result.
 call(#{node := Node}, Fun) ->
@@ -84,9 +92,13 @@ await(Running, Condition) ->
 await_here(Condition, Deadline) ->
     Info = info(),
     case {Condition(Info), now_us()} of
-        {true, Now} -> Now;
-        {false, Now} when Now < Deadline -> timer:sleep(2), await_here(Condition, Deadline);
-        {false, _} -> error({still_not_so, Info})
+        {true, Now} ->
+            Now;
+        {false, Now} when Now < Deadline ->
+            timer:sleep(2),
+            await_here(Condition, Deadline);
+        {false, _} ->
+            error({still_not_so, Info})
     end.
 
 %% ---- in the node ----
@@ -118,8 +130,12 @@ fill(From, To) ->
     %% Never register more than the queue has room for.
     #{journal := Journal} = info(),
     case Journal of
-        #{queued := Queued} when Queued > 50_000 -> timer:sleep(5), fill(From, To);
-        _ -> update_all(chunk(From, Next - 1)), fill(Next, To)
+        #{queued := Queued} when Queued > 50_000 ->
+            timer:sleep(5),
+            fill(From, To);
+        _ ->
+            update_all(chunk(From, Next - 1)),
+            fill(Next, To)
     end.
 
 %% @doc CPU time of the journals' threads, in nanoseconds.

@@ -82,7 +82,9 @@ start(Name, Scope, Options) ->
 insert_all(Worker, Template, Size, From, To) ->
     lists:foreach(
         fun(First) ->
-            ok = bench_worker:run(Worker, inserting(Size, First, bench_sessions:chunk(Template, First, min(First + ?CHUNK, To) - 1))),
+            ok = bench_worker:run(
+                Worker, inserting(Size, First, bench_sessions:chunk(Template, First, min(First + ?CHUNK, To) - 1))
+            ),
             erlang:garbage_collect()
         end,
         lists:seq(From, To - 1, ?CHUNK)

@@ -222,7 +222,9 @@ lookups(Store, Keys, N, Left, Hits) ->
 feed(Template, Length, Count) ->
     Table = ets:new(?MODULE, [set, protected]),
     [ets:insert(Table, {N, bench_sessions:make(Template, ?FRESH + N)}) || N <- lists:seq(1, Length * Count)],
-    persistent_term:put(?MODULE, list_to_tuple([shuffled(Chunk * Length + 1, (Chunk + 1) * Length) || Chunk <- lists:seq(0, Count - 1)])),
+    persistent_term:put(
+        ?MODULE, list_to_tuple([shuffled(Chunk * Length + 1, (Chunk + 1) * Length) || Chunk <- lists:seq(0, Count - 1)])
+    ),
     Table.
 
 shuffled(From, To) ->

@@ -35,7 +35,11 @@ machine(Seconds) ->
 %% The results that the run has written by now are no change of what it measures.
 commit() ->
     Changes = os:cmd("git status --porcelain --untracked-files=no -- . ':!bench/results' 2>/dev/null"),
-    string:trim(os:cmd("git describe --always 2>/dev/null")) ++ case Changes of "" -> ""; _ -> "-dirty" end.
+    string:trim(os:cmd("git describe --always 2>/dev/null")) ++
+        case Changes of
+            "" -> "";
+            _ -> "-dirty"
+        end.
 
 %% As alone.sh has found it.
 load_before() ->

@@ -47,8 +47,11 @@ await_sessions(Node, Devices) ->
 
 await_here(Devices, Tries) when Tries > 0 ->
     case lists:last(rekindle_admin:info()) of
-        #{sessions := Devices} -> ok;
-        _ -> timer:sleep(20), await_here(Devices, Tries - 1)
+        #{sessions := Devices} ->
+            ok;
+        _ ->
+            timer:sleep(20),
+            await_here(Devices, Tries - 1)
     end.
 
 storm(Client, Ports, Nodes, Devices) ->

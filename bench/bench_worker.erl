@@ -16,7 +16,9 @@ stop(Worker) ->
     Monitor = monitor(process, Worker),
     unlink(Worker),
     exit(Worker, kill),
-    receive {'DOWN', Monitor, _, _, _} -> ok end.
+    receive
+        {'DOWN', Monitor, _, _, _} -> ok
+    end.
 
 %% @doc Runs the task in the worker, and returns its reply.
 -spec run(pid(), task(Reply)) -> Reply.

@@ -29,7 +29,9 @@ start([Mode, Results, Python]) ->
     Machine = bench_report:machine(erlang:monotonic_time(second) - Start),
     About = iolist_to_binary(bench_report:about(command(Mode), Machine)),
     Failed = [Named || {failed, Named} <- Outcomes],
-    bench_report:write(Results, #{about => About, machine => Machine, failed => Failed, rows => lists:append([Rows || {ok, Rows} <- Outcomes])}),
+    bench_report:write(Results, #{
+        about => About, machine => Machine, failed => Failed, rows => lists:append([Rows || {ok, Rows} <- Outcomes])
+    }),
     halt(length(Failed)).
 
 outcome(Part, Named, Measure) ->
@@ -122,11 +124,15 @@ measurements(#{python := Python} = Settings, Certs) ->
         ],
         [
             {two_processes, title(?PLAIN, Smallest),
-                Micro(?PLAIN, [{Name, Smallest, N} || Name <- bench_store:names(?PLAIN), N <- [1, 2]], TwoSettings#{operations => [hit]})}
+                Micro(?PLAIN, [{Name, Smallest, N} || Name <- bench_store:names(?PLAIN), N <- [1, 2]], TwoSettings#{
+                    operations => [hit]
+                })}
         ],
         [
             {large, title(?PLAIN, Largest),
-                Micro(?PLAIN, [{Name, Size, 1} || Size <- LargeSizes, Name <- [loop, rekindle]], LargeSettings#{operations => [hit]})}
+                Micro(?PLAIN, [{Name, Size, 1} || Size <- LargeSizes, Name <- [loop, rekindle]], LargeSettings#{
+                    operations => [hit]
+                })}
          || Largest > 0
         ],
         [

@@ -144,9 +144,14 @@ rows(Dir, #{ca := Ca}, Servers) ->
         row("Python ssl", 1, 1, fun() -> rekindle_clients:python(Tls, Opts) end),
         row("Erlang ssl", 1, 1, fun() -> rekindle_clients:erlang(Tls, Opts) end),
         row("Erlang ssl, DTLS", 1, 1, fun() -> rekindle_clients:erlang_dtls(Dtls, Opts) end),
-        row("openssl, offered to another listener", 2, 0, TwoProcesses(tls, Tls, #{
-            second_port => Other
-        }))
+        row(
+            "openssl, offered to another listener",
+            2,
+            0,
+            TwoProcesses(tls, Tls, #{
+                second_port => Other
+            })
+        )
     ].
 
 port(Key, Servers) ->

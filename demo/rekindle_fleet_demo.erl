@@ -48,8 +48,11 @@ demonstrate(Dir, Program, Valkey) ->
         journal => {valkey, rekindle_valkey:url(Valkey), [{key_file, KeyFile}]},
         session => filename:join(Dir, "session.pem")
     },
-    io:format("Three nodes, A, B and C, share sessions through a ~s of their own. A device makes one full~n"
-              "handshake and then goes from node to node, while these are restarted one after the other.~n~n", [Program]),
+    io:format(
+        "Three nodes, A, B and C, share sessions through a ~s of their own. A device makes one full~n"
+        "handshake and then goes from node to node, while these are restarted one after the other.~n~n",
+        [Program]
+    ),
     Nodes = maps:from_list([{Name, start(Name, Fleet)} || Name <- ?NODES]),
     First = step("a new device connects to A", full, save("A", Fleet)),
     await_sessions(1, Nodes),
@@ -70,7 +73,10 @@ demonstrate(Dir, Program, Valkey) ->
 restart(Name, Nodes, Steps, Fleet) ->
     rekindle_node:stop(maps:get(Name, Nodes)),
     Others = ?NODES -- [Name],
-    Meanwhile = [step(["while ", Name, " is down, the device comes to ", Other], resumed, offer(Other, Fleet)) || Other <- Others],
+    Meanwhile = [
+        step(["while ", Name, " is down, the device comes to ", Other], resumed, offer(Other, Fleet))
+     || Other <- Others
+    ],
     Restarted = Nodes#{Name := start(Name, Fleet)},
     await_sessions(1, Restarted),
     Back = step([Name, " is back, and the device comes to it"], resumed, offer(Name, Fleet)),
@@ -95,13 +101,21 @@ client(#{certs := #{ca := Ca}}) ->
     #{cafile => Ca}.
 
 step(Text, Expected, #{full := Full, resumed := Resumed, output := Output}) ->
-    Was = case {Full, Resumed} of {1, 0} -> full; {0, 1} -> resumed; _ -> neither end,
+    Was =
+        case {Full, Resumed} of
+            {1, 0} -> full;
+            {0, 1} -> resumed;
+            _ -> neither
+        end,
     io:format("  ~ts  ~s~s~n", [
         string:pad(Text, 56), string:pad(atom_to_list(Was), 8), [" NOT AS EXPECTED" || Was =/= Expected]
     ]),
     case Was of
-        Expected -> ok;
-        _ -> io:format("~s~n", [Output]), wrong
+        Expected ->
+            ok;
+        _ ->
+            io:format("~s~n", [Output]),
+            wrong
     end.
 
 %% A session is known on the other nodes some milliseconds after it was made.

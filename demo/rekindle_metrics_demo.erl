@@ -82,7 +82,11 @@ start_node(Folder, #{cert := CaFile}) ->
 serve_metrics(Node, Folder) ->
     {ok, _} = rekindle_node:call(Node, application, ensure_all_started, [inets]),
     Options = [
-        {port, 0}, {bind_address, {127, 0, 0, 1}}, {server_name, "metrics"}, {server_root, Folder}, {document_root, Folder},
+        {port, 0},
+        {bind_address, {127, 0, 0, 1}},
+        {server_name, "metrics"},
+        {server_root, Folder},
+        {document_root, Folder},
         {modules, [?MODULE]}
     ],
     {ok, Server} = rekindle_node:call(Node, inets, start, [httpd, Options]),
@@ -145,11 +149,14 @@ handshake(#{full := Full, resumed := Resumed}) when Full + Resumed =:= 1 ->
 
 start_prometheus(Folder, Address, MetricsPort) ->
     Config = filename:join(Folder, "prometheus.yml"),
-    ok = file:write_file(Config, io_lib:format(
-        "global: {scrape_interval: ~bs}\n"
-        "scrape_configs: [{job_name: rekindle, static_configs: [{targets: ['127.0.0.1:~b'], labels: {instance: node1}}]}]\n",
-        [?SCRAPE_INTERVAL_S, MetricsPort]
-    )),
+    ok = file:write_file(
+        Config,
+        io_lib:format(
+            "global: {scrape_interval: ~bs}\n"
+            "scrape_configs: [{job_name: rekindle, static_configs: [{targets: ['127.0.0.1:~b'], labels: {instance: node1}}]}]\n",
+            [?SCRAPE_INTERVAL_S, MetricsPort]
+        )
+    ),
     Assets = filename:join(os:getenv("PROMETHEUS_ROOT"), "usr/share"),
     Args = [
         "--config.file=" ++ Config,
@@ -173,8 +180,15 @@ take_picture(Folder, Address, Picture) ->
     Range = io_lib:format("{\"duration\":~b,\"endTime\":~b}", [?END_S, erlang:system_time(second)]),
     Url = ["http://", Address, "/consoles/dashboard.html#pctc", uri_string:quote(lists:flatten(Range))],
     Args = [
-        "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-        "--disable-component-update", "--disable-sync", "--hide-scrollbars",
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--hide-scrollbars",
         "--user-data-dir=" ++ filename:join(Folder, "browser"),
         lists:concat(["--window-size=", ?WIDTH_PIXELS, ",", ?HEIGHT_PIXELS]),
         "--virtual-time-budget=10000",

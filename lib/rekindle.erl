@@ -308,7 +308,8 @@ open_journal(Store, Scope, Options) ->
     try
         rekindle_journal:open(Store, Scope, Options)
     catch
-        Class:_ -> ?LOG_LINE(error, journal, "rekindle: the journal could not be opened (~s); the listener works without it", [Class])
+        Class:_ ->
+            ?LOG_LINE(error, journal, "rekindle: the journal could not be opened (~s); the listener works without it", [Class])
     end.
 
 %% When ssl_manager starts over, the count of its faults goes on: otherwise each fault would be a first one, and logged.
@@ -469,13 +470,17 @@ log_unknown_options(Options) ->
 
 log_unknown_listener(_) ->
     ?LOG_LINE(
-        warning, unknown_listener,
+        warning,
+        unknown_listener,
         "rekindle: a listener's socket is not a port (inet_backend = socket), and OTP ~ts does not say which listener it is. "
         "So the listener is called unnamed, the option scope cannot name it, and it has no journal. OTP 27 and later say which it is.",
-        [erlang:system_info(otp_release)]).
+        [erlang:system_info(otp_release)]
+    ).
 
 log_missing_keys(Keys) ->
     ?LOG_LINE(
-        warning, missing_keys,
+        warning,
+        missing_keys,
         "rekindle: set ssl's ~0tp to rekindle, too: which keys ssl reads depends on the OTP release",
-        [Keys]).
+        [Keys]
+    ).

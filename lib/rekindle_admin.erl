@@ -18,7 +18,22 @@
 -export([reload_keys/0, replay_anyway/1, crls/0]).
 -export([doctor/0, findings/0, report/0]).
 
--export_type([info/0, certificate_miss/0, refusal/0, journal/0, skipped/0, scope_name/0, which/0, session/0, peer/0, certificate_selector/0, revoked/0, page/0, next/0, limit/0]).
+-export_type([
+    info/0,
+    certificate_miss/0,
+    refusal/0,
+    journal/0,
+    skipped/0,
+    scope_name/0,
+    which/0,
+    session/0,
+    peer/0,
+    certificate_selector/0,
+    revoked/0,
+    page/0,
+    next/0,
+    limit/0
+]).
 -export_type([crl/0]).
 -export_type([no_such_scope/0, bad_option/0]).
 
@@ -168,8 +183,7 @@
 
 -type certificate_selector() ::
     certificate()
-    | Fingerprint :: binary()
-    | string()
+    | (Fingerprint :: binary() | string())
     | {issuer, Issuer :: certificate() | public_key:issuer_name()}
     | {issuer, Issuer :: certificate() | public_key:issuer_name(), Serial :: integer()}.
 %% Which client certificates are meant; see {@link revoke/1}.
@@ -416,8 +430,10 @@ revoke_in(Scopes, What) ->
 %% With wrong options, no listener can open, and nobody knows where to remember a revocation for later.
 not_remembered(all) ->
     case rekindle_options:configured() of
-        {ok, _, _} -> [];
-        {error, {bad_option, Line}} -> [{<<"options">>, unicode:characters_to_binary([Line, ". Correct this, and revoke again."])}]
+        {ok, _, _} ->
+            [];
+        {error, {bad_option, Line}} ->
+            [{<<"options">>, unicode:characters_to_binary([Line, ". Correct this, and revoke again."])}]
     end;
 not_remembered(_) ->
     [].
@@ -509,16 +525,23 @@ in_scopes(Which, Do) ->
 no_such_scope(Which) ->
     {no_such_scope, Which, [Scope || #{scope := Scope} <- servers(all)]}.
 
-is_meant(all, _) -> true;
-is_meant(#{number := Number}, #{number := Other}) -> Number =:= Other;
-is_meant(Scope, #{scope := Scope}) -> true;
+is_meant(all, _) ->
+    true;
+is_meant(#{number := Number}, #{number := Other}) ->
+    Number =:= Other;
+is_meant(Scope, #{scope := Scope}) ->
+    true;
 is_meant(Text, #{scope := Scope}) when is_list(Text); is_binary(Text) -> is_text(Text, rekindle_scope:text(Scope));
-is_meant({name, Name}, #{scope := {shared, _, Other}}) -> Name =:= Other;
+is_meant({name, Name}, #{scope := {shared, _, Other}}) ->
+    Name =:= Other;
 is_meant(Address, #{scope := {listener, Transport, {Other, Elsewhere}}}) when is_tuple(Other), is_list(Elsewhere) ->
     is_meant(Address, #{scope => {listener, Transport, Other}});
-is_meant({_, _} = Address, #{scope := {listener, _, Other}}) -> Address =:= Other;
-is_meant(Port, #{scope := {listener, _, {_, Other}}}) -> Port =:= Other;
-is_meant(_, _) -> false.
+is_meant({_, _} = Address, #{scope := {listener, _, Other}}) ->
+    Address =:= Other;
+is_meant(Port, #{scope := {listener, _, {_, Other}}}) ->
+    Port =:= Other;
+is_meant(_, _) ->
+    false.
 
 is_text(Text, Name) ->
     try

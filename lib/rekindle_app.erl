@@ -35,14 +35,21 @@ prep_stop(State) ->
 
 wait_for_logs(PollsLeft) ->
     case rekindle_nif:unwritten() of
-        0 -> ok;
-        _ when PollsLeft > 0 -> timer:sleep(?POLL_INTERVAL_MS), wait_for_logs(PollsLeft - 1);
-        Unwritten -> log_unwritten(Unwritten)
+        0 ->
+            ok;
+        _ when PollsLeft > 0 ->
+            timer:sleep(?POLL_INTERVAL_MS),
+            wait_for_logs(PollsLeft - 1);
+        Unwritten ->
+            log_unwritten(Unwritten)
     end.
 
 log_unwritten(Unwritten) ->
     Journals = [Journal || #{journal := #{unwritten := N} = Journal} <- rekindle_nif:info(), N > 0],
-    Remembered = [N || #{unwritten := N, node_folder := Folder, node_folder_error := undefined} <- Journals, Folder =/= undefined],
+    Remembered = [
+        N
+     || #{unwritten := N, node_folder := Folder, node_folder_error := undefined} <- Journals, Folder =/= undefined
+    ],
     Consequence =
         %% Listeners that have closed are not among these journals.
         case lists:sum(Remembered) of
@@ -51,7 +58,9 @@ log_unwritten(Unwritten) ->
             _ ->
                 "they are lost unless a node_folder has them, so revoke again on another node"
         end,
-    ?LOG_LINE(warning, unwritten, "rekindle: the application stops before ~b revocations are in the log: ~s", [Unwritten, Consequence]).
+    ?LOG_LINE(warning, unwritten, "rekindle: the application stops before ~b revocations are in the log: ~s", [
+        Unwritten, Consequence
+    ]).
 
 stop(_State) ->
     ok.

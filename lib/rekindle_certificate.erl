@@ -224,7 +224,7 @@ shown_oid(Type) ->
 
 %% Characters beyond the first 65,536 are two units each.
 shown_value({bmpString, Units}) ->
-    text(<< <<(number(Unit)):16>> || Unit <- Units >>, {utf16, big});
+    text(<<<<(number(Unit)):16>> || Unit <- Units>>, {utf16, big});
 shown_value({_, Value}) ->
     shown_value(Value);
 shown_value(Characters) when is_list(Characters) ->

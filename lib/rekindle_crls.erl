@@ -97,9 +97,11 @@ unread(All) ->
         [] ->
             [];
         _ ->
-            [{error,
-                "not all revocation lists of the option crls have been read yet. Until they have, no session with a client "
-                "certificate is resumed, unless {stale_crls, resume} is set."}]
+            [
+                {error,
+                    "not all revocation lists of the option crls have been read yet. Until they have, no session with a client "
+                    "certificate is resumed, unless {stale_crls, resume} is set."}
+            ]
     end.
 
 broken({_, _, undefined, _}) ->
@@ -107,29 +109,47 @@ broken({_, _, undefined, _}) ->
 broken({Path, _, Error, false}) ->
     [{error, io_lib:format("the revocation list ~ts cannot be used: ~ts.", [shown_path(Path), Error])}];
 broken({Path, _, Error, true}) ->
-    [{warning, io_lib:format("the revocation list ~ts cannot be read again: ~ts. What was read before stays in force.", [shown_path(Path), Error])}].
+    [
+        {warning,
+            io_lib:format("the revocation list ~ts cannot be read again: ~ts. What was read before stays in force.", [
+                shown_path(Path), Error
+            ])}
+    ].
 
 expiries(Files) ->
     Now = erlang:system_time(second),
     lists:append([expiry(Issuer, Next, Path, Now) || {Issuer, Next, Path} <- newest(Files)]).
 
 expiry(Issuer, Next, Path, Now) when Next < Now ->
-    [{error,
-        io_lib:format("the revocation list of ~ts in ~ts expired at ~ts. Until there is a newer one, sessions of this authority's clients are "
-            "not resumed, unless {stale_crls, resume} is set.",
-            [rekindle_certificate:shown_name(Issuer), shown_path(Path), shown_time(Next)])}];
+    [
+        {error,
+            io_lib:format(
+                "the revocation list of ~ts in ~ts expired at ~ts. Until there is a newer one, sessions of this authority's clients are "
+                "not resumed, unless {stale_crls, resume} is set.",
+                [rekindle_certificate:shown_name(Issuer), shown_path(Path), shown_time(Next)]
+            )}
+    ];
 expiry(Issuer, Next, Path, Now) when Next - Now =< ?WARN_BEFORE_S ->
-    [{warning,
-        io_lib:format("the revocation list of ~ts in ~ts expires at ~ts. Without a newer one, all clients of this authority will make full handshakes.",
-            [rekindle_certificate:shown_name(Issuer), shown_path(Path), shown_time(Next)])}];
+    [
+        {warning,
+            io_lib:format(
+                "the revocation list of ~ts in ~ts expires at ~ts. Without a newer one, all clients of this authority will make full handshakes.",
+                [rekindle_certificate:shown_name(Issuer), shown_path(Path), shown_time(Next)]
+            )}
+    ];
 expiry(_, _, _, _) ->
     [].
 
 only_changes(Files) ->
     Authorities = [Authority || {Authority, _} <- maps:keys(complete_lists(Files))],
     [
-        {error, io_lib:format("~ts is a delta list of ~ts, ~s", [shown_path(Path), rekindle_certificate:shown_name(Issuer), without_complete_list()])}
-     || {Path, Lists, _, _} <- Files, {Issuer, _, _, _, true, {Authority, _}, _} <- Lists, not lists:member(Authority, Authorities)
+        {error,
+            io_lib:format("~ts is a delta list of ~ts, ~s", [
+                shown_path(Path), rekindle_certificate:shown_name(Issuer), without_complete_list()
+            ])}
+     || {Path, Lists, _, _} <- Files,
+        {Issuer, _, _, _, true, {Authority, _}, _} <- Lists,
+        not lists:member(Authority, Authorities)
     ].
 
 without_complete_list() ->
@@ -164,16 +184,27 @@ log({Path, {read, Lists, Entries}}) ->
 log({Path, up}) ->
     log(notice, Path, " can be read again", []);
 log({Path, down}) ->
-    log(warning, Path, " is no longer there. Its lists stay in force until newer ones for the same certificates replace them.", []);
+    log(
+        warning, Path, " is no longer there. Its lists stay in force until newer ones for the same certificates replace them.", []
+    );
 log({Path, {error, Error, true}}) ->
     log(warning, Path, " cannot be read again: ~ts. What was read before stays in force.", [Error]);
 log({Path, {error, Error, false}}) ->
-    log(warning, Path, " cannot be used: ~ts. Until it has been read, no session with a client certificate is resumed, "
-        "unless {stale_crls, resume} is set.", [Error]);
-log({Path, {expired, Issuer, NextUpdate}}) ->
-    log(warning, Path, ": the list of ~ts expired at ~ts. Until there is a newer one, sessions of this authority's clients are not resumed, "
+    log(
+        warning,
+        Path,
+        " cannot be used: ~ts. Until it has been read, no session with a client certificate is resumed, "
         "unless {stale_crls, resume} is set.",
-        [rekindle_certificate:shown_name(Issuer), shown_time(NextUpdate)]);
+        [Error]
+    );
+log({Path, {expired, Issuer, NextUpdate}}) ->
+    log(
+        warning,
+        Path,
+        ": the list of ~ts expired at ~ts. Until there is a newer one, sessions of this authority's clients are not resumed, "
+        "unless {stale_crls, resume} is set.",
+        [rekindle_certificate:shown_name(Issuer), shown_time(NextUpdate)]
+    );
 log({Path, {delta, Issuer}}) ->
     log(warning, Path, " is a delta list of ~ts, ~s", [rekindle_certificate:shown_name(Issuer), without_complete_list()]).
 

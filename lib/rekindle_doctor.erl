@@ -106,9 +106,11 @@ modules_do_not_load(Modules) ->
     ).
 
 ssl_is_not_started() ->
-    [{error,
-        "ssl is not started in this node, so no listener uses Rekindle. If it should have started, the log says why it did "
-        "not. Otherwise name ssl in the applications of your .app file, or call application:ensure_all_started(ssl)."}].
+    [
+        {error,
+            "ssl is not started in this node, so no listener uses Rekindle. If it should have started, the log says why it did "
+            "not. Otherwise name ssl in the applications of your .app file, or call application:ensure_all_started(ssl)."}
+    ].
 
 %% ---- ssl's environment ----
 
@@ -124,11 +126,14 @@ keys(Missing) ->
             {true, _} ->
                 {error, "OTP ~s reads ~s, which is not set to rekindle, so no listener uses Rekindle.", [release(), ServerKey]};
             {false, true} ->
-                {warning, "OTP ~s reads ~s for clients, which is not set to rekindle, so this node's clients do not use Rekindle.",
-                    [release(), ClientKey]};
+                {warning,
+                    "OTP ~s reads ~s for clients, which is not set to rekindle, so this node's clients do not use Rekindle.", [
+                        release(), ClientKey
+                    ]};
             {false, false} ->
-                {warning, "this node works, but other OTP releases read other keys than OTP ~s, and would not use Rekindle.",
-                    [release()]}
+                {warning, "this node works, but other OTP releases read other keys than OTP ~s, and would not use Rekindle.", [
+                    release()
+                ]}
         end,
     Keys = lists:join(", ", [io_lib:format("{~s, rekindle}", [Key]) || Key <- Missing]),
     [{Level, [io_lib:format(Format, Args), " In sys.config, write {ssl, [", Keys, "]}."]}].
@@ -138,12 +143,13 @@ release() ->
 
 %% The keys that ssl reads for servers and for clients. The code of the releases that read the new keys contains their names.
 keys_in_force() ->
-    Reads = try beam_lib:chunks(code:which(ssl_config), [atoms]) of
-        {ok, {_, [{atoms, Atoms}]}} -> [Atom || {_, Atom} <- Atoms];
-        _ -> []
-    catch
-        _:_ -> []
-    end,
+    Reads =
+        try beam_lib:chunks(code:which(ssl_config), [atoms]) of
+            {ok, {_, [{atoms, Atoms}]}} -> [Atom || {_, Atom} <- Atoms];
+            _ -> []
+        catch
+            _:_ -> []
+        end,
     case lists:member(server_session_cb, Reads) of
         true -> {server_session_cb, client_session_cb};
         false -> {session_cb, session_cb}
@@ -161,11 +167,13 @@ options() ->
         {ok, _, []} ->
             [];
         {ok, _, Foreign} ->
-            [{warning,
-                io_lib:format(
-                    "ssl's ~s has options that Rekindle does not know and ignores: ~ts. Correct them, or take them out.",
-                    [Key, lists:join(", ", rekindle_options:unknown(Foreign))]
-                )}];
+            [
+                {warning,
+                    io_lib:format(
+                        "ssl's ~s has options that Rekindle does not know and ignores: ~ts. Correct them, or take them out.",
+                        [Key, lists:join(", ", rekindle_options:unknown(Foreign))]
+                    )}
+            ];
         {error, {bad_option, "rekindle: " ++ Line}} ->
             [{error, io_lib:format("~ts. No listener opens until this is corrected in ssl's ~s.", [Line, Key])}]
     end.
@@ -185,9 +193,11 @@ misplaced_options() ->
 zero_max() ->
     case application:get_env(ssl, session_cache_server_max) of
         {ok, 0} ->
-            [{error,
-                "ssl's session_cache_server_max is 0, so no listener opens. Remove it. To turn resumption off, give listeners "
-                "{reuse_sessions, false}."}];
+            [
+                {error,
+                    "ssl's session_cache_server_max is 0, so no listener opens. Remove it. To turn resumption off, give listeners "
+                    "{reuse_sessions, false}."}
+            ];
         _ ->
             []
     end.
@@ -281,7 +291,10 @@ linked(Pid) ->
 %% The options of a DTLS listener, in a list of one at most. The process is asked for them, because its state holds all clients
 %% and would be large to copy. A process that does not know this call would crash, so the function is looked for first.
 dtls_options(Demultiplexer) ->
-    try erlang:function_exported(dtls_packet_demux, get_all_opts, 1) andalso gen_server:call(Demultiplexer, get_all_opts, ?WAIT_MS) of
+    try
+        erlang:function_exported(dtls_packet_demux, get_all_opts, 1) andalso
+            gen_server:call(Demultiplexer, get_all_opts, ?WAIT_MS)
+    of
         {ok, _, #{versions := _} = Options} -> [Options];
         _ -> []
     catch
@@ -308,13 +321,21 @@ resumption(Name, #{versions := Versions} = Options) ->
         {true, #{session_tickets := Tickets}} when Tickets =/= disabled ->
             [];
         {true, _} ->
-            [{note,
-                [Name, " speaks TLS 1.3 only, which resumes by tickets and needs no session cache. To let clients resume, write "
-                 "{session_tickets, stateless} in its options."]}];
+            [
+                {note, [
+                    Name,
+                    " speaks TLS 1.3 only, which resumes by tickets and needs no session cache. To let clients resume, write "
+                    "{session_tickets, stateless} in its options."
+                ]}
+            ];
         {false, #{reuse_sessions := false}} ->
-            [{warning,
-                [Name, " has {reuse_sessions, false} and resumes nothing before TLS 1.3. Write {reuse_sessions, true} in its "
-                 "options. (From OTP 29 on, false is the default for listeners with {verify, verify_peer}.)"]}];
+            [
+                {warning, [
+                    Name,
+                    " has {reuse_sessions, false} and resumes nothing before TLS 1.3. Write {reuse_sessions, true} in its "
+                    "options. (From OTP 29 on, false is the default for listeners with {verify, verify_peer}.)"
+                ]}
+            ];
         {false, _} ->
             []
     end.
@@ -384,17 +405,22 @@ named([First, Second, Third, _ | Rest]) -> io_lib:format("~ts, ~ts, ~ts and ~b m
 named(Names) -> lists:join(", ", Names).
 
 scope(Info) ->
-    [{Level, lists:flatten(Line)} || {Level, Line} <- faults(Info) ++ bounds(Info) ++ churn(Info) ++ unused(Info) ++ journal(Info)].
+    [
+        {Level, lists:flatten(Line)}
+     || {Level, Line} <- faults(Info) ++ bounds(Info) ++ churn(Info) ++ unused(Info) ++ journal(Info)
+    ].
 
 faults(#{faults := 0}) ->
     [];
 faults(#{faults := Faults}) ->
-    [{error,
-        io_lib:format(
-            "~b calls failed in the native library, and their clients had to make full handshakes. The log has the reason. If "
-            "somebody unloaded the module rekindle_nif, open the listener again; otherwise please report it.",
-            [Faults]
-        )}].
+    [
+        {error,
+            io_lib:format(
+                "~b calls failed in the native library, and their clients had to make full handshakes. The log has the reason. If "
+                "somebody unloaded the module rekindle_nif, open the listener again; otherwise please report it.",
+                [Faults]
+            )}
+    ].
 
 %% Below these, hardly any session can be resumed. The bytes have room for less than three hundred sessions.
 -define(MIN_BYTES, 64 * 1024).
@@ -405,12 +431,14 @@ bounds(Info) ->
     lists:append([bound(maps:with([Bound], Info)) || Bound <- [max_bytes, max_sessions, lifetime]]).
 
 bound(#{max_bytes := MaxBytes}) when MaxBytes < ?MIN_BYTES ->
-    [{error,
-        io_lib:format(
-            "max_bytes is ~b, which has room for hardly any session: the index, tables and first pages of a scope take up to "
-            "40 KiB. Write {max_bytes, 67108864}, which is the default (64 MiB), or leave it out.",
-            [MaxBytes]
-        )}];
+    [
+        {error,
+            io_lib:format(
+                "max_bytes is ~b, which has room for hardly any session: the index, tables and first pages of a scope take up to "
+                "40 KiB. Write {max_bytes, 67108864}, which is the default (64 MiB), or leave it out.",
+                [MaxBytes]
+            )}
+    ];
 bound(#{max_bytes := MaxBytes}) when is_integer(MaxBytes) ->
     [
         {warning,
@@ -422,23 +450,29 @@ bound(#{max_bytes := MaxBytes}) when is_integer(MaxBytes) ->
      || Memory <- memory_bytes(), MaxBytes > Memory
     ];
 bound(#{max_sessions := MaxSessions}) when MaxSessions < ?MIN_SESSIONS ->
-    [{warning,
-        io_lib:format(
-            "max_sessions is ~b: the sessions of all other clients are dropped. Write a larger one, or {max_sessions, "
-            "infinity} to let max_bytes alone bound them.",
-            [MaxSessions]
-        )}];
+    [
+        {warning,
+            io_lib:format(
+                "max_sessions is ~b: the sessions of all other clients are dropped. Write a larger one, or {max_sessions, "
+                "infinity} to let max_bytes alone bound them.",
+                [MaxSessions]
+            )}
+    ];
 bound(#{lifetime := Lifetime}) when Lifetime =< 0 ->
-    [{error,
-        "no session is kept, because ssl's session_lifetime is 0. Take it out of ssl's environment, or write "
-        "{session_lifetime, 86400}, and open the listener again."}];
+    [
+        {error,
+            "no session is kept, because ssl's session_lifetime is 0. Take it out of ssl's environment, or write "
+            "{session_lifetime, 86400}, and open the listener again."}
+    ];
 bound(#{lifetime := Lifetime}) when Lifetime < ?MIN_LIFETIME_SECONDS ->
-    [{warning,
-        io_lib:format(
-            "sessions expire after ~b s: clients that come back later make full handshakes. Write a longer lifetime in "
-            "seconds, for example {lifetime, 86400}.",
-            [Lifetime]
-        )}];
+    [
+        {warning,
+            io_lib:format(
+                "sessions expire after ~b s: clients that come back later make full handshakes. Write a longer lifetime in "
+                "seconds, for example {lifetime, 86400}.",
+                [Lifetime]
+            )}
+    ];
 bound(_) ->
     [].
 
@@ -485,15 +519,22 @@ churn(Percent, #{hits := Hits, misses := Misses} = Info) ->
     Dropped = io_lib:format("~b % of the sessions that were stored were dropped to make room", [Percent]),
     if
         Lookups > 0, 20 * Asked >= Lookups ->
-            Asking = io_lib:format(", and clients asked for ~b of them and had to make full handshakes. Raise ~ts.", [Asked, Raise]),
+            Asking = io_lib:format(", and clients asked for ~b of them and had to make full handshakes. Raise ~ts.", [
+                Asked, Raise
+            ]),
             [{warning, [Dropped, Asking]}];
         Lookups > 0, 20 * Unknown >= Lookups ->
-            [{warning,
-                [Dropped, io_lib:format(
-                    ", and ~b lookups asked for ids that are not known: those of sessions that were dropped longer ago, or "
-                    "random ones of clients that can do TLS 1.3. Raise ~ts. If such lookups do not become fewer, the larger "
-                    "bound is of no use.",
-                    [Unknown, Raise])]}];
+            [
+                {warning, [
+                    Dropped,
+                    io_lib:format(
+                        ", and ~b lookups asked for ids that are not known: those of sessions that were dropped longer ago, or "
+                        "random ones of clients that can do TLS 1.3. Raise ~ts. If such lookups do not become fewer, the larger "
+                        "bound is of no use.",
+                        [Unknown, Raise]
+                    )
+                ]}
+            ];
         true ->
             [
                 {note, [Dropped, ", but hardly any client asked for one of them. A larger bound would save few handshakes."]}
@@ -510,27 +551,35 @@ bound_in_force(#{max_bytes := MaxBytes, bytes := Bytes, sessions := Sessions}) -
         MaxBytes, rekindle_text:bytes(MaxBytes), 2 * MaxBytes, Bytes div Sessions
     ]).
 
-unused(#{inserts := Inserts, hits := Hits, misses := Misses}) when Inserts >= ?MANY, 100 * Hits < Inserts, 10 * Misses < Inserts ->
-    [{note,
-        "hardly any session is resumed, because hardly any client offers one. Clients in Java with its defaults do not; those "
-        "in Python and with many other libraries only if the program hands the session on."}];
+unused(#{inserts := Inserts, hits := Hits, misses := Misses}) when
+    Inserts >= ?MANY, 100 * Hits < Inserts, 10 * Misses < Inserts
+->
+    [
+        {note,
+            "hardly any session is resumed, because hardly any client offers one. Clients in Java with its defaults do not; those "
+            "in Python and with many other libraries only if the program hands the session on."}
+    ];
 unused(#{inserts := Inserts, hits := Hits, misses := Misses, unknown_misses := Unknown}) when
     Inserts >= ?MANY, 100 * Hits < Inserts, 2 * Unknown >= Misses
 ->
-    [{note,
-        io_lib:format(
-            "hardly any session is resumed. ~b lookups asked for ids that this scope does not know. Such clients made their "
-            "session at another listener or node, or they send random ids, as clients in Go and those that can do TLS 1.3 do.",
-            [Unknown]
-        )}];
+    [
+        {note,
+            io_lib:format(
+                "hardly any session is resumed. ~b lookups asked for ids that this scope does not know. Such clients made their "
+                "session at another listener or node, or they send random ids, as clients in Go and those that can do TLS 1.3 do.",
+                [Unknown]
+            )}
+    ];
 unused(#{inserts := Inserts, hits := Hits} = Info) when Inserts >= ?MANY, 100 * Hits < Inserts ->
     #{evicted_misses := Evicted, lost_misses := Lost, certificate_misses := Certificate} = Info,
-    [{note,
-        io_lib:format(
-            "hardly any session is resumed, although clients offer them: ~b had been evicted, ~b had expired or been dropped, "
-            "and the certificates of ~b did not let them be resumed (rekindle_admin:info() says why in certificate_misses_by).",
-            [Evicted, Lost, Certificate]
-        )}];
+    [
+        {note,
+            io_lib:format(
+                "hardly any session is resumed, although clients offer them: ~b had been evicted, ~b had expired or been dropped, "
+                "and the certificates of ~b did not let them be resumed (rekindle_admin:info() says why in certificate_misses_by).",
+                [Evicted, Lost, Certificate]
+            )}
+    ];
 unused(_) ->
     [].
 
@@ -546,7 +595,10 @@ rights(Servers) ->
                     _ -> []
                 end,
             [Finding || Path <- Own, Finding <- rights(Path, 8#022, "could change which sessions are resumed", "700")] ++
-                [Finding || Path <- Lists, Finding <- rights(Path, 8#002, "could take a certificate off the revocation list", "755")];
+                [
+                    Finding
+                 || Path <- Lists, Finding <- rights(Path, 8#002, "could take a certificate off the revocation list", "755")
+                ];
         {error, _} ->
             []
     end.
@@ -563,10 +615,12 @@ log_folder(_) -> [].
 rights(Path, Forbidden, Danger, Allowed) ->
     case file:read_file_info(Path) of
         {ok, #file_info{mode = Mode}} when Mode band Forbidden =/= 0 ->
-            [{error,
-                io_lib:format("other users can write to ~ts (mode ~.8b), and ~s. Call: chmod ~s ~ts", [
-                    Path, Mode band 8#7777, Danger, Allowed, Path
-                ])}];
+            [
+                {error,
+                    io_lib:format("other users can write to ~ts (mode ~.8b), and ~s. Call: chmod ~s ~ts", [
+                        Path, Mode band 8#7777, Danger, Allowed, Path
+                    ])}
+            ];
         _ ->
             []
     end.
@@ -585,7 +639,13 @@ journal(#{journal := undefined, scope := Scope}) ->
     end;
 journal(#{journal := Journal} = Info) ->
     Checks = [
-        fun broken/2, fun missing/2, fun node_folder/2, fun unwritten/2, fun clocks/2, fun skipped/2, fun certificates/2,
+        fun broken/2,
+        fun missing/2,
+        fun node_folder/2,
+        fun unwritten/2,
+        fun clocks/2,
+        fun skipped/2,
+        fun certificates/2,
         fun without_node_folder/2
     ],
     lists:append([Check(Journal, Info) || Check <- Checks]).
@@ -597,7 +657,8 @@ why_without(unnamed, false) ->
         "OTP does not say which listener it is. This happens up to OTP 26 with inet_backend = socket: leave that out, or use OTP 27 "
         "or later."};
 why_without(upgraded, false) ->
-    {note, "OTP does not say which listeners upgraded sockets come from, so they have no name under which nodes could share sessions."};
+    {note,
+        "OTP does not say which listeners upgraded sockets come from, so they have no name under which nodes could share sessions."};
 why_without({listener, _, {_, Port}}, false) when is_integer(Port) ->
     {warning,
         io_lib:format("nodes share sessions by name. Give this listener one: write {scope, #{~b => mqtt}}, for example.", [Port])};
@@ -606,35 +667,48 @@ why_without(_, false) ->
 
 %% If revocations are missing, another finding says so.
 broken(#{state := down, missing := 0, last_error := Error}, _) ->
-    [{error,
-        io_lib:format("the journal does not work: ~ts. Handshakes go on, but sessions stay in this node and are lost when it ends.", [Error])}];
+    [
+        {error,
+            io_lib:format(
+                "the journal does not work: ~ts. Handshakes go on, but sessions stay in this node and are lost when it ends.", [
+                    Error
+                ]
+            )}
+    ];
 broken(#{dropped := Dropped}, _) when Dropped > 0 ->
-    [{warning,
-        io_lib:format(
-            "~b sessions were not written to the journal, because the log was away or too slow. They are lost when this node "
-            "ends, and other nodes do not have them.",
-            [Dropped]
-        )}];
+    [
+        {warning,
+            io_lib:format(
+                "~b sessions were not written to the journal, because the log was away or too slow. They are lost when this node "
+                "ends, and other nodes do not have them.",
+                [Dropped]
+            )}
+    ];
 broken(_, _) ->
     [].
 
 missing(#{missing := 0}, _) ->
     [];
 missing(#{missing := Missing}, #{scope := Scope}) ->
-    [{error,
-        io_lib:format(
-            "the log lacks ~b revocations that were known when its sessions were written, so no session is read from it. Start "
-            "a node that knows them: one that was running then, or one whose node_folder was kept. If you have no such node, "
-            "revoke again what has to be revoked, then call rekindle_admin:replay_anyway(~ts), which reads the log without "
-            "them.",
-            [Missing, rekindle_scope:quoted(Scope)]
-        )}].
+    [
+        {error,
+            io_lib:format(
+                "the log lacks ~b revocations that were known when its sessions were written, so no session is read from it. Start "
+                "a node that knows them: one that was running then, or one whose node_folder was kept. If you have no such node, "
+                "revoke again what has to be revoked, then call rekindle_admin:replay_anyway(~ts), which reads the log without "
+                "them.",
+                [Missing, rekindle_scope:quoted(Scope)]
+            )}
+    ].
 
 node_folder(#{node_folder := Folder, node_folder_error := Error}, _) when Folder =/= undefined, Error =/= undefined ->
-    [{error,
-        io_lib:format(
-            "the node folder ~ts cannot be used: ~ts. Until then only the log has the revocations, and they are lost with it.", [Folder, Error]
-        )}];
+    [
+        {error,
+            io_lib:format(
+                "the node folder ~ts cannot be used: ~ts. Until then only the log has the revocations, and they are lost with it.",
+                [Folder, Error]
+            )}
+    ];
 node_folder(_, _) ->
     [].
 
@@ -643,39 +717,48 @@ unwritten(#{unwritten := 0}, _) ->
 unwritten(#{unwritten := Unwritten} = Journal, _) ->
     Until =
         case Journal of
-            #{node_folder := Folder, node_folder_error := undefined} when Folder =/= undefined -> "The node folder keeps them until then";
-            #{} -> "They are lost if this node ends before"
+            #{node_folder := Folder, node_folder_error := undefined} when Folder =/= undefined ->
+                "The node folder keeps them until then";
+            #{} ->
+                "They are lost if this node ends before"
         end,
-    [{warning,
-        io_lib:format(
-            "~b revocations are not in the log yet: nodes that share it do not know of them. ~s.", [Unwritten, Until]
-        )}].
+    [
+        {warning,
+            io_lib:format(
+                "~b revocations are not in the log yet: nodes that share it do not know of them. ~s.", [Unwritten, Until]
+            )}
+    ].
 
 %% Names what the journal does not promise without a node folder.
 without_node_folder(#{shared := true, node_folder := undefined}, _) ->
-    [{note,
-        "without the option node_folder this node remembers no revocation when it ends. A revocation is lost if this node ends "
-        "before the log has it, or if the log is lost or set back while no node runs that knows of it. Give each node a folder "
-        "of its own: {node_folder, Dir}." ++ advice_to_wait()}];
+    [
+        {note,
+            "without the option node_folder this node remembers no revocation when it ends. A revocation is lost if this node ends "
+            "before the log has it, or if the log is lost or set back while no node runs that knows of it. Give each node a folder "
+            "of its own: {node_folder, Dir}." ++ advice_to_wait()}
+    ];
 without_node_folder(_, _) ->
     [].
 
 %% Only with this option do nodes that know nothing notice that a log was set back as a whole.
 advice_to_wait() ->
     case rekindle_options:configured() of
-        {ok, #{wait_for_living_node := true}, _} -> "";
+        {ok, #{wait_for_living_node := true}, _} ->
+            "";
         _ ->
             " Where nodes have no disk, {wait_for_living_node, true} lets a node read sessions only after another node has confirmed "
             "the log."
     end.
 
 clocks(#{clock_ahead := Ahead}, _) when abs(Ahead) > ?MUCH_AHEAD_MS ->
-    [{warning,
-        io_lib:format(
-            "the clocks of this machine and of the log's machine differ by ~.1f s. A session from the future is read only when "
-            "its time has come. Set both clocks by NTP.",
-            [abs(Ahead) / 1000]
-        )}];
+    [
+        {warning,
+            io_lib:format(
+                "the clocks of this machine and of the log's machine differ by ~.1f s. A session from the future is read only when "
+                "its time has come. Set both clocks by NTP.",
+                [abs(Ahead) / 1000]
+            )}
+    ];
 clocks(_, _) ->
     [].
 
@@ -688,47 +771,67 @@ skipped(#{skipped := Skipped}, _) ->
 why_skipped(Normal) when Normal =:= expired; Normal =:= revoked; Normal =:= suite; Normal =:= scope ->
     [];
 why_skipped(full) ->
-    [{warning,
-        "there was no room for their sessions. Raise max_bytes, or max_sessions if it is set: each node holds the sessions of all nodes."}];
+    [
+        {warning,
+            "there was no room for their sessions. Raise max_bytes, or max_sessions if it is set: each node holds the sessions of all nodes."}
+    ];
 why_skipped(layout) ->
-    [{warning,
-        "the ssl that wrote them has other fields in its session records than this node's. Their clients make full handshakes "
-        "here, until all nodes run one OTP release."}];
+    [
+        {warning,
+            "the ssl that wrote them has other fields in its session records than this node's. Their clients make full handshakes "
+            "here, until all nodes run one OTP release."}
+    ];
 why_skipped(key) ->
-    [{warning,
-        "they are sealed with a key that this node does not have. Copy that key from another node's key file. When you rotate "
-        "keys, add the next one only when every node has the new one."}];
+    [
+        {warning,
+            "they are sealed with a key that this node does not have. Copy that key from another node's key file. When you rotate "
+            "keys, add the next one only when every node has the new one."}
+    ];
 why_skipped(template) ->
-    [{warning,
-        "they need another record, which is not in the log or cannot be read here. Their clients make full handshakes here."}];
+    [
+        {warning,
+            "they need another record, which is not in the log or cannot be read here. Their clients make full handshakes here."}
+    ];
 why_skipped(forged) ->
-    [{error,
-        "they do not open with the key they name. Either two nodes have different keys under one name, or somebody has changed "
-        "the log. Compare the key files, and find out who can write to the log. If the state is down for this reason and all "
-        "files are the same, revoke again what has to be revoked, then call rekindle_admin:replay_anyway/1 on each such node."}];
+    [
+        {error,
+            "they do not open with the key they name. Either two nodes have different keys under one name, or somebody has changed "
+            "the log. Compare the key files, and find out who can write to the log. If the state is down for this reason and all "
+            "files are the same, revoke again what has to be revoked, then call rekindle_admin:replay_anyway/1 on each such node."}
+    ];
 why_skipped(future) ->
-    [{warning,
-        "they come from the future, so a node's clock is wrong. They are read when their time has come. Set all clocks by NTP."}];
+    [
+        {warning,
+            "they come from the future, so a node's clock is wrong. They are read when their time has come. Set all clocks by NTP."}
+    ];
 why_skipped(log) ->
-    [{error,
-        "they were written to another log, or to another stream of this one, and copied. Either two logs were put together, or "
-        "somebody has changed the log. Find out who can write to it."}];
+    [
+        {error,
+            "they were written to another log, or to another stream of this one, and copied. Either two logs were put together, or "
+            "somebody has changed the log. Find out who can write to it."}
+    ];
 why_skipped(version) ->
-    [{warning,
-        "another version of Rekindle wrote them. Their clients make full handshakes here, until all nodes run one version."}];
+    [
+        {warning,
+            "another version of Rekindle wrote them. Their clients make full handshakes here, until all nodes run one version."}
+    ];
 why_skipped(malformed) ->
-    [{error,
-        "they are not Rekindle records. Is another program writing to this log? Give Rekindle a folder or a database of its own."}].
+    [
+        {error,
+            "they are not Rekindle records. Is another program writing to this log? Give Rekindle a folder or a database of its own."}
+    ].
 
 certificates(#{shared := true}, #{number := Number}) ->
     case rekindle_nif:own_certificates(Number) of
         [_, _ | _] = Different ->
-            [{note,
-                io_lib:format(
-                    "its sessions were made under ~b server certificates. ssl resumes a session only where the listener has "
-                    "the certificate it was made under: give all nodes the same, or the same RSA and EC pair.",
-                    [length(Different)]
-                )}];
+            [
+                {note,
+                    io_lib:format(
+                        "its sessions were made under ~b server certificates. ssl resumes a session only where the listener has "
+                        "the certificate it was made under: give all nodes the same, or the same RSA and EC pair.",
+                        [length(Different)]
+                    )}
+            ];
         _ ->
             []
     end;

@@ -65,7 +65,8 @@ with_uncounted(#{scope := Scope, faults := Faults} = Info, Scopes) ->
 
 log(Count, Class, Reason) ->
     ?LOG_LINE(
-        error, fault,
+        error,
+        fault,
         "rekindle: a call failed in the native library (~ts:~ts), ~b so far in this cache",
         [Class, shown(Reason), Count]
     ).

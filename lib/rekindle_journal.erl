@@ -31,7 +31,8 @@ open(Store, Scope, #{journal := Journal} = Options) ->
                 ok ->
                     rekindle_journal_watcher:start(),
                     rekindle_suites:start(Scope);
-                {error, Why} -> log(Scope, Why)
+                {error, Why} ->
+                    log(Scope, Why)
             end;
         false when Scope =:= upgraded ->
             log(Scope, "nodes share sessions by name, and upgraded sockets have none");
@@ -65,21 +66,25 @@ max_log_bytes(#{max_log_bytes := MaxLogBytes}) -> MaxLogBytes.
 -spec node_folders() -> [binary() | undefined].
 node_folders() ->
     case rekindle_options:configured() of
-        {ok, #{journal := none}, _} -> [];
+        {ok, #{journal := none}, _} ->
+            [];
         {ok, Options, _} ->
             case node_folder(Options) of
                 [] -> [undefined];
                 Folders -> Folders
             end;
-        {error, _} -> []
+        {error, _} ->
+            []
     end.
 
 node_folder(#{journal := none}) -> [];
 node_folder(#{node_folder := undefined, journal := Journal}) -> [Dir || {folder, Dir} <- [log_of(Journal)]];
 node_folder(#{node_folder := Dir}) -> [rekindle_options:path_to_native(Dir)].
 
-log_of({folder, Dir}) -> {folder, rekindle_options:path_to_native(Dir)};
-log_of({folder, Dir, _}) -> {folder, rekindle_options:path_to_native(Dir)};
+log_of({folder, Dir}) ->
+    {folder, rekindle_options:path_to_native(Dir)};
+log_of({folder, Dir, _}) ->
+    {folder, rekindle_options:path_to_native(Dir)};
 log_of({valkey, Url, Options}) ->
     Given = maps:from_list([{Name, native_option(Name, Value)} || {Name, Value} <- Options, Name =/= key_file]),
     {valkey, maps:merge(#{url => text(Url), cluster => false, partitions => 1}, Given)}.
@@ -91,9 +96,12 @@ native_option(_, Value) -> rekindle_options:path_to_native(Value).
 text(Value) ->
     unicode:characters_to_binary(Value).
 
-key_file({folder, Dir}) -> rekindle_options:path_to_native(filename:join(Dir, "keys"));
-key_file({folder, Dir, Options}) -> rekindle_options:path_to_native(proplists:get_value(key_file, Options, filename:join(Dir, "keys")));
-key_file({valkey, _, Options}) -> rekindle_options:path_to_native(proplists:get_value(key_file, Options)).
+key_file({folder, Dir}) ->
+    rekindle_options:path_to_native(filename:join(Dir, "keys"));
+key_file({folder, Dir, Options}) ->
+    rekindle_options:path_to_native(proplists:get_value(key_file, Options, filename:join(Dir, "keys")));
+key_file({valkey, _, Options}) ->
+    rekindle_options:path_to_native(proplists:get_value(key_file, Options)).
 
 %% A key file of the operator's may be missing for a while. Rekindle must not put new keys in its place: they would open nothing.
 makes_key({folder, _}) -> true;

@@ -39,4 +39,6 @@ seconds(Ms) ->
     io_lib:format("~.1f s", [Ms / 1000]).
 
 log(Level, Scope, Location, Format, Args) ->
-    ?LOG_LINE(Level, journal, "rekindle: the journal of ~ts at ~ts" ++ Format, [rekindle_scope:text_of_log_name(Scope), Location | Args]).
+    ?LOG_LINE(Level, journal, "rekindle: the journal of ~ts at ~ts" ++ Format, [
+        rekindle_scope:text_of_log_name(Scope), Location | Args
+    ]).

@@ -17,7 +17,9 @@
 -export([inject_fault/1, inject_one_fault/2, advance_clock/1]).
 -endif.
 
--export_type([store/0, limits/0, scope_number/0, position/0, row/0, certificate_selector/0, revoked/0, pending/0, journal/0, event/0]).
+-export_type([
+    store/0, limits/0, scope_number/0, position/0, row/0, certificate_selector/0, revoked/0, pending/0, journal/0, event/0
+]).
 -export_type([crl_event/0, crl_file/0, crl/0]).
 
 -on_load(load/0).
@@ -62,17 +64,19 @@
     node_folder => binary(),
     wait_for_living_node := boolean(),
     max_log_bytes := pos_integer(),
-    log := {folder, Dir :: binary()} | {valkey, #{
-        url := binary(),
-        cluster := boolean(),
-        partitions := pos_integer(),
-        user => binary(),
-        password_file => binary(),
-        password_env => binary(),
-        ca_file => binary(),
-        tls_cert_file => binary(),
-        tls_key_file => binary()
-    }}
+    log :=
+        {folder, Dir :: binary()}
+        | {valkey, #{
+            url := binary(),
+            cluster := boolean(),
+            partitions := pos_integer(),
+            user => binary(),
+            password_file => binary(),
+            password_env => binary(),
+            ca_file => binary(),
+            tls_cert_file => binary(),
+            tls_key_file => binary()
+        }}
 }.
 
 -type event() :: {
@@ -242,7 +246,8 @@ set_limits(_Number, _Limits) ->
 
 %% @doc Revokes in the given scopes; with `all' also in those that open later. Writes the revocation to the node folders of
 %% these scopes and to `NodeFolders' first, and then waits up to two seconds until it is durable.
--spec revoke(all | [scope_number()], revoked(), NodeFolders :: [binary() | undefined]) -> {Dropped :: non_neg_integer(), pending()}.
+-spec revoke(all | [scope_number()], revoked(), NodeFolders :: [binary() | undefined]) ->
+    {Dropped :: non_neg_integer(), pending()}.
 revoke(_Scopes, _What, _NodeFolders) ->
     ?NOT_LOADED.
 

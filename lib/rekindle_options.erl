@@ -275,7 +275,8 @@ unknown(Foreign) ->
 named(Option, Options) when is_tuple(Option), tuple_size(Option) > 0, is_atom(element(1, Option)) ->
     named(element(1, Option), Options);
 named(Option, Options) when is_atom(Option) -> [io_lib:format("~0tp", [Option]), suggestion(Option, Options)];
-named(_, _) -> "...".
+named(_, _) ->
+    "...".
 
 suggestion(Name, Known) ->
     [io_lib:format(" (did you mean ~s?)", [Meant]) || Meant <- similar(Name, Known)].
@@ -298,7 +299,11 @@ next_row(Char, Other, [Diagonal | _] = Row) ->
 next_row(_, [], _, Done) ->
     lists:reverse(Done);
 next_row(Char, [OtherChar | Other], [Diagonal, Above | Row], [Left | _] = Done) ->
-    Replaced = case Char of OtherChar -> Diagonal; _ -> Diagonal + 1 end,
+    Replaced =
+        case Char of
+            OtherChar -> Diagonal;
+            _ -> Diagonal + 1
+        end,
     next_row(Char, Other, [Above | Row], [lists:min([Replaced, Above + 1, Left + 1]) | Done]).
 
 %% Without the value, which may contain a password.
@@ -348,7 +353,11 @@ check_client_certificate(Given, Scheme) ->
     lists:usort(Given) =:= [tls_cert_file, tls_key_file] orelse
         throw("tls_cert_file and tls_key_file belong together; give both or neither"),
     lists:member(Scheme, ?TLS_SCHEMES) orelse
-        throw(io_lib:format("tls_cert_file needs TLS; write the URL with one of these schemes: ~ts", [lists:join(", ", ?TLS_SCHEMES)])),
+        throw(
+            io_lib:format("tls_cert_file needs TLS; write the URL with one of these schemes: ~ts", [
+                lists:join(", ", ?TLS_SCHEMES)
+            ])
+        ),
     ok.
 
 check_url(Url) ->

@@ -65,7 +65,8 @@ driver(Port) ->
     end.
 
 %% @doc The address of a listen socket.
--spec sockname(listen_socket()) -> {ok, {inet:ip_address(), inet:port_number()} | inet:returned_non_ip_address()} | {error, term()}.
+-spec sockname(listen_socket()) ->
+    {ok, {inet:ip_address(), inet:port_number()} | inet:returned_non_ip_address()} | {error, term()}.
 sockname({'$socket', _} = Socket) ->
     case socket:sockname(Socket) of
         {ok, #{addr := Ip, port := Port}} -> {ok, {Ip, Port}};
@@ -160,12 +161,19 @@ processes_of_listener() ->
 
 processes_of({'$inet', _, {Pid, Socket}}) ->
     %% The socket's process monitors its owner.
-    Monitors = case process_info(Pid, monitors) of {monitors, Found} -> Found; undefined -> [] end,
+    Monitors =
+        case process_info(Pid, monitors) of
+            {monitors, Found} -> Found;
+            undefined -> []
+        end,
     [Process || {process, Process} <- Monitors] ++ processes_of(Socket);
 processes_of({'$socket', _} = Socket) ->
     socket:monitored_by(Socket);
 processes_of(Port) ->
-    lists:append([lists:flatten([Processes]) || Item <- [connected, monitored_by], {_, Processes} <- [erlang:port_info(Port, Item)]]).
+    lists:append([
+        lists:flatten([Processes])
+     || Item <- [connected, monitored_by], {_, Processes} <- [erlang:port_info(Port, Item)]
+    ]).
 
 %% @doc Whether the caller is the cache process that OTP has for all sockets upgraded with ssl:handshake/2.
 -spec is_of_upgraded_sockets() -> boolean().
@@ -239,9 +247,12 @@ transport(_) -> undefined.
 -spec name(rekindle_admin:scope_name()) -> unicode:chardata().
 name({listener, _, {Address, Elsewhere}}) when is_list(Elsewhere) ->
     io_lib:format("~ts ~0tp", [address(Address), Elsewhere]);
-name({listener, _, Address}) -> address(Address);
-name({shared, _, Name}) -> io_lib:format("shared: ~0tp", [Name]);
-name(Scope) -> io_lib:format("~0tp", [Scope]).
+name({listener, _, Address}) ->
+    address(Address);
+name({shared, _, Name}) ->
+    io_lib:format("shared: ~0tp", [Name]);
+name(Scope) ->
+    io_lib:format("~0tp", [Scope]).
 
 %% @doc The address of a socket, as people read it.
 -spec address({inet:ip_address(), inet:port_number()} | term()) -> unicode:chardata().

@@ -55,7 +55,8 @@ apply_allowed(LogName) ->
 %% them.
 apply_allowed(LogName, {Scope, Number, Suites} = Set) ->
     case rekindle_nif:allow_suites(Number, Suites) of
-        undefined -> ok;
+        undefined ->
+            ok;
         LeftOut ->
             log(Scope, LeftOut),
             case allowed(LogName) of
@@ -70,9 +71,11 @@ log(_, 0) ->
     ok;
 log(Scope, LeftOut) ->
     ?LOG_LINE(
-        notice, journal,
+        notice,
+        journal,
         "rekindle: ~ts: ~b sessions of its journal are not resumed, because its option ciphers does not allow their cipher suites",
-        [rekindle_scope:text(Scope), LeftOut]).
+        [rekindle_scope:text(Scope), LeftOut]
+    ).
 
 %% The newest scope of that name, and the suites that its listeners allow together; `all' if that cannot be known.
 allowed(LogName) ->

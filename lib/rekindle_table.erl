@@ -42,10 +42,13 @@ about_memory(Infos, Width) ->
         [] ->
             [];
         _ ->
-            rekindle_text:paragraphs([
-                "Memory: the first session of a scope takes up to 40 KiB, for the index, tables and first pages. Each further session "
-                "takes about 110 bytes, and a client certificate its own size once."
-            ], Width)
+            rekindle_text:paragraphs(
+                [
+                    "Memory: the first session of a scope takes up to 40 KiB, for the index, tables and first pages. Each further session "
+                    "takes about 110 bytes, and a client certificate its own size once."
+                ],
+                Width
+            )
     end.
 
 happened(#{hits := Hits, misses := Misses, hit_rate := HitRate, inserts := Inserts, expired := Expired, evicted := Evicted}) ->

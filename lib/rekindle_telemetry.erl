@@ -5,8 +5,27 @@
 -export([measure/0]).
 
 -define(MEASURED, [
-    sessions, max_sessions, bytes, max_bytes, templates, certificates, certified, lifetime, oldest, hits, misses, evicted_misses,
-    lost_misses, unknown_misses, certificate_misses, inserts, expired, evicted, moved, refused, faults
+    sessions,
+    max_sessions,
+    bytes,
+    max_bytes,
+    templates,
+    certificates,
+    certified,
+    lifetime,
+    oldest,
+    hits,
+    misses,
+    evicted_misses,
+    lost_misses,
+    unknown_misses,
+    certificate_misses,
+    inserts,
+    expired,
+    evicted,
+    moved,
+    refused,
+    faults
 ]).
 
 %% @doc Executes the event `[rekindle, scope]' once for each scope. The measurements are the numbers of
@@ -26,7 +45,11 @@ measure() ->
 
 refused(#{refused_by := By}) ->
     #{
-        too_large := TooLarge, no_room := NoRoom, private_key := PrivateKey, layout := Layout, lifetime := Lifetime,
+        too_large := TooLarge,
+        no_room := NoRoom,
+        private_key := PrivateKey,
+        layout := Layout,
+        lifetime := Lifetime,
         certificate := Certificate
     } = By,
     #{

@@ -16,7 +16,10 @@
 %% @doc Makes the store check the sessions of a server's scope as the options say.
 -spec set_checks(rekindle_nif:store(), rekindle_options:options()) -> ok.
 set_checks(Store, #{expired_certificates := Expired, stale_crls := Stale, crls := Paths}) ->
-    ok = rekindle_nif:set_trust(Store, Expired =:= resume, Stale =:= resume, [rekindle_options:path_to_native(Path) || Path <- Paths]),
+    ok = rekindle_nif:set_trust(Store, Expired =:= resume, Stale =:= resume, [
+        rekindle_options:path_to_native(Path)
+     || Path <- Paths
+    ]),
     Paths =:= [] orelse rekindle_crls:watch(),
     ok.
 
@@ -29,7 +32,9 @@ findings(Listener, Options, Scopes) ->
 
 %% A session that is older than the file was made with the authorities that were in the file before. (Somebody may have written
 %% the file again without a change.)
-authorities(Listener, #{cacertfile := File}, [#{certificates := Certificates, number := Number, scope := Scope} | _]) when Certificates > 0 ->
+authorities(Listener, #{cacertfile := File}, [#{certificates := Certificates, number := Number, scope := Scope} | _]) when
+    Certificates > 0
+->
     case changed(File) of
         undefined ->
             [];
@@ -95,12 +100,20 @@ suites(Listener, #{ciphers := [Suite | _] = Suites} = Options, [#{number := Numb
     Flush = io_lib:format("rekindle_admin:flush(~ts)", [rekindle_scope:quoted(Scope)]),
     {Level, Advice} =
         case have_names_own_suites(Options) of
-            false -> {warning, ["resume with them. Call ", Flush, "."]};
-            true -> {note, ["resume with them. Its sni_hosts or sni_fun may allow them for some server names. If not, ", Flush, " drops these sessions."]}
+            false ->
+                {warning, ["resume with them. Call ", Flush, "."]};
+            true ->
+                {note, [
+                    "resume with them. Its sni_hosts or sni_fun may allow them for some server names. If not, ",
+                    Flush,
+                    " drops these sessions."
+                ]}
         end,
     [
         {Level,
-            io_lib:format("~ts: ~b of its sessions have cipher suites that its option ciphers does not allow, and ~ts", [Listener, Count, Advice])}
+            io_lib:format("~ts: ~b of its sessions have cipher suites that its option ciphers does not allow, and ~ts", [
+                Listener, Count, Advice
+            ])}
      || Count <- [count(IsExcluded, Number)], Count > 0
     ];
 suites(_, _, _) ->
@@ -159,7 +172,13 @@ names(Listener, Options, _Scopes) ->
 is_certificate_shared(Options, Own) ->
     Default = certificates(Options),
     OfHosts = [
-        {case certificates(Host) of [] -> Default; Certificates -> Certificates end, [] =/= maps:keys(maps:with(?CHECKS, Host))}
+        {
+            case certificates(Host) of
+                [] -> Default;
+                Certificates -> Certificates
+            end,
+            [] =/= maps:keys(maps:with(?CHECKS, Host))
+        }
      || Host <- Own
     ],
     Names = lists:enumerate([{Default, false} | OfHosts]),

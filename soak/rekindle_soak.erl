@@ -43,14 +43,18 @@ start([Minutes, Folder]) ->
     [open(Node, Name, Kind, Certs) || {Name, Kind} <- ?LISTENERS],
     Workers =
         [fun() -> device(Name, Kind, Certs, N rem 2 =:= 0, none) end || {Name, Kind} <- ?LISTENERS, N <- lists:seq(1, ?DEVICES)] ++
-        [fun() -> openssl(Certs) end, fun() -> flood(Certs) end, fun() -> chaos(Node, Certs, Seconds) end],
+            [fun() -> openssl(Certs) end, fun() -> flood(Certs) end, fun() -> chaos(Node, Certs, Seconds) end],
     [spawn_link(Worker) || Worker <- Workers],
     Samples = sample(Node, now_ms() + 1000 * Seconds, []),
     Failures = report(Seconds, Node, Samples),
     halt(min(1, Failures)).
 
 to_number(Text) ->
-    try list_to_float(Text) catch error:badarg -> float(list_to_integer(Text)) end.
+    try
+        list_to_float(Text)
+    catch
+        error:badarg -> float(list_to_integer(Text))
+    end.
 
 %% ---- the server's node ----
 
@@ -60,9 +64,18 @@ open(Node, Name, Kind, Certs) ->
 
 server_opts(Kind, #{ca := Ca, server := #{ec := #{cert := Cert, key := Key}}}) ->
     [
-        {ip, {127, 0, 0, 1}}, {certfile, Cert}, {keyfile, Key}, {cacertfile, Ca}, {verify, verify_peer},
-        {reuse_sessions, true}, {active, false}, {mode, binary}, {versions, [version(Kind)]}, {protocol, Kind},
-        {log_level, none} | [{reuseaddr, true} || Kind =:= tls]
+        {ip, {127, 0, 0, 1}},
+        {certfile, Cert},
+        {keyfile, Key},
+        {cacertfile, Ca},
+        {verify, verify_peer},
+        {reuse_sessions, true},
+        {active, false},
+        {mode, binary},
+        {versions, [version(Kind)]},
+        {protocol, Kind},
+        {log_level, none}
+        | [{reuseaddr, true} || Kind =:= tls]
     ].
 
 version(tls) -> 'tlsv1.2';
@@ -71,8 +84,14 @@ version(dtls) -> 'dtlsv1.2'.
 %% @private Opens a listener, in place of the one of that name. Answers its port.
 serve(Name, Kind, Options) ->
     case whereis(Name) of
-        undefined -> ok;
-        Old -> Monitor = monitor(process, Old), Old ! close, receive {'DOWN', Monitor, process, _, _} -> ok end
+        undefined ->
+            ok;
+        Old ->
+            Monitor = monitor(process, Old),
+            Old ! close,
+            receive
+                {'DOWN', Monitor, process, _, _} -> ok
+            end
     end,
     Caller = self(),
     spawn(fun() ->
@@ -81,17 +100,25 @@ serve(Name, Kind, Options) ->
         {ok, {_, Port}} = ssl:sockname(Listener),
         Acceptors = [spawn(?MODULE, accept, [Kind, Listener]) || _ <- lists:seq(1, 4)],
         Caller ! {Name, Port},
-        receive close -> ok end,
+        receive
+            close -> ok
+        end,
         [exit(Pid, kill) || Pid <- Acceptors],
         ssl:close(Listener)
     end),
-    receive {Name, Port} -> Port end.
+    receive
+        {Name, Port} -> Port
+    end.
 
 %% @private
 accept(Kind, Listener) ->
     case ssl:transport_accept(Listener) of
         {ok, Transport} ->
-            Pid = spawn(fun() -> receive go -> echo(Transport) end end),
+            Pid = spawn(fun() ->
+                receive
+                    go -> echo(Transport)
+                end
+            end),
             _ = ssl:controlling_process(Transport, Pid),
             Pid ! go,
             accept(Kind, Listener);
@@ -104,8 +131,11 @@ echo(Transport) ->
     case ssl:handshake(Transport, 10_000) of
         {ok, Socket} ->
             case ssl:recv(Socket, 0, 10_000) of
-                {ok, Bytes} -> _ = ssl:send(Socket, Bytes), _ = ssl:recv(Socket, 0, 10_000);
-                {error, _} -> ok
+                {ok, Bytes} ->
+                    _ = ssl:send(Socket, Bytes),
+                    _ = ssl:recv(Socket, 0, 10_000);
+                {error, _} ->
+                    ok
             end,
             _ = ssl:close(Socket),
             ok;
@@ -117,8 +147,14 @@ echo(Transport) ->
 count_reports() ->
     persistent_term:put(?MODULE, counters:new(1, [])),
     Self = self(),
-    spawn(fun() -> ets:new(killed, [named_table, public]), Self ! ready, timer:sleep(infinity) end),
-    receive ready -> ok end,
+    spawn(fun() ->
+        ets:new(killed, [named_table, public]),
+        Self ! ready,
+        timer:sleep(infinity)
+    end),
+    receive
+        ready -> ok
+    end,
     ok = logger:remove_handler(default),
     logger:add_handler(?MODULE, ?MODULE, #{level => error}).
 
@@ -149,7 +185,10 @@ descendants(Sup) ->
     try supervisor:which_children(Sup) of
         Children ->
             lists:append([
-                case Type of supervisor -> descendants(Pid); worker -> [Pid] end
+                case Type of
+                    supervisor -> descendants(Pid);
+                    worker -> [Pid]
+                end
              || {_, Pid, Type, _} <- Children, is_pid(Pid)
             ])
     catch
@@ -177,19 +216,30 @@ memory() ->
 %% A session a device has: what it needs to offer it, when it was made, and by which opening of the listener.
 device(Name, Kind, Certs, HasCertificate, Session) ->
     [{_, Epoch, Port}] = ets:lookup(?TABLE, Name),
-    Offer = case Session of none -> []; #{offer := IdAndData} -> [{reuse_session, IdAndData}] end,
+    Offer =
+        case Session of
+            none -> [];
+            #{offer := IdAndData} -> [{reuse_session, IdAndData}]
+        end,
     Start = now_ms(),
     case connect(Kind, Port, Offer, HasCertificate, Certs) of
         {ok, {Id, _} = New} ->
             [{_, EpochAfter, _}] = ets:lookup(?TABLE, Name),
             Resumed = Session =/= none andalso element(1, maps:get(offer, Session)) =:= Id,
-            count({Kind, case Resumed of true -> resumed; false -> full end}),
+            count(
+                {Kind,
+                    case Resumed of
+                        true -> resumed;
+                        false -> full
+                    end}
+            ),
             [verdict(Name, Resumed, Session, Start) || Session =/= none, Epoch =:= EpochAfter],
             pause(),
-            Next = case Resumed of
-                true -> Session;
-                false -> #{offer => New, before => Start, made => now_ms(), epoch => Epoch}
-            end,
+            Next =
+                case Resumed of
+                    true -> Session;
+                    false -> #{offer => New, before => Start, made => now_ms(), epoch => Epoch}
+                end,
             device(Name, Kind, Certs, HasCertificate, Next);
         {error, _} ->
             count({Kind, failed}),
@@ -199,7 +249,12 @@ device(Name, Kind, Certs, HasCertificate, Session) ->
 
 %% Mostly short, now and then longer than a session lives.
 pause() ->
-    timer:sleep(case rand:uniform(20) of 1 -> 1000 * (?LIFETIME + ?DOUBT + 1); _ -> rand:uniform(600) end).
+    timer:sleep(
+        case rand:uniform(20) of
+            1 -> 1000 * (?LIFETIME + ?DOUBT + 1);
+            _ -> rand:uniform(600)
+        end
+    ).
 
 verdict(Name, Resumed, #{before := Before, made := Made, epoch := Epoch}, Start) ->
     [{_, EpochNow, _}] = ets:lookup(?TABLE, Name),
@@ -217,14 +272,25 @@ lost(false) -> ok.
 
 connect(Kind, Port, Offer, HasCertificate, #{ca := Ca, client := #{ec := #{cert := Cert, key := Key}}}) ->
     Options = [
-        {versions, [version(Kind)]}, {protocol, Kind}, {cacertfile, Ca}, {verify, verify_peer}, {active, false},
-        {mode, binary}, {server_name_indication, disable}, {reuse_sessions, save}, {log_level, none}
+        {versions, [version(Kind)]},
+        {protocol, Kind},
+        {cacertfile, Ca},
+        {verify, verify_peer},
+        {active, false},
+        {mode, binary},
+        {server_name_indication, disable},
+        {reuse_sessions, save},
+        {log_level, none}
         | Offer ++ [Option || HasCertificate, Option <- [{certfile, Cert}, {keyfile, Key}]]
     ],
     case ssl:connect({127, 0, 0, 1}, Port, Options, 10_000) of
         {ok, Socket} ->
             %% Answered after the server has registered the session.
-            Answer = case ssl:send(Socket, "hello") of ok -> ssl:recv(Socket, 5, 10_000); Error -> Error end,
+            Answer =
+                case ssl:send(Socket, "hello") of
+                    ok -> ssl:recv(Socket, 5, 10_000);
+                    Error -> Error
+                end,
             Info = ssl:connection_information(Socket, [session_id, session_data]),
             _ = ssl:close(Socket),
             case {Answer, Info} of
@@ -321,8 +387,14 @@ report(Seconds, Node, Samples) ->
     Faults = lists:sum([Count || #{faults := Count} <- Infos]),
     Sum = fun(Key) -> lists:sum([maps:get(Key, Info) || #{role := server} = Info <- Infos]) end,
     io:format("~nsoak, ~b s~n~n", [Seconds]),
-    [line("~s, ~s", [Kind, What], counted({Kind, What})) || Kind <- [tls, dtls, openssl, flood], What <- [full, resumed, failed], counted({Kind, What}) > 0],
-    [line("~s", [string:replace(atom_to_list(What), "_", " ", all)], counted(What)) || What <- [reopened_listeners, killed_connections, killed_caches, upgrades_of_the_callback_module]],
+    [
+        line("~s, ~s", [Kind, What], counted({Kind, What}))
+     || Kind <- [tls, dtls, openssl, flood], What <- [full, resumed, failed], counted({Kind, What}) > 0
+    ],
+    [
+        line("~s", [string:replace(atom_to_list(What), "_", " ", all)], counted(What))
+     || What <- [reopened_listeners, killed_connections, killed_caches, upgrades_of_the_callback_module]
+    ],
     [line("sessions ~s in the scopes open now", [What], Sum(What)) || What <- [expired, evicted, refused]],
     [
         line("~s, MiB, ~s quarter of what comes after the start", [What, Name], Memory(Place, Of) div 1048576)
@@ -334,12 +406,18 @@ report(Seconds, Node, Samples) ->
         {"sessions resumed on another listener", counted(resumed_on_another_listener)},
         {"faults", Faults},
         {"error reports nobody provoked", Reports},
-        {"no handshake, or no resumption, of a kind", length([1 || Kind <- [tls, dtls, openssl], What <- [full, resumed], counted({Kind, What}) =:= 0])},
+        {"no handshake, or no resumption, of a kind",
+            length([1 || Kind <- [tls, dtls, openssl], What <- [full, resumed], counted({Kind, What}) =:= 0])},
         {"memory that grew", length([1 || Place <- [1, 2], Memory(Place, Last) > Memory(Place, First) * 5 div 4 + (16 bsl 20)])}
     ],
     [line("~s", [What], Number) || {What, Number} <- Bad],
     Failures = length([What || {What, Number} <- Bad, Number > 0]),
-    io:format("~n~s~n", [case Failures of 0 -> "All as it should be."; _ -> "Not as it should be." end]),
+    io:format("~n~s~n", [
+        case Failures of
+            0 -> "All as it should be.";
+            _ -> "Not as it should be."
+        end
+    ]),
     Failures.
 
 line(Format, Args, Number) ->

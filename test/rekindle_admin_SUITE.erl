@@ -83,7 +83,9 @@ info_tells_of_the_scopes_meant(Config) ->
         _ = offer(Other, "ec", Config),
         Info = fun(Which) -> [P || #{scope := {_, _, {_, P}}} <- admin(Node, info, [Which])] end,
         [#{scope := Label} = Own] = admin(Node, info, [Port]),
-        ?assertMatch(#{sessions := 1, hits := 2, misses := 0, inserts := 1, hit_rate := 1.0, oldest := Age} when is_integer(Age), Own),
+        ?assertMatch(
+            #{sessions := 1, hits := 2, misses := 0, inserts := 1, hit_rate := 1.0, oldest := Age} when is_integer(Age), Own
+        ),
         ?assertMatch([#{misses := 1, hit_rate := Rate}] when Rate == 0, admin(Node, info, [Other])),
         ?assertMatch([#{scope := client, hit_rate := undefined}], admin(Node, info, [client])),
         Text = "tls 127.0.0.1:" ++ integer_to_list(Port),
@@ -105,10 +107,12 @@ the_tables_tell_the_same(Config) ->
         Memory = lists:flatten(rekindle_text:bytes(Bytes)),
         ?assertMatch(
             #{"sessions" := "1", "memory" := Memory, "bound" := "10.0 MiB, 1,234", "lifetime" := "1 d 1 h"},
-            maps:get(Scope, Held)),
+            maps:get(Scope, Held)
+        ),
         ?assertMatch(
             #{"hits" := "1", "misses" := "0", "hit rate" := "100.0 %", "inserts" := "1", "expired" := "0", "evicted" := "0"},
-            maps:get(Scope, Happened)),
+            maps:get(Scope, Happened)
+        ),
         ?assertEqual(#{Scope => #{"kept" => "1", "certified sessions" => "1"}}, Certified),
         %% The note on the memory of a small scope is there, and it is true.
         Text = unicode:characters_to_list(rekindle_table:of_scopes(Infos, 80)),
@@ -124,20 +128,39 @@ journals_have_tables_of_their_own(Config) ->
     with_servers(1, [{session_cb_init_args, [{journal, {folder, Folder}}]}], Config, fun(Node, [Port]) ->
         [#{journal := Journal} = Info] = admin(Node, info, [Port]),
         Scope = "tls 127.0.0.1:" ++ integer_to_list(Port),
-        Text = fun(Changes) -> unicode:characters_to_list(rekindle_table:of_journals([Info#{journal := maps:merge(Journal, Changes)}], 80)) end,
+        Text = fun(Changes) ->
+            unicode:characters_to_list(rekindle_table:of_journals([Info#{journal := maps:merge(Journal, Changes)}], 80))
+        end,
         Numbers = #{
-            state => up, since => 61, queued => 1, written => 2, dropped => 3, read => 4, applied => 5, revocations => 6, unwritten => 7,
-            missing => 8, log_bytes => 9, location => <<"/l">>, node_folder => <<"/f">>, node_folder_error => undefined,
-            node_folder_bytes => 10, lag => 11, replay => 12_000
+            state => up,
+            since => 61,
+            queued => 1,
+            written => 2,
+            dropped => 3,
+            read => 4,
+            applied => 5,
+            revocations => 6,
+            unwritten => 7,
+            missing => 8,
+            log_bytes => 9,
+            location => <<"/l">>,
+            node_folder => <<"/f">>,
+            node_folder_error => undefined,
+            node_folder_bytes => 10,
+            lag => 11,
+            replay => 12_000
         },
         [#{Scope := Written}, #{Scope := Read}, #{Scope := Revocations}] = tables_of(Text(Numbers)),
         ?assertEqual(
-            #{"state" => "up 1 min 1 s", "queued" => "1", "written" => "2", "dropped" => "3", "log size" => "9 B"}, Written),
+            #{"state" => "up 1 min 1 s", "queued" => "1", "written" => "2", "dropped" => "3", "log size" => "9 B"}, Written
+        ),
         ?assertEqual(#{"read" => "4", "applied" => "5", "skipped" => "0", "lag" => "11 ms", "replay" => "12 s"}, Read),
         ?assertEqual(#{"remembered" => "6", "unwritten" => "7", "missing" => "8", "folder size" => "10 B"}, Revocations),
         ?assertNotEqual(nomatch, string:find(Text(Numbers), Scope ++ ": log /l, node folder /f\n")),
         Skipped = maps:map(fun(_, _) -> 0 end, maps:get(skipped, Journal)),
-        [_, #{Scope := #{"skipped" := "5"}}, #{Scope := Reasons}, _] = tables_of(Text(Numbers#{skipped => Skipped#{key := 2, future := 3}})),
+        [_, #{Scope := #{"skipped" := "5"}}, #{Scope := Reasons}, _] = tables_of(
+            Text(Numbers#{skipped => Skipped#{key := 2, future := 3}})
+        ),
         ?assertEqual(#{"key" => "2", "future" => "3"}, Reasons),
         Failed = Text(Numbers#{node_folder_error => <<"full">>, log_bytes => undefined}),
         ?assertNotEqual(nomatch, string:find(Failed, "node folder /f, which cannot be used: full\n")),
@@ -158,8 +181,16 @@ what_was_refused_or_missed_is_counted_by_reason(Config) ->
         ?assertMatch([_, _], scope_tables(Infos)),
         By = #{too_large => 1, no_room => 2, private_key => 3, layout => 4, lifetime => 5, certificate => 6},
         Made = Info#{
-            certified => 6, certificates => 7, evicted_misses => 8, lost_misses => 9, certificate_misses => 10, unknown_misses => 11, misses => 38,
-            refused => 21, refused_by => By, faults => 16
+            certified => 6,
+            certificates => 7,
+            evicted_misses => 8,
+            lost_misses => 9,
+            certificate_misses => 10,
+            unknown_misses => 11,
+            misses => 38,
+            refused => 21,
+            refused_by => By,
+            faults => 16
         },
         [_, #{Scope := Happened}, Missed, Certified, Refused, RefusedAlso, Faults] = scope_tables([Client, Made]),
         ?assertMatch(#{"misses" := "38", "hit rate" := _}, Happened),
@@ -185,25 +216,44 @@ no_line_is_wider_than_asked_for(Config) ->
         Hard = (maps:map(Large, Info))#{
             max_sessions => 1_000_000_000,
             hit_rate => 1.0,
-            journal => (maps:map(Large, Journal))#{location => Deep, node_folder => Deep, node_folder_error => <<"no room is left">>}
+            journal => (maps:map(Large, Journal))#{
+                location => Deep, node_folder => Deep, node_folder_error => <<"no room is left">>
+            }
         },
         Ip = {16#2001, 16#db8, 16#85a3, 16#8d3, 16#1319, 16#8a2e, 16#370, 16#7348},
         Labels = [
-            client, upgraded, {listener, dtls, {{10, 20, 30, 40}, 65535}}, {listener, tls, {Ip, 65535}},
+            client,
+            upgraded,
+            {listener, dtls, {{10, 20, 30, 40}, 65535}},
+            {listener, tls, {Ip, 65535}},
             {listener, tls, {{Ip, 65535}, [{netns, "/var/run/netns/customer_17"}, {bind_to_device, <<"eth0.100">>}]}},
-            {shared, tls, lists:duplicate(300, $x)}, {shared, tls, <<"für Geräte"/utf8>>}
+            {shared, tls, lists:duplicate(300, $x)},
+            {shared, tls, <<"für Geräte"/utf8>>}
             | [{listener, tls, {{10, 0, N div 256, N rem 256}, 8883}} || N <- lists:seq(1, 500)]
         ],
-        Text = fun(Infos, Width) -> unicode:characters_to_list([rekindle_table:of_scopes(Infos, Width), rekindle_table:of_journals(Infos, Width)]) end,
+        Text = fun(Infos, Width) ->
+            unicode:characters_to_list([rekindle_table:of_scopes(Infos, Width), rekindle_table:of_journals(Infos, Width)])
+        end,
         Too = fun(Infos, Width) -> [Line || Line <- string:split(Text(Infos, Width), "\n", all), string:length(Line) > Width] end,
-        [?assertEqual({Width, []}, {Width, Too([Shown#{scope := Label} || Label <- Labels], Width)}) || Shown <- [Info, Hard], Width <- [40, 80, 132]],
+        [
+            ?assertEqual({Width, []}, {Width, Too([Shown#{scope := Label} || Label <- Labels], Width)})
+         || Shown <- [Info, Hard], Width <- [40, 80, 132]
+        ],
         %% Nothing is lost.
         Counts = fun(Width) -> length(string:split(Text([Hard], Width), "123,456,789,012", all)) end,
         ?assertEqual(Counts(infinity), Counts(80)),
         ?assert(Counts(80) > 30),
         %% Usual numbers need one table each, and names stand beside them.
-        Usual = Info#{scope := {listener, tls, {{10, 20, 30, 40}, 8883}}, sessions := 98_765, bytes := 14 bsl 20, hits := 9_876_543, inserts := 987_654},
-        ?assertMatch([#{"tls 10.20.30.40:8883" := _}, #{"tls 10.20.30.40:8883" := _} | _], tables_of(rekindle_table:of_scopes([Usual], 80)))
+        Usual = Info#{
+            scope := {listener, tls, {{10, 20, 30, 40}, 8883}},
+            sessions := 98_765,
+            bytes := 14 bsl 20,
+            hits := 9_876_543,
+            inserts := 987_654
+        },
+        ?assertMatch(
+            [#{"tls 10.20.30.40:8883" := _}, #{"tls 10.20.30.40:8883" := _} | _], tables_of(rekindle_table:of_scopes([Usual], 80))
+        )
     end).
 
 %% The native library, the code, the types and the documentation have the same ones.
@@ -233,7 +283,10 @@ a_scope_has_one_name(_Config) ->
         {upgraded, "tls upgraded"},
         {{listener, tls, {{127, 0, 0, 1}, 8883}}, "tls 127.0.0.1:8883"},
         {{listener, dtls, {{0, 0, 0, 0, 0, 0, 0, 1}, 8884}}, "dtls [::1]:8884"},
-        {{listener, tls, {{{10, 0, 0, 1}, 443}, [{bind_to_device, <<"eth0">>}]}}, "tls 10.0.0.1:443 [{bind_to_device,<<\"eth0\">>}]"},
+        {
+            {listener, tls, {{{10, 0, 0, 1}, 443}, [{bind_to_device, <<"eth0">>}]}},
+            "tls 10.0.0.1:443 [{bind_to_device,<<\"eth0\">>}]"
+        },
         {{listener, tls, {local, "/run/sock"}}, "tls local \"/run/sock\""},
         {{shared, tls, mqtt}, "tls shared: mqtt"},
         {{shared, tls, <<"für Geräte"/utf8>>}, "tls shared: <<\"für Geräte\"/utf8>>"},
@@ -252,7 +305,9 @@ a_scope_has_one_name(_Config) ->
     ],
     %% Names that cannot be read back from text.
     Process = rekindle_scope:log_name({shared, tls, self()}),
-    ?assertEqual([Process, Process, <<"{a">>], [rekindle_scope:of_log_name(Process), rekindle_scope:text_of_log_name(Process), rekindle_scope:of_log_name(<<"{a">>)]).
+    ?assertEqual([Process, Process, <<"{a">>], [
+        rekindle_scope:of_log_name(Process), rekindle_scope:text_of_log_name(Process), rekindle_scope:of_log_name(<<"{a">>)
+    ]).
 
 modules_call_each_other_one_way(_Config) ->
     {ok, Xref} = xref:start([]),
@@ -299,7 +354,10 @@ text_is_printed_to_the_caller(Config) ->
 printed(Node, Function, Args) ->
     rekindle_node:run(Node, fun() ->
         Self = self(),
-        {Caller, Monitor} = spawn_monitor(fun() -> group_leader(Self, self()), exit({answer, apply(rekindle_admin, Function, Args)}) end),
+        {Caller, Monitor} = spawn_monitor(fun() ->
+            group_leader(Self, self()),
+            exit({answer, apply(rekindle_admin, Function, Args)})
+        end),
         collect(Caller, Monitor, [])
     end).
 
@@ -318,7 +376,16 @@ text_is_shown_as_it_is_from_outside(_Config) ->
     Common = ["-hidden", "-setcookie", "shown", "-start_epmd", "false", "-erl_epmd_port", Port],
     Name = "shown@127.0.0.1",
     Node = rekindle_node:start([], [], [
-        "-name", Name, "-kernel", "inet_dist_use_interface", "{127,0,0,1}", "inet_dist_listen_min", Port, "inet_dist_listen_max", Port | Common
+        "-name",
+        Name,
+        "-kernel",
+        "inet_dist_use_interface",
+        "{127,0,0,1}",
+        "inet_dist_listen_min",
+        Port,
+        "inet_dist_listen_max",
+        Port
+        | Common
     ]),
     {ok, _} = rekindle_node:call(Node, application, ensure_all_started, [ssl]),
     Report = binary_to_list(admin(Node, report, [])),
@@ -328,7 +395,16 @@ text_is_shown_as_it_is_from_outside(_Config) ->
     Outside = ["-noinput", "-name", "outside@127.0.0.1", "-dist_listen", "false", "-eval", lists:flatten(Eval) | Common],
     ?assertEqual({0, Report}, shown(rekindle_clients:run("erl", Outside, [], 30_000))),
     ErlCall = fun(Function) ->
-        Args = ["-address", "127.0.0.1:" ++ Port, "-c", "shown", "-fetch_stdout", "-no_result_term", "-a", "rekindle_admin " ++ Function],
+        Args = [
+            "-address",
+            "127.0.0.1:" ++ Port,
+            "-c",
+            "shown",
+            "-fetch_stdout",
+            "-no_result_term",
+            "-a",
+            "rekindle_admin " ++ Function
+        ],
         {0, Text} = shown(rekindle_clients:run("erl_call", Args, [], 30_000)),
         Text
     end,
@@ -345,7 +421,9 @@ without_a_library_it_says_so(_Config) ->
     Says = "the native library /lib/rekindle_nif.so cannot be loaded: wrong ELF class.",
     [
         ?assertNotEqual({Function, nomatch}, {Function, string:find(lists:flatten(string:replace(Text, "\n ", "", all)), Says)})
-     || {Function, Text} <- [{Function, element(2, printed(Node, Function, []))} || Function <- [print, doctor]] ++ [{report, admin(Node, report, [])}]
+     || {Function, Text} <-
+            [{Function, element(2, printed(Node, Function, []))} || Function <- [print, doctor]] ++
+                [{report, admin(Node, report, [])}]
     ],
     rekindle_node:stop(Node).
 
@@ -353,12 +431,30 @@ the_table_is_printed_again_until_enter(Config) ->
     with_servers(1, [], Config, fun(Node, [_]) ->
         rekindle_node:run(Node, fun() ->
             Self = self(),
-            {Top, Monitor} = spawn_monitor(fun() -> group_leader(Self, self()), rekindle_admin:top(1) end),
+            {Top, Monitor} = spawn_monitor(fun() ->
+                group_leader(Self, self()),
+                rekindle_admin:top(1)
+            end),
             %% The request for a line is answered after the table was printed twice.
-            Asked = receive {io_request, Top, As, {get_line, _, _}} -> As end,
-            [receive {io_request, From, To, Request} -> ?assertMatch({match, _}, re:run(chars(Request), "127.0.0.1")), From ! {io_reply, To, ok} end || _ <- [1, 2]],
+            Asked =
+                receive
+                    {io_request, Top, As, {get_line, _, _}} -> As
+                end,
+            [
+                receive
+                    {io_request, From, To, Request} ->
+                        ?assertMatch({match, _}, re:run(chars(Request), "127.0.0.1")),
+                        From ! {io_reply, To, ok}
+                end
+             || _ <- [1, 2]
+            ],
             Top ! {io_reply, Asked, "\n"},
-            ?assertEqual(normal, receive {'DOWN', Monitor, process, _, Reason} -> Reason end)
+            ?assertEqual(
+                normal,
+                receive
+                    {'DOWN', Monitor, process, _, Reason} -> Reason
+                end
+            )
         end)
     end).
 
@@ -371,11 +467,19 @@ tables_of(Chars) ->
     Text = string:trim(unicode:characters_to_list(Chars), leading, "\n"),
     [
         begin
-            [[_ | Columns] | Rows] = [string:lexemes(re:replace(Line, "  +", "|", [global, unicode, {return, list}]), "|") || Line <- Lines],
+            [[_ | Columns] | Rows] = [
+                string:lexemes(re:replace(Line, "  +", "|", [global, unicode, {return, list}]), "|")
+             || Line <- Lines
+            ],
             maps:from_list([{Scope, maps:from_list(lists:zip(Columns, Cells))} || [Scope | Cells] <- Rows])
         end
      || Table <- string:split(Text, "\n\n", all),
-        Lines <- [[Line || Line <- string:lexemes(Table, "\n"), string:find(Line, "  ") =/= nomatch, string:prefix(Line, "  ") =:= nomatch]],
+        Lines <- [
+            [
+                Line
+             || Line <- string:lexemes(Table, "\n"), string:find(Line, "  ") =/= nomatch, string:prefix(Line, "  ") =:= nomatch
+            ]
+        ],
         Lines =/= []
     ].
 
@@ -394,8 +498,12 @@ sessions_are_shown_without_secrets(Config) ->
         ?assert(LastUse =:= undefined orelse (is_integer(LastUse) andalso 0 =< LastUse andalso LastUse =< Age), LastUse),
         %% openssl's word for all that it prints as well.
         #{cert := Cert} = identity("ec", Config),
-        ?assertEqual(openssl(["x509", "-noout", "-fingerprint", "-sha256", "-in", Cert], "Fingerprint=(.*)"), maps:get(fingerprint, Peer)),
-        ?assertEqual(binary_to_integer(openssl(["x509", "-noout", "-serial", "-in", Cert], "serial=(.*)"), 16), maps:get(serial, Peer)),
+        ?assertEqual(
+            openssl(["x509", "-noout", "-fingerprint", "-sha256", "-in", Cert], "Fingerprint=(.*)"), maps:get(fingerprint, Peer)
+        ),
+        ?assertEqual(
+            binary_to_integer(openssl(["x509", "-noout", "-serial", "-in", Cert], "serial=(.*)"), 16), maps:get(serial, Peer)
+        ),
         NameOpts = ["-nameopt", "RFC2253,-dn_rev,-esc_2253"],
         ?assertEqual(openssl(["x509", "-noout", "-subject", "-in", Cert | NameOpts], "subject=(.*)"), maps:get(subject, Peer)),
         ?assertEqual(openssl(["x509", "-noout", "-issuer", "-in", Cert | NameOpts], "issuer=(.*)"), maps:get(issuer, Peer)),
@@ -435,21 +543,35 @@ any_certificate_is_shown(_Config) ->
         Cache = rekindle:init([{role, server}]),
         Certificates = lists:enumerate([Odd | [Certificate || {Certificate, _} <- Shown]]),
         [
-            ok = rekindle:update(Cache, <<N:256>>, setelement(4, rekindle_sessions:make({session, otp_25, verified, N}, <<N:256>>), Certificate))
+            ok = rekindle:update(
+                Cache, <<N:256>>, setelement(4, rekindle_sessions:make({session, otp_25, verified, N}, <<N:256>>), Certificate)
+            )
          || {N, Certificate} <- Certificates
         ],
         #{sessions := Sessions} = rekindle_admin:sessions(),
         ?assertEqual(length(Certificates), length(Sessions)),
         Peers = maps:from_list([{Fingerprint, Peer} || #{peer := #{fingerprint := Fingerprint} = Peer} <- Sessions]),
         Peer = fun(Certificate) -> maps:get(fingerprint(Certificate), Peers) end,
-        [?assertMatch({_, [_]}, {Text, [Subject || #{subject := Subject} <- [Peer(Certificate)], string:find(Subject, Text) =/= nomatch]}) || {Certificate, Text} <- Shown],
-        [?assertNotEqual(nomatch, string:find(maps:get(issuer, Peer(Certificate)), "CN=Rekindle test CA,")) || {Certificate, _} <- Shown],
+        [
+            ?assertMatch(
+                {_, [_]},
+                {Text, [Subject || #{subject := Subject} <- [Peer(Certificate)], string:find(Subject, Text) =/= nomatch]}
+            )
+         || {Certificate, Text} <- Shown
+        ],
+        [
+            ?assertNotEqual(nomatch, string:find(maps:get(issuer, Peer(Certificate)), "CN=Rekindle test CA,"))
+         || {Certificate, _} <- Shown
+        ],
         ?assertMatch(#{subject := <<"unreadable">>, issuer := <<"unreadable">>}, Peer(Odd)),
         ok = rekindle:terminate(Cache)
     end),
     rekindle_node:stop(Node),
     None = rekindle_certificate:summary(<<"none">>),
-    ?assertEqual(#{subject => <<"unreadable">>, issuer => <<"unreadable">>, serial => undefined, fingerprint => fingerprint(<<"none">>)}, None).
+    ?assertEqual(
+        #{subject => <<"unreadable">>, issuer => <<"unreadable">>, serial => undefined, fingerprint => fingerprint(<<"none">>)},
+        None
+    ).
 
 fingerprint(Der) ->
     iolist_to_binary(lists:join($:, [binary:encode_hex(<<Byte>>) || <<Byte>> <= crypto:hash(sha256, Der)])).
@@ -464,7 +586,13 @@ pages_hold_each_session_once(Config) ->
             Held = [{Port, N} || {Port, Place} <- lists:zip(Ports, [0, 1000]), N <- lists:seq(Place + 1, Place + 300)],
             [rekindle:update(maps:get(Port, References), <<N:256>>, N) || {Port, N} <- Held],
             Met = all_pages(all, 7),
-            ?assertEqual(lists:sort(Held), lists:sort([{Port, binary:decode_unsigned(binary:decode_hex(Id))} || #{scope := {_, _, {_, Port}}, id := Id} <- Met])),
+            ?assertEqual(
+                lists:sort(Held),
+                lists:sort([
+                    {Port, binary:decode_unsigned(binary:decode_hex(Id))}
+                 || #{scope := {_, _, {_, Port}}, id := Id} <- Met
+                ])
+            ),
             ?assertMatch(#{cipher := undefined, peer := undefined, age_at_last_use := undefined}, hd(Met)),
             ?assertEqual(300, length(all_pages(hd(Ports), 50)))
         end),
@@ -491,7 +619,9 @@ a_flush_drops_the_sessions_of_the_scopes_meant(Config) ->
         ?assertEqual({0, 1}, offer(Other, "ec" ++ integer_to_list(Other), Config)),
         ?assertEqual({ok, 2}, admin(Node, flush, [])),
         ?assertEqual({ok, 0}, admin(Node, flush, [all])),
-        ?assertMatch({error, {no_such_scope, 1, [{listener, tls, {_, Port}}, {listener, tls, {_, Other}}]}}, admin(Node, flush, [1])),
+        ?assertMatch(
+            {error, {no_such_scope, 1, [{listener, tls, {_, Port}}, {listener, tls, {_, Other}}]}}, admin(Node, flush, [1])
+        ),
         ?assertMatch({error, {no_such_scope, client, _}}, admin(Node, flush, [client]))
     end).
 
@@ -510,7 +640,10 @@ a_forgotten_session_is_not_resumed(Config) ->
             end
          || Form <- Forms
         ],
-        [?assertMatch({error, {bad_session_id, _}}, admin(Node, forget, [Bad])) || Bad <- [<<1, 2>>, "xyz", foo, 17, [a | b], <<"AB">>]]
+        [
+            ?assertMatch({error, {bad_session_id, _}}, admin(Node, forget, [Bad]))
+         || Bad <- [<<1, 2>>, "xyz", foo, 17, [a | b], <<"AB">>]
+        ]
     end).
 
 revoked_clients_do_not_resume_and_others_do(Config) ->
@@ -520,12 +653,22 @@ revoked_clients_do_not_resume_and_others_do(Config) ->
         [{_, Der, _}] = public_key:pem_decode(Pem),
         {ok, CaPem} = file:read_file(maps:get(ca, ?config(certs, Config))),
         [{_, CaDer, _}] = public_key:pem_decode(CaPem),
-        #'OTPCertificate'{tbsCertificate = #'OTPTBSCertificate'{issuer = Issuer, serialNumber = Serial}} = Otp = public_key:pkix_decode_cert(Der, otp),
+        #'OTPCertificate'{tbsCertificate = #'OTPTBSCertificate'{issuer = Issuer, serialNumber = Serial}} =
+            Otp = public_key:pkix_decode_cert(Der, otp),
         Fingerprint = openssl(["x509", "-noout", "-fingerprint", "-sha256", "-in", File], "Fingerprint=(.*)"),
         Sha1 = openssl(["x509", "-noout", "-fingerprint", "-sha1", "-in", File], "Fingerprint=(.*)"),
         Own = [
-            Der, Pem, binary_to_list(Pem), Otp, public_key:pkix_decode_cert(Der, plain), Fingerprint, binary_to_list(Fingerprint),
-            string:lowercase(Fingerprint), crypto:hash(sha256, Der), Sha1, crypto:hash(sha, Der)
+            Der,
+            Pem,
+            binary_to_list(Pem),
+            Otp,
+            public_key:pkix_decode_cert(Der, plain),
+            Fingerprint,
+            binary_to_list(Fingerprint),
+            string:lowercase(Fingerprint),
+            crypto:hash(sha256, Der),
+            Sha1,
+            crypto:hash(sha, Der)
         ],
         ByIssuer = [{issuer, CaPem}, {issuer, CaDer}, {issuer, public_key:pkix_decode_cert(CaDer, otp)}, {issuer, Issuer}],
         [
@@ -535,14 +678,26 @@ revoked_clients_do_not_resume_and_others_do(Config) ->
                 ?assertEqual({ok, Dropped}, admin(Node, revoke, [Wanted])),
                 ?assertEqual({ok, 0}, admin(Node, revoke, [Wanted])),
                 ?assertEqual({1, 0}, offer(Port, "ec", Config)),
-                ?assertEqual(case Dropped of 1 -> {0, 1}; 2 -> {1, 0} end, offer(Port, "rsa", Config)),
+                ?assertEqual(
+                    case Dropped of
+                        1 -> {0, 1};
+                        2 -> {1, 0}
+                    end,
+                    offer(Port, "rsa", Config)
+                ),
                 {ok, _} = admin(Node, flush, [])
             end
-         || {Wanted, Dropped} <- [{Wanted, 1} || Wanted <- Own] ++ [{{issuer, CaDer, Serial}, 1}] ++ [{Wanted, 2} || Wanted <- ByIssuer]
+         || {Wanted, Dropped} <-
+                [{Wanted, 1} || Wanted <- Own] ++ [{{issuer, CaDer, Serial}, 1}] ++ [{Wanted, 2} || Wanted <- ByIssuer]
         ],
         {ok, OtherCa} = file:read_file(maps:get(other_ca, ?config(certs, Config))),
         {1, 0} = save(Port, "ec", Config),
-        [?assertEqual({ok, 0}, admin(Node, revoke, [Other])) || Other <- [OtherCa, {issuer, OtherCa}, {issuer, CaDer, Serial + 1}, {issuer, OtherCa, Serial}, crypto:hash(sha256, <<>>)]],
+        [
+            ?assertEqual({ok, 0}, admin(Node, revoke, [Other]))
+         || Other <- [
+                OtherCa, {issuer, OtherCa}, {issuer, CaDer, Serial + 1}, {issuer, OtherCa, Serial}, crypto:hash(sha256, <<>>)
+            ]
+        ],
         ?assertEqual({0, 1}, offer(Port, "ec", Config))
     end).
 
@@ -600,7 +755,13 @@ all_of_many_sessions_are_revoked(Config) ->
             Certificate = element(4, Session),
             [
                 ok = rekindle:update(Reference, <<N:256>>, setelement(4, setelement(2, Session, <<N:256>>), Of))
-             || N <- lists:seq(1, 3000), Of <- [case N rem 3 of 0 -> undefined; _ -> Certificate end]
+             || N <- lists:seq(1, 3000),
+                Of <- [
+                    case N rem 3 of
+                        0 -> undefined;
+                        _ -> Certificate
+                    end
+                ]
             ],
             ?assertMatch([#{sessions := 3001, templates := 1}], rekindle_admin:info(Port)),
             ?assertEqual({ok, 2001}, rekindle_admin:revoke(Certificate)),
@@ -612,17 +773,36 @@ all_of_many_sessions_are_revoked(Config) ->
 several_certificates_are_revoked_in_one_call(Config) ->
     with_servers(1, [], Config, fun(Node, [Port]) ->
         Names = ["ec", "rsa"],
-        [EcPem, RsaPem] = [begin #{cert := File} = identity(Name, Config), {ok, Pem} = file:read_file(File), Pem end || Name <- Names],
-        Fingerprint = binary_to_list(openssl(["x509", "-noout", "-fingerprint", "-sha256", "-in", maps:get(cert, identity("rsa", Config))], "Fingerprint=(.*)")),
+        [EcPem, RsaPem] = [
+            begin
+                #{cert := File} = identity(Name, Config),
+                {ok, Pem} = file:read_file(File),
+                Pem
+            end
+         || Name <- Names
+        ],
+        Fingerprint = binary_to_list(
+            openssl(
+                ["x509", "-noout", "-fingerprint", "-sha256", "-in", maps:get(cert, identity("rsa", Config))], "Fingerprint=(.*)"
+            )
+        ),
         [
             begin
                 [{1, 0} = save(Port, Name, Config) || Name <- Names],
                 ok = rekindle_node:call(Node, rekindle_servers, sync_caches, []),
                 ?assertEqual({List, {ok, Dropped}}, {List, admin(Node, revoke, [List])}),
-                ?assertEqual([{1, 0} || _ <- lists:seq(1, Dropped)], [Counts || Name <- Names, {1, 0} = Counts <- [offer(Port, Name, Config)]]),
+                ?assertEqual([{1, 0} || _ <- lists:seq(1, Dropped)], [
+                    Counts
+                 || Name <- Names, {1, 0} = Counts <- [offer(Port, Name, Config)]
+                ]),
                 {ok, _} = admin(Node, flush, [])
             end
-         || {List, Dropped} <- [{[EcPem, RsaPem], 2}, {[EcPem], 1}, {[EcPem, Fingerprint, EcPem], 2}, {[crypto:strong_rand_bytes(32), Fingerprint], 1}]
+         || {List, Dropped} <- [
+                {[EcPem, RsaPem], 2},
+                {[EcPem], 1},
+                {[EcPem, Fingerprint, EcPem], 2},
+                {[crypto:strong_rand_bytes(32), Fingerprint], 1}
+            ]
         ],
         %% If one is wrong, none is revoked.
         {1, 0} = save(Port, "ec", Config),
@@ -631,7 +811,19 @@ several_certificates_are_revoked_in_one_call(Config) ->
     end).
 
 what_is_no_certificate_is_refused(_Config) ->
-    Bad = [foo, <<>>, <<"-----BEGIN">>, <<48, 3, 1, 2, 3>>, "AB:CD", {issuer, foo}, {issuer, <<1>>, 2}, {issuer, {rdnSequence, foo}, 2}, {'OTPCertificate', a, b, c}, 17, [a | b]],
+    Bad = [
+        foo,
+        <<>>,
+        <<"-----BEGIN">>,
+        <<48, 3, 1, 2, 3>>,
+        "AB:CD",
+        {issuer, foo},
+        {issuer, <<1>>, 2},
+        {issuer, {rdnSequence, foo}, 2},
+        {'OTPCertificate', a, b, c},
+        17,
+        [a | b]
+    ],
     [?assertMatch({error, {bad_certificate, "allowed: " ++ _}}, rekindle_admin:revoke(Wanted)) || Wanted <- Bad].
 
 limits_are_changed_at_once(Config) ->
@@ -704,7 +896,11 @@ missing_keys_are_found(_Config) ->
     Set = fun(Key) -> ok = rekindle_node:call(Node, application, set_env, [ssl, Key, rekindle]) end,
     Keys = [session_cb, server_session_cb, client_session_cb],
     Release = erlang:system_info(otp_release),
-    {Server, Client} = case list_to_integer(Release) < 29 of true -> {session_cb, session_cb}; false -> {server_session_cb, client_session_cb} end,
+    {Server, Client} =
+        case list_to_integer(Release) < 29 of
+            true -> {session_cb, session_cb};
+            false -> {server_session_cb, client_session_cb}
+        end,
     [
         begin
             lists:foreach(Set, Keys),
@@ -712,9 +908,12 @@ missing_keys_are_found(_Config) ->
             [{Level, Line} | _] = findings(Node),
             {Expected, Part} =
                 if
-                    Key =:= Server -> {error, "reads " ++ atom_to_list(Key) ++ ", which is not set to rekindle, so no listener uses Rekindle"};
-                    Key =:= Client -> {warning, "so this node's clients do not use Rekindle"};
-                    true -> {warning, "this node works, but other OTP releases read other keys than OTP " ++ Release}
+                    Key =:= Server ->
+                        {error, "reads " ++ atom_to_list(Key) ++ ", which is not set to rekindle, so no listener uses Rekindle"};
+                    Key =:= Client ->
+                        {warning, "so this node's clients do not use Rekindle"};
+                    true ->
+                        {warning, "this node works, but other OTP releases read other keys than OTP " ++ Release}
                 end,
             ?assertEqual({Key, Expected}, {Key, Level}),
             contains(Line, [Part, "In sys.config, write {ssl, [{" ++ atom_to_list(Key) ++ ", rekindle}]}."])
@@ -729,7 +928,11 @@ missing_keys_are_found(_Config) ->
 %% Only ssl is started. The application rekindle is not, and on this release ssl does not call Rekindle.
 misspelt_keys_and_options_are_found(_Config) ->
     Node = rekindle_node:start_ssl([
-        {session_cb, unset}, {server_session_cb, unset}, {sesion_cb, rekindle}, {server_sesion_cb, rekindle}, {session_cb_init_arg, []},
+        {session_cb, unset},
+        {server_session_cb, unset},
+        {sesion_cb, rekindle},
+        {server_sesion_cb, rekindle},
+        {session_cb_init_arg, []},
         {session_cb_init_args, [{max_byte, 1}, {depth, 2}, {secret, "password"}, lifetme]}
     ]),
     [{error, Missing} | Others] = findings(Node),
@@ -776,16 +979,24 @@ modules_that_are_missing_are_found(Config) ->
     ok = file:delete(filename:join(App, "ebin/rekindle_certificate.beam")),
     ok = file:write_file(filename:join(App, "ebin/rekindle_prometheus.beam"), "FOR1 of another release"),
     Keys = lists:append([["-ssl", Key, "rekindle"] || Key <- ["session_cb", "server_session_cb", "client_session_cb"]]),
-    {ok, Node, _} = peer:start(#{connection => standard_io, args => ["-pa", filename:join(App, "ebin") | Keys], wait_boot => 30_000}),
+    {ok, Node, _} = peer:start(#{
+        connection => standard_io, args => ["-pa", filename:join(App, "ebin") | Keys], wait_boot => 30_000
+    }),
     {ok, _} = rekindle_node:call(Node, application, ensure_all_started, [ssl]),
     [{error, Line}] = findings(Node),
-    contains(Line, ["OTP " ++ erlang:system_info(otp_release) ++ " cannot load", "rekindle_certificate (nofile)", "rekindle_prometheus (badfile)"]),
+    contains(Line, [
+        "OTP " ++ erlang:system_info(otp_release) ++ " cannot load",
+        "rekindle_certificate (nofile)",
+        "rekindle_prometheus (badfile)"
+    ]),
     rekindle_node:stop(Node).
 
 a_late_configuration_is_found(Config) ->
     Keys = [session_cb, server_session_cb, client_session_cb],
     Node = rekindle_node:start_ssl([{Key, unset} || Key <- Keys]),
-    Start = fun(Kind) -> element(2, rekindle_node:call(Node, rekindle_servers, start, [Kind, server_opts(Config, 'tlsv1.2')])) end,
+    Start = fun(Kind) ->
+        element(2, rekindle_node:call(Node, rekindle_servers, start, [Kind, server_opts(Config, 'tlsv1.2')]))
+    end,
     Early = Start(tls),
     Upgraded = upgraded(Node, Config),
     {1, 0} = save(Upgraded, "ec", Config),
@@ -801,11 +1012,16 @@ a_late_configuration_is_found(Config) ->
 %% client comes.
 a_cache_that_keeps_nothing_is_found(Config) ->
     with_servers(1, [], Config, fun(Node, [Port]) ->
-        Caches = fun() -> [Cache || {_, Cache, _, _} <- rekindle_node:call(Node, supervisor, which_children, [ssl_server_session_cache_sup])] end,
+        Caches = fun() ->
+            [Cache || {_, Cache, _, _} <- rekindle_node:call(Node, supervisor, which_children, [ssl_server_session_cache_sup])]
+        end,
         [Before] = Caches(),
         ok = rekindle_node:call(Node, persistent_term, put, [rekindle_nif, {error, {"rekindle_nif.so", "away"}}]),
         true = rekindle_node:call(Node, erlang, exit, [Before, kill]),
-        rekindle_node:await(fun() -> _ = save(Port, "ec", Config), Caches() -- [Before] =/= [] end),
+        rekindle_node:await(fun() ->
+            _ = save(Port, "ec", Config),
+            Caches() -- [Before] =/= []
+        end),
         ok = rekindle_node:call(Node, persistent_term, put, [rekindle_nif, ok]),
         [{error, Line}] = findings(Node),
         contains(Line, ["tls 127.0.0.1:" ++ integer_to_list(Port) ++ " keeps no sessions", "open the listener again"])
@@ -819,8 +1035,14 @@ listeners_that_resume_nothing_are_found(Config) ->
         %% Does what the finding says.
         _ = Start([{session_tickets, stateless} | server_opts(Config, 'tlsv1.3')]),
         [{warning, NoReuse}, {note, Tickets}] = findings(Node),
-        contains(NoReuse, ["tls 127.0.0.1:" ++ integer_to_list(Off) ++ " has {reuse_sessions, false}", "Write {reuse_sessions, true} in its options"]),
-        contains(Tickets, ["tls 127.0.0.1:" ++ integer_to_list(Newer) ++ " speaks TLS 1.3 only", "write {session_tickets, stateless} in its options"])
+        contains(NoReuse, [
+            "tls 127.0.0.1:" ++ integer_to_list(Off) ++ " has {reuse_sessions, false}",
+            "Write {reuse_sessions, true} in its options"
+        ]),
+        contains(Tickets, [
+            "tls 127.0.0.1:" ++ integer_to_list(Newer) ++ " speaks TLS 1.3 only",
+            "write {session_tickets, stateless} in its options"
+        ])
     end).
 
 listeners_whose_clients_speak_tls_1_3_are_found(Config) ->
@@ -830,7 +1052,9 @@ listeners_whose_clients_speak_tls_1_3_are_found(Config) ->
         ?assertEqual([], findings(Node)),
         Connect = fun(To, Version) ->
             #{cert := Cert, key := Key} = identity("ec", Config),
-            {ok, Socket} = ssl:connect("127.0.0.1", To, [{versions, [Version]}, {verify, verify_none}, {certfile, Cert}, {keyfile, Key}]),
+            {ok, Socket} = ssl:connect("127.0.0.1", To, [
+                {versions, [Version]}, {verify, verify_none}, {certfile, Cert}, {keyfile, Key}
+            ]),
             Socket
         end,
         {ok, _} = application:ensure_all_started(ssl),
@@ -882,7 +1106,12 @@ absurd_bounds_are_found(Config) ->
         end
      || {Env, Level, Parts, Kept} <- [
             {[{session_cb_init_args, [{max_bytes, 64}]}], error, ["max_bytes is 64,", "{max_bytes, 67108864}"], [0]},
-            {[{session_cb_init_args, [{max_bytes, 1 bsl 50}]}], warning, ["max_bytes is 1125899906842624 (1024.0 TiB)", "of memory"], [1]},
+            {
+                [{session_cb_init_args, [{max_bytes, 1 bsl 50}]}],
+                warning,
+                ["max_bytes is 1125899906842624 (1024.0 TiB)", "of memory"],
+                [1]
+            },
             {[{session_cb_init_args, [{max_sessions, 1}]}], warning, ["max_sessions is 1:", "{max_sessions, infinity}"], [1]},
             {[{session_cb_init_args, [{lifetime, 59}]}], warning, ["expire after 59 s", "{lifetime, 86400}"], [1]},
             {[{session_lifetime, 0}], error, ["session_lifetime is 0", "{session_lifetime, 86400}"], [0]}
@@ -892,26 +1121,37 @@ absurd_bounds_are_found(Config) ->
 reasons_why_nothing_is_resumed_are_found(Config) ->
     with_servers(1, [], Config, fun(Node, [Port]) ->
         Call = fun(Fun, Numbers) ->
-            rekindle_node:run(Node, fun() -> [Fun(maps:get(Port, rekindle_servers:caches()), <<N:256>>, N) || N <- Numbers], ok end)
+            rekindle_node:run(Node, fun() ->
+                [Fun(maps:get(Port, rekindle_servers:caches()), <<N:256>>, N) || N <- Numbers],
+                ok
+            end)
         end,
         Lookup = fun(Cache, Key, _) -> rekindle:lookup(Cache, Key) end,
         Call(fun rekindle:update/3, lists:seq(1, 1000)),
         Call(Lookup, lists:seq(10_001, 10_110)),
         [{note, Unknown}] = findings(Node),
-        contains(Unknown, ["hardly any session is resumed. 110 lookups asked for ids that this scope does not know", "Go", "TLS 1.3"]),
+        contains(Unknown, [
+            "hardly any session is resumed. 110 lookups asked for ids that this scope does not know", "Go", "TLS 1.3"
+        ]),
         [{ok, 1} = admin(Node, forget, [<<N:256>>]) || N <- lists:seq(1, 500)],
         Call(Lookup, lists:seq(1, 500)),
         [{note, Lost}] = findings(Node),
         ?assertMatch(
             {match, _},
-            re:run(Lost, "hardly any session is resumed, although clients offer them: 0 had been evicted, [0-9]+ had expired or been dropped")
+            re:run(
+                Lost,
+                "hardly any session is resumed, although clients offer them: 0 had been evicted, [0-9]+ had expired or been dropped"
+            )
         )
     end).
 
 bounds_that_are_too_small_are_found(Config) ->
     with_servers(1, [{session_cb_init_args, [{max_sessions, 1000}]}], Config, fun(Node, [Port]) ->
         InCache = fun(Call, Numbers) ->
-            rekindle_node:run(Node, fun() -> [Call(maps:get(Port, rekindle_servers:caches()), <<N:256>>, N) || N <- Numbers], ok end)
+            rekindle_node:run(Node, fun() ->
+                [Call(maps:get(Port, rekindle_servers:caches()), <<N:256>>, N) || N <- Numbers],
+                ok
+            end)
         end,
         Store = fun(From, To) -> InCache(fun rekindle:update/3, lists:seq(From, To)) end,
         Lookup = fun(From, To) -> InCache(fun(Cache, Key, _) -> rekindle:lookup(Cache, Key) end, lists:seq(From, To)) end,
@@ -923,13 +1163,23 @@ bounds_that_are_too_small_are_found(Config) ->
         Store(1001, 1100),
         %% Nobody misses what was evicted.
         [{note, Unmissed}] = findings(Node),
-        contains(Unmissed, ["9 % of the sessions that were stored were dropped to make room, but hardly any client asked for one of them"]),
+        contains(Unmissed, [
+            "9 % of the sessions that were stored were dropped to make room, but hardly any client asked for one of them"
+        ]),
         Lookup(1, 1100),
         [{warning, Sessions}] = findings(Node),
-        contains(Sessions, ["9 % of the sessions", "clients asked for ", "Raise max_sessions, which is 1000, for example to {max_sessions, 2000}"]),
+        contains(Sessions, [
+            "9 % of the sessions", "clients asked for ", "Raise max_sessions, which is 1000, for example to {max_sessions, 2000}"
+        ]),
         {ok, 1} = admin(Node, set, [Port, [{max_sessions, infinity}, {max_bytes, 100_000}]]),
         [{_, Bytes}] = findings(Node),
-        ?assertMatch({match, _}, re:run(Bytes, "Raise max_bytes, which is 100000 \\(97.7 KiB\\), for example to {max_bytes, 200000}; a session takes [0-9]+ bytes here")),
+        ?assertMatch(
+            {match, _},
+            re:run(
+                Bytes,
+                "Raise max_bytes, which is 100000 \\(97.7 KiB\\), for example to {max_bytes, 200000}; a session takes [0-9]+ bytes here"
+            )
+        ),
         %% Ids that nobody has made.
         {ok, _} = admin(Node, flush, [Port]),
         Store(1, 10),
@@ -942,25 +1192,41 @@ bounds_that_are_too_small_are_found(Config) ->
 sessions_of_other_nodes_count_as_stored(Config) ->
     Folder = filename:join(?config(priv_dir, Config), "stored"),
     with_servers(1, [{session_cb_init_args, [{journal, {folder, Folder}}]}], Config, fun(Node, [Port]) ->
-        rekindle_node:await(fun() -> [#{journal := #{replay := Replay}}] = admin(Node, info, [Port]), is_integer(Replay) end),
+        rekindle_node:await(fun() ->
+            [#{journal := #{replay := Replay}}] = admin(Node, info, [Port]),
+            is_integer(Replay)
+        end),
         [#{journal := Journal} = Info] = admin(Node, info, [Port]),
-        Counts = #{evicted => 9000, inserts => 2000, hits => 2000, misses => 2000, evicted_misses => 1000, sessions => 1000, bytes => 100_000},
+        Counts = #{
+            evicted => 9000,
+            inserts => 2000,
+            hits => 2000,
+            misses => 2000,
+            evicted_misses => 1000,
+            sessions => 1000,
+            bytes => 100_000
+        },
         {ok, Module, Beam} = compile:forms([
             {attribute, 1, module, rekindle_info},
             {attribute, 1, export, [{all, 0}, {reasons, 1}]},
             {function, 1, reasons, 1, [{clause, 1, [{var, 1, '_'}], [], [{nil, 1}]}]},
-            {function, 1, all, 0, [{clause, 1, [], [], [erl_parse:abstract([maps:merge(Info, Counts#{journal => Journal#{applied := 8000}})], 1)]}]}
+            {function, 1, all, 0, [
+                {clause, 1, [], [], [erl_parse:abstract([maps:merge(Info, Counts#{journal => Journal#{applied := 8000}})], 1)]}
+            ]}
         ]),
         Former = rekindle_node:call(Node, code, which, [Module]),
         {module, Module} = rekindle_node:call(Node, code, load_binary, [Module, Former, Beam]),
         ok = rekindle_node:run(Node, fun() ->
             [Line] = [Line || {warning, Line} <- rekindle_doctor:findings()],
-            contains(unicode:characters_to_list(Line), ["90 % of the sessions that were stored were dropped to make room, and clients asked"])
+            contains(unicode:characters_to_list(Line), [
+                "90 % of the sessions that were stored were dropped to make room, and clients asked"
+            ])
         end)
     end).
 
 folders_that_others_can_write_to_are_found(Config) ->
-    [Journal, Own, Lists] = Folders = [filename:join([?config(priv_dir, Config), "rights", Name]) || Name <- ["journal", "own", "lists"]],
+    [Journal, Own, Lists] =
+        Folders = [filename:join([?config(priv_dir, Config), "rights", Name]) || Name <- ["journal", "own", "lists"]],
     [ok = filelib:ensure_dir(filename:join(Folder, "file")) || Folder <- Folders],
     Chmod = fun(Mode, Folder) -> ok = file:change_mode(Folder, Mode) end,
     [Chmod(8#777, Folder) || Folder <- Folders],
@@ -980,8 +1246,13 @@ folders_that_others_can_write_to_are_found(Config) ->
     %% A journal that is open looks itself.
     Chmod(8#777, Journal),
     _ = rekindle_node:call(Node, rekindle_servers, start, [tls, server_opts(Config, 'tlsv1.2')]),
-    rekindle_node:await(fun() -> [Line || {error, Line} <- findings(Node), string:find(Line, "the journal does not work") =/= nomatch] =/= [] end),
-    ?assertEqual([], [Line || {error, Line} <- findings(Node), string:find(Line, "can write to " ++ Journal ++ " (mode") =/= nomatch]),
+    rekindle_node:await(fun() ->
+        [Line || {error, Line} <- findings(Node), string:find(Line, "the journal does not work") =/= nomatch] =/= []
+    end),
+    ?assertEqual([], [
+        Line
+     || {error, Line} <- findings(Node), string:find(Line, "can write to " ++ Journal ++ " (mode") =/= nomatch
+    ]),
     Chmod(8#700, Journal),
     rekindle_node:stop(Node).
 
@@ -993,7 +1264,9 @@ scopes_without_a_journal_are_found(Config) ->
     {_, Port} = rekindle_node:call(Late, rekindle_servers, start, [tls, server_opts(Config, 'tlsv1.2')]),
     ok = rekindle_node:call(Late, application, set_env, [ssl, session_cb_init_args, [Folder]]),
     [{warning, Opened}] = findings(Late),
-    contains(Opened, ["tls 127.0.0.1:" ++ integer_to_list(Port), "it was opened before the option was set", "open the listener again"]),
+    contains(Opened, [
+        "tls 127.0.0.1:" ++ integer_to_list(Port), "it was opened before the option was set", "open the listener again"
+    ]),
     rekindle_node:stop(Late),
     %% A log that nodes share needs a name, which upgraded sockets cannot have.
     Shared = rekindle_node:start_ssl(Args([Valkey])),
@@ -1024,7 +1297,11 @@ starting_the_application_logs_what_is_wrong(_Config) ->
     rekindle_node:run(Node, fun() ->
         ok = logger:add_handler(?MODULE, ?MODULE, #{config => self()}),
         {ok, [rekindle]} = application:ensure_all_started(rekindle),
-        Line = receive {logged, warning, "rekindle: " ++ _ = L} -> L after 5000 -> error(nothing_logged) end,
+        Line =
+            receive
+                {logged, warning, "rekindle: " ++ _ = L} -> L
+            after 5000 -> error(nothing_logged)
+            end,
         contains(Line, ["In sys.config, write {ssl, [{client_session_cb, rekindle}]}."]),
         ok = application:stop(rekindle),
         %% The cache goes on.
@@ -1041,14 +1318,22 @@ log(#{level := Level} = Event, #{config := Pid}) ->
 %% Runs `Fun' with a node and the ports of listeners there that ask for client certificates.
 with_servers(Number, Env, Config, Fun) ->
     Node = rekindle_node:start_ssl(Env),
-    Ports = [element(2, rekindle_node:call(Node, rekindle_servers, start, [tls, server_opts(Config, 'tlsv1.2')])) || _ <- lists:seq(1, Number)],
+    Ports = [
+        element(2, rekindle_node:call(Node, rekindle_servers, start, [tls, server_opts(Config, 'tlsv1.2')]))
+     || _ <- lists:seq(1, Number)
+    ],
     Fun(Node, Ports),
     rekindle_node:stop(Node).
 
 server_opts(Config, Version) ->
     #{ca := Ca, server := #{ec := #{cert := Cert, key := Key}}} = ?config(certs, Config),
     [
-        {certfile, Cert}, {keyfile, Key}, {versions, [Version]}, {cacertfile, Ca}, {verify, verify_peer}, {fail_if_no_peer_cert, true}
+        {certfile, Cert},
+        {keyfile, Key},
+        {versions, [Version]},
+        {cacertfile, Ca},
+        {verify, verify_peer},
+        {fail_if_no_peer_cert, true}
         %% OTP refuses the option if TLS 1.3 is the only version.
         | [{reuse_sessions, true} || Version =/= 'tlsv1.3']
     ].

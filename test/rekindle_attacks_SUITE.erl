@@ -166,9 +166,15 @@ bursts_of_large_sessions_do_not_exceed_the_bound(_Config) ->
 
 bursts(Cache, MaxBytes, Watch) ->
     Kind = kind(#{}),
-    Small = fun() -> repeat(MaxBytes div 120, ok, fun(_, _) -> put(Cache, Kind, number()) end), Watch() end,
+    Small = fun() ->
+        repeat(MaxBytes div 120, ok, fun(_, _) -> put(Cache, Kind, number()) end),
+        Watch()
+    end,
     Large = fun(Bytes, Put) ->
-        repeat(2 * MaxBytes div Bytes, ok, fun(N, _) -> Put(), N rem 8 =:= 0 andalso Watch() end)
+        repeat(2 * MaxBytes div Bytes, ok, fun(N, _) ->
+            Put(),
+            N rem 8 =:= 0 andalso Watch()
+        end)
     end,
     Small(),
     Large(8000, fun() ->
@@ -186,7 +192,10 @@ an_index_and_templates_that_grow_are_within_the_bound(_Config) ->
 %% each with certificates of its own.
 kinds_and_hosts(Cache, MaxBytes, Watch) ->
     Few = kind(#{}),
-    repeat(MaxBytes div 100, ok, fun(N, _) -> put(Cache, Few, number()), N rem 500 =:= 0 andalso Watch() end),
+    repeat(MaxBytes div 100, ok, fun(N, _) ->
+        put(Cache, Few, number()),
+        N rem 500 =:= 0 andalso Watch()
+    end),
     Chain = [crypto:strong_rand_bytes(1400) || _ <- [1, 2, 3]],
     repeat(2000, ok, fun(N, _) ->
         put(Cache, kind(#{own_certificates => Chain, cipher_suite => <<N:16>>}), number()),
@@ -221,8 +230,11 @@ lowest_growth(Before, Until) ->
     erlang:garbage_collect(),
     Growth = rekindle_memory:resident_bytes() - Before,
     case now_ms() < Until of
-        true -> timer:sleep(50), min(Growth, lowest_growth(Before, Until));
-        false -> Growth
+        true ->
+            timer:sleep(50),
+            min(Growth, lowest_growth(Before, Until));
+        false ->
+            Growth
     end.
 
 %% Scopes are cheap in memory and in CPU time: 10,000 may take a hundredth of a core.
@@ -586,8 +598,11 @@ expired_sessions_go_in_whatever_order_they_came(Config) ->
         Poll = fun Poll() ->
             #{sessions := Sessions} = info(Number),
             case now_ms() < OldestEnds + 10_000 andalso Sessions > 1 of
-                true -> timer:sleep(50), Poll();
-                false -> Sessions
+                true ->
+                    timer:sleep(50),
+                    Poll();
+                false ->
+                    Sessions
             end
         end,
         ?assertEqual(1, Poll())
@@ -755,10 +770,14 @@ a_search_of_the_memory_finds_what_is_there(_Config) ->
             Self = self(),
             Hold = fun(Secret) ->
                 Self ! {held, self()},
-                receive stop -> Secret end
+                receive
+                    stop -> Secret
+                end
             end,
             spawn(fun() -> secretly(Halves, Hold) end),
-            receive {held, Holder} -> Holder end
+            receive
+                {held, Holder} -> Holder
+            end
         end),
         ?assert(Found() > 0),
         InNode(fun(_) -> Holder ! stop end),

@@ -97,7 +97,9 @@ functions() ->
 good_calls({_, 0}) ->
     [];
 good_calls({Name, Arity} = Function) ->
-    Values = [?ID, session(), client, true, {1_000_000, 1000, 60_000}, journal(), [], all, {certificates, [{sha256, ?ID}]} | stores()],
+    Values = [
+        ?ID, session(), client, true, {1_000_000, 1000, 60_000}, journal(), [], all, {certificates, [{sha256, ?ID}]} | stores()
+    ],
     %% Numbers only where it takes nothing without: of a scope, a place, a limit.
     Good =
         case good_calls(Name, Arity, Values) of
@@ -177,8 +179,8 @@ stores() ->
 
 %% A session record of OTP 25.
 session() ->
-    {session, ?ID, {1, 2}, rekindle_certs:shaped(<<1:800>>), [<<2:800>>], undefined, 0, <<192, 48>>, <<3:384>>, undefined, true, 1,
-        {namedCurve, {1, 3, 132, 0, 34}}, undefined, undefined}.
+    {session, ?ID, {1, 2}, rekindle_certs:shaped(<<1:800>>), [<<2:800>>], undefined, 0, <<192, 48>>, <<3:384>>, undefined, true,
+        1, {namedCurve, {1, 3, 132, 0, 34}}, undefined, undefined}.
 
 %% The options of a journal in a folder that cannot exist.
 journal() ->
@@ -265,8 +267,12 @@ atom_of(Name) ->
 of_a_dropped_store() ->
     Self = self(),
     {_, Monitor} = spawn_monitor(fun() -> Self ! {number, term_to_binary(hd(stores()))} end),
-    receive {'DOWN', Monitor, _, _, _} -> ok end,
-    receive {number, Number} -> binary_to_term(Number) end.
+    receive
+        {'DOWN', Monitor, _, _, _} -> ok
+    end,
+    receive
+        {number, Number} -> binary_to_term(Number)
+    end.
 
 large_terms() ->
     [

@@ -80,7 +80,8 @@ resumes_distribution(Mode, Config) ->
     Release = make_release(Config),
     Port = rekindle_node:free_port(),
     %% No daemon of Erlang's is needed where all nodes listen on one port.
-    [Server, Client] = Nodes = [start_distributed(Name, Port, Mode, Release, Config) || Name <- ["server@127.0.0.1", "client@127.0.0.2"]],
+    [Server, Client] =
+        Nodes = [start_distributed(Name, Port, Mode, Release, Config) || Name <- ["server@127.0.0.1", "client@127.0.0.2"]],
     ?assertEqual([list_to_atom(Mode), list_to_atom(Mode)], [rekindle_node:call(Node, code, get_mode, []) || Node <- Nodes]),
     Managers = [whereis(Node, ssl_manager_dist) || Node <- Nodes],
     [connect_nodes(Client, Server, 'server@127.0.0.1', N) || N <- lists:seq(1, 3)],
@@ -115,10 +116,25 @@ make_release(Folders, Config) ->
 start_distributed(Name, Port, Mode, Release, Config) ->
     {ok, Ip} = inet:parse_address(tl(string:find(Name, "@"))),
     Args = [
-        "-proto_dist", "inet_tls", "-ssl_dist_optfile", dist_options(Config),
-        "-start_epmd", "false", "-erl_epmd_port", integer_to_list(Port),
-        "-kernel", "dist_auto_connect", "never", "net_setuptime", "60", "inet_dist_use_interface", lists:flatten(io_lib:format("~0p", [Ip])),
-        "-name", Name, "-setcookie", "rekindle"
+        "-proto_dist",
+        "inet_tls",
+        "-ssl_dist_optfile",
+        dist_options(Config),
+        "-start_epmd",
+        "false",
+        "-erl_epmd_port",
+        integer_to_list(Port),
+        "-kernel",
+        "dist_auto_connect",
+        "never",
+        "net_setuptime",
+        "60",
+        "inet_dist_use_interface",
+        lists:flatten(io_lib:format("~0p", [Ip])),
+        "-name",
+        Name,
+        "-setcookie",
+        "rekindle"
     ],
     start_release(Release, Mode, Args).
 
@@ -137,7 +153,9 @@ dist_options(Config) ->
     File = filename:join(proplists:get_value(dir, Config), "dist.config"),
     Versions = {versions, ['tlsv1.2']},
     Server = [Versions, {certfile, Cert}, {keyfile, Key}, {reuse_sessions, true}],
-    Client = [Versions, {cacertfile, Ca}, {verify, verify_peer}, {verify_fun, {fun ?MODULE:accept/3, []}}, {reuse_sessions, true}],
+    Client = [
+        Versions, {cacertfile, Ca}, {verify, verify_peer}, {verify_fun, {fun ?MODULE:accept/3, []}}, {reuse_sessions, true}
+    ],
     ok = write_terms(File, [[{server, Server}, {client, Client}]]),
     File.
 
@@ -266,7 +284,11 @@ a_node_that_is_restarted_by_init_resumes(Config) ->
 
 %% Runs the fun at each of three boots.
 boot(Boots, Options) ->
-    Number = case file:read_file(Boots) of {ok, Written} -> binary_to_integer(Written); {error, enoent} -> 0 end,
+    Number =
+        case file:read_file(Boots) of
+            {ok, Written} -> binary_to_integer(Written);
+            {error, enoent} -> 0
+        end,
     ok = file:write_file(Boots, integer_to_binary(Number + 1)),
     {Full, Resumed} = serve_once(Options),
     io:format("told: ~b ~b ~b~n", [Number, Full, Resumed]),
@@ -301,7 +323,11 @@ which(Node, Module) ->
     rekindle_node:call(Node, code, which, [Module]).
 
 copy_application(App, Parts, Config) ->
-    From = case App of rekindle -> filename:dirname(filename:dirname(code:which(rekindle))); _ -> code:lib_dir(App) end,
+    From =
+        case App of
+            rekindle -> filename:dirname(filename:dirname(code:which(rekindle)));
+            _ -> code:lib_dir(App)
+        end,
     To = filename:join(proplists:get_value(dir, Config), App),
     ok = file:make_dir(To),
     Present = [Path || Part <- Parts, Path <- [filename:join(From, Part)], filelib:is_dir(Path)],
@@ -328,13 +354,17 @@ escript(Arguments, Archive, Config) ->
     Source = filename:join(Dir, "main.erl"),
     Text = [
         "-module(main). -export([main/1]).\n",
-        "main(_) -> {Full, Resumed} = rekindle_boot_SUITE:serve_once(", io_lib:format("~0p", [tls_options(Config)]), "),\n",
+        "main(_) -> {Full, Resumed} = rekindle_boot_SUITE:serve_once(",
+        io_lib:format("~0p", [tls_options(Config)]),
+        "),\n",
         "io:format(\"told: ~b ~b~n\", [Full, Resumed]).\n"
     ],
     ok = file:write_file(Source, Text),
     {ok, main, Beam} = compile:file(Source, [binary]),
     Script = filename:join(Dir, "escript"),
-    Sections = [shebang, {emu_args, lists:flatten(["-escript main main " | Arguments])}, {archive, [{"main.beam", Beam} | Archive], []}],
+    Sections = [
+        shebang, {emu_args, lists:flatten(["-escript main main " | Arguments])}, {archive, [{"main.beam", Beam} | Archive], []}
+    ],
     ok = escript:create(Script, Sections),
     Script.
 
@@ -364,7 +394,10 @@ order_size(Node, Process) ->
 
 %% The fields are found by content, as their places differ between releases.
 order(Node, Process) ->
-    [Order] = [Field || {Size, _} = Field <- tuple_to_list(rekindle_node:call(Node, sys, get_state, [Process])), is_integer(Size)],
+    [Order] = [
+        Field
+     || {Size, _} = Field <- tuple_to_list(rekindle_node:call(Node, sys, get_state, [Process])), is_integer(Size)
+    ],
     Order.
 
 %% Whether the manager's order has exactly the stored sessions.

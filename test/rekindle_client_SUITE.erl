@@ -364,7 +364,11 @@ survives_the_deletion(Offer, Config) ->
         #{port := Port} = Proxy = start_proxy(ServerPort),
         Offered = visit(Port, Certs, [{reuse_sessions, save}]),
         hold(Proxy),
-        Option = case Offer of any -> {reuse_sessions, true}; the_one -> {reuse_session, Offered} end,
+        Option =
+            case Offer of
+                any -> {reuse_sessions, true};
+                the_one -> {reuse_session, Offered}
+            end,
         Client = in_background(fun() -> visit(Port, Certs, [Option]) end),
         Relay = await_held(),
         invalidate(Port, the_session()),

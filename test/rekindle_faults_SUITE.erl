@@ -284,7 +284,10 @@ a_process_restarted_without_the_module_does_not_end_its_supervisor(Config) ->
     [?assertEqual({6, 0}, reconnect(P)) || P <- [UpgradePort, Port]],
     ?assertEqual(
         [Supervisor, Restarted],
-        [rekindle_node:call(Node, erlang, whereis, [Name]) || Name <- [ssl_upgrade_server_session_cache_sup, ssl_unknown_listener]]
+        [
+            rekindle_node:call(Node, erlang, whereis, [Name])
+         || Name <- [ssl_upgrade_server_session_cache_sup, ssl_unknown_listener]
+        ]
     ),
     rekindle_node:stop(Node).
 
@@ -329,9 +332,7 @@ the_client_manager_starts_over_with_a_module_that_was_loaded_again(Config) ->
     rekindle_node:stop(Node).
 
 failure_to_listen(Node, Config) ->
-    try
-        start_server(Node, Config)
-    of
+    try start_server(Node, Config) of
         Listener -> ct:fail({listens, Listener})
     catch
         error:Reason -> lists:flatten(io_lib:format("~0tp", [Reason]))
@@ -359,7 +360,13 @@ value_of(Metric) ->
 
 collect_lines(Node) ->
     rekindle_node:run(Node, fun() ->
-        Collector = spawn(fun Keep() -> receive {take, From, Ref} -> From ! {Ref, logged()}, Keep() end end),
+        Collector = spawn(fun Keep() ->
+            receive
+                {take, From, Ref} ->
+                    From ! {Ref, logged()},
+                    Keep()
+            end
+        end),
         true = register(?MODULE, Collector),
         ok = logger:add_handler(?MODULE, ?MODULE, #{config => Collector})
     end).
@@ -377,10 +384,15 @@ counts_logged(_, Lines, _) ->
 take_lines() ->
     Ref = make_ref(),
     ?MODULE ! {take, self(), Ref},
-    receive {Ref, Lines} -> Lines end.
+    receive
+        {Ref, Lines} -> Lines
+    end.
 
 counts(Lines) ->
-    [list_to_integer(Count) || Line <- Lines, {match, [Count]} <- [re:run(Line, "(\\d+) so far", [{capture, all_but_first, list}])]].
+    [
+        list_to_integer(Count)
+     || Line <- Lines, {match, [Count]} <- [re:run(Line, "(\\d+) so far", [{capture, all_but_first, list}])]
+    ].
 
 %% A logger handler.
 log(#{msg := {"rekindle: " ++ _ = Format, Args}}, #{config := Pid}) ->
@@ -390,7 +402,13 @@ log(_, _) ->
 
 %% Each line comes from a process of its own, in any order. An eighth would be one too many.
 seven_logged() ->
-    [receive {logged, Line} -> Line after 10_000 -> "none" end || _ <- lists:seq(1, 7)] ++ logged().
+    [
+        receive
+            {logged, Line} -> Line
+        after 10_000 -> "none"
+        end
+     || _ <- lists:seq(1, 7)
+    ] ++ logged().
 
 logged() ->
     receive
@@ -441,4 +459,6 @@ scopes(Node, Role) ->
 
 elsewhere(Fun) ->
     {_, Monitor} = spawn_monitor(fun() -> exit({result, Fun()}) end),
-    receive {'DOWN', Monitor, process, _, {result, Result}} -> Result end.
+    receive
+        {'DOWN', Monitor, process, _, {result, Result}} -> Result
+    end.

@@ -55,7 +55,8 @@ end_per_suite(_Config) ->
 init_per_group(Group, Config) ->
     Program = atom_to_list(Group),
     case rekindle_valkey:programs() of
-        [] -> error(neither_valkey_server_nor_redis_server_is_installed);
+        [] ->
+            error(neither_valkey_server_nor_redis_server_is_installed);
         ["redis-server"] when Program =:= "valkey-server" -> [{group, Group}, {program, "redis-server"} | Config];
         Programs ->
             case lists:member(Program, Programs) of
@@ -242,10 +243,11 @@ keys_are_rotated_without_losing_a_session(Config) ->
     [A, B, C] = [key(Id) || Id <- ["a", "b", "c"]],
     Files = [filename:join(?config(dir, Config), "keys_" ++ N) || N <- ["1", "2"]],
     [write_keys(File, [A, B]) || File <- Files],
-    Nodes = [{First, FirstPort}, {Second, SecondPort}] = [
-        hd(start_nodes(1, Valkey, lists:keystore(key_file, 1, Config, {key_file, File})))
-     || File <- Files
-    ],
+    Nodes =
+        [{First, FirstPort}, {Second, SecondPort}] = [
+            hd(start_nodes(1, Valkey, lists:keystore(key_file, 1, Config, {key_file, File})))
+         || File <- Files
+        ],
     Step = fun(N) ->
         There = save({N, 1}, FirstPort, Config),
         Back = save({N, 2}, SecondPort, Config),
@@ -288,7 +290,10 @@ the_doctor_says_what_is_not_promised_without_a_node_folder(Config) ->
     Valkey = start_valkey(Config),
     {Node, _} = start_node(journal(Valkey, Config, []) ++ [{node_folder, none}], [], Config),
     [{note, Line}] = rekindle_node:call(Node, rekindle_admin, findings, []),
-    [?assertNotEqual({Line, nomatch}, {Line, string:find(Line, Part)}) || Part <- ["node_folder", "A revocation is lost if", "wait_for_living_node"]],
+    [
+        ?assertNotEqual({Line, nomatch}, {Line, string:find(Line, Part)})
+     || Part <- ["node_folder", "A revocation is lost if", "wait_for_living_node"]
+    ],
     rekindle_node:stop(Node).
 
 the_doctor_sees_clocks_that_differ(Config) ->
@@ -368,7 +373,8 @@ a_server_that_asks_for_a_certificate_gets_it(Config) ->
     #{ca := Ca, cert := Cert, key := Key} = Files = openssl_certs(?config(dir, Config)),
     Valkey = start_valkey(Config, #{tls => Files, options => ["--tls-auth-clients", "yes"]}),
     Journal = fun(More) -> journal(Valkey, Config, [{ca_file, Ca} | More]) end,
-    Nodes = [{_, FirstPort}, {Second, SecondPort}] =
+    Nodes =
+        [{_, FirstPort}, {Second, SecondPort}] =
         [start_node(Journal([{tls_cert_file, Cert}, {tls_key_file, Key}]), [], Config) || _ <- [1, 2]],
     Saved = save(1, FirstPort, Config),
     await(fun() -> sessions(Second) =:= 1 end),
@@ -380,14 +386,19 @@ a_server_that_asks_for_a_certificate_gets_it(Config) ->
 
 it_works_with_a_cluster(Config) ->
     Servers = [
-        start_valkey(Config, #{options => ["--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--masterauth", "pass word/1"]})
+        start_valkey(Config, #{
+            options => ["--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--masterauth", "pass word/1"]
+        })
      || _ <- [1, 2, 3]
     ],
     [One | _] = Servers,
     Addresses = [lists:concat(["127.0.0.1:", Port]) || #{port := Port} <- Servers],
-    ct:log("~s", [rekindle_valkey:command(One, ["--cluster", "create" | Addresses] ++ ["--cluster-replicas", "0", "--cluster-yes"])]),
+    ct:log("~s", [
+        rekindle_valkey:command(One, ["--cluster", "create" | Addresses] ++ ["--cluster-replicas", "0", "--cluster-yes"])
+    ]),
     await(fun() -> string:find(rekindle_valkey:command(One, ["CLUSTER", "INFO"]), "cluster_state:ok") =/= nomatch end),
-    Nodes = [{First, FirstPort}, {Second, SecondPort}] =
+    Nodes =
+        [{First, FirstPort}, {Second, SecondPort}] =
         [start_node(journal(One, Config, [{cluster, true}, {partitions, 8}]), [], Config) || _ <- [1, 2]],
     %% Records that wait until the log is known go to one of the servers.
     await(fun() -> journal(First, replay) =/= undefined end),
@@ -431,7 +442,9 @@ start_node(Args, TlsOptions, Config, BeforeSsl) ->
         {node_folder, filename:join(?config(dir, Config), "node_" ++ integer_to_list(Port))}
      || not lists:keymember(node_folder, 1, Args)
     ],
-    Node = rekindle_node:start([{session_cb_init_args, [Option || {_, Value} = Option <- Args ++ Scope ++ Folder, Value =/= none]}]),
+    Node = rekindle_node:start([
+        {session_cb_init_args, [Option || {_, Value} = Option <- Args ++ Scope ++ Folder, Value =/= none]}
+    ]),
     ok = BeforeSsl(Node),
     {ok, _} = rekindle_node:call(Node, application, ensure_all_started, [ssl]),
     Own = [{certfile, Cert}, {keyfile, Key}, {port, Port}, {versions, ['tlsv1.2']}],
@@ -452,14 +465,33 @@ stop_all(Nodes) ->
 %% An authority, and a certificate for 127.0.0.1, in a form that rustls accepts. It rejects public_key's test certificates, which
 %% name the curve in the wrong place.
 openssl_certs(Dir) ->
-    [Ca, CaKey, Request, Cert, Key] = [filename:join(Dir, File) || File <- ["ca.pem", "ca.key", "server.csr", "server.pem", "server.key"]],
+    [Ca, CaKey, Request, Cert, Key] = [
+        filename:join(Dir, File)
+     || File <- ["ca.pem", "ca.key", "server.csr", "server.pem", "server.key"]
+    ],
     New = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=test"],
     [
         {0, _} = rekindle_clients:run("openssl", Args, [], 10_000)
      || Args <- [
             ["req", "-x509", "-days", "2", "-keyout", CaKey, "-out", Ca | New],
             ["req", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", Key, "-out", Request | New],
-            ["x509", "-req", "-in", Request, "-CA", Ca, "-CAkey", CaKey, "-CAcreateserial", "-copy_extensions", "copy", "-days", "2", "-out", Cert]
+            [
+                "x509",
+                "-req",
+                "-in",
+                Request,
+                "-CA",
+                Ca,
+                "-CAkey",
+                CaKey,
+                "-CAcreateserial",
+                "-copy_extensions",
+                "copy",
+                "-days",
+                "2",
+                "-out",
+                Cert
+            ]
         ]
     ],
     #{ca => Ca, cert => Cert, key => Key}.
@@ -470,4 +502,3 @@ await(Condition) ->
 sessions(Node) ->
     [#{sessions := Sessions}] = servers(Node),
     Sessions.
-

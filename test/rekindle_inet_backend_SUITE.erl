@@ -111,7 +111,10 @@ open(Node, Options) ->
         Before = [Number || #{number := Number} <- rekindle_admin:info()],
         try ssl:listen(0, Options) of
             {ok, _} ->
-                [Label] = [Label || #{number := Number, scope := Label} <- rekindle_admin:info(), not lists:member(Number, Before)],
+                [Label] = [
+                    Label
+                 || #{number := Number, scope := Label} <- rekindle_admin:info(), not lists:member(Number, Before)
+                ],
                 {ok, Label}
         catch
             _:_ -> refused
@@ -216,7 +219,11 @@ serve(Node, Kind, Where, Config) ->
 
 options(Kind, Config) ->
     #{server := #{ec := #{cert := Cert, key := Key}}} = proplists:get_value(certs, Config),
-    Version = case Kind of dtls -> 'dtlsv1.2'; _ -> 'tlsv1.2' end,
+    Version =
+        case Kind of
+            dtls -> 'dtlsv1.2';
+            _ -> 'tlsv1.2'
+        end,
     [{versions, [Version]}, {certfile, Cert}, {keyfile, Key}].
 
 scopes_with_hits(Node) ->

@@ -145,8 +145,10 @@ says_which_feature_is_missing(App, Config) ->
             {_, Port} = rekindle_node:call(Node, rekindle_servers, start, [tls, [{port, Port} | server_options(tls, Config)]]),
             ?assertEqual({1, 1}, full_and_resumed(Port)),
             ?assertEqual(
-                ["rekindle: no journal for tls shared: mqtt: the native library was built without the feature " ++ Feature ++
-                    " (see REKINDLE_FEATURES)"],
+                [
+                    "rekindle: no journal for tls shared: mqtt: the native library was built without the feature " ++ Feature ++
+                        " (see REKINDLE_FEATURES)"
+                ],
                 rekindle_log_lines:taken(Node)
             ),
             rekindle_node:stop(Node)
@@ -421,7 +423,11 @@ a_release_resumes_sessions(Config) ->
         ?assertEqual({1, 5}, openssl_reconnect(ListenerPort)),
         ?assertEqual("5", eval(Release, Port, "lists:sum([Hits || #{hits := Hits} <- rekindle_admin:info()])")),
         Report = eval(Release, Port, "binary_to_list(rekindle_admin:report())"),
-        ?assertMatch({Report, {match, _}}, {Report, re:run(Report, "\"scope +sessions .*\ntls 127\\.0\\.0\\.1:.*\nNothing wrong found\\.\n", [multiline, dotall])}),
+        ?assertMatch(
+            {Report, {match, _}},
+            {Report,
+                re:run(Report, "\"scope +sessions .*\ntls 127\\.0\\.0\\.1:.*\nNothing wrong found\\.\n", [multiline, dotall])}
+        ),
         Nif = eval(Release, Port, "code:which(rekindle_nif)"),
         ?assertNotEqual(nomatch, string:find(Nif, filename:join(Release, "lib/rekindle-")))
     after
@@ -456,7 +462,9 @@ listen_on_loopback_only(Release) ->
     [File] = filelib:wildcard(filename:join(Release, "releases/*/vm.args")),
     Args = [
         "-name rekindle@127.0.0.1\n",
-        "-setcookie ", integer_to_list(erlang:unique_integer([positive])), "\n",
+        "-setcookie ",
+        integer_to_list(erlang:unique_integer([positive])),
+        "\n",
         "-kernel inet_dist_use_interface {127,0,0,1}\n"
     ],
     ok = file:write_file(File, Args).
@@ -483,8 +491,12 @@ serve_there(Config) ->
     Servers = filename:rootname(filename:absname(code:which(rekindle_servers))),
     Options = io_lib:format("~0tp", [server_options(tls, Config)]),
     lists:flatten([
-        "begin {module, _} = code:load_abs(\"", Servers, "\"), ",
-        "{_, Port} = rekindle_servers:start(tls, ", Options, "), Port end"
+        "begin {module, _} = code:load_abs(\"",
+        Servers,
+        "\"), ",
+        "{_, Port} = rekindle_servers:start(tls, ",
+        Options,
+        "), Port end"
     ]).
 
 stop_release(Release, Port, {Pid, Monitor}) ->
@@ -556,12 +568,13 @@ make_repository(Dir) ->
 make_project(Deps, Config) ->
     Project = filename:join(proplists:get_value(dir, Config), "project"),
     Source = filename:join(Project, "src"),
-    App = {application, user, [
-        {description, "Uses rekindle"},
-        {vsn, "1"},
-        {registered, []},
-        {applications, [kernel, stdlib, rekindle]}
-    ]},
+    App =
+        {application, user, [
+            {description, "Uses rekindle"},
+            {vsn, "1"},
+            {registered, []},
+            {applications, [kernel, stdlib, rekindle]}
+        ]},
     ok = file:make_dir(Project),
     ok = file:make_dir(Source),
     ok = write_term(filename:join(Source, "user.app.src"), App),

@@ -85,7 +85,9 @@ dtls_sessions_outlive_a_restart(Config) ->
 
 client_certificates_outlive_a_restart(Config) ->
     #{ca := Ca, client := #{ec := #{cert := Cert, key := Key}}} = ?config(certs, Config),
-    Verify = [{versions, ['tlsv1.2']}, {verify, verify_peer}, {fail_if_no_peer_cert, true}, {cacertfile, Ca}, {reuse_sessions, true}],
+    Verify = [
+        {versions, ['tlsv1.2']}, {verify, verify_peer}, {fail_if_no_peer_cert, true}, {cacertfile, Ca}, {reuse_sessions, true}
+    ],
     First = start(tls, Config, [], Verify),
     Identity = #{certfile => Cert, keyfile => Key},
     Saved = save(1, Config, Identity),
@@ -193,7 +195,10 @@ a_wrong_option_is_named_and_no_password_shown(_Config) ->
         {{folder, "x", [{keyfile, "y"}]}, "no option keyfile (did you mean key_file?); allowed: [key_file]"},
         {{valkey, "http://:hunter2@localhost", [{key_file, "k"}]}, "scheme is http; allowed: redis, rediss, valkey, valkeys"},
         {{valkey, "valkey://:hunter2@localhost", []}, "key_file is missing"},
-        {{valkey, "valkey://:hunter2@localhost", [{key_file, "k"}, {partitions, 0}]}, "partitions has to be an integer from 1 to 64"},
+        {
+            {valkey, "valkey://:hunter2@localhost", [{key_file, "k"}, {partitions, 0}]},
+            "partitions has to be an integer from 1 to 64"
+        },
         {{valkey, "hunter2", [{key_file, "k"}]}, "the URL is not valid"}
     ],
     [
@@ -265,7 +270,14 @@ two_nodes_do_not_share_a_folder(Config) ->
 a_torn_log_gives_back_all_but_its_end(Config) ->
     First = start(Config, []),
     %% One by one: those that are written at once would be lost together.
-    Saved = [begin File = save(N, Config), await_written(First, N), File end || N <- lists:seq(1, 4)],
+    Saved = [
+        begin
+            File = save(N, Config),
+            await_written(First, N),
+            File
+        end
+     || N <- lists:seq(1, 4)
+    ],
     kill(First),
     {ok, Files} = files(?config(folder, Config)),
     {_, Size, Newest} = lists:last(lists:sort([{Info#file_info.mtime, Info#file_info.size, File} || {File, Info} <- Files])),
@@ -298,7 +310,11 @@ start(Config, Options) ->
 
 start(Kind, Config, Options, TlsOptions) ->
     Journal = {journal, {folder, ?config(folder, Config)}},
-    Args = case lists:keymember(journal, 1, Options) of true -> Options; false -> [Journal | Options] end,
+    Args =
+        case lists:keymember(journal, 1, Options) of
+            true -> Options;
+            false -> [Journal | Options]
+        end,
     Node = rekindle_node:start_ssl([{session_cb_init_args, Args}]),
     listen(Node, Kind, Config, TlsOptions),
     Node.
@@ -315,7 +331,10 @@ listen(Node, Kind, Config, TlsOptions) ->
 stop(Node) ->
     Monitor = monitor(process, Node),
     ok = rekindle_node:call(Node, init, stop, []),
-    receive {'DOWN', Monitor, _, _, _} -> ok after 30_000 -> error(still_running) end.
+    receive
+        {'DOWN', Monitor, _, _, _} -> ok
+    after 30_000 -> error(still_running)
+    end.
 
 save(N, Config) ->
     save(N, Config, #{}).
@@ -340,5 +359,11 @@ await(Condition) ->
 
 files(Folder) ->
     Found = filelib:fold_files(Folder, ".*", true, fun(File, Files) -> [File | Files] end, []),
-    {ok, [{File, Info} || File <- Found, {ok, Info} <- [file:read_file_info(File, [{time, posix}])], Info#file_info.size > 0,
-        filename:basename(File) =/= "keys", filename:basename(File) =/= "lock"]}.
+    {ok, [
+        {File, Info}
+     || File <- Found,
+        {ok, Info} <- [file:read_file_info(File, [{time, posix}])],
+        Info#file_info.size > 0,
+        filename:basename(File) =/= "keys",
+        filename:basename(File) =/= "lock"
+    ]}.

@@ -175,7 +175,9 @@ the_disk_is_full(Config) ->
     fault(single(Config), Config, #{
         break => fun() ->
             {_, _} = rekindle_clients:run("dd", ["if=/dev/zero", "of=" ++ Filler, "bs=64k"], [], 10_000),
-            {_, _} = rekindle_clients:run("dd", ["if=/dev/zero", "of=" ++ Filler, "bs=1", "oflag=append", "conv=notrunc"], [], 10_000)
+            {_, _} = rekindle_clients:run(
+                "dd", ["if=/dev/zero", "of=" ++ Filler, "bs=1", "oflag=append", "conv=notrunc"], [], 10_000
+            )
         end,
         mend => fun() -> ok = file:delete(Filler) end,
         says => "full"
@@ -244,10 +246,16 @@ unmount(Config) ->
 
 %% Nothing is lost, and so nothing noticed, if the files are cut just while SQLite moves all of the write-ahead log.
 await_brief(Break, Node) ->
-    IsOver = fun(_) -> timer:sleep(100), lines(Node, "works again after") =/= [] end,
+    IsOver = fun(_) ->
+        timer:sleep(100),
+        lines(Node, "works again after") =/= []
+    end,
     case lists:any(IsOver, lists:seq(1, 100)) of
-        true -> ok;
-        false -> _ = Break(), await_brief(Break, Node)
+        true ->
+            ok;
+        false ->
+            _ = Break(),
+            await_brief(Break, Node)
     end.
 
 fault(#{first := {Node, Port}, ports := Ports} = World, Config, #{break := Break, mend := Mend} = Expected) ->
@@ -257,16 +265,22 @@ fault(#{first := {Node, Port}, ports := Ports} = World, Config, #{break := Break
     (maps:get(settle, World))(Before),
     _ = Break(),
     case Expected of
-        #{is_brief := true} -> await_brief(Break, Node);
+        #{is_brief := true} ->
+            await_brief(Break, Node);
         %% By the node that is the first to write again what was lost.
-        #{notices := Notice} -> await(fun() -> lists:any(fun(Peer) -> lines(Peer, Notice) =/= [] end, maps:get(nodes, World)) end);
-        #{} -> await(fun() -> journal(Node, state) =:= down andalso is_named(Node) end)
+        #{notices := Notice} ->
+            await(fun() -> lists:any(fun(Peer) -> lines(Peer, Notice) =/= [] end, maps:get(nodes, World)) end);
+        #{} ->
+            await(fun() -> journal(Node, state) =:= down andalso is_named(Node) end)
     end,
     Made = [save({made, N}, Port, Config) || N <- [1, 2, 3]],
     Short = save(short, Port, Config),
     ?assertEqual([1, 1, 1, 1, 1], [resumed(File, Port, Config) || File <- [Before, Short | Made]]),
     %% It holds here at once, and is pending as long as the log cannot take it.
-    [?assertEqual(1, element(2, rekindle_node:call(Node, rekindle_admin, forget, [rekindle_clients:session_id(File)]))) || File <- [Before, Short]],
+    [
+        ?assertEqual(1, element(2, rekindle_node:call(Node, rekindle_admin, forget, [rekindle_clients:session_id(File)])))
+     || File <- [Before, Short]
+    ],
     Longest = await_handshakes(?MEANWHILE, Traffic, Node),
     await(fun() -> finds(maps:get(finds, Expected, ""), Node) end),
     _ = Mend(),
@@ -288,7 +302,10 @@ fault(#{first := {Node, Port}, ports := Ports} = World, Config, #{break := Break
     Elsewhere = maps:get(elsewhere, Expected, maps:get(elsewhere, World)),
     {Other, OtherPort} = Elsewhere(Node),
     [await(fun() -> resumed(File, OtherPort, Config) =:= 1 end) || File <- Made],
-    [?assertEqual({File, 0}, {File, resumed(File, To, Config)}) || File <- [Before, Short], To <- lists:usort([OtherPort | Ports])],
+    [
+        ?assertEqual({File, 0}, {File, resumed(File, To, Config)})
+     || File <- [Before, Short], To <- lists:usort([OtherPort | Ports])
+    ],
     _ = [rekindle_node:stop(Peer) || Peer <- lists:usort([Other | maps:get(nodes, World)]), is_process_alive(Peer)],
     ok.
 
@@ -350,7 +367,12 @@ repeat(Starter, Count, Client) ->
 
 stop_traffic({_, Clients}) ->
     [Client ! stop || Client <- Clients],
-    [receive {Client, stopped} -> ok end || Client <- Clients],
+    [
+        receive
+            {Client, stopped} -> ok
+        end
+     || Client <- Clients
+    ],
     ok.
 
 %% A session, and four connections that resume it. How many handshakes that is.
@@ -376,8 +398,11 @@ await_handshakes(More, {Count, _} = Traffic, Node) ->
 await_handshakes(Wanted, {Count, _} = Traffic, Node, Longest) ->
     Now = max(Longest, longest_queue(Node)),
     case counters:get(Count, 1) >= Wanted of
-        true -> Now;
-        false -> timer:sleep(20), await_handshakes(Wanted, Traffic, Node, Now)
+        true ->
+            Now;
+        false ->
+            timer:sleep(20),
+            await_handshakes(Wanted, Traffic, Node, Now)
     end.
 
 %% A handshake in any case.
@@ -415,7 +440,13 @@ fleet(Journals, Config) ->
 %% One node: what is made on it gets to the one after.
 single(Config) ->
     Disk = mount_point(Config),
-    Folder = filename:join(case filelib:is_dir(Disk) of true -> Disk; false -> ?config(dir, Config) end, "journal"),
+    Folder = filename:join(
+        case filelib:is_dir(Disk) of
+            true -> Disk;
+            false -> ?config(dir, Config)
+        end,
+        "journal"
+    ),
     Port = rekindle_node:free_port(),
     Start = fun() -> start_node({journal, {folder, Folder, [{key_file, ?config(key_file, Config)}]}}, Port, Config) end,
     First = {Node, _} = Start(),
@@ -450,7 +481,9 @@ watch_log(Node) ->
             Self ! ready,
             timer:sleep(infinity)
         end),
-        receive ready -> ok end,
+        receive
+            ready -> ok
+        end,
         logger:add_handler(?MODULE, ?MODULE, #{})
     end).
 

@@ -72,7 +72,10 @@ other_fields_under_the_same_version_are_another_layout(Config) ->
     ?assertEqual(length(Layouts), length(lists:usort(Layouts)), Layouts).
 
 another_shape_is_another_layout_also_without_debug_information(Config) ->
-    Layouts = [layout(Changes ++ [fun strip/1], Config) || Changes <- [[] | [[change(How)] || How <- [fun add_last/1, fun add_first/1]]]],
+    Layouts = [
+        layout(Changes ++ [fun strip/1], Config)
+     || Changes <- [[] | [[change(How)] || How <- [fun add_last/1, fun add_first/1]]]
+    ],
     ?assertEqual(length(Layouts), length(lists:usort(Layouts)), Layouts).
 
 %% A package was installed over the one that runs: the layout is that of the code that is loaded.
@@ -86,10 +89,21 @@ a_file_that_was_replaced_is_not_believed(Config) ->
     ?assertNotEqual(layout([change(fun add_last/1)], Config), Layout).
 
 the_server_name_is_found(_Config) ->
-    Has = [<<"fields:session_id,sni">>, <<"fields:session_id,sni,ecc">>, <<"ssl-11.7.8:{17,11}:AB">>, <<"ssl-11.10:{17,11}:AB">>, <<"ssl-12.0:unknown:">>],
+    Has = [
+        <<"fields:session_id,sni">>,
+        <<"fields:session_id,sni,ecc">>,
+        <<"ssl-11.7.8:{17,11}:AB">>,
+        <<"ssl-11.10:{17,11}:AB">>,
+        <<"ssl-12.0:unknown:">>
+    ],
     HasNot = [
-        <<"fields:session_id,sni_2">>, <<"fields:session_id">>, <<"ssl-11.7.7.9:{17,11}:AB">>, <<"ssl-11.7:{17,11}:AB">>, <<"ssl-10.9.1:unknown:">>,
-        <<"ssl-unknown:unknown:">>, <<"ssl-11.x:unknown:">>
+        <<"fields:session_id,sni_2">>,
+        <<"fields:session_id">>,
+        <<"ssl-11.7.7.9:{17,11}:AB">>,
+        <<"ssl-11.7:{17,11}:AB">>,
+        <<"ssl-10.9.1:unknown:">>,
+        <<"ssl-unknown:unknown:">>,
+        <<"ssl-11.x:unknown:">>
     ],
     ?assertEqual(Has, [Layout || Layout <- Has ++ HasNot, rekindle_layout:has_server_name(Layout)]).
 
@@ -127,7 +141,11 @@ a_session_of_other_fields_does_not_reach_otp(Config) ->
     ?assertMatch(#{layout := N} when N >= 1, journal(Second, skipped)),
     ?assertEqual(0, journal(Second, applied)),
     Lines = [unicode:characters_to_list(Line) || {warning, Line} <- rekindle_node:call(Second, rekindle_admin, findings, [])],
-    ?assertMatch([_], [Line || Line <- Lines, string:find(Line, "has other fields in its session records than this node's") =/= nomatch], Lines),
+    ?assertMatch(
+        [_],
+        [Line || Line <- Lines, string:find(Line, "has other fields in its session records than this node's") =/= nomatch],
+        Lines
+    ),
     Own = rekindle_journals:save(2, ?config(port, Config), Config),
     ?assertMatch(#{full := 0, resumed := 1}, rekindle_journals:offer(Own, ?config(port, Config), Config)),
     ?assertEqual(Processes, caches(Second)),
@@ -182,7 +200,13 @@ change(File, How) ->
     {ok, {_, [{abstract_code, {raw_abstract_v1, Forms}}]}} = beam_lib:chunks(File, [abstract_code]),
     case [Form || {attribute, _, record, {session, _}} = Form <- Forms] of
         [{attribute, Line, record, {session, Fields}} = Form] ->
-            Changed = [case F of Form -> {attribute, Line, record, {session, How(Fields)}}; _ -> F end || F <- Forms],
+            Changed = [
+                case F of
+                    Form -> {attribute, Line, record, {session, How(Fields)}};
+                    _ -> F
+                end
+             || F <- Forms
+            ],
             {ok, _, Beam} = compile:forms(Changed, [debug_info]),
             ok = file:write_file(File, Beam);
         [] ->
@@ -193,8 +217,12 @@ changes() ->
     [fun add_last/1, fun add_first/1, fun swap/1].
 
 add_last(Fields) -> Fields ++ [field(new)].
-add_first(Fields) -> {Head, Tail} = lists:split(6, Fields), Head ++ [field(new) | Tail].
-swap(Fields) -> {Init, [A, B]} = lists:split(length(Fields) - 2, Fields), Init ++ [B, A].
+add_first(Fields) ->
+    {Head, Tail} = lists:split(6, Fields),
+    Head ++ [field(new) | Tail].
+swap(Fields) ->
+    {Init, [A, B]} = lists:split(length(Fields) - 2, Fields),
+    Init ++ [B, A].
 
 field(Name) -> {record_field, 1, {atom, 1, Name}}.
 
@@ -202,15 +230,21 @@ forms(Text) ->
     {ok, Tokens, _} = erl_scan:string(Text),
     forms(Tokens, []).
 
-forms([], []) -> [];
-forms([{dot, _} = Dot | Rest], Seen) -> {ok, Form} = erl_parse:parse_form(lists:reverse([Dot | Seen])), [Form | forms(Rest, [])];
-forms([Token | Rest], Seen) -> forms(Rest, [Token | Seen]).
+forms([], []) ->
+    [];
+forms([{dot, _} = Dot | Rest], Seen) ->
+    {ok, Form} = erl_parse:parse_form(lists:reverse([Dot | Seen])),
+    [Form | forms(Rest, [])];
+forms([Token | Rest], Seen) ->
+    forms(Rest, [Token | Seen]).
 
 %% ---- nodes ----
 
 start(Folders, Config) ->
     #{server := #{ec := #{cert := Cert, key := Key}}} = ?config(certs, Config),
-    Node = rekindle_node:start([{session_cb_init_args, [{journal, {folder, filename:join(?config(dir, Config), "journal")}}]}], Folders),
+    Node = rekindle_node:start(
+        [{session_cb_init_args, [{journal, {folder, filename:join(?config(dir, Config), "journal")}}]}], Folders
+    ),
     {ok, _} = rekindle_node:call(Node, application, ensure_all_started, [ssl]),
     Options = [{port, ?config(port, Config)}, {certfile, Cert}, {keyfile, Key}, {reuseaddr, true}, {versions, ['tlsv1.2']}],
     {_, _} = rekindle_node:call(Node, rekindle_servers, start, [tls, Options]),

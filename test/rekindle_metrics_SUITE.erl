@@ -46,8 +46,12 @@ end_per_suite(_Config) ->
 
 init_per_group(prometheus, Config) ->
     case [Program || Program <- ["prometheus", "promtool"], os:find_executable(Program) =:= false] of
-        [] -> Config;
-        Missing -> {skip, lists:append(lists:join(" AND ", Missing)) ++ " NOT FOUND. NOTHING WAS TESTED WITH PROMETHEUS: make metrics-test does"}
+        [] ->
+            Config;
+        Missing ->
+            {skip,
+                lists:append(lists:join(" AND ", Missing)) ++
+                    " NOT FOUND. NOTHING WAS TESTED WITH PROMETHEUS: make metrics-test does"}
     end;
 init_per_group(rabbitmq, Config) ->
     Folder = os:getenv("REKINDLE_RABBITMQ", "/usr/lib/rabbitmq"),
@@ -79,36 +83,63 @@ the_metrics_are_the_numbers_of_info(Config) ->
          || {First, Info} <- lists:zip(Before, Infos), {Name1, More} = Metric <- metrics()
         ],
         %% And no others.
-        ?assertEqual([], maps:keys(Series) -- [{"rekindle_up", []} | [{N, labels(Info) ++ More} || Info <- Infos, {N, More} <- metrics()]]),
+        ?assertEqual(
+            [], maps:keys(Series) -- [{"rekindle_up", []} | [{N, labels(Info) ++ More} || Info <- Infos, {N, More} <- metrics()]]
+        ),
         ?assertMatch([#{sessions := 1, hits := 5, misses := 0}], [I || #{scope := {listener, _, _}} = I <- Infos]),
         ?assertEqual([{"too_large", 1}], [{Reason, N} || Info <- Infos, Reason <- reasons(), N <- [refused(Reason, Info)], N > 0]),
-        [Shared] = [maps:get("scope", maps:from_list(L)) || {"rekindle_sessions", L} <- maps:keys(Series), lists:member({"transport", "dtls"}, L)],
+        [Shared] = [
+            maps:get("scope", maps:from_list(L))
+         || {"rekindle_sessions", L} <- maps:keys(Series), lists:member({"transport", "dtls"}, L)
+        ],
         ?assertEqual(lists:flatten(io_lib:format("shared: ~0tp", [Name])), Shared)
     end).
 
 %% A name, and the labels that it has beside those of the scope.
 metrics() ->
-    [{Name, []} || Name <- [
-        "rekindle_sessions", "rekindle_max_sessions", "rekindle_bytes", "rekindle_max_bytes", "rekindle_templates",
-        "rekindle_certificates", "rekindle_certified_sessions", "rekindle_lifetime_seconds",
-        "rekindle_oldest_session_age_seconds", "rekindle_evicted_misses_total", "rekindle_lost_misses_total",
-        "rekindle_unknown_misses_total", "rekindle_inserts_total",
-        "rekindle_expired_sessions_total", "rekindle_evicted_sessions_total", "rekindle_moved_total", "rekindle_faults_total"
-    ]]
-    ++ [{"rekindle_lookups_total", [{"result", Result}]} || Result <- ["hit", "miss"]]
-    ++ [{"rekindle_certificate_misses_total", [{"reason", Reason}]} || Reason <- ["expired", "revoked", "unknown"]]
-    ++ [{"rekindle_refused_sessions_total", [{"reason", Reason}]} || Reason <- reasons()].
+    [
+        {Name, []}
+     || Name <- [
+            "rekindle_sessions",
+            "rekindle_max_sessions",
+            "rekindle_bytes",
+            "rekindle_max_bytes",
+            "rekindle_templates",
+            "rekindle_certificates",
+            "rekindle_certified_sessions",
+            "rekindle_lifetime_seconds",
+            "rekindle_oldest_session_age_seconds",
+            "rekindle_evicted_misses_total",
+            "rekindle_lost_misses_total",
+            "rekindle_unknown_misses_total",
+            "rekindle_inserts_total",
+            "rekindle_expired_sessions_total",
+            "rekindle_evicted_sessions_total",
+            "rekindle_moved_total",
+            "rekindle_faults_total"
+        ]
+    ] ++
+        [{"rekindle_lookups_total", [{"result", Result}]} || Result <- ["hit", "miss"]] ++
+        [{"rekindle_certificate_misses_total", [{"reason", Reason}]} || Reason <- ["expired", "revoked", "unknown"]] ++
+        [{"rekindle_refused_sessions_total", [{"reason", Reason}]} || Reason <- reasons()].
 
 reasons() ->
     ["too_large", "no_room", "private_key", "layout", "lifetime", "certificate"].
 
-expected({"rekindle_lookups_total", [{"result", "hit"}]}, #{hits := Hits}) -> Hits;
-expected({"rekindle_lookups_total", [{"result", "miss"}]}, #{misses := Misses}) -> Misses;
-expected({"rekindle_refused_sessions_total", [{"reason", Reason}]}, Info) -> refused(Reason, Info);
-expected({"rekindle_certificate_misses_total", [{"reason", Reason}]}, #{certificate_misses_by := By}) -> maps:get(list_to_existing_atom(Reason), By);
-expected({"rekindle_certified_sessions", _}, #{certified := Certified}) -> Certified;
-expected({"rekindle_oldest_session_age_seconds", _}, #{oldest := Oldest}) -> number(Oldest);
-expected({"rekindle_lifetime_seconds", _}, #{lifetime := Lifetime}) -> number(Lifetime);
+expected({"rekindle_lookups_total", [{"result", "hit"}]}, #{hits := Hits}) ->
+    Hits;
+expected({"rekindle_lookups_total", [{"result", "miss"}]}, #{misses := Misses}) ->
+    Misses;
+expected({"rekindle_refused_sessions_total", [{"reason", Reason}]}, Info) ->
+    refused(Reason, Info);
+expected({"rekindle_certificate_misses_total", [{"reason", Reason}]}, #{certificate_misses_by := By}) ->
+    maps:get(list_to_existing_atom(Reason), By);
+expected({"rekindle_certified_sessions", _}, #{certified := Certified}) ->
+    Certified;
+expected({"rekindle_oldest_session_age_seconds", _}, #{oldest := Oldest}) ->
+    number(Oldest);
+expected({"rekindle_lifetime_seconds", _}, #{lifetime := Lifetime}) ->
+    number(Lifetime);
 expected({"rekindle_" ++ Name, _}, Info) ->
     Key = re:replace(Name, "(_sessions)?_total$", "", [{return, list}]),
     number(maps:get(list_to_existing_atom(Key), Info)).
@@ -121,12 +152,17 @@ is_between(Value, Before, After) ->
     min(Before, After) =< Value andalso Value =< max(Before, After).
 
 labels(#{role := Role, scope := Label}) ->
-    Transport = case Label of {_, T, _} -> T; client -> none end,
-    Scope = case Label of
-        {listener, _, {Ip, Port}} -> inet:ntoa(Ip) ++ ":" ++ integer_to_list(Port);
-        {shared, _, Name} -> lists:flatten(io_lib:format("shared: ~0tp", [Name]));
-        client -> "client"
-    end,
+    Transport =
+        case Label of
+            {_, T, _} -> T;
+            client -> none
+        end,
+    Scope =
+        case Label of
+            {listener, _, {Ip, Port}} -> inet:ntoa(Ip) ++ ":" ++ integer_to_list(Port);
+            {shared, _, Name} -> lists:flatten(io_lib:format("shared: ~0tp", [Name]));
+            client -> "client"
+        end,
     [{"role", atom_to_list(Role)}, {"transport", atom_to_list(Transport)}, {"scope", Scope}].
 
 revocation_lists_are_shown_for_the_node(Config) ->
@@ -135,7 +171,12 @@ revocation_lists_are_shown_for_the_node(Config) ->
     Before = erlang:system_time(second),
     rekindle_ca:list(Ca, File),
     with_busy_node(fleet, [{crls, Files}], Config, fun(Node) ->
-        Shown = fun() -> maps:filter(fun({Name, _}, _) -> string:prefix(Name, "rekindle_crl_") =/= nomatch end, parse(rekindle_node:call(Node, rekindle_prometheus, text, []))) end,
+        Shown = fun() ->
+            maps:filter(
+                fun({Name, _}, _) -> string:prefix(Name, "rekindle_crl_") =/= nomatch end,
+                parse(rekindle_node:call(Node, rekindle_prometheus, text, []))
+            )
+        end,
         NextUpdate = {"rekindle_crl_next_update_timestamp_seconds", [{"issuer", "O=Example,CN=CA with a list"}]},
         rekindle_node:await(fun() -> maps:is_key(NextUpdate, Shown()) end),
         #{NextUpdate := Seconds} = First = Shown(),
@@ -156,8 +197,11 @@ one_of_two_scopes_of_a_name_is_shown(_Config) ->
         [ok = rekindle:update(Old, <<N:256>>, any) || N <- [1, 2, 3]],
         ?assertMatch([#{sessions := 3}, #{sessions := 1}], rekindle_admin:info(unnamed)),
         %% The parser refuses a series that comes twice.
-        ?assertMatch([1], [Value || {{"rekindle_sessions", Labels}, Value} <- maps:to_list(parse(rekindle_prometheus:text())),
-            lists:member({"scope", "unnamed"}, Labels)]),
+        ?assertMatch([1], [
+            Value
+         || {{"rekindle_sessions", Labels}, Value} <- maps:to_list(parse(rekindle_prometheus:text())),
+            lists:member({"scope", "unnamed"}, Labels)
+        ]),
         [rekindle:terminate(Cache) || Cache <- [Old, New]]
     end),
     rekindle_node:stop(Node).
@@ -171,7 +215,10 @@ without_the_library_that_is_all_there_is(_Config) ->
 
 the_documentation_has_the_metrics_there_are(Config) ->
     Rows = matches("(?m)^\\| `(rekindle_\\w+)` \\| (\\w+) \\|", documentation(Config)),
-    ?assertEqual(lists:sort([[atom_to_binary(Name), atom_to_binary(Type)] || {Name, _, Type, _} <- rekindle_metrics:families()]), lists:sort(Rows)).
+    ?assertEqual(
+        lists:sort([[atom_to_binary(Name), atom_to_binary(Type)] || {Name, _, Type, _} <- rekindle_metrics:families()]),
+        lists:sort(Rows)
+    ).
 
 documentation(Config) ->
     {ok, Text} = file:read_file(filename:join(?config(root, Config), "docs/metrics.md")),
@@ -221,8 +268,14 @@ each_scope_is_an_event(Config) ->
     with_busy_node(fleet, Config, fun(Node) ->
         {Before, Events, Infos} = rekindle_node:run(Node, fun() ->
             Execute = "execute(Name, Measurements, Metadata) -> self() ! {event, Name, Measurements, Metadata}, ok.",
-            Forms = [begin {ok, Tokens, _} = erl_scan:string(F), {ok, Form} = erl_parse:parse_form(Tokens), Form end ||
-                F <- ["-module(telemetry).", "-export([execute/3]).", Execute]],
+            Forms = [
+                begin
+                    {ok, Tokens, _} = erl_scan:string(F),
+                    {ok, Form} = erl_parse:parse_form(Tokens),
+                    Form
+                end
+             || F <- ["-module(telemetry).", "-export([execute/3]).", Execute]
+            ],
             {ok, telemetry, Beam} = compile:forms(Forms),
             {module, telemetry} = code:load_binary(telemetry, "telemetry", Beam),
             Before = rekindle_admin:info(),
@@ -268,11 +321,16 @@ the_default_handler_shows_the_lines(_Config) ->
     Refuse = "catch rekindle:init([{role, server}, {max_bytes, 0}]),",
     ?assertNotEqual(nomatch, string:find(printed([], Refuse), ?BAD_OPTION)),
     %% And why there is no domain: it does not show those.
-    ?assertEqual(nomatch, string:find(printed(["-rekindle", "log_domain", "[rekindle]"], "ok = application:load(rekindle)," ++ Refuse), ?BAD_OPTION)).
+    ?assertEqual(
+        nomatch,
+        string:find(printed(["-rekindle", "log_domain", "[rekindle]"], "ok = application:load(rekindle)," ++ Refuse), ?BAD_OPTION)
+    ).
 
 printed(Args, Eval) ->
     Path = ["-noinput", "-pa", filename:dirname(code:which(rekindle))],
-    {0, Output} = rekindle_clients:run("erl", Path ++ Args ++ ["-eval", Eval ++ "ok = logger_std_h:filesync(default), init:stop()."], [], ?MINUTE),
+    {0, Output} = rekindle_clients:run(
+        "erl", Path ++ Args ++ ["-eval", Eval ++ "ok = logger_std_h:filesync(default), init:stop()."], [], ?MINUTE
+    ),
     Output.
 
 a_line_says_what_it_is_about(_Config) ->
@@ -291,14 +349,17 @@ a_line_says_what_it_is_about(_Config) ->
         ?assertEqual(length(Lines), length(Topics)),
         ?assertEqual(
             [{error, bad_option, false}, {error, fault, false}, {warning, finding, false}, {warning, unknown_options, false}],
-            lists:usort(Topics))
+            lists:usort(Topics)
+        )
     end),
     rekindle_node:stop(Node).
 
 lines_have_the_domain_that_is_asked_for(_Config) ->
     Passes = fun({Action, Compare, Domain}) -> {fun logger_filters:domain/2, {Action, Compare, Domain}} end,
     with_domain([rekindle], fun() ->
-        ok = logger:add_handler(?MODULE, ?MODULE, #{config => self(), filter_default => stop, filters => [{own, Passes({log, sub, [rekindle]})}]}),
+        ok = logger:add_handler(?MODULE, ?MODULE, #{
+            config => self(), filter_default => stop, filters => [{own, Passes({log, sub, [rekindle]})}]
+        }),
         refused(fun() -> rekindle:init([{max_bytes, 0}]) end),
         logger:error("someone else"),
         ?assertMatch([{logged, error, #{domain := [rekindle], rekindle := bad_option}, ?BAD_OPTION ++ _}], flushed(logged)),
@@ -350,10 +411,15 @@ clients_cannot_repeat_a_refusal(_Config) ->
 
 %% A logger handler.
 log(#{level := Level, meta := Meta} = Event, #{config := Pid}) ->
-    Pid ! {logged, Level, Meta, unicode:characters_to_list(logger_formatter:format(Event, #{template => [msg], single_line => true}))}.
+    Pid !
+        {logged, Level, Meta,
+            unicode:characters_to_list(logger_formatter:format(Event, #{template => [msg], single_line => true}))}.
 
 next_line() ->
-    receive {logged, _, #{rekindle := fault}, _} = Line -> Line after 10_000 -> error(nothing_logged) end.
+    receive
+        {logged, _, #{rekindle := fault}, _} = Line -> Line
+    after 10_000 -> error(nothing_logged)
+    end.
 
 %% ---- prometheus ----
 
@@ -381,13 +447,18 @@ alerts_are_raised_when_they_should_be(Config) ->
         io_lib:format("      - {series: 'rekindle_~s{scope=\"~s\"}', values: '~s'}\n", [Metric, Scope, Values])
     end,
     Labelled = fun(Metric, Scope, Label, Value, Values) ->
-        io_lib:format("      - {series: 'rekindle_~s{scope=\"~s\", ~s=\"~s\"}', values: '~s'}\n", [Metric, Scope, Label, Value, Values])
+        io_lib:format("      - {series: 'rekindle_~s{scope=\"~s\", ~s=\"~s\"}', values: '~s'}\n", [
+            Metric, Scope, Label, Value, Values
+        ])
     end,
     Skipped = fun(Reason, Values) -> Labelled("journal_skipped_records_total", "s", "reason", Reason, Values) end,
     Refused = fun(Scope, Reason, Values) -> Labelled("refused_sessions_total", Scope, "reason", Reason, Values) end,
     Raised = fun(Minute, Alerts) ->
         Expression = "count by (alertname, scope) (ALERTS{alertstate=\"firing\"})",
-        Samples = [io_lib:format("{labels: '{alertname=\"~s\", scope=\"~s\"}', value: 1}", [Alert, Scope]) || {Alert, Scope} <- Alerts],
+        Samples = [
+            io_lib:format("{labels: '{alertname=\"~s\", scope=\"~s\"}', value: 1}", [Alert, Scope])
+         || {Alert, Scope} <- Alerts
+        ],
         io_lib:format("      - {expr: '~s', eval_time: ~bm, exp_samples: [~s]}\n", [Expression, Minute, lists:join(", ", Samples)])
     end,
     NotLoaded = {"RekindleNotLoaded", "u"},
@@ -398,38 +469,84 @@ alerts_are_raised_when_they_should_be(Config) ->
     KeptOut = [{"RekindleCrlsKeepSessionsOut", "s"}, {"RekindleRevokedClient", "t"}],
     File = filename:join(?config(priv_dir, Config), "alerts.yml"),
     ok = file:write_file(File, [
-        "rule_files: ['", rules(Config), "']\n"
+        "rule_files: ['",
+        rules(Config),
+        "']\n"
         "evaluation_interval: 1m\n"
         "tests:\n"
         "  - interval: 1m\n"
         "    input_series:\n",
-        Series("up", "s", "1x200"), Series("up", "u", "1x80 0x120"),
+        Series("up", "s", "1x200"),
+        Series("up", "u", "1x80 0x120"),
         [Series("inserts_total", Scope, "0+100x200") || Scope <- ["s", "t"]],
-        Series("evicted_sessions_total", "s", "0+6x200"), Series("evicted_sessions_total", "t", "0+4x200"),
+        Series("evicted_sessions_total", "s", "0+6x200"),
+        Series("evicted_sessions_total", "t", "0+4x200"),
         [Labelled("lookups_total", Scope, "result", Result, "0+50x200") || Scope <- ["w", "x"], Result <- ["hit", "miss"]],
-        Series("evicted_misses_total", "w", "0+6x200"), Series("evicted_misses_total", "x", "0+4x200"),
-        Series("faults_total", "s", "0x100 1x100"), Series("faults_total", "t", "3x200"),
-        Refused("s", "layout", "0x150 1x50"), Refused("s", "no_room", "0x165 1x35"), Refused("s", "too_large", "0x172 30x28"),
-        Refused("t", "layout", "0x200"), Refused("t", "no_room", "0x200"), Refused("t", "too_large", "0x120 9x80"), Refused("u", "certificate", "0x172 30x28"),
+        Series("evicted_misses_total", "w", "0+6x200"),
+        Series("evicted_misses_total", "x", "0+4x200"),
+        Series("faults_total", "s", "0x100 1x100"),
+        Series("faults_total", "t", "3x200"),
+        Refused("s", "layout", "0x150 1x50"),
+        Refused("s", "no_room", "0x165 1x35"),
+        Refused("s", "too_large", "0x172 30x28"),
+        Refused("t", "layout", "0x200"),
+        Refused("t", "no_room", "0x200"),
+        Refused("t", "too_large", "0x120 9x80"),
+        Refused("u", "certificate", "0x172 30x28"),
         Series("crl_next_update_timestamp_seconds", "s", io_lib:format("~bx200", [86400 + 155 * 60 - 30])),
         Series("crl_next_update_timestamp_seconds", "t", "1000000x200"),
-        Series("crl_unreadable_files", "s", "0x162 2x38"), Series("crl_unreadable_files", "t", "0x200"),
-        Labelled("certificate_misses_total", "s", "reason", "unknown", "0x173 1+1x27"), Labelled("certificate_misses_total", "s", "reason", "expired", "0+1x200"),
+        Series("crl_unreadable_files", "s", "0x162 2x38"),
+        Series("crl_unreadable_files", "t", "0x200"),
+        Labelled("certificate_misses_total", "s", "reason", "unknown", "0x173 1+1x27"),
+        Labelled("certificate_misses_total", "s", "reason", "expired", "0+1x200"),
         Labelled("certificate_misses_total", "t", "reason", "revoked", "0x183 1x17"),
-        Series("journal_up", "s", "1x170 0x30"), Series("journal_up", "t", "1x200"),
-        Series("journal_unwritten_revocations", "s", "0x200"), Series("journal_unwritten_revocations", "t", "0x190 2x10"),
-        Series("journal_missing_revocations", "s", "0x200"), Series("journal_missing_revocations", "t", "0x190 3x10"),
-        Series("journal_node_folder_up", "s", "1x200"), Series("journal_node_folder_up", "t", "1x190 0x10"),
-        Skipped("forged", "0x180 9x20"), Skipped("expired", "0+5x200"),
+        Series("journal_up", "s", "1x170 0x30"),
+        Series("journal_up", "t", "1x200"),
+        Series("journal_unwritten_revocations", "s", "0x200"),
+        Series("journal_unwritten_revocations", "t", "0x190 2x10"),
+        Series("journal_missing_revocations", "s", "0x200"),
+        Series("journal_missing_revocations", "t", "0x190 3x10"),
+        Series("journal_node_folder_up", "s", "1x200"),
+        Series("journal_node_folder_up", "t", "1x190 0x10"),
+        Skipped("forged", "0x180 9x20"),
+        Skipped("expired", "0+5x200"),
         "    promql_expr_test:\n",
-        Raised(30, []), Raised(75, TooSmall), Raised(95, [NotLoaded | TooSmall]),
+        Raised(30, []),
+        Raised(75, TooSmall),
+        Raised(95, [NotLoaded | TooSmall]),
         Raised(105, [NotLoaded, {"RekindleFaults", "s"} | TooSmall]),
         Raised(160, [NotLoaded, CrlEnds, {"RekindleRefuses", "s"} | TooSmall]),
         Raised(168, [NotLoaded | Crls ++ Refusals] ++ TooSmall),
-        Raised(178, [NotLoaded, {"RekindleProbed", "s"}, {"RekindleProbed", "u"}, {"RekindleJournalDown", "s"} | Crls ++ Refusals] ++ TooSmall),
-        Raised(185, [NotLoaded, {"RekindleProbed", "s"}, {"RekindleProbed", "u"}, {"RekindleJournalDown", "s"}, {"RekindleForgedRecords", "s"} | Crls ++ KeptOut ++ Refusals] ++ TooSmall),
-        Raised(198, [NotLoaded, {"RekindleProbed", "s"}, {"RekindleProbed", "u"}, {"RekindleJournalDown", "s"} | Crls ++ KeptOut ++ Refusals] ++ TooSmall ++
-            [{Alert, "t"} || Alert <- ["RekindleRevocationsUnwritten", "RekindleRevocationsMissing", "RekindleNodeFolderDown"]])
+        Raised(
+            178,
+            [NotLoaded, {"RekindleProbed", "s"}, {"RekindleProbed", "u"}, {"RekindleJournalDown", "s"} | Crls ++ Refusals] ++
+                TooSmall
+        ),
+        Raised(
+            185,
+            [
+                NotLoaded,
+                {"RekindleProbed", "s"},
+                {"RekindleProbed", "u"},
+                {"RekindleJournalDown", "s"},
+                {"RekindleForgedRecords", "s"}
+                | Crls ++ KeptOut ++ Refusals
+            ] ++ TooSmall
+        ),
+        Raised(
+            198,
+            [
+                NotLoaded,
+                {"RekindleProbed", "s"},
+                {"RekindleProbed", "u"},
+                {"RekindleJournalDown", "s"}
+                | Crls ++ KeptOut ++ Refusals
+            ] ++ TooSmall ++
+                [
+                    {Alert, "t"}
+                 || Alert <- ["RekindleRevocationsUnwritten", "RekindleRevocationsMissing", "RekindleNodeFolderDown"]
+                ]
+        )
     ]),
     {Status, Output} = rekindle_clients:run("promtool", ["test", "rules", File], [], ?MINUTE),
     ?assertEqual(0, Status, Output).
@@ -450,10 +567,14 @@ every_panel_and_alert_has_data(Config) ->
             ?assert(length(Expressions) >= 10),
             [await_data(Api, Expression, Reconnect) || Expression <- Expressions],
             %% The alerts are evaluated, and none is raised.
-            await("rules are evaluated", fun() ->
-                {200, Rules} = fetch(Api ++ "rules"),
-                length(matches("\"health\":\"(ok)\"", <<Rules/binary, "\"health\":\"ok\"">>)) =:= 1 + 16
-            end, fun() -> ok end),
+            await(
+                "rules are evaluated",
+                fun() ->
+                    {200, Rules} = fetch(Api ++ "rules"),
+                    length(matches("\"health\":\"(ok)\"", <<Rules/binary, "\"health\":\"ok\"">>)) =:= 1 + 16
+                end,
+                fun() -> ok end
+            ),
             {200, Alerts} = fetch(Api ++ "alerts"),
             ?assertNotEqual(nomatch, string:find(Alerts, "\"alerts\":[]"))
         end)
@@ -483,20 +604,35 @@ dashboard(Config) ->
         "for v in d['templating']['list']:\n"
         "    metric, label = v['query']['query'][len('label_values('):-1].rsplit(', ', 1)\n"
         "    print('count by (%s) (%s)' % (label, metric))\n",
-    {0, Output} = rekindle_clients:run("python3", ["-c", Script, filename:join(?config(root, Config), "docs/grafana/rekindle.json")], [], ?MINUTE),
+    {0, Output} = rekindle_clients:run(
+        "python3", ["-c", Script, filename:join(?config(root, Config), "docs/grafana/rekindle.json")], [], ?MINUTE
+    ),
     Variables = [{"$__rate_interval", "1m"}, {"$instance", ".*"}, {"$scope", ".*"}],
-    [lists:foldl(fun({Variable, Value}, E) -> string:replace(E, Variable, Value, all) end, Line, Variables) || Line <- string:lexemes(Output, "\n")].
+    [
+        lists:foldl(fun({Variable, Value}, E) -> string:replace(E, Variable, Value, all) end, Line, Variables)
+     || Line <- string:lexemes(Output, "\n")
+    ].
 
 %% Serves the metrics as the documentation says.
 serve_metrics(Node, Config) ->
-    [Code] = [Code || [Code] <- matches("(?s)```erlang\n(.*?)```", documentation(Config)), string:find(Code, "-module(my_metrics)") =/= nomatch],
+    [Code] = [
+        Code
+     || [Code] <- matches("(?s)```erlang\n(.*?)```", documentation(Config)), string:find(Code, "-module(my_metrics)") =/= nomatch
+    ],
     Dir = ?config(priv_dir, Config),
     File = filename:join(Dir, "my_metrics.erl"),
     ok = file:write_file(File, Code),
     {ok, my_metrics, Beam} = compile:file(File, [binary, return_errors]),
     {module, my_metrics} = rekindle_node:call(Node, code, load_binary, [my_metrics, File, Beam]),
     {ok, _} = rekindle_node:call(Node, application, ensure_all_started, [inets]),
-    Options = [{port, 0}, {bind_address, {127, 0, 0, 1}}, {server_name, "test"}, {server_root, Dir}, {document_root, Dir}, {modules, [my_metrics]}],
+    Options = [
+        {port, 0},
+        {bind_address, {127, 0, 0, 1}},
+        {server_name, "test"},
+        {server_root, Dir},
+        {document_root, Dir},
+        {modules, [my_metrics]}
+    ],
     {ok, Server} = rekindle_node:call(Node, inets, start, [httpd, Options]),
     [{port, Port}] = rekindle_node:call(Node, httpd, info, [Server, [port]]),
     Port.
@@ -505,12 +641,22 @@ with_prometheus(Target, Config, Fun) ->
     Dir = filename:join(?config(priv_dir, Config), "prometheus"),
     File = filename:join(Dir, "prometheus.yml"),
     ok = filelib:ensure_dir(File),
-    ok = file:write_file(File, io_lib:format(
-        "global: {scrape_interval: 1s, evaluation_interval: 1s}\n"
-        "rule_files: ['~ts']\n"
-        "scrape_configs: [{job_name: rekindle, static_configs: [{targets: ['127.0.0.1:~b']}]}]\n", [rules(Config), Target])),
+    ok = file:write_file(
+        File,
+        io_lib:format(
+            "global: {scrape_interval: 1s, evaluation_interval: 1s}\n"
+            "rule_files: ['~ts']\n"
+            "scrape_configs: [{job_name: rekindle, static_configs: [{targets: ['127.0.0.1:~b']}]}]\n",
+            [rules(Config), Target]
+        )
+    ),
     Address = "127.0.0.1:" ++ integer_to_list(rekindle_node:free_port()),
-    Args = ["--config.file=" ++ File, "--storage.tsdb.path=" ++ filename:join(Dir, "data"), "--web.listen-address=" ++ Address, "--log.level=warn"],
+    Args = [
+        "--config.file=" ++ File,
+        "--storage.tsdb.path=" ++ filename:join(Dir, "data"),
+        "--web.listen-address=" ++ Address,
+        "--log.level=warn"
+    ],
     %% The program goes with this process.
     {Prometheus, Monitor} = spawn_monitor(fun() -> exit(rekindle_clients:run("prometheus", Args, [], 3 * ?MINUTE)) end),
     try
@@ -518,17 +664,23 @@ with_prometheus(Target, Config, Fun) ->
         Fun("http://" ++ Address ++ "/api/v1/")
     after
         exit(Prometheus, kill),
-        receive {'DOWN', Monitor, process, _, Reason} -> ct:log("~0tp", [Reason]) end
+        receive
+            {'DOWN', Monitor, process, _, Reason} -> ct:log("~0tp", [Reason])
+        end
     end.
 
 %% Until there are values that are numbers.
 await_data(Api, Expression, Meanwhile) ->
     Url = Api ++ "query?" ++ uri_string:compose_query([{"query", unicode:characters_to_list(Expression)}]),
-    await(Expression, fun() ->
-        {Status, Answer} = fetch(Url),
-        ?assertEqual(200, Status, {Expression, Answer}),
-        re:run(Answer, "\"value\":\\[[0-9.]+,\"[0-9]") =/= nomatch
-    end, Meanwhile).
+    await(
+        Expression,
+        fun() ->
+            {Status, Answer} = fetch(Url),
+            ?assertEqual(200, Status, {Expression, Answer}),
+            re:run(Answer, "\"value\":\\[[0-9.]+,\"[0-9]") =/= nomatch
+        end,
+        Meanwhile
+    ).
 
 await(What, Condition, Meanwhile) ->
     await(What, Condition, Meanwhile, erlang:monotonic_time(millisecond) + ?MINUTE).
@@ -564,7 +716,12 @@ a_collector_shows_the_same(Config) ->
             {Text, rekindle_prometheus:text()}
         end),
         %% It writes the type first, and an empty line in the end.
-        Series = parse([string:trim(re:replace(Text, "(?m)^(# TYPE .*)\n(# HELP .*)$", "\\2\n\\1", [global, {return, binary}]), trailing, "\n"), "\n"]),
+        Series = parse([
+            string:trim(
+                re:replace(Text, "(?m)^(# TYPE .*)\n(# HELP .*)$", "\\2\n\\1", [global, {return, binary}]), trailing, "\n"
+            ),
+            "\n"
+        ]),
         ?assert(map_size(Series) > 30),
         ?assertEqual(ageless(parse(Own)), ageless(Series))
     end).

@@ -181,15 +181,22 @@ unknown_names_are_reported_with_the_known_one_they_resemble(_Config) ->
     ?assertEqual("depth; compressed; ...; ...; ttl", Told([{depth, 3}, compressed, 17, {"max_bytes", 1}, {ttl, 1}])),
     %% Options of a journal.
     Line = refusal([{journal, {valkey, "valkey://a", [{key_file, "k"}, {pasword_file, "p"}]}}]),
-    ?assertEqual({prefix, "rekindle: option journal: it has no option pasword_file (did you mean password_file?); allowed: [key_file,"},
-        {prefix, prefix_of(Line, "rekindle: option journal: it has no option pasword_file (did you mean password_file?); allowed: [key_file,")}).
+    ?assertEqual(
+        {prefix, "rekindle: option journal: it has no option pasword_file (did you mean password_file?); allowed: [key_file,"},
+        {prefix,
+            prefix_of(
+                Line, "rekindle: option journal: it has no option pasword_file (did you mean password_file?); allowed: [key_file,"
+            )}
+    ).
 
 the_documented_type_has_the_options_of_the_schema(_Config) ->
     {ok, {_, [{abstract_code, {_, Forms}}]}} = beam_lib:chunks(code:which(rekindle), [abstract_code]),
     [{type, _, union, Tuples}] = [Type || {attribute, _, type, {option, Type, []}} <- Forms],
     Documented = [Option || {type, _, tuple, [{atom, _, Option}, _]} <- Tuples],
     %% ssl sets the role.
-    ?assertEqual([role | lists:sort(Documented)], [role | lists:sort([Option || {Option, _, _} <- rekindle_options:schema(), Option =/= role])]),
+    ?assertEqual([role | lists:sort(Documented)], [
+        role | lists:sort([Option || {Option, _, _} <- rekindle_options:schema(), Option =/= role])
+    ]),
     [?assert(is_list(rekindle_options:notation(Type))) || {_, Type, _} <- rekindle_options:schema()].
 
 an_option_alone_is_true(_Config) ->
@@ -234,7 +241,9 @@ a_journal_s_client_certificate_needs_its_key_and_tls(_Config) ->
     [
         begin
             Line = refusal(Journal(Url, Options)),
-            ?assertEqual({prefix, "rekindle: option journal: " ++ Why}, {prefix, prefix_of(Line, "rekindle: option journal: " ++ Why)})
+            ?assertEqual(
+                {prefix, "rekindle: option journal: " ++ Why}, {prefix, prefix_of(Line, "rekindle: option journal: " ++ Why)}
+            )
         end
      || {Url, Options, Why} <- [
             {"valkeys://a", [{tls_cert_file, "c"}], "tls_cert_file and tls_key_file belong together"},
@@ -335,8 +344,9 @@ prefix_of(Line, Expected) ->
 %% ---- a bad option, seen by who starts the node ----
 
 a_bad_option_is_readable_when_ssl_is_started(Config) ->
-    Eval = "Result = application:ensure_all_started(ssl), " ++
-        "ok = logger_std_h:filesync(default), io:format(\"~nstart: ~0tp~n\", [Result]), init:stop().",
+    Eval =
+        "Result = application:ensure_all_started(ssl), " ++
+            "ok = logger_std_h:filesync(default), io:format(\"~nstart: ~0tp~n\", [Result]), init:stop().",
     {Status, Output} = erl(Config, ["-eval", Eval]),
     ?assertEqual(0, Status, Output),
     ?assertEqual(1, error_reports(?BAD_LINE, Output), Output),

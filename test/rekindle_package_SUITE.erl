@@ -93,16 +93,27 @@ the_files_of_the_hex_package_suffice_to_build(Config) ->
     ok = file:make_dir(filename:join(Package, "target")),
     {0, _} = run_in(Package, ["cp", "-Rp", in_root("target/release", Config), "target"]),
     {0, _} = run_in(Package, ["rebar3", "compile"]),
-    [?assert(filelib:is_regular(filename:join([Package, "_build/default/lib/rekindle", File]))) ||
-        File <- ["ebin/rekindle.app", "ebin/rekindle.beam", "priv/rekindle_nif.so"]].
+    [
+        ?assert(filelib:is_regular(filename:join([Package, "_build/default/lib/rekindle", File])))
+     || File <- ["ebin/rekindle.app", "ebin/rekindle.beam", "priv/rekindle_nif.so"]
+    ].
 
 the_pages_of_the_reference_are_there(Config) ->
     {ok, Terms} = file:consult(in_root("rebar.config", Config)),
     Extras = proplists:get_value(extras, proplists:get_value(ex_doc, Terms)),
-    Pages = [case Extra of {Page, _} -> Page; Page -> Page end || Extra <- Extras],
+    Pages = [
+        case Extra of
+            {Page, _} -> Page;
+            Page -> Page
+        end
+     || Extra <- Extras
+    ],
     ?assertEqual([], [Page || Page <- Pages, not filelib:is_regular(in_root(Page, Config))]),
     Root = proplists:get_value(root, Config),
-    ?assertEqual([], [Page || Dir <- ["docs/", "docs/guides/"], Page <- filelib:wildcard(Dir ++ "*.md", Root), not lists:member(Page, Pages)]).
+    ?assertEqual([], [
+        Page
+     || Dir <- ["docs/", "docs/guides/"], Page <- filelib:wildcard(Dir ++ "*.md", Root), not lists:member(Page, Pages)
+    ]).
 
 links_between_pages_lead_somewhere(Config) ->
     Links = [{Page, Link} || Page <- pages(Config), Link <- captured("\\]\\(([^)#:]+)(?:#[^)]*)?\\)", read(Page, Config))],
@@ -134,7 +145,9 @@ in_pairs([]) -> [].
 %% The names that GitHub gives to the sections of a page.
 anchors(Page, Config) ->
     [
-        string:lowercase(re:replace(re:replace(Title, "[^\\w\\- ]", "", [global, unicode, ucp]), " ", "-", [global, {return, binary}]))
+        string:lowercase(
+            re:replace(re:replace(Title, "[^\\w\\- ]", "", [global, unicode, ucp]), " ", "-", [global, {return, binary}])
+        )
      || Title <- captured("(?m)^#+ (.*)$", read(Page, Config))
     ].
 
@@ -262,7 +275,8 @@ a_cargo_that_is_too_old_is_reported_in_one_line(Config) ->
     ?assertNotEqual(0, Status),
     [Oldest] = captured("(?m)^rust-version = \"(.*)\"", read("Cargo.toml", Config)),
     ?assertEqual(
-        <<"rekindle: building the native library needs Rust ", Oldest/binary, " or later, but the cargo on the PATH is 1.63.0. "
+        <<"rekindle: building the native library needs Rust ", Oldest/binary,
+            " or later, but the cargo on the PATH is 1.63.0. "
             "Get Rust from https://rustup.rs">>,
         the_line(Output)
     ).
@@ -315,9 +329,17 @@ build_for(Target, Env, Sources) ->
         "build)\n"
         "    echo \"$@\"\n"
         "    env | sed -n 's/^CARGO_TARGET_.*_LINKER=/linker: /p'\n"
-        "    case \"$*\" in *\"--target ", Target, " \"*) ;; *) exit 1 ;; esac\n"
-        "    mkdir -p target/", Target, "/release\n"
-        "    echo ", Target, " >target/", Target, "/release/librekindle_nif.so ;;\n"
+        "    case \"$*\" in *\"--target ",
+        Target,
+        " \"*) ;; *) exit 1 ;; esac\n"
+        "    mkdir -p target/",
+        Target,
+        "/release\n"
+        "    echo ",
+        Target,
+        " >target/",
+        Target,
+        "/release/librekindle_nif.so ;;\n"
         "esac"
     ],
     Result = build(Sources, "", Cargo, Env),

@@ -81,7 +81,9 @@ the_figures_are_those_of_the_results(Config) ->
             {skip, "NOT TRIED, bench/results/results.json has the form of an earlier version: run make bench"};
         _ ->
             [
-                ?assertEqual({0, <<>>}, run_in(in_root(".", Config), ["python3", "bench/figures.py", "--check", "bench/results", Page]))
+                ?assertEqual(
+                    {0, <<>>}, run_in(in_root(".", Config), ["python3", "bench/figures.py", "--check", "bench/results", Page])
+                )
              || Page <- ["README.md", "docs/sizing.md"]
             ]
     end.
@@ -103,7 +105,11 @@ numbers(Text) ->
     captured("(?<![0-9.])([0-9][0-9,]*(?:\\.[0-9]+)?)(?!\\.?[0-9])", Text).
 
 number(Text) ->
-    try binary_to_float(without_commas(Text)) catch error:badarg -> binary_to_integer(without_commas(Text)) end.
+    try
+        binary_to_float(without_commas(Text))
+    catch
+        error:badarg -> binary_to_integer(without_commas(Text))
+    end.
 
 without_commas(Text) ->
     binary:replace(Text, <<",">>, <<>>, [global]).
@@ -149,10 +155,14 @@ tickets_resume_tls_1_3(Config) ->
     [Option] = captured("(?m)^\\|.* TLS 1\\.3 only .*`(\\{session_tickets, \\w+\\})`", proplists:get_value(readme, Config)),
     {ok, Tokens, _} = erl_scan:string(binary_to_list(Option) ++ "."),
     {ok, Tickets} = erl_parse:parse_term(Tokens),
-    {_, Port} = rekindle_servers:start(tls, [Tickets | lists:keyreplace(versions, 1, server_options(Config), {versions, ['tlsv1.3']})]),
+    {_, Port} = rekindle_servers:start(tls, [
+        Tickets | lists:keyreplace(versions, 1, server_options(Config), {versions, ['tlsv1.3']})
+    ]),
     File = filename:join(proplists:get_value(dir, Config), "ticket"),
     %% A ticket comes after the handshake.
-    ?assertEqual([<<"New">>], openssl_tls_1_3(["while [ ! -s ", File, " ]; do sleep 0.1; done"], Port, ["-sess_out ", File], Config)),
+    ?assertEqual(
+        [<<"New">>], openssl_tls_1_3(["while [ ! -s ", File, " ]; do sleep 0.1; done"], Port, ["-sess_out ", File], Config)
+    ),
     ?assertEqual([<<"Reused">>], openssl_tls_1_3("true", Port, ["-sess_in ", File], Config)).
 
 openssl_tls_1_3(Input, Port, Arguments, Config) ->
@@ -283,7 +293,9 @@ the_pages_name_this_version(Config) ->
     Pages = ["README.md" | filelib:wildcard("docs/**/*.md", proplists:get_value(root, Config))],
     Named = [
         {Page, Version}
-     || Page <- Pages, {ok, Text} <- [file:read_file(in_root(Page, Config))], Version <- captured("\\btag(?:,|:) \"v([\\d.]+)\"", Text)
+     || Page <- Pages,
+        {ok, Text} <- [file:read_file(in_root(Page, Config))],
+        Version <- captured("\\btag(?:,|:) \"v([\\d.]+)\"", Text)
     ],
     ?assert(length(Named) > 4),
     Version = list_to_binary(rekindle_checkout:version(Config)),
@@ -293,8 +305,13 @@ the_pages_name_this_version(Config) ->
 
 %% ssl sets the role.
 the_options_are_those_there_are(Config) ->
-    Schema = [{Option, unicode:characters_to_binary(rekindle_options:notation(Type))} || {Option, Type, _} <- rekindle_options:schema()],
-    ?assertEqual(lists:sort(lists:keydelete(role, 1, Schema)), lists:sort([{Option, Type} || {Option, Type, _} <- options(Config)])).
+    Schema = [
+        {Option, unicode:characters_to_binary(rekindle_options:notation(Type))}
+     || {Option, Type, _} <- rekindle_options:schema()
+    ],
+    ?assertEqual(
+        lists:sort(lists:keydelete(role, 1, Schema)), lists:sort([{Option, Type} || {Option, Type, _} <- options(Config)])
+    ).
 
 the_defaults_are_those_there_are(Config) ->
     Defaults = maps:from_list([{Option, Default} || {Option, _, Default} <- rekindle_options:schema()]),
@@ -314,7 +331,10 @@ options(Config) ->
     {ok, Page} = file:read_file(in_root("docs/options.md", Config)),
     Row = "(?m)^\\| `\\{(\\w+), (.*)\\}` \\| (.*?) \\| .* \\|$",
     {match, Rows} = re:run(Page, Row, [global, unicode, {capture, all_but_first, binary}]),
-    [{binary_to_atom(Option), iolist_to_binary(string:replace(Type, "\\|", "|", all)), Default} || [Option, Type, Default] <- Rows].
+    [
+        {binary_to_atom(Option), iolist_to_binary(string:replace(Type, "\\|", "|", all)), Default}
+     || [Option, Type, Default] <- Rows
+    ].
 
 %% ---- commands and files ----
 

@@ -40,7 +40,9 @@ measure() ->
 
 %% The number falls while the janitor still drops scopes.
 settled(Before, Patience) ->
-    receive after 100 -> ok end,
+    receive
+    after 100 -> ok
+    end,
     case rekindle_references:memory() of
         Now when Now < Before, Patience > 0 -> settled(Now, Patience - 1);
         Now -> Now
@@ -51,5 +53,7 @@ until(IsTrue, Patience, Before) ->
     case IsTrue(Now) of
         true -> Now;
         false when Patience =:= 0 -> error({memory_kept, Now, {before, Before}});
-        false -> receive after 100 -> until(IsTrue, Patience - 1, Before) end
+        false -> receive
+            after 100 -> until(IsTrue, Patience - 1, Before)
+            end
     end.

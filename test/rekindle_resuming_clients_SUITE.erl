@@ -71,7 +71,9 @@ gnutls_resumes(Config) ->
     end).
 
 node_resumes(Config) ->
-    with("node", fun(Node) -> resumes(1, tls, Config, fun(Port) -> run(Node, [data("resume.js", Config), integer_to_list(Port)]) end) end).
+    with("node", fun(Node) ->
+        resumes(1, tls, Config, fun(Port) -> run(Node, [data("resume.js", Config), integer_to_list(Port)]) end)
+    end).
 
 boringssl_resumes(Config) ->
     Python = os:getenv("REKINDLE_CURL_CFFI_PYTHON", "python3"),
@@ -104,7 +106,10 @@ wolfssl_resumes(Config) ->
 
 resumes_both(Name, Header, Libraries, Config) ->
     with_library(Name, Header, Libraries, Config, fun(Client) ->
-        [resumes(1, Proto, Config, fun(Port) -> run(Client, [atom_to_list(Proto), integer_to_list(Port)]) end) || Proto <- [tls, dtls]]
+        [
+            resumes(1, Proto, Config, fun(Port) -> run(Client, [atom_to_list(Proto), integer_to_list(Port)]) end)
+         || Proto <- [tls, dtls]
+        ]
     end).
 
 bearssl_resumes(Config) ->
@@ -180,7 +185,9 @@ resumes(Times, Proto, Config, Client) ->
     Node = rekindle_node:start_ssl([]),
     #{cert := Cert, key := Key} = ?config(server, Config),
     Version = maps:get(Proto, #{tls => 'tlsv1.2', dtls => 'dtlsv1.2'}),
-    Options = [{certfile, Cert}, {keyfile, Key}, {cacertfile, ?config(ca, Config)}, {versions, [Version]}, {reuse_sessions, true}],
+    Options = [
+        {certfile, Cert}, {keyfile, Key}, {cacertfile, ?config(ca, Config)}, {versions, [Version]}, {reuse_sessions, true}
+    ],
     {Server, Port} = rekindle_node:call(Node, rekindle_servers, start, [Proto, Options]),
     _ = Client(Port),
     Handshakes = 1 + max(1, Times),

@@ -135,7 +135,11 @@ the_answer_says_what_is_pending_and_a_stop_changes_nothing(Config) ->
         Config
     ),
     {ok, Logged} = file:read_file(LogFile),
-    ?assertMatch([_], [Line || Line <- string:lexemes(binary_to_list(Logged), "\n"), string:find(Line, "rekindle: the application stops before ") =/= nomatch]).
+    ?assertMatch([_], [
+        Line
+     || Line <- string:lexemes(binary_to_list(Logged), "\n"),
+        string:find(Line, "rekindle: the application stops before ") =/= nomatch
+    ]).
 
 %% The log is set back to a time before, too.
 pending(End, Config) ->
@@ -224,7 +228,10 @@ keys_that_are_evicted_come_back(Config) ->
         "OK" = rekindle_valkey:command(Server, ["CONFIG", "SET", Name, Value])
      || {Name, Value} <- [{"maxmemory-policy", "allkeys-random"}, {"maxmemory", "1"}]
     ],
-    await(fun() -> _ = rekindle_valkey:command(Server, ["SET", "x", "y"]), streams(Server) =:= [] end),
+    await(fun() ->
+        _ = rekindle_valkey:command(Server, ["SET", "x", "y"]),
+        streams(Server) =:= []
+    end),
     [
         "OK" = rekindle_valkey:command(Server, ["CONFIG", "SET", Name, Value])
      || {Name, Value} <- [{"maxmemory", "0"}, {"maxmemory-policy", "noeviction"}]
@@ -299,8 +306,18 @@ copies_of_records_in_any_order_bring_nothing_back(Config) ->
     _ = revoke_durably(First, [dev], Config),
     await_written(First, 2),
     kill(node_of(First)),
-    _ = lua(Server, "for _, key in ipairs(redis.call('KEYS', 'rekindle:*')) do redis.call('COPY', key, 'saved:' .. key) end return 1", []),
-    Count = list_to_integer(lua(Server, "local n = 0 for _, key in ipairs(redis.call('KEYS', 'saved:*')) do n = n + redis.call('XLEN', key) end return n", [])),
+    _ = lua(
+        Server,
+        "for _, key in ipairs(redis.call('KEYS', 'rekindle:*')) do redis.call('COPY', key, 'saved:' .. key) end return 1",
+        []
+    ),
+    Count = list_to_integer(
+        lua(
+            Server,
+            "local n = 0 for _, key in ipairs(redis.call('KEYS', 'saved:*')) do n = n + redis.call('XLEN', key) end return n",
+            []
+        )
+    ),
     ?assert(Count >= 4),
     InOrder = lists:seq(1, Count),
     Orders = [InOrder, lists:reverse(InOrder) | [shuffle(InOrder) || _ <- lists:seq(3, ?ORDERS)]],
@@ -342,12 +359,17 @@ an_old_flush_that_is_copied_drops_nothing(Config) ->
     {New, Kept} = save_both(First, Config),
     [await(fun() -> resumed(File, Second, Config) =:= 1 end) || File <- [New, Kept]],
     Read = [read_records(Node) || Node <- [First, Second]],
-    Copied = list_to_integer(lua(Server,
-        "local n = 0 "
-        "for _, key in ipairs(redis.call('KEYS', 'rekindle:*control*')) do "
-        "  for _, entry in ipairs(redis.call('XRANGE', key, '-', '+')) do n = n + 1 redis.call('XADD', key, '*', unpack(entry[2])) end "
-        "end "
-        "return n", [])),
+    Copied = list_to_integer(
+        lua(
+            Server,
+            "local n = 0 "
+            "for _, key in ipairs(redis.call('KEYS', 'rekindle:*control*')) do "
+            "  for _, entry in ipairs(redis.call('XRANGE', key, '-', '+')) do n = n + 1 redis.call('XADD', key, '*', unpack(entry[2])) end "
+            "end "
+            "return n",
+            []
+        )
+    ),
     ?assert(Copied >= 1),
     %% All of it was read by the time that what comes behind it was.
     [Last, Also] = [save(N, First, other, Config) || N <- [1, 2]],
@@ -388,12 +410,16 @@ revoke_and_die({Node, _}, Config) ->
     Answer = path("answer", Config),
     Pem = pem(dev, Config),
     Monitor = monitor(process, Node),
-    _ = catch rekindle_node:run(Node, fun() ->
-        Answered = rekindle_admin:revoke(Pem),
-        ok = file:write_file(Answer, term_to_binary(Answered)),
-        os:cmd("kill -9 " ++ os:getpid())
-    end),
-    receive {'DOWN', Monitor, _, _, _} -> ok after 30_000 -> error(still_running) end,
+    _ =
+        catch rekindle_node:run(Node, fun() ->
+            Answered = rekindle_admin:revoke(Pem),
+            ok = file:write_file(Answer, term_to_binary(Answered)),
+            os:cmd("kill -9 " ++ os:getpid())
+        end),
+    receive
+        {'DOWN', Monitor, _, _, _} -> ok
+    after 30_000 -> error(still_running)
+    end,
     {ok, Written} = file:read_file(Answer),
     binary_to_term(Written).
 
@@ -481,7 +507,9 @@ a_copied_node_folder_keeps_what_both_revoke(Config) ->
     stop_all([Third]).
 
 it_holds_when_init_restarts_the_node(Config) ->
-    Eval = io_lib:format("~s:boot(~0p).", [?MODULE, maps:from_list([{Key, ?config(Key, Config)} || Key <- [dir, certs, ports, key_file]])]),
+    Eval = io_lib:format("~s:boot(~0p).", [
+        ?MODULE, maps:from_list([{Key, ?config(Key, Config)} || Key <- [dir, certs, ports, key_file]])
+    ]),
     Folders = [filename:dirname(code:which(Module)) || Module <- [?MODULE, rekindle]],
     Args = ["-noinput" | lists:append([["-pa", filename:absname(Folder)] || Folder <- Folders])],
     {0, Output} = rekindle_clients:run("erl", Args ++ ["-eval", lists:flatten(Eval)], [], 60_000),
@@ -491,11 +519,19 @@ it_holds_when_init_restarts_the_node(Config) ->
 boot(Map) ->
     Config = maps:to_list(Map),
     Args = [scope(Config) | folder(Config)],
-    [application:set_env(ssl, Key, Value) || {Key, Value} <- [{session_cb_init_args, Args} | [{Key, rekindle} || Key <- [session_cb, server_session_cb, client_session_cb]]]],
+    [
+        application:set_env(ssl, Key, Value)
+     || {Key, Value} <- [
+            {session_cb_init_args, Args} | [{Key, rekindle} || Key <- [session_cb, server_session_cb, client_session_cb]]
+        ]
+    ],
     {ok, _} = application:ensure_all_started(ssl),
     {_, _} = rekindle_servers:start(tls, listen_options(1, Config)),
     Here = {self(), hd(?config(ports, Config))},
-    await(fun() -> [#{journal := #{replay := Replay}}] = own_servers(), Replay =/= undefined end),
+    await(fun() ->
+        [#{journal := #{replay := Replay}}] = own_servers(),
+        Replay =/= undefined
+    end),
     case filelib:is_file(path("booted", Config)) of
         false ->
             {_, _} = save_both(Here, Config),
@@ -507,7 +543,10 @@ boot(Map) ->
             ok = file:write_file(path("booted", Config), <<>>),
             init:restart();
         true ->
-            Offered = [resumed({Who, path(File, Config)}, Here, Config) || {Who, File} <- [{dev, "stolen.session"}, {other, "kept.session"}]],
+            Offered = [
+                resumed({Who, path(File, Config)}, Here, Config)
+             || {Who, File} <- [{dev, "stolen.session"}, {other, "kept.session"}]
+            ],
             io:format("told: ~b ~b~n", Offered),
             init:stop()
     end.
@@ -518,7 +557,13 @@ own_servers() ->
 a_folder_that_others_can_write_is_not_used(Config) ->
     _ = server(Config),
     [Journal, Memory] = [path(Name, Config) || Name <- ["journal", "node_1"]],
-    [begin ok = file:make_dir(Dir), ok = file:change_mode(Dir, 8#770) end || Dir <- [Journal, Memory]],
+    [
+        begin
+            ok = file:make_dir(Dir),
+            ok = file:change_mode(Dir, 8#770)
+        end
+     || Dir <- [Journal, Memory]
+    ],
     First = start(1, folder(Config), Config),
     await(fun() -> journal(node_of(First), state) =:= down end),
     says_why(journal(node_of(First), last_error), Journal),
@@ -716,7 +761,12 @@ start_all(Numbers, Args, Config) when is_list(Args) ->
 start_all(Numbers, Args, Config) ->
     Self = self(),
     Starters = [{N, spawn_link(fun() -> Self ! {self(), start(N, Args(N), Config)} end)} || N <- Numbers],
-    [receive {Starter, Node} -> Node end || {_, Starter} <- Starters].
+    [
+        receive
+            {Starter, Node} -> Node
+        end
+     || {_, Starter} <- Starters
+    ].
 
 %% A node, and the port that it listens on: the one of this number.
 start(N, Args, Config) ->
@@ -740,8 +790,15 @@ scope(Config) ->
 listen_options(N, Config) ->
     #{ca := Ca, server := #{cert := Cert, key := Key}} = ?config(certs, Config),
     [
-        {port, lists:nth(N, ?config(ports, Config))}, {reuseaddr, true}, {versions, ['tlsv1.2']}, {certfile, Cert}, {keyfile, Key},
-        {cacertfile, Ca}, {verify, verify_peer}, {fail_if_no_peer_cert, true}, {reuse_sessions, true}
+        {port, lists:nth(N, ?config(ports, Config))},
+        {reuseaddr, true},
+        {versions, ['tlsv1.2']},
+        {certfile, Cert},
+        {keyfile, Key},
+        {cacertfile, Ca},
+        {verify, verify_peer},
+        {fail_if_no_peer_cert, true},
+        {reuse_sessions, true}
     ].
 
 node_of({Node, _Port}) ->
@@ -754,7 +811,10 @@ stop_all(Nodes) ->
 stop_in_order(Node) ->
     Monitor = monitor(process, Node),
     ok = rekindle_node:call(Node, init, stop, []),
-    receive {'DOWN', Monitor, _, _, _} -> ok after 30_000 -> error(still_running) end.
+    receive
+        {'DOWN', Monitor, _, _, _} -> ok
+    after 30_000 -> error(still_running)
+    end.
 
 %% The answer, which may be that it is pending.
 revoke({Node, _}, Devices, Config) ->
@@ -764,7 +824,10 @@ revoke_durably({Node, _}, Devices, Config) ->
     durably(Node, revoke, [selector(Devices, Config)]).
 
 selector(Devices, Config) ->
-    case [pem(Device, Config) || Device <- Devices] of [One] -> One; Several -> Several end.
+    case [pem(Device, Config) || Device <- Devices] of
+        [One] -> One;
+        Several -> Several
+    end.
 
 await_written({Node, _}, Sessions) ->
     rekindle_journals:await_written(Node, Sessions).
@@ -777,7 +840,11 @@ await_settled({Node, _}) ->
     await(fun() -> journal(Node, state) =:= down orelse journal(Node, replay) =/= undefined end).
 
 findings({Node, _}, Part) ->
-    [Line || {_, Line} <- rekindle_node:call(Node, rekindle_doctor, findings, []), string:find(unicode:characters_to_list(Line), Part) =/= nomatch].
+    [
+        Line
+     || {_, Line} <- rekindle_node:call(Node, rekindle_doctor, findings, []),
+        string:find(unicode:characters_to_list(Line), Part) =/= nomatch
+    ].
 
 %% ---- devices ----
 
@@ -806,14 +873,37 @@ pem(Device, Config) ->
 %% Valid for years, as clocks are wrong here.
 make_certs(Dir) ->
     File = fun(Name) -> filename:join(Dir, Name) end,
-    New = fun(Name) -> ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=" ++ Name, "-keyout", File(Name ++ ".key")] end,
+    New = fun(Name) ->
+        [
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-subj",
+            "/CN=" ++ Name,
+            "-keyout",
+            File(Name ++ ".key")
+        ]
+    end,
     openssl(["req", "-x509", "-days", ?DAYS, "-out", File("ca.pem") | New("ca")]),
     Identities = [
         begin
             openssl(["req", "-out", File(Name ++ ".csr") | New(Name)]),
             openssl([
-                "x509", "-req", "-in", File(Name ++ ".csr"), "-CA", File("ca.pem"), "-CAkey", File("ca.key"), "-CAcreateserial",
-                "-days", ?DAYS, "-out", File(Name ++ ".pem")
+                "x509",
+                "-req",
+                "-in",
+                File(Name ++ ".csr"),
+                "-CA",
+                File("ca.pem"),
+                "-CAkey",
+                File("ca.key"),
+                "-CAcreateserial",
+                "-days",
+                ?DAYS,
+                "-out",
+                File(Name ++ ".pem")
             ]),
             {list_to_atom(Name), #{cert => File(Name ++ ".pem"), key => File(Name ++ ".key")}}
         end

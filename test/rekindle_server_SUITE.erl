@@ -325,7 +325,9 @@ a_restarted_one_survives_another_maximum(Config) ->
     {_, UpgradePort} = start_server(Node, upgrade, server_opts(Config)),
     ?assertEqual({1, 1}, counts(offer_own_session(tls, Port, Config))),
     ?assertEqual({1, 1}, counts(offer_own_session(tls, UpgradePort, Config))),
-    Supervisors = [ssl_upgrade_server_session_cache_sup | [ssl_server_session_cache_sup || not listeners_replace_cache_processes(Node)]],
+    Supervisors = [
+        ssl_upgrade_server_session_cache_sup | [ssl_server_session_cache_sup || not listeners_replace_cache_processes(Node)]
+    ],
     Started = [rekindle_node:call(Node, erlang, whereis, [Name]) || Name <- [ssl_manager | Supervisors]],
     Sample = rekindle_node:run(Node, fun() -> a_session(hd(children_of([ssl_upgrade_server_session_cache_sup]))) end),
     [
@@ -398,7 +400,10 @@ a_listener_survives_a_refusal_to_its_next_one(Config) ->
             [Killed] = cache_processes(Node),
             set_env(Node, Key, Wrong),
             true = rekindle_node:call(Node, erlang, exit, [Killed, kill]),
-            [?assertEqual({Key, Kind, {2, 0}}, {Key, Kind, counts(offer_own_session(Kind, Port, Config))}) || _ <- lists:seq(1, 6)],
+            [
+                ?assertEqual({Key, Kind, {2, 0}}, {Key, Kind, counts(offer_own_session(Kind, Port, Config))})
+             || _ <- lists:seq(1, 6)
+            ],
             ?assertMatch({'EXIT', _}, attempt(fun() -> start_server(Node, Kind, server_opts(Config)) end)),
             set_env(Node, Key, Right),
             {_, OtherPort} = start_server(Node, Kind, server_opts(Config)),
@@ -475,7 +480,13 @@ it_keeps_little_on_its_heap_and_no_secret(Config) ->
 
 %% The kind differs by its cipher suite.
 of_kind(Number, Session) ->
-    list_to_tuple([case Field of <<_:16>> -> <<Number:16>>; _ -> Field end || Field <- tuple_to_list(Session)]).
+    list_to_tuple([
+        case Field of
+            <<_:16>> -> <<Number:16>>;
+            _ -> Field
+        end
+     || Field <- tuple_to_list(Session)
+    ]).
 
 %% The first version of it kept nothing in the process's dictionary, and had other notes. Its order held one session.
 it_survives_an_upgrade_of_the_callback_module(Config) ->
@@ -732,9 +743,13 @@ holder_of(Cache, Sample, Sessions) ->
         fill(Reference, Sample, Sessions),
         erlang:garbage_collect(),
         Self ! {full, self(), rekindle:size(Reference)},
-        receive forever -> Reference end
+        receive
+            forever -> Reference
+        end
     end),
-    receive {full, Holder, Size} -> ?assertEqual(Sessions + 1, Size) end,
+    receive
+        {full, Holder, Size} -> ?assertEqual(Sessions + 1, Size)
+    end,
     Holder.
 
 fill(_Reference, _Sample, 0) ->
@@ -857,7 +872,11 @@ with_cache_process(Kind, Env, ListenOpts, Config, Fun) ->
 in_node(Kind, Env, ListenOpts, Config, Fun) ->
     Node = rekindle_node:start_ssl(Env),
     {_, Port} = start_server(Node, Kind, ListenOpts ++ server_opts(Config)),
-    Proto = case Kind of upgrade -> tls; _ -> Kind end,
+    Proto =
+        case Kind of
+            upgrade -> tls;
+            _ -> Kind
+        end,
     _ = rekindle_clients:openssl_save(Proto, Port, session_file("sample", Config), client_opts(Config)),
     rekindle_node:run(Node, fun() ->
         [Cache] = cache_processes(),
@@ -896,8 +915,13 @@ order_size(Cache) ->
 
 as_cache_process(Cache, Fun) ->
     Self = self(),
-    sys:replace_state(Cache, fun(State) -> Self ! {Cache, Fun()}, State end),
-    receive {Cache, Result} -> Result end.
+    sys:replace_state(Cache, fun(State) ->
+        Self ! {Cache, Fun()},
+        State
+    end),
+    receive
+        {Cache, Result} -> Result
+    end.
 
 held(Cache) ->
     rekindle:size(reference(Cache)).
@@ -914,7 +938,13 @@ register_all(Cache, Sample, Ids) ->
 with_id(Sample, Id) ->
     {Stamp, _} = element(3, Sample),
     Now = erlang:monotonic_time(),
-    Fields = [if Field =:= Stamp -> Now; true -> Field end || Field <- tuple_to_list(Sample)],
+    Fields = [
+        if
+            Field =:= Stamp -> Now;
+            true -> Field
+        end
+     || Field <- tuple_to_list(Sample)
+    ],
     setelement(3, setelement(2, list_to_tuple(Fields), Id), {Now, 1}).
 
 reuse(Cache, Id) ->

@@ -88,8 +88,11 @@ many_kinds_are_kept_and_replaced_only_now_and_then(_Config) ->
     Rounds = 50,
     Changes = [
         changed
-     || _ <- lists:seq(1, Rounds), Session <- Sessions, Before <- [get(?TEMPLATES)],
-        assert_handed_out(Cache, Session) =:= ok, get(?TEMPLATES) =/= Before
+     || _ <- lists:seq(1, Rounds),
+        Session <- Sessions,
+        Before <- [get(?TEMPLATES)],
+        assert_handed_out(Cache, Session) =:= ok,
+        get(?TEMPLATES) =/= Before
     ],
     Replacements = length(Changes) - ?MOST,
     ?assert(Replacements > 0, Replacements),
@@ -147,8 +150,25 @@ anything_in_its_place_does_no_harm(_Config) ->
             ?assertEqual(3, length(records()))
         end
      || Term <- [
-            undefined, kept, 1, 1.5, <<1>>, [], [a | b], #{a => 1}, self(), make_ref(), fun() -> ok end, {}, {1}, {0}, {1, 2, 3},
-            {-1, 1, {session}}, erlang:make_tuple(17, 0), erlang:make_tuple(1_000_000, {}), {1 bsl 70, 1 bsl 70, {}}
+            undefined,
+            kept,
+            1,
+            1.5,
+            <<1>>,
+            [],
+            [a | b],
+            #{a => 1},
+            self(),
+            make_ref(),
+            fun() -> ok end,
+            {},
+            {1},
+            {0},
+            {1, 2, 3},
+            {-1, 1, {session}},
+            erlang:make_tuple(17, 0),
+            erlang:make_tuple(1_000_000, {}),
+            {1 bsl 70, 1 bsl 70, {}}
         ]
     ].
 
@@ -219,8 +239,21 @@ terms_that_look_like_answers_come_back(_Config) ->
             ?assertEqual([{Key, Term}], [Pair || {Found, _} = Pair <- fold(Cache), Found =:= Key])
         end
      || {N, Term} <- numbered([
-            kept, plain, session, {kept}, {plain}, {kept, Kept}, {kept, Kept, Session}, {kept, {}, undefined}, {kept, 1, 2, 3},
-            {plain, Session}, {plain, undefined}, {plain, 1, 2}, {plain, {kept, Kept, Session}}, {kept, Kept, {plain, 1}}, {session}
+            kept,
+            plain,
+            session,
+            {kept},
+            {plain},
+            {kept, Kept},
+            {kept, Kept, Session},
+            {kept, {}, undefined},
+            {kept, 1, 2, 3},
+            {plain, Session},
+            {plain, undefined},
+            {plain, 1, 2},
+            {plain, {kept, Kept, Session}},
+            {kept, Kept, {plain, 1}},
+            {session}
         ])
     ],
     ?assertEqual(Kept, get(?TEMPLATES)),
@@ -232,13 +265,59 @@ fields_of_any_kind_are_told_apart(_Config) ->
     Certificate = rekindle_certs:sized(1100),
     <<_:8, Shifted/binary>> = <<0:4, Certificate/binary, 0:4>>,
     Terms = [
-        undefined, true, '', 0, 1, -1, 0.0, 1.0,
-        (1 bsl 59) - 1, 1 bsl 59, -(1 bsl 59), -(1 bsl 59) - 1, (1 bsl 63) - 1, 1 bsl 63, -(1 bsl 63), 1 bsl 64, 1 bsl 200,
-        <<>>, <<0>>, <<0, 0, 0>>, <<1:1>>, <<1:7>>, <<0:384, 0>>, Certificate, <<Certificate/binary, 0>>, Shifted,
-        [], [[]], [<<>>], [<<0>>], [<<0>>, <<0>>], [<<0>> | <<0>>], [Certificate], [Certificate, Certificate], [a], [a | b],
-        [<<1:1>>], [<<1, 0:800>>], [<<2, 0:800>>], [<<1, 0:800, 1>>],
-        {}, {{}}, {1}, {1, 2}, {1, <<2>>}, {1, {2}}, {{1}, 2}, {1, [2]}, {1, 2.0}, list_to_tuple(lists:seq(1, 33)),
-        lists:foldl(fun(_, Inner) -> {Inner} end, 0, lists:seq(1, 7)), self(), make_ref()
+        undefined,
+        true,
+        '',
+        0,
+        1,
+        -1,
+        0.0,
+        1.0,
+        (1 bsl 59) - 1,
+        1 bsl 59,
+        -(1 bsl 59),
+        -(1 bsl 59) - 1,
+        (1 bsl 63) - 1,
+        1 bsl 63,
+        -(1 bsl 63),
+        1 bsl 64,
+        1 bsl 200,
+        <<>>,
+        <<0>>,
+        <<0, 0, 0>>,
+        <<1:1>>,
+        <<1:7>>,
+        <<0:384, 0>>,
+        Certificate,
+        <<Certificate/binary, 0>>,
+        Shifted,
+        [],
+        [[]],
+        [<<>>],
+        [<<0>>],
+        [<<0>>, <<0>>],
+        [<<0>> | <<0>>],
+        [Certificate],
+        [Certificate, Certificate],
+        [a],
+        [a | b],
+        [<<1:1>>],
+        [<<1, 0:800>>],
+        [<<2, 0:800>>],
+        [<<1, 0:800, 1>>],
+        {},
+        {{}},
+        {1},
+        {1, 2},
+        {1, <<2>>},
+        {1, {2}},
+        {{1}, 2},
+        {1, [2]},
+        {1, 2.0},
+        list_to_tuple(lists:seq(1, 33)),
+        lists:foldl(fun(_, Inner) -> {Inner} end, 0, lists:seq(1, 7)),
+        self(),
+        make_ref()
     ],
     [
         begin
@@ -257,13 +336,15 @@ fields_of_any_kind_are_told_apart(_Config) ->
 caches_of_one_process_do_not_mix(_Config) ->
     Caches = [open() || _ <- [1, 2, 3]],
     %% The scopes have the same ids, and other sessions.
-    Of = fun(Cache) -> [
-        begin
-            Session = session(otp_27, verified, Kind),
-            {Cache, setelement(?OWN_CERTIFICATES, setelement(2, Session, <<Kind:256>>), [<<N:800>>])}
-        end
-     || Kind <- [1, 2], N <- [index(Cache, Caches)]
-    ] end,
+    Of = fun(Cache) ->
+        [
+            begin
+                Session = session(otp_27, verified, Kind),
+                {Cache, setelement(?OWN_CERTIFICATES, setelement(2, Session, <<Kind:256>>), [<<N:800>>])}
+            end
+         || Kind <- [1, 2], N <- [index(Cache, Caches)]
+        ]
+    end,
     Sessions = lists:append([Of(Cache) || Cache <- Caches]),
     [store(Cache, [Session]) || {Cache, Session} <- Sessions],
     [assert_handed_out(Cache, Session) || _ <- [1, 2, 3], {Cache, Session} <- shuffled(Sessions)],
@@ -324,7 +405,10 @@ a_kind_takes_little_beside_the_certificates_they_share(_Config) ->
     Chain = [crypto:strong_rand_bytes(3000), crypto:strong_rand_bytes(3000)],
     Held = fun(Kinds) ->
         Cache = open(),
-        Sessions = [setelement(?OWN_CERTIFICATES, session(otp_25, unverified, 1 + N rem Kinds), Chain) || N <- lists:seq(1, 2000)],
+        Sessions = [
+            setelement(?OWN_CERTIFICATES, session(otp_25, unverified, 1 + N rem Kinds), Chain)
+         || N <- lists:seq(1, 2000)
+        ],
         store(Cache, Sessions),
         #{templates := Kinds, bytes := Bytes} = info(Cache),
         Bytes

@@ -133,8 +133,29 @@ similar_keys_are_different_keys(Config) ->
     <<Short:31/binary, Last>> = Id,
     <<Bits:255/bitstring, _:1>> = Id,
     Keys = [
-        Id, Short, <<Id/binary, 0>>, Bits, binary_to_list(Id), {Id}, [Id], {Id, Id}, {{Id, Id}, Id},
-        term_to_binary(Id), [Short | Last], <<>>, [], {}, '', 1, 1.0, <<1>>, [1], {1}, #{1 => 1}, true, "true",
+        Id,
+        Short,
+        <<Id/binary, 0>>,
+        Bits,
+        binary_to_list(Id),
+        {Id},
+        [Id],
+        {Id, Id},
+        {{Id, Id}, Id},
+        term_to_binary(Id),
+        [Short | Last],
+        <<>>,
+        [],
+        {},
+        '',
+        1,
+        1.0,
+        <<1>>,
+        [1],
+        {1},
+        #{1 => 1},
+        true,
+        "true",
         <<"true">>
     ],
     [rekindle:update(Cache, Key, N) || {N, Key} <- numbered(Keys)],
@@ -163,11 +184,13 @@ a_session_is_deleted(Config) ->
 huge_and_deep_terms_do_no_harm(Config) ->
     Role = proplists:get_value(role, Config),
     Deep = nested_terms(500),
-    Huge = nested_terms(100_000) ++ [
-        binary:copy(<<"0123456789">>, 1_048_576),
-        lists:seq(1, 300_000),
-        maps:from_list([{N, N} || N <- lists:seq(1, 100_000)])
-    ],
+    Huge =
+        nested_terms(100_000) ++
+            [
+                binary:copy(<<"0123456789">>, 1_048_576),
+                lists:seq(1, 300_000),
+                maps:from_list([{N, N} || N <- lists:seq(1, 100_000)])
+            ],
     rekindle_node:run_in_new(fun() ->
         Cache = rekindle:init([{role, Role}, {max_bytes, 1_000_000_000}]),
         [
@@ -180,7 +203,11 @@ huge_and_deep_terms_do_no_harm(Config) ->
                 ?assert([Term] =:= [Key || {Key, value} <- fold(Cache)]),
                 elsewhere(fun() -> rekindle:delete(Cache, Term) end)
             end
-         || Term <- case Role of client -> Deep ++ Huge; server -> Deep end
+         || Term <-
+                case Role of
+                    client -> Deep ++ Huge;
+                    server -> Deep
+                end
         ],
         ?assertMatch(#{refused := 0, faults := 0}, info(Cache)),
         [
@@ -191,14 +218,21 @@ huge_and_deep_terms_do_no_harm(Config) ->
             end
          || Role =:= server, Term <- Huge
         ],
-        Refused = case Role of client -> 0; server -> 2 * length(Huge) end,
+        Refused =
+            case Role of
+                client -> 0;
+                server -> 2 * length(Huge)
+            end,
         ?assertMatch(#{refused_by := #{too_large := Refused}, refused := Refused, faults := 0}, info(Cache))
     end).
 
 nested_terms(Depth) ->
-    [nested(Depth, Wrap) || Wrap <- [
-        fun(Inner) -> [Inner] end, fun(Inner) -> {Inner} end, fun(Inner) -> [1 | Inner] end, fun(Inner) -> #{in => Inner} end
-    ]].
+    [
+        nested(Depth, Wrap)
+     || Wrap <- [
+            fun(Inner) -> [Inner] end, fun(Inner) -> {Inner} end, fun(Inner) -> [1 | Inner] end, fun(Inner) -> #{in => Inner} end
+        ]
+    ].
 
 %% ---- OTP's server sessions ----
 
@@ -298,7 +332,11 @@ what_is_too_large_is_refused(_Config) ->
     Der = fun(Bytes) -> binary:copy(<<3>>, Bytes) end,
     Plain = fun(Bytes) -> binary:copy(<<4>>, Bytes) end,
     Outcome = fun(Id, Term) ->
-        Value = case is_tuple(Term) of true -> setelement(2, Term, Id); false -> Term end,
+        Value =
+            case is_tuple(Term) of
+                true -> setelement(2, Term, Id);
+                false -> Term
+            end,
         Before = info(Cache),
         ok = rekindle:update(Cache, Id, Value),
         case {lookup(Cache, Id), new_refusals(Before, info(Cache))} of
@@ -307,13 +345,19 @@ what_is_too_large_is_refused(_Config) ->
         end
     end,
     Sessions = [
-        {kept, Name(255)}, {too_large, Name(256)}, {too_large, Name(60_000)}, {too_large, Name(70_000)},
-        {kept, Certificate(65_536)}, {too_large, Certificate(65_537)},
-        {kept, Odd(undefined, [Der(1000)], 6_500)}, {too_large, Odd(undefined, [Der(1000)], 8_192)},
+        {kept, Name(255)},
+        {too_large, Name(256)},
+        {too_large, Name(60_000)},
+        {too_large, Name(70_000)},
+        {kept, Certificate(65_536)},
+        {too_large, Certificate(65_537)},
+        {kept, Odd(undefined, [Der(1000)], 6_500)},
+        {too_large, Odd(undefined, [Der(1000)], 8_192)},
         %% Without a template, the listener's certificates count, but not the client's.
         {kept, Odd(rekindle_certs:sized(60_000), [Der(1_000), Der(1_000)], 5_500)},
         %% A slot has 96 bytes; two are for the length, and seven for the encoding of the term.
-        {kept, Plain(8_192 - 105)}, {too_large, Plain(8_192 - 104)}
+        {kept, Plain(8_192 - 105)},
+        {too_large, Plain(8_192 - 104)}
     ],
     ?assertEqual([Expected || {Expected, _} <- Sessions], [Outcome(<<N:256>>, Term) || {N, {_, Term}} <- numbered(Sessions)]),
     %% With another key, there is less room, by the size of the key.
@@ -375,34 +419,46 @@ outcome(Cache, Layout, Change) ->
 
 %% The fields of a session, with `session' first.
 future_changes(Size) ->
-    Kept = [
-        {fields_added, fun(Fields) -> Fields ++ [undefined, true, {a, 1}, <<"binary">>, 17, 1.5] end},
-        {more_than_a_template_has, fun(Fields) -> Fields ++ lists:seq(1, 40) end},
-        {more_than_a_byte_can_count, fun(Fields) -> Fields ++ lists:seq(1, 300) end},
-        {no_cipher_suite, replaced(fun is_cipher_suite/1, undefined)},
-        {no_secret, replaced(fun is_master_secret/1, undefined)},
-        {another_secret, fun(Fields) -> Fields ++ [crypto:strong_rand_bytes(48)] end},
-        {peer_certificate_decoded, fun(Fields) -> setnth(4, Fields, {cert, <<"der">>, {otp, "decoded"}}) end},
-        {peer_certificate_empty, fun(Fields) -> setnth(4, Fields, <<>>) end},
-        {two_names, fun(Fields) -> Fields ++ ["one.example", "two.example"] end},
-        {a_name_as_long_as_any, fun(Fields) -> Fields ++ [lists:duplicate(255, $a)] end},
-        {a_name_that_is_none, fun(Fields) -> Fields ++ [[$a, 256], [$a, -1], [$a, b], [$a | $b], [$a | <<"b">>]] end}
-    ] ++ [
-        {{a_secret_of_bytes, Bytes}, replaced(fun is_master_secret/1, crypto:strong_rand_bytes(Bytes))}
-     || Bytes <- [0, 1, 32, 47, 49, 64, 5_000]
-    ],
+    Kept =
+        [
+            {fields_added, fun(Fields) -> Fields ++ [undefined, true, {a, 1}, <<"binary">>, 17, 1.5] end},
+            {more_than_a_template_has, fun(Fields) -> Fields ++ lists:seq(1, 40) end},
+            {more_than_a_byte_can_count, fun(Fields) -> Fields ++ lists:seq(1, 300) end},
+            {no_cipher_suite, replaced(fun is_cipher_suite/1, undefined)},
+            {no_secret, replaced(fun is_master_secret/1, undefined)},
+            {another_secret, fun(Fields) -> Fields ++ [crypto:strong_rand_bytes(48)] end},
+            {peer_certificate_decoded, fun(Fields) -> setnth(4, Fields, {cert, <<"der">>, {otp, "decoded"}}) end},
+            {peer_certificate_empty, fun(Fields) -> setnth(4, Fields, <<>>) end},
+            {two_names, fun(Fields) -> Fields ++ ["one.example", "two.example"] end},
+            {a_name_as_long_as_any, fun(Fields) -> Fields ++ [lists:duplicate(255, $a)] end},
+            {a_name_that_is_none, fun(Fields) -> Fields ++ [[$a, 256], [$a, -1], [$a, b], [$a | $b], [$a | <<"b">>]] end}
+        ] ++
+            [
+                {{a_secret_of_bytes, Bytes}, replaced(fun is_master_secret/1, crypto:strong_rand_bytes(Bytes))}
+             || Bytes <- [0, 1, 32, 47, 49, 64, 5_000]
+            ],
     Places = lists:seq(2, Size),
     [{{must_be_kept, Name}, Change} || {Name, Change} <- Kept] ++
         [{{without, Place}, fun(Fields) -> without(Place, Fields) end} || Place <- Places] ++
-        [{{added_before, Place, New}, fun(Fields) -> added(Place, New, Fields) end}
-         || Place <- Places, New <- [undefined, <<1, 2>>, "name", [<<"der">>], {a, b}]] ++
-        [{{swapped, One, Other}, fun(Fields) -> swapped(One, Other, Fields) end}
-         || One <- Places, Other <- Places, One < Other] ++
+        [
+            {{added_before, Place, New}, fun(Fields) -> added(Place, New, Fields) end}
+         || Place <- Places, New <- [undefined, <<1, 2>>, "name", [<<"der">>], {a, b}]
+        ] ++
+        [
+            {{swapped, One, Other}, fun(Fields) -> swapped(One, Other, Fields) end}
+         || One <- Places, Other <- Places, One < Other
+        ] ++
         [{{ends_after, Place}, fun(Fields) -> lists:sublist(Fields, Place) end} || Place <- Places].
 
 replaced(Is, New) ->
     fun(Fields) ->
-        [case Is(Field) of true -> New; false -> Field end || Field <- Fields]
+        [
+            case Is(Field) of
+                true -> New;
+                false -> Field
+            end
+         || Field <- Fields
+        ]
     end.
 
 is_cipher_suite(Field) -> is_binary(Field) andalso byte_size(Field) =:= 2.

@@ -71,7 +71,8 @@ mistakes(Config) ->
         {<<"ssl does not start: undef">>, keys(), none, {start_ssl, []}},
         {<<"ssl does not start: native_library">>, keys(), without_library(Folder, Config), {start_ssl, []}},
         {<<"ssl does not start: bad_option">>, with_option({max_bytes, "64M"}), Folder, {start_ssl, []}},
-        {<<"ssl:listen fails: session_cache_server_max is 0">>, [{session_cache_server_max, 0} | keys()], Folder, {listen, Options}},
+        {<<"ssl:listen fails: session_cache_server_max is 0">>, [{session_cache_server_max, 0} | keys()], Folder,
+            {listen, Options}},
         {<<"A misspelt option">>, with_option({max_byte, 1_000_000}), Folder, {listen, Options}},
         {<<"A missing or misspelt key">>, [{key("sesion_cb"), rekindle} | lists:keydelete(key("session_cb"), 1, keys())], Folder,
             {listen_and_ask, Options}},
@@ -104,7 +105,10 @@ listener_options(Config) ->
 without_library(Folder, Config) ->
     Copy = filename:join(proplists:get_value(dir, Config), "rekindle/ebin"),
     ok = filelib:ensure_path(Copy),
-    [{ok, _} = file:copy(File, filename:join(Copy, filename:basename(File))) || File <- filelib:wildcard(filename:join(Folder, "*"))],
+    [
+        {ok, _} = file:copy(File, filename:join(Copy, filename:basename(File)))
+     || File <- filelib:wildcard(filename:join(Folder, "*"))
+    ],
     Copy.
 
 open_folder(Config) ->
@@ -121,7 +125,8 @@ run(Environment, Folder, {Function, Arguments}, Config) ->
     Call = io_lib:format("~s:~s(~0tp), init:stop().", [?MODULE, Function, Arguments]),
     Helpers = filename:absname(filename:dirname(code:which(?MODULE))),
     Paths = ["-pa", Helpers | [Argument || Folder =/= none, Argument <- ["-pa", Folder]]],
-    Command = ["erl", "-noinput", "-config", File, "-env", "ERL_CRASH_DUMP_SECONDS", "0"] ++ Paths ++ ["-eval", lists:flatten(Call)],
+    Command =
+        ["erl", "-noinput", "-config", File, "-env", "ERL_CRASH_DUMP_SECONDS", "0"] ++ Paths ++ ["-eval", lists:flatten(Call)],
     {0, Printed} = rekindle_clients:run("env", ["-u", "ERL_LIBS" | Command], [], ?TIMEOUT_MS),
     ct:log("~ts", [Printed]),
     Printed.

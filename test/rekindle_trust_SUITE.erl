@@ -82,7 +82,10 @@ a_session_is_not_resumed_after_its_certificate_has_ended(Config) ->
         begin
             ?assertEqual(refused, connect(Server, Short, Config)),
             ?assertEqual(resumed, connect(Server, Long, Config)),
-            ?assertMatch(#{certificate_misses := 1, certificate_misses_by := #{expired := 1, revoked := 0, unknown := 0}, misses := 1}, info(Node, Server)),
+            ?assertMatch(
+                #{certificate_misses := 1, certificate_misses_by := #{expired := 1, revoked := 0, unknown := 0}, misses := 1},
+                info(Node, Server)
+            ),
             %% The session is not dropped.
             ?assertEqual([0], time_left(Node, Server, "short"))
         end
@@ -191,8 +194,14 @@ wrong_options_are_refused(_Config) ->
             ?assertNotEqual(nomatch, string:find(Line, "allowed: "))
         end
      || Option <- [
-            {expired_certificates, true}, {expired_certificates, undefined}, {stale_crls, true}, {crls, "ca.crl"}, {crls, [""]},
-            {crls, ["a\0b"]}, {crls, [ca]}, {crls, ["ca.crl" | "ca.crl"]}
+            {expired_certificates, true},
+            {expired_certificates, undefined},
+            {stale_crls, true},
+            {crls, "ca.crl"},
+            {crls, [""]},
+            {crls, ["a\0b"]},
+            {crls, [ca]},
+            {crls, ["ca.crl" | "ca.crl"]}
         ]
     ],
     [
@@ -223,15 +232,28 @@ a_client_that_is_on_a_list_is_not_resumed(Config) ->
         begin
             ?assertEqual(refused, connect(Server, Bad, Config)),
             ?assertEqual(resumed, connect(Server, Good, Config)),
-            ?assertMatch(#{certificate_misses := 1, certificate_misses_by := #{expired := 0, revoked := 1, unknown := 0}}, info(Node, Server)),
+            ?assertMatch(
+                #{certificate_misses := 1, certificate_misses_by := #{expired := 0, revoked := 1, unknown := 0}},
+                info(Node, Server)
+            ),
             ?assertEqual([0], time_left(Node, Server, "bad"))
         end
      || Server <- [Tls, Dtls]
     ],
     ?assertMatch(
-        [#{path := File, issuer := <<"O=Example,CN=Listed CA">>, entries := 1, this_update := {_, _}, next_update := {_, _},
-            delta := false, error := undefined}],
-        rekindle_node:call(Node, rekindle_admin, crls, [])),
+        [
+            #{
+                path := File,
+                issuer := <<"O=Example,CN=Listed CA">>,
+                entries := 1,
+                this_update := {_, _},
+                next_update := {_, _},
+                delta := false,
+                error := undefined
+            }
+        ],
+        rekindle_node:call(Node, rekindle_admin, crls, [])
+    ),
     ?assertEqual([], findings(Node)),
     rekindle_node:stop(Node).
 
@@ -248,7 +270,10 @@ a_list_is_read_again_when_it_changes(Config) ->
         %% The file is replaced by a rename.
         fun(Source) -> ok = file:rename(Source, File) end,
         %% The file is rewritten in place.
-        fun(Source) -> {ok, List} = file:read_file(Source), ok = file:write_file(File, List) end,
+        fun(Source) ->
+            {ok, List} = file:read_file(Source),
+            ok = file:write_file(File, List)
+        end,
         %% The list is DER, behind a link.
         fun(Source) ->
             Der = Source ++ ".der",
@@ -299,7 +324,10 @@ what_was_read_holds_when_a_list_is_lost(Config) ->
     end,
     Mend = fun() ->
         ok = filelib:ensure_dir(InFolder),
-        [ok = replace(Name, fun(Made) -> file:write_file(Made, Content) end) || {Name, Content} <- [{File, Empty}, {InFolder, List}]],
+        [
+            ok = replace(Name, fun(Made) -> file:write_file(Made, Content) end)
+         || {Name, Content} <- [{File, Empty}, {InFolder, List}]
+        ],
         rekindle_node:await(fun() -> findings(Node) =:= [] end)
     end,
     %% The file is cut off.
@@ -319,7 +347,10 @@ what_was_read_holds_when_a_list_is_lost(Config) ->
     Mend(),
     %% The only list in a file is replaced by that of another authority.
     rekindle_ca:list(?config(ca, Config), InFolder),
-    Holds("lists/ca.crl cannot be read again: a list is no longer in it", "lists/ca.crl cannot be read again: a list is no longer in it"),
+    Holds(
+        "lists/ca.crl cannot be read again: a list is no longer in it",
+        "lists/ca.crl cannot be read again: a list is no longer in it"
+    ),
     Mend(),
     ok = file:rename(Folder, Folder ++ ".away"),
     Holds("lists cannot be read again: it is not there", "lists cannot be read again: it is not there"),
@@ -400,7 +431,9 @@ lists_that_do_without_another_one_are_found(Config) ->
     full = connect(Server, Client, Config),
     ?assertEqual(full, connect(Server, Client, Config)),
     [{error, Lone}] = findings(Node),
-    ?assertMatch({match, _}, re:run(Lone, "delta.crl is a delta list of O=Example,CN=Partial CA, and its base list is not there")),
+    ?assertMatch(
+        {match, _}, re:run(Lone, "delta.crl is a delta list of O=Example,CN=Partial CA, and its base list is not there")
+    ),
     rekindle_node:await(fun() -> logged(Log, "delta.crl is a delta list of") =:= 1 end),
     rekindle_ca:list(Ca, Whole),
     rekindle_node:await(fun() -> findings(Node) =:= [] end),
@@ -497,11 +530,16 @@ is_as_public_key_says(Entries, #{dir := Dir, cert := CaCert, key := CaKey} = Ca,
     File = filename:join(?config(dir, Config), integer_to_list(erlang:unique_integer([positive])) ++ ".crl"),
     rekindle_ca:list(Ca, File),
     Cache = rekindle:init([{role, server}, {crls, [File]}]),
-    rekindle_node:await(fun() -> [true || #{path := P, issuer := I} <- rekindle_admin:crls(), P =:= File, I =/= undefined] =/= [] end),
+    rekindle_node:await(fun() ->
+        [true || #{path := P, issuer := I} <- rekindle_admin:crls(), P =:= File, I =/= undefined] =/= []
+    end),
     [ListDer] = ders(File),
     [Authority] = [public_key:pkix_decode_cert(Der, otp) || Der <- ders(CaCert)],
     {ok, KeyPem} = file:read_file(CaKey),
-    [Key | _] = [public_key:pem_entry_decode(Entry) || {Type, _, _} = Entry <- public_key:pem_decode(KeyPem), Type =/= 'EcpkParameters'],
+    [Key | _] = [
+        public_key:pem_entry_decode(Entry)
+     || {Type, _, _} = Entry <- public_key:pem_decode(KeyPem), Type =/= 'EcpkParameters'
+    ],
     lists:all(
         fun({Serial, _}) ->
             Der = signed(Serial, Authority, Key),
@@ -537,7 +575,12 @@ hexadecimal(Serial) ->
 %% one starts.
 a_watcher_that_ends_sees_a_list_that_is_opened(_Config) ->
     Test = self(),
-    Asked = fun(Watcher) -> receive {Watcher, asks} -> ok after 5000 -> ct:fail("the watcher does not ask") end end,
+    Asked = fun(Watcher) ->
+        receive
+            {Watcher, asks} -> ok
+        after 5000 -> ct:fail("the watcher does not ask")
+        end
+    end,
     Start = fun() ->
         Watcher = spawn_link(fun() ->
             true = register(?MODULE, self()),
@@ -566,7 +609,10 @@ a_watcher_that_ends_sees_a_list_that_is_opened(_Config) ->
             ?assertEqual(undefined, whereis(?MODULE)),
             IsReplaced andalso register(?MODULE, self()),
             Ending ! {answer, IsReplaced},
-            receive {'DOWN', Reference, process, Ending, Why} -> ?assertEqual(normal, Why) after 5000 -> ct:fail("it does not end") end,
+            receive
+                {'DOWN', Reference, process, Ending, Why} -> ?assertEqual(normal, Why)
+            after 5000 -> ct:fail("it does not end")
+            end,
             IsReplaced andalso unregister(?MODULE)
         end
      || IsReplaced <- [true, false]
@@ -576,7 +622,9 @@ a_watcher_that_ends_sees_a_list_that_is_opened(_Config) ->
 %% Called by the watcher.
 log_events() ->
     get(test) ! {self(), asks},
-    receive {answer, IsMoreToCome} -> IsMoreToCome end.
+    receive
+        {answer, IsMoreToCome} -> IsMoreToCome
+    end.
 
 %% ---- selectors ----
 
@@ -591,7 +639,9 @@ an_authority_is_named_in_any_spelling(Config) ->
     [
         begin
             [full = connect(Server, Client, Config) || Client <- Clients],
-            ?assertEqual({ok, 1}, rekindle_node:call(Node, rekindle_admin, revoke, [{issuer, Issuer, rekindle_ca:serial(hd(Clients))}])),
+            ?assertEqual(
+                {ok, 1}, rekindle_node:call(Node, rekindle_admin, revoke, [{issuer, Issuer, rekindle_ca:serial(hd(Clients))}])
+            ),
             ?assertEqual([full, resumed], [connect(Server, Client, Config) || Client <- Clients]),
             ?assertEqual({ok, 2}, rekindle_node:call(Node, rekindle_admin, revoke, [{issuer, Issuer}])),
             ?assertEqual({ok, 0}, rekindle_node:call(Node, rekindle_admin, revoke, [{issuer, Issuer}]))
@@ -607,7 +657,9 @@ many_selectors_are_given_at_once(_Config) ->
         Cache = rekindle:init([{role, server}]),
         Numbered = lists:enumerate(Ders),
         [
-            ok = rekindle:update(Cache, <<N:256>>, setelement(4, rekindle_sessions:make({session, otp_25, verified, N}, <<N:256>>), Der))
+            ok = rekindle:update(
+                Cache, <<N:256>>, setelement(4, rekindle_sessions:make({session, otp_25, verified, N}, <<N:256>>), Der)
+            )
          || {N, Der} <- Numbered
         ],
         Wanted = [
@@ -635,13 +687,21 @@ authorities_that_have_changed_are_found(Config) ->
     [full = connect(Server, Client, Config) || Server <- Servers],
     ?assertEqual([], findings(Node)),
     {ok, Pem} = file:read_file(CaFile),
-    rekindle_node:await(fun() -> ok = file:write_file(CaFile, Pem), length(findings(Node)) =:= 2 end),
+    rekindle_node:await(fun() ->
+        ok = file:write_file(CaFile, Pem),
+        length(findings(Node)) =:= 2
+    end),
     Found = [Line || {warning, Line} <- findings(Node)],
     [
         begin
             Name = lists:concat([Proto, " 127.0.0.1:", Port]),
             [Line] = [Line || Line <- Found, lists:prefix(Name, Line)],
-            ?assertMatch({match, _}, re:run(Line, "ca.pem. have changed since 1 of its sessions were made.*rekindle_admin:flush\\(\"" ++ Name ++ "\"\\)")),
+            ?assertMatch(
+                {match, _},
+                re:run(
+                    Line, "ca.pem. have changed since 1 of its sessions were made.*rekindle_admin:flush\\(\"" ++ Name ++ "\"\\)"
+                )
+            ),
             {ok, 1} = rekindle_node:call(Node, rekindle_admin, flush, [Name])
         end
      || {Proto, Port} <- Servers
@@ -685,7 +745,9 @@ cipher_suites_that_were_taken_away_are_found(Config) ->
     ?assertEqual([], findings(Node)),
     _ = start(Node, tls, [{port, Other}, {ciphers, ["ECDHE-ECDSA-CHACHA20-POLY1305"]}], Config),
     [{warning, Line}] = findings(Node),
-    ?assertMatch({match, _}, re:run(Line, "^tls 127.0.0.1:" ++ integer_to_list(Other) ++ ": 1 of its sessions have cipher suites")),
+    ?assertMatch(
+        {match, _}, re:run(Line, "^tls 127.0.0.1:" ++ integer_to_list(Other) ++ ": 1 of its sessions have cipher suites")
+    ),
     %% Follow the finding's advice.
     {match, [Call]} = re:run(Line, "rekindle_admin:flush\\((.*)\\)", [{capture, all_but_first, list}]),
     {ok, Tokens, _} = erl_scan:string(Call ++ "."),
@@ -696,7 +758,9 @@ cipher_suites_that_were_taken_away_are_found(Config) ->
 
 cipher_suites_of_server_names_are_no_reason_to_flush(Config) ->
     #{cert := Cert, key := Key} = rekindle_ca:issue(?config(ca, Config), "suites_of_names"),
-    Client = #{cafile => maps:get(ca, ?config(certs, Config)), certfile => Cert, keyfile => Key, extra => ["-servername", "localhost"]},
+    Client = #{
+        cafile => maps:get(ca, ?config(certs, Config)), certfile => Cert, keyfile => Key, extra => ["-servername", "localhost"]
+    },
     Node = start_node([]),
     Options = [{ciphers, ["ECDHE-ECDSA-CHACHA20-POLY1305"]}, {sni_fun, fun rekindle_trust_SUITE:with_old_suite/1}],
     Port = start(Node, tls, Options, Config),
@@ -711,7 +775,9 @@ cipher_suites_of_server_names_are_no_reason_to_flush(Config) ->
     %% OTP 25 does not accept the option ciphers for a host.
     Infos = [info(Node, {tls, Port})],
     Suites = fun(Hosts) ->
-        rekindle_node:call(Node, rekindle_trust, suites, ["tls", #{ciphers => [<<16#CCA9:16>>], sni_fun => undefined, sni_hosts => Hosts}, Infos])
+        rekindle_node:call(Node, rekindle_trust, suites, [
+            "tls", #{ciphers => [<<16#CCA9:16>>], sni_fun => undefined, sni_hosts => Hosts}, Infos
+        ])
     end,
     IsNoted(Suites([{"a.example", []}, {"b.example", [{ciphers, [<<16#C02B:16>>]}]}])),
     ?assertMatch([{warning, _}], Suites([{"a.example", [{honor_cipher_order, true}]}])),
@@ -798,7 +864,10 @@ cipher_suites_that_another_listener_under_the_name_allows_are_resumed(Config) ->
         {Sessions, LeftOut} =:= {0, 1}
     end),
     HasSessions = fun(Count) ->
-        rekindle_node:await(fun() -> [#{sessions := Sessions}] = Info(), Sessions =:= Count end)
+        rekindle_node:await(fun() ->
+            [#{sessions := Sessions}] = Info(),
+            Sessions =:= Count
+        end)
     end,
     {Second, Other} = listen(Node, tls, [{port, Other}], Config),
     HasSessions(1),
@@ -918,10 +987,17 @@ listen(Node, Proto, More, Config) ->
     #{cert := Ca} = ?config(ca, Config),
     Version = maps:get(Proto, #{tls => 'tlsv1.2', dtls => 'dtlsv1.2'}),
     Options = [
-        {certfile, Cert}, {keyfile, Key}, {cacertfile, Ca}, {versions, [Version]}, {verify, verify_peer},
-        {fail_if_no_peer_cert, true}, {reuse_sessions, true}
+        {certfile, Cert},
+        {keyfile, Key},
+        {cacertfile, Ca},
+        {versions, [Version]},
+        {verify, verify_peer},
+        {fail_if_no_peer_cert, true},
+        {reuse_sessions, true}
     ],
-    rekindle_node:call(Node, rekindle_servers, start, [Proto, More ++ [Option || {Name, _} = Option <- Options, not lists:keymember(Name, 1, More)]]).
+    rekindle_node:call(Node, rekindle_servers, start, [
+        Proto, More ++ [Option || {Name, _} = Option <- Options, not lists:keymember(Name, 1, More)]
+    ]).
 
 %% Offers the client's session of the last time if there was one: `full', `resumed', or `refused'.
 connect({Proto, Port}, #{cert := Cert, key := Key} = Client, Config) ->

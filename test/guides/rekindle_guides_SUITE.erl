@@ -47,7 +47,13 @@ init_per_suite(Config) ->
     Root = rekindle_checkout:root(Config),
     Dir = proplists:get_value(priv_dir, Config),
     Epmd = integer_to_list(rekindle_node:free_port()),
-    Suite = [{epmd_port, Epmd}, {root, Root}, {origin, rekindle_checkout:origin(Dir, Config)}, {certs, rekindle_certs:make(Dir)} | Config],
+    Suite = [
+        {epmd_port, Epmd},
+        {root, Root},
+        {origin, rekindle_checkout:origin(Dir, Config)},
+        {certs, rekindle_certs:make(Dir)}
+        | Config
+    ],
     %% What all servers use that are no project of the reader's.
     Opt = filename:join(Dir, "suite"),
     ok = file:make_dir(Opt),
@@ -202,10 +208,11 @@ place(Dir, Replace, Config) ->
     #{
         dir => Dir,
         env => env(Dir, Config),
-        replace => Replace ++ [
-            {"https://example.org/rekindle.git", "file://" ++ proplists:get_value(origin, Config)},
-            {"/etc/(?=rabbitmq|yaws|default)", Dir ++ "/etc/"}
-        ],
+        replace => Replace ++
+            [
+                {"https://example.org/rekindle.git", "file://" ++ proplists:get_value(origin, Config)},
+                {"/etc/(?=rabbitmq|yaws|default)", Dir ++ "/etc/"}
+            ],
         after_command => fun() -> with_target(Dir, Config) end
     }.
 

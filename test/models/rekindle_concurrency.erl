@@ -61,9 +61,19 @@ run(Scripts) ->
         spawn_monitor(fun() -> work(Self, Kind, Stored, Script) end)
      || {Kind, Script} <- lists:zip(?CACHES, Scripts)
     ],
-    Caches = [receive {cache, Pid, Cache} -> Cache end || {Pid, _} <- Workers],
+    Caches = [
+        receive
+            {cache, Pid, Cache} -> Cache
+        end
+     || {Pid, _} <- Workers
+    ],
     [Pid ! {caches, Caches} || {Pid, _} <- Workers],
-    Ends = [receive {'DOWN', Monitor, process, _, Reason} -> Reason end || {_, Monitor} <- Workers],
+    Ends = [
+        receive
+            {'DOWN', Monitor, process, _, Reason} -> Reason
+        end
+     || {_, Monitor} <- Workers
+    ],
     case [{ended, Reason} || Reason <- Ends, Reason =/= done] ++ over_bounds(Caches) of
         [] -> true;
         Broken -> Broken
@@ -95,9 +105,12 @@ step(die, _, _) ->
 step({Number, Operation}, Caches, Stored) ->
     {Kind, Owner, Cache} = lists:nth(Number, Caches),
     From = rekindle_call:otp_now(),
-    do(Operation, Cache, fun
-        (Key, Session) -> true = is_promised({Kind, Owner}, Key, Session, From, Stored)
-    end, {Kind, Owner, Stored}).
+    do(
+        Operation,
+        Cache,
+        fun(Key, Session) -> true = is_promised({Kind, Owner}, Key, Session, From, Stored) end,
+        {Kind, Owner, Stored}
+    ).
 
 do({update, Key, Layout, Verified}, Cache, _, {Kind, Owner, Stored}) ->
     Number = erlang:unique_integer([positive]),
@@ -130,7 +143,14 @@ do(size, Cache, _, {Kind, Owner, _}) ->
             narrow -> Size =< ?MAX_BYTES div 104
         end;
 do(fold, Cache, Check, _) ->
-    ok = rekindle:foldl(fun({Key, Session}, ok) -> Check(Key, Session), ok end, ok, Cache);
+    ok = rekindle:foldl(
+        fun({Key, Session}, ok) ->
+            Check(Key, Session),
+            ok
+        end,
+        ok,
+        Cache
+    );
 do(terminate, Cache, _, _) ->
     ok = rekindle:terminate(Cache).
 

@@ -369,8 +369,11 @@ next_fault() ->
 
 take_fault() ->
     case get(faults) of
-        [] -> none;
-        [Fault | Others] -> put(faults, Others), Fault
+        [] ->
+            none;
+        [Fault | Others] ->
+            put(faults, Others),
+            Fault
     end.
 
 %% Calls as OTP's process.

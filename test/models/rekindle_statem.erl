@@ -103,11 +103,12 @@ others(Model, Caches) ->
     [
         {1, advancing()},
         {2, {call, ?MODULE, reopen, [place()]}},
-        {1, ?LET(
-            Cache,
-            oneof(Caches),
-            {call, ?MODULE, leave, [Cache, oneof(rekindle_store_model:callers(Model, Cache))]}
-        )}
+        {1,
+            ?LET(
+                Cache,
+                oneof(Caches),
+                {call, ?MODULE, leave, [Cache, oneof(rekindle_store_model:callers(Model, Cache))]}
+            )}
     ].
 
 fault() ->
@@ -172,7 +173,6 @@ postcondition(Model, {call, _, open, _} = Call, Cache) ->
     length(rekindle_admin:info()) =:= rekindle_store_model:scopes(next_state(Model, Cache, Call));
 postcondition(_, _, _) ->
     true.
-
 
 %% ---- what is tested ----
 
@@ -298,7 +298,11 @@ await_scopes(Number) ->
 
 await_scopes(Number, Tries) ->
     case length(rekindle_admin:info()) of
-        Number -> true;
-        _ when Tries > 0 -> timer:sleep(10), await_scopes(Number, Tries - 1);
-        _ -> false
+        Number ->
+            true;
+        _ when Tries > 0 ->
+            timer:sleep(10),
+            await_scopes(Number, Tries - 1);
+        _ ->
+            false
     end.

@@ -139,17 +139,23 @@ call(#model{caches = Caches, scopes = Scopes} = Model, Name, Caller, Fault, Oper
     },
     {Check, Store} =
         case {Store0, Caller, Operation} of
-            {#server{}, owner, {delete, _}} -> {is(ok), Store0};
-            {#server{}, owner, size} -> {is(size_for_otp(Books)), Store0};
+            {#server{}, owner, {delete, _}} ->
+                {is(ok), Store0};
+            {#server{}, owner, size} ->
+                {is(size_for_otp(Books)), Store0};
             {#server{}, owner, {lookup, Key}} when Books =:= {asked, {only, Key}}; Books =:= {asked, any} ->
                 {is_stub(Key), Store0};
-            {#server{}, _, {select, _}} -> {is([]), Store0};
+            {#server{}, _, {select, _}} ->
+                {is([]), Store0};
             _ when Fault =/= none -> {is(empty(Operation)), Store0};
             {#client{}, owner, {lookup, _}} when Cache#cache.out_of_sync -> {is(undefined), Store0};
             {#client{}, owner, size} when Cache#cache.out_of_sync -> {is({raised, error, out_of_sync}), Store0};
-            {#server{}, _, _} -> server(Operation, Store0, Model);
-            {#client{}, owner, _} -> client(Operation, none, Store0, Model);
-            {#client{}, other, _} -> client(Operation, Chosen, Store0, Model)
+            {#server{}, _, _} ->
+                server(Operation, Store0, Model);
+            {#client{}, owner, _} ->
+                client(Operation, none, Store0, Model);
+            {#client{}, other, _} ->
+                client(Operation, Chosen, Store0, Model)
         end,
     {Check, Model#model{
         next = Model#model.next + 1, caches = Caches#{Name := Cache}, scopes = Scopes#{Scope := Store}
@@ -172,10 +178,14 @@ next_books(_, _, Books) ->
     Books.
 
 %% A connection chooses from the sessions that are selected, or the one that it looks up first.
-next_chosen(other, none, {select, _}, #client{deletions = Deletions}, _) -> Deletions;
-next_chosen(other, none, {lookup, Key}, #client{live = Live, deletions = Deletions}, none) when is_map_key(Key, Live) -> Deletions;
-next_chosen(other, _, {lookup, _}, #client{}, _) -> none;
-next_chosen(_, _, _, _, Chosen) -> Chosen.
+next_chosen(other, none, {select, _}, #client{deletions = Deletions}, _) ->
+    Deletions;
+next_chosen(other, none, {lookup, Key}, #client{live = Live, deletions = Deletions}, none) when is_map_key(Key, Live) ->
+    Deletions;
+next_chosen(other, _, {lookup, _}, #client{}, _) ->
+    none;
+next_chosen(_, _, _, _, Chosen) ->
+    Chosen.
 
 size_for_otp({State, _}) when State =:= filled; State =:= asked -> 1;
 size_for_otp(_) -> 0.
@@ -253,7 +263,10 @@ make_room(Entries, #model{options = #{max_sessions := Max}} = Model) ->
     Verified = [Entry || Entry <- Entries, is_verified(Entry)],
     Others = certain(live(Entries -- Verified, Model)),
     IsSpared = length(Verified) =< Max div 2 andalso Others =/= [],
-    [Entry#entry{is_certain = IsCertain andalso IsSpared andalso is_verified(Entry)} || #entry{is_certain = IsCertain} = Entry <- Entries].
+    [
+        Entry#entry{is_certain = IsCertain andalso IsSpared andalso is_verified(Entry)}
+     || #entry{is_certain = IsCertain} = Entry <- Entries
+    ].
 
 is_verified(#entry{value = {session, _, Verified, _}}) -> Verified =:= verified;
 is_verified(_) -> false.
@@ -276,7 +289,8 @@ client({delete, Key}, _, #client{live = Live, deleted = Deleted, deletions = Bef
     case maps:take(Key, Live) of
         {{_, Value}, Rest} ->
             {is(ok), #client{live = Rest, deleted = Deleted#{Key => {Value, Now, Deletions}}, deletions = Deletions}};
-        error -> {is(ok), Store}
+        error ->
+            {is(ok), Store}
     end;
 client({select, Partial}, _, #client{live = Live} = Store, _) ->
     Selected = lists:sort([

@@ -21,7 +21,9 @@ new(Dir, Name, Options) ->
     ok = file:write_file(filename:join(Dir, "serial"), "1000\n"),
     ok = file:write_file(filename:join(Dir, "crlnumber"), "01\n"),
     ok = file:write_file(config(Ca), [
-        "[ca]\ndefault_ca = own\n[own]\ndir = ", Dir, "\ndatabase = $dir/index.txt\nnew_certs_dir = $dir\n"
+        "[ca]\ndefault_ca = own\n[own]\ndir = ",
+        Dir,
+        "\ndatabase = $dir/index.txt\nnew_certs_dir = $dir\n"
         "serial = $dir/serial\ncrlnumber = $dir/crlnumber\ncertificate = $dir/ca.pem\nprivate_key = $dir/ca.key\n"
         "default_md = sha256\ndefault_days = 30\ndefault_crl_days = 30\npolicy = any\nunique_subject = no\n"
         "crl_extensions = list\n[any]\ncommonName = supplied\norganizationName = optional\n"
@@ -30,7 +32,9 @@ new(Dir, Name, Options) ->
         "[part_list]\nissuingDistributionPoint = critical, @part\n[part]\nfullname = URI:http://example.com/part.crl\n"
         "[req]\ndistinguished_name = name\nprompt = no\nx509_extensions = own_extensions\nstring_mask = ",
         maps:get(mask, Options, "utf8only"),
-        "\n[name]\nO = Example\nCN = ", Name, "\n"
+        "\n[name]\nO = Example\nCN = ",
+        Name,
+        "\n"
         "[own_extensions]\nbasicConstraints = critical, CA:true\nkeyUsage = keyCertSign, cRLSign\nsubjectKeyIdentifier = hash\n"
     ]),
     openssl(["req", "-x509", "-config", config(Ca), "-days", "30", "-out", maps:get(cert, Ca) | new_key(maps:get(key, Ca))]),

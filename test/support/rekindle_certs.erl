@@ -123,7 +123,12 @@ tlv(Tag, Content) ->
 -spec sized(Bytes :: pos_integer()) -> public_key:der_encoded().
 sized(Bytes) ->
     Around = byte_size(shaped(<<0:Bytes/unit:8>>)) - Bytes,
-    hd([Der || Less <- lists:seq(Around, Around - 8, -1), Der <- [shaped(crypto:strong_rand_bytes(Bytes - Less))], byte_size(Der) =:= Bytes]).
+    hd([
+        Der
+     || Less <- lists:seq(Around, Around - 8, -1),
+        Der <- [shaped(crypto:strong_rand_bytes(Bytes - Less))],
+        byte_size(Der) =:= Bytes
+    ]).
 
 root(Name) ->
     public_key:pkix_test_root_cert(Name, [digest(), key(ec)]).

@@ -101,7 +101,9 @@ sessions(Cache, {Key, Session}) ->
 %% To the process that opened it, a server's cache does not tell its size.
 elsewhere(Fun) ->
     {_, Monitor} = spawn_monitor(fun() -> exit({result, Fun()}) end),
-    receive {'DOWN', Monitor, process, _, {result, Result}} -> Result end.
+    receive
+        {'DOWN', Monitor, process, _, {result, Result}} -> Result
+    end.
 
 refused() ->
     maps:get(refused, sums()).
@@ -212,7 +214,10 @@ leaf() ->
     pick([
         fun() -> one_of([undefined, session, true, '', 'ß\n', [], {}, #{}, <<>>, 0, -1, 1.5, -0.0]) end,
         fun() -> Bytes end,
-        fun() -> <<_:3, Bits/bitstring>> = Bytes, Bits end,
+        fun() ->
+            <<_:3, Bits/bitstring>> = Bytes,
+            Bits
+        end,
         fun() -> rand:uniform(1 bsl rand:uniform(200)) - (1 bsl 60) end,
         fun() -> rand:normal() end,
         fun() -> binary_to_list(Bytes) end,

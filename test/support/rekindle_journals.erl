@@ -8,7 +8,9 @@
 -export_type([client/0]).
 
 %% A client's certificate, and its protocol if it is not TLS.
--type client() :: #{proto => rekindle_clients:proto(), certfile => file:filename(), keyfile => file:filename(), cipher => string()}.
+-type client() :: #{
+    proto => rekindle_clients:proto(), certfile => file:filename(), keyfile => file:filename(), cipher => string()
+}.
 
 %% @doc A new key, as a line of a key file.
 -spec key(Name :: string()) -> iodata().

@@ -23,7 +23,9 @@ collect() ->
 %% @private
 take() ->
     ?MODULE ! {take, self()},
-    receive {lines, Lines} -> Lines end.
+    receive
+        {lines, Lines} -> Lines
+    end.
 
 keep(Lines) ->
     receive

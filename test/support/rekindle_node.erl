@@ -61,7 +61,10 @@ stop(Node) ->
 kill(Node) ->
     Monitor = monitor(process, Node),
     {0, _} = rekindle_clients:run("kill", ["-9", call(Node, os, getpid, [])], [], 10_000),
-    receive {'DOWN', Monitor, _, _, _} -> ok after 30_000 -> error(still_running) end.
+    receive
+        {'DOWN', Monitor, _, _, _} -> ok
+    after 30_000 -> error(still_running)
+    end.
 
 -spec call(pid(), module(), atom(), [term()]) -> term().
 call(Node, Module, Function, Args) ->
@@ -79,9 +82,13 @@ await(Condition) ->
 
 await(Condition, Tries) ->
     case Condition() of
-        true -> ok;
-        false when Tries > 0 -> timer:sleep(20), await(Condition, Tries - 1);
-        false -> error({still_not_so_after_30_s, Condition})
+        true ->
+            ok;
+        false when Tries > 0 ->
+            timer:sleep(20),
+            await(Condition, Tries - 1);
+        false ->
+            error({still_not_so_after_30_s, Condition})
     end.
 
 %% @doc A port of 127.0.0.1 that nobody uses, another one with each call. Ports from 32768 on are not among them, because the
@@ -90,8 +97,11 @@ await(Condition, Tries) ->
 free_port() ->
     Port = 10_000 + (397 * list_to_integer(os:getpid()) + erlang:unique_integer([positive, monotonic])) rem 10_000,
     case gen_tcp:listen(Port, [{ip, {127, 0, 0, 1}}]) of
-        {ok, Socket} -> ok = gen_tcp:close(Socket), Port;
-        {error, eaddrinuse} -> free_port()
+        {ok, Socket} ->
+            ok = gen_tcp:close(Socket),
+            Port;
+        {error, eaddrinuse} ->
+            free_port()
     end.
 
 %% @private

@@ -46,7 +46,9 @@ start(Target) ->
             stop -> exit(shutdown)
         end
     end),
-    receive {Owner, Proxy} -> Proxy end.
+    receive
+        {Owner, Proxy} -> Proxy
+    end.
 
 -spec port(proxy()) -> inet:port_number().
 port(#{port := Port}) -> Port.
@@ -62,7 +64,9 @@ set(#{table := Table}, Mode) ->
 stop(#{owner := Owner}) ->
     Monitor = monitor(process, Owner),
     Owner ! stop,
-    receive {'DOWN', Monitor, _, _, _} -> ok end.
+    receive
+        {'DOWN', Monitor, _, _, _} -> ok
+    end.
 
 options() ->
     [binary, {active, false}, {nodelay, true}].
@@ -72,7 +76,9 @@ accept(Listener, Table, Target) ->
     {ok, Client} = gen_tcp:accept(Listener),
     Owner = self(),
     Connection = spawn_link(fun() ->
-        receive Owner -> connect(Client, Table, Target) end
+        receive
+            Owner -> connect(Client, Table, Target)
+        end
     end),
     ok = gen_tcp:controlling_process(Client, Connection),
     Connection ! Owner,
@@ -84,7 +90,9 @@ connect(Client, Table, Target) ->
             Back = spawn_link(fun() -> forward(to_client, Server, Client, Table) end),
             ok = forward(to_server, Client, Server, Table),
             Monitor = monitor(process, Back),
-            receive {'DOWN', Monitor, _, _, _} -> ok end;
+            receive
+                {'DOWN', Monitor, _, _, _} -> ok
+            end;
         {error, _} ->
             reset(Client)
     end.
@@ -97,7 +105,11 @@ forward(Direction, From, To, Table, Since, Count) ->
     case gen_tcp:recv(From, 0) of
         {ok, Bytes} ->
             {Now, Mode} = mode(Table),
-            Seen = case Now of Since -> Count; _ -> 0 end,
+            Seen =
+                case Now of
+                    Since -> Count;
+                    _ -> 0
+                end,
             case treat(Mode, Direction, Bytes, Seen) of
                 {Rest, cut} ->
                     _ = gen_tcp:send(To, Rest),
@@ -114,8 +126,11 @@ forward(Direction, From, To, Table, Since, Count) ->
 
 mode(Table) ->
     case ets:lookup(Table, mode) of
-        [{mode, _, hold}] -> timer:sleep(?HELD_MS), mode(Table);
-        [{mode, Since, Mode}] -> {Since, Mode}
+        [{mode, _, hold}] ->
+            timer:sleep(?HELD_MS),
+            mode(Table);
+        [{mode, Since, Mode}] ->
+            {Since, Mode}
     end.
 
 treat({delay, Ms}, _, Bytes, _) ->
@@ -125,7 +140,7 @@ treat({cut, Direction, After}, Direction, Bytes, Seen) when Seen + byte_size(Byt
     {binary:part(Bytes, 0, max(0, After - Seen)), cut};
 treat({flip, Direction, Every}, Direction, Bytes, Seen) ->
     Numbered = lists:zip(lists:seq(Seen + 1, Seen + byte_size(Bytes)), binary_to_list(Bytes)),
-    << <<(flip(Number rem Every, Byte))>> || {Number, Byte} <- Numbered >>;
+    <<<<(flip(Number rem Every, Byte))>> || {Number, Byte} <- Numbered>>;
 treat({clock_ahead, Seconds}, to_client, Bytes, _) ->
     case re:run(Bytes, "^\\*2\r\n\\$10\r\n(\\d{10})\r\n\\$\\d\r\n", [{capture, all_but_first, index}]) of
         {match, [{At, 10}]} ->

@@ -21,7 +21,9 @@ come_and_go(Number) ->
         %% This is the last use of the references.
         exit({opened, length(Stores), Scopes})
     end),
-    receive {'DOWN', Monitor, process, _, {opened, Number, Scopes}} -> true = Scopes > Number div 2 end,
+    receive
+        {'DOWN', Monitor, process, _, {opened, Number, Scopes}} -> true = Scopes > Number div 2
+    end,
     until_closed().
 
 open(N) when N rem 4 =:= 0 ->
@@ -33,7 +35,9 @@ open(N) ->
 until_closed() ->
     case rekindle_nif:info() of
         [] -> ok;
-        _ -> receive after 10 -> until_closed() end
+        _ -> receive
+            after 10 -> until_closed()
+            end
     end.
 
 %% @doc The memory of this process in KiB: resident, and in all.

@@ -52,7 +52,10 @@ caches() ->
 -spec sync_caches() -> ok.
 sync_caches() ->
     Supervisors = [ssl_server_session_cache_sup, dtls_server_session_cache_sup, ssl_upgrade_server_session_cache_sup],
-    _ = [sys:get_state(Cache) || Supervisor <- Supervisors, {_, Cache, _, _} <- supervisor:which_children(Supervisor), is_pid(Cache)],
+    _ = [
+        sys:get_state(Cache)
+     || Supervisor <- Supervisors, {_, Cache, _, _} <- supervisor:which_children(Supervisor), is_pid(Cache)
+    ],
     ok.
 
 %% @doc Closes the listener and all connections. The port is free afterwards.
@@ -97,13 +100,15 @@ init(Kind, Opts) ->
             case listen(Kind, Opts) of
                 {ok, Listener, Port} ->
                     From ! {Ref, {ok, Port}},
-                    loop(accept_next(#{
-                        listener => Listener,
-                        port => Port,
-                        connections => #{},
-                        handshakes => [],
-                        failures => []
-                    }));
+                    loop(
+                        accept_next(#{
+                            listener => Listener,
+                            port => Port,
+                            connections => #{},
+                            handshakes => [],
+                            failures => []
+                        })
+                    );
                 {error, _} = Error ->
                     From ! {Ref, Error}
             end

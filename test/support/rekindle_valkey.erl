@@ -46,7 +46,10 @@ start(Program, Dir, Wanted) ->
             maps:get(options, Wanted, []),
     Self = self(),
     Owner = spawn(fun() -> own(Self, Program, Args) end),
-    Pid = receive {Owner, started, OsPid} -> integer_to_list(OsPid) end,
+    Pid =
+        receive
+            {Owner, started, OsPid} -> integer_to_list(OsPid)
+        end,
     Server = #{
         port => Port,
         tls => is_map_key(tls, Wanted),
@@ -61,8 +64,20 @@ start(Program, Dir, Wanted) ->
 
 listening(Port, #{tls := #{cert := Cert, key := Key, ca := Ca}}) ->
     [
-        "--port", "0", "--tls-port", integer_to_list(Port), "--tls-cert-file", Cert, "--tls-key-file", Key,
-        "--tls-ca-cert-file", Ca, "--tls-auth-clients", "no", "--tls-replication", "yes"
+        "--port",
+        "0",
+        "--tls-port",
+        integer_to_list(Port),
+        "--tls-cert-file",
+        Cert,
+        "--tls-key-file",
+        Key,
+        "--tls-ca-cert-file",
+        Ca,
+        "--tls-auth-clients",
+        "no",
+        "--tls-replication",
+        "yes"
     ];
 listening(Port, _) ->
     ["--port", integer_to_list(Port)].
@@ -95,7 +110,9 @@ is_ready(Server, _) ->
 stop(#{pid := Pid, owner := Owner}) ->
     Monitor = monitor(process, Owner),
     signal("KILL", Pid),
-    receive {'DOWN', Monitor, _, _, _} -> ok end.
+    receive
+        {'DOWN', Monitor, _, _, _} -> ok
+    end.
 
 %% @doc Keeps it from doing anything, without closing its connections.
 -spec suspend(server()) -> ok.
@@ -111,7 +128,9 @@ signal(Signal, Pid) ->
 %% @doc The server's answer, as text.
 -spec command(server(), [string()]) -> string().
 command(#{port := Port, password := Password, cli := Cli}, Args) ->
-    {_, Output} = rekindle_clients:run(Cli, ["-p", integer_to_list(Port), "--no-auth-warning", "-a", Password | Args], [], 10 * ?SECOND),
+    {_, Output} = rekindle_clients:run(
+        Cli, ["-p", integer_to_list(Port), "--no-auth-warning", "-a", Password | Args], [], 10 * ?SECOND
+    ),
     string:trim(binary_to_list(Output)).
 
 %% @doc The server's address, with its password.
@@ -122,5 +141,9 @@ url(#{password := Password} = Server) ->
 %% @doc The server's address, with this before the host.
 -spec url(server(), string()) -> string().
 url(#{port := Port, tls := Tls}, UserInfo) ->
-    Scheme = case Tls of true -> "valkeys"; false -> "valkey" end,
+    Scheme =
+        case Tls of
+            true -> "valkeys";
+            false -> "valkey"
+        end,
     lists:concat([Scheme, "://", UserInfo, "127.0.0.1:", Port]).
