@@ -259,7 +259,9 @@ fn free_port() -> u16 {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     let begin = 397 * std::process::id() as usize;
     loop {
-        let port = 10_000 + (begin + COUNT.fetch_add(1, Ordering::Relaxed)) % 10_000;
+        // The suites of Common Test, which run at the same time, take ports from 13,000 on. Otherwise both could find a port
+        // free before either listens.
+        let port = 10_000 + (begin + COUNT.fetch_add(1, Ordering::Relaxed)) % 3_000;
         if TcpListener::bind(("127.0.0.1", port as u16)).is_ok() {
             return port as u16;
         }
