@@ -23,21 +23,6 @@
 
 %% The fields of OTP 25 and 27, for installations without debug information. Add a release only if its fields are the same in
 %% all its patches.
--define(FIELDS_OF_OTP_27, [
-    session_id,
-    internal_id,
-    peer_certificate,
-    own_certificates,
-    private_key,
-    cipher_suite,
-    master_secret,
-    srp_username,
-    is_resumable,
-    time_stamp,
-    ecc,
-    sign_alg,
-    dh_public_value
-]).
 -define(FIELDS_OF_OTP_25, [
     session_id,
     internal_id,
@@ -54,6 +39,7 @@
     sign_alg,
     dh_public_value
 ]).
+-define(FIELDS_OF_OTP_27, (?FIELDS_OF_OTP_25 -- [compression_method])).
 
 %% What ssl's code reveals of the record: how many elements the tuple has, and which of them is the time stamp.
 -type shape() :: {Arity :: pos_integer(), StampPlace :: pos_integer()}.

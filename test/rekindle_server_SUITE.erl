@@ -232,7 +232,7 @@ reuse_sessions(_) -> [].
 
 the_session(Node) ->
     rekindle_node:run(Node, fun() ->
-        [Cache] = cache_processes(),
+        [Cache] = rekindle_servers:cache_processes(),
         [{_, Session}] = rekindle:foldl(fun(Held, Acc) -> [Held | Acc] end, [], reference(Cache)),
         Session
     end).
@@ -276,7 +276,7 @@ it_survives_a_store_that_holds_sessions_before_its_first(Config) ->
     with_cache_process(Env, [{port, Port}], Config, fun(Cache, Sample) ->
         register_all(Cache, Sample, ids(50)),
         {_, OtherPort} = rekindle_servers:start(tls, for_transport(tls, [{port, OtherPort} | server_opts(Config)])),
-        [Other] = cache_processes() -- [Cache],
+        [Other] = rekindle_servers:cache_processes() -- [Cache],
         ?assertEqual(51, held(Other)),
         register_all(Other, Sample, [<<N:256>> || N <- lists:seq(51, 60)]),
         ?assertEqual(61, held(Other)),
@@ -497,7 +497,7 @@ it_survives_an_upgrade_of_the_callback_module(Config) ->
         [?assertEqual(<<N:256>>, element(2, reuse(Cache, <<N:256>>))) || N <- lists:seq(1, 5)],
         ?assertEqual(6, held(Cache)),
         register_all(Cache, Sample, [<<N:256>> || N <- lists:seq(6, 50)]),
-        ?assertEqual({true, 2, 51}, {lists:member(Cache, cache_processes()), order_size(Cache), held(Cache)}),
+        ?assertEqual({true, 2, 51}, {lists:member(Cache, rekindle_servers:cache_processes()), order_size(Cache), held(Cache)}),
         ok = rekindle:delete(reference(Cache), <<1:256>>),
         ?assertEqual(not_reusable, reuse(Cache, <<1:256>>)),
         ?assertMatch([], [Info || #{faults := Faults} = Info <- rekindle_admin:info(), Faults > 0])
@@ -864,7 +864,7 @@ with_cache_process(Env, ListenOpts, Config, Fun) ->
 with_cache_process(Kind, Env, ListenOpts, Config, Fun) ->
     in_node(Kind, Env, ListenOpts, Config, fun(Cache, Sample) ->
         Fun(Cache, Sample),
-        ?assert(lists:member(Cache, cache_processes())),
+        ?assert(lists:member(Cache, rekindle_servers:cache_processes())),
         ?assertEqual(1, order_size(Cache)),
         ?assertMatch([], [Info || #{faults := Faults} = Info <- rekindle_admin:info(), Faults > 0])
     end).
@@ -879,7 +879,7 @@ in_node(Kind, Env, ListenOpts, Config, Fun) ->
         end,
     _ = rekindle_clients:openssl_save(Proto, Port, session_file("sample", Config), client_opts(Config)),
     rekindle_node:run(Node, fun() ->
-        [Cache] = cache_processes(),
+        [Cache] = rekindle_servers:cache_processes(),
         rekindle_node:await(fun() -> held(Cache) =:= 1 end),
         Fun(Cache, a_session(Cache))
     end),
@@ -893,10 +893,7 @@ set_env(Node, Key, Value) ->
     ok = rekindle_node:call(Node, application, set_env, [ssl, Key, Value]).
 
 cache_processes(Node) ->
-    rekindle_node:call(Node, ?MODULE, cache_processes, []).
-
-cache_processes() ->
-    children_of([ssl_server_session_cache_sup, dtls_server_session_cache_sup, ssl_upgrade_server_session_cache_sup]).
+    rekindle_node:call(Node, rekindle_servers, cache_processes, []).
 
 children_of(Supervisors) ->
     [Pid || Supervisor <- Supervisors, {_, Pid, _, _} <- supervisor:which_children(Supervisor), is_pid(Pid)].

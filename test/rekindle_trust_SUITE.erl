@@ -325,7 +325,7 @@ what_was_read_holds_when_a_list_is_lost(Config) ->
     Mend = fun() ->
         ok = filelib:ensure_dir(InFolder),
         [
-            ok = replace(Name, fun(Made) -> file:write_file(Made, Content) end)
+            ok = rekindle_ca:replace(Name, fun(Made) -> file:write_file(Made, Content) end)
          || {Name, Content} <- [{File, Empty}, {InFolder, List}]
         ],
         rekindle_node:await(fun() -> findings(Node) =:= [] end)
@@ -342,7 +342,7 @@ what_was_read_holds_when_a_list_is_lost(Config) ->
     Holds("ca.crl cannot be read again: it is not there", "/ca.crl cannot be read again: it is not there"),
     Mend(),
     %% Root may read everything, but not a link to itself.
-    ok = replace(InFolder, fun(Made) -> file:make_symlink(InFolder, Made) end),
+    ok = rekindle_ca:replace(InFolder, fun(Made) -> file:make_symlink(InFolder, Made) end),
     Holds("lists/ca.crl cannot be read again: it cannot be read: ", "lists/ca.crl cannot be read again: it cannot be read: "),
     Mend(),
     %% The only list in a file is replaced by that of another authority.
@@ -359,12 +359,6 @@ what_was_read_holds_when_a_list_is_lost(Config) ->
     rekindle_node:await(fun() -> findings(Node) =/= [] end),
     Holds("lists/ca.crl cannot be read again: it is no longer there", "lists/ca.crl is no longer there"),
     rekindle_node:stop(Node).
-
-%% At once, because a file that is gone for a moment is reported.
-replace(File, Make) ->
-    Made = filename:join(filename:dirname(File), [$. | filename:basename(File)]),
-    ok = Make(Made),
-    file:rename(Made, File).
 
 nothing_is_resumed_until_all_lists_were_read(Config) ->
     Ca = rekindle_ca:new(dir("ca", Config), "Late CA"),

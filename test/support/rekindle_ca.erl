@@ -1,7 +1,7 @@
 %% @doc Certificate authorities that can revoke certificates, made with openssl.
 -module(rekindle_ca).
 
--export([new/2, new/3, issue/2, issue/3, revoke/2, revoke/3, list/2, list/3, serial/1]).
+-export([new/2, new/3, issue/2, issue/3, revoke/2, revoke/3, list/2, list/3, replace/2, serial/1]).
 
 -export_type([ca/0]).
 
@@ -77,9 +77,14 @@ list(Ca, File) ->
 %% `["-crlexts", "part_list"]' for a list of changes, and for one of a part of the certificates.
 -spec list(ca(), file:filename(), [string()]) -> ok.
 list(Ca, File, Args) ->
-    %% Rekindle leaves such files out if it reads the folder meanwhile.
+    replace(File, fun(Made) -> openssl(["ca", "-batch", "-config", config(Ca), "-gencrl", "-out", Made | Args]) end).
+
+%% @doc Puts a file at once into its place, where the fun has not made it: Rekindle reports a file that is gone for a moment, or
+%% is not whole. It leaves out those whose name begins with a dot.
+-spec replace(file:filename(), fun((Made :: file:filename()) -> ok)) -> ok.
+replace(File, Make) ->
     Made = filename:join(filename:dirname(File), [$. | filename:basename(File)]),
-    openssl(["ca", "-batch", "-config", config(Ca), "-gencrl", "-out", Made | Args]),
+    ok = Make(Made),
     ok = file:rename(Made, File).
 
 %% @doc The serial number of a certificate.

@@ -75,10 +75,10 @@ call(Node, Module, Function, Args) ->
 run(Node, Fun) ->
     call(Node, ?MODULE, apply_fun, [Fun]).
 
-%% @doc Waits until the condition holds. Fails after thirty seconds.
+%% @doc Waits until the condition holds. Fails after ten seconds.
 -spec await(fun(() -> boolean())) -> ok.
 await(Condition) ->
-    await(Condition, 1500).
+    await(Condition, 500).
 
 await(Condition, Tries) ->
     case Condition() of
@@ -88,7 +88,7 @@ await(Condition, Tries) ->
             timer:sleep(20),
             await(Condition, Tries - 1);
         false ->
-            error({still_not_so_after_30_s, Condition})
+            error({still_not_so_after_10_s, Condition})
     end.
 
 %% @doc A port of 127.0.0.1 that nobody uses, another one with each call. Ports from 32768 on are not among them, because the

@@ -8,7 +8,7 @@
 %% {@link stop/1}, even after the process that started it.
 -module(rekindle_servers).
 
--export([start/2, stop/1, listen_socket/1, caches/0, sync_caches/0, handshakes/1, failures/1]).
+-export([start/2, stop/1, listen_socket/1, caches/0, sync_caches/0, cache_processes/0, handshakes/1, failures/1]).
 
 -export_type([kind/0, handshake/0]).
 
@@ -51,12 +51,23 @@ caches() ->
 %% @doc Waits until the caches have what connections have registered, because these do not wait for that.
 -spec sync_caches() -> ok.
 sync_caches() ->
+    lists:foreach(
+        fun(Cache) ->
+            try
+                sys:get_state(Cache)
+            catch
+                %% That of a listener that was closed.
+                exit:{Reason, _} when Reason =:= noproc; Reason =:= normal; Reason =:= shutdown -> ended
+            end
+        end,
+        cache_processes()
+    ).
+
+%% @doc The cache processes of this node's listeners.
+-spec cache_processes() -> [pid()].
+cache_processes() ->
     Supervisors = [ssl_server_session_cache_sup, dtls_server_session_cache_sup, ssl_upgrade_server_session_cache_sup],
-    _ = [
-        sys:get_state(Cache)
-     || Supervisor <- Supervisors, {_, Cache, _, _} <- supervisor:which_children(Supervisor), is_pid(Cache)
-    ],
-    ok.
+    [Cache || Supervisor <- Supervisors, {_, Cache, _, _} <- supervisor:which_children(Supervisor), is_pid(Cache)].
 
 %% @doc Closes the listener and all connections. The port is free afterwards.
 -spec stop(Server :: pid()) -> ok.

@@ -79,9 +79,10 @@ impl Seen {
         }
     }
 
-    fn note_statement(&mut self, stamp: Stamp, retired_keys: &[String]) {
+    fn note_statement(&mut self, stamp: Stamp, statement: &Statement) {
+        self.told_epoch = self.told_epoch.max(statement.knowledge.epoch);
         note_newest(&mut self.newest_ms, stamp);
-        for name in retired_keys {
+        for name in &statement.retired_keys {
             let statements = self.retired_keys.entry(name.clone().into()).or_default();
             note_newest(statements, stamp);
         }
@@ -363,12 +364,10 @@ impl<T: TemplateCodec> Shared<T> {
         let is_newest = self.note_statement(stamp);
         let statement = Statement::decode(content)?;
         self.note_lifetime_in_log(statement.lifetime_ms);
-        let told_epoch = statement.knowledge.epoch;
-        self.note_told_epoch(told_epoch);
         if let Some(seen) = seen {
-            seen.told_epoch = seen.told_epoch.max(told_epoch);
-            seen.note_statement(stamp, &statement.retired_keys);
+            seen.note_statement(stamp, &statement);
         } else {
+            self.note_told_epoch(statement.knowledge.epoch);
             self.replay
                 .lock()
                 .note_retired_elsewhere(&statement.retired_keys);

@@ -903,7 +903,7 @@ fn left_by_a_kill(folder: &Path) -> usize {
 /// everything.
 fn left_by_a_kill_between_checkpoints(folder: &Path) -> usize {
     let copied = TempDir::new().unwrap();
-    for _ in 0..4 {
+    for _ in 0..3 {
         let all = left_by_a_kill(folder);
         copy(folder, copied.path());
         fs::remove_file(write_ahead(copied.path())).unwrap();
