@@ -11,7 +11,7 @@
 %% @doc The arguments are `quick' or `full', the folder for the results and Python's command.
 -spec start([string()]) -> no_return().
 start([Mode, Results, Python]) ->
-    Begun = erlang:monotonic_time(second),
+    Start = bench_report:start(),
     Dir = filename:join(filename:absname(Results), ".journal"),
     Certs = filename:join(Dir, "certs"),
     ok = bench_certs:make(Certs, ?CLIENT_CERT_BYTES),
@@ -26,7 +26,7 @@ start([Mode, Results, Python]) ->
         end,
     Parts = [
         begin
-            say(Begun, "~ts", [Part]),
+            io:format("~4b s  ~ts~n", [bench_report:seconds_since(Start), Part]),
             Text = Measure(Setting),
             io:format("~ts~n", [Text]),
             Text
@@ -34,8 +34,7 @@ start([Mode, Results, Python]) ->
      || {Part, Measure} <- parts(), Wanted =:= all orelse lists:member(Part, Wanted)
     ],
     ok = file:del_dir_r(Dir),
-    Took = erlang:monotonic_time(second) - Begun,
-    About = bench_report:about("make bench-journal", bench_report:machine(Took)),
+    About = bench_report:about("make bench-journal", bench_report:machine(Start)),
     Text = ["# Journals\n\n", About, "\n" | Parts],
     ok = file:write_file(filename:join(Results, "journal_fleet.md"), unicode:characters_to_binary(Text)),
     halt(0).
@@ -534,6 +533,3 @@ whole(Value) -> count(round(Value)).
 
 one(Value) -> io_lib:format("~.1f", [float(Value)]).
 two(Value) -> io_lib:format("~.2f", [float(Value)]).
-
-say(Begun, Format, Args) ->
-    io:format("~4b s  " ++ Format ++ "~n", [erlang:monotonic_time(second) - Begun | Args]).

@@ -27,7 +27,7 @@
 %% @doc The arguments are the folder for the results and Python's command.
 -spec start([string()]) -> no_return().
 start([Results, Python]) ->
-    Began = erlang:monotonic_time(second),
+    Start = bench_report:start(),
     Dir = filename:join(Results, ".journal_faults"),
     _ = file:del_dir_r(Dir),
     ok = bench_certs:make(Dir, 0),
@@ -46,7 +46,7 @@ start([Results, Python]) ->
             [rekindle_clients:run("umount", ["-l", Disk], [], 10_000) || {_, Disk} <- Disks],
             file:del_dir_r(Dir)
         end,
-    About = bench_report:about("make bench-journal", bench_report:machine(erlang:monotonic_time(second) - Began)),
+    About = bench_report:about("make bench-journal", bench_report:machine(Start)),
     ok = file:write_file(filename:join(Results, "journal_faults.md"), page(Measured, About)),
     halt(0).
 

@@ -2,11 +2,24 @@
 %% benchmarks of journals print their tables themselves, with the functions here.
 -module(bench_report).
 
--export([write/2, machine/1, about/2, workload/1]).
+-export([start/0, seconds_since/1, write/2, machine/1, about/2, workload/1]).
 -export([table/2, count/1]).
 
 %% The load average above which alone.sh refuses.
 -define(BUSY, 0.5).
+%% The share of CPU steal above which other virtual machines disturbed a run.
+-define(BUSY_STEAL_PERCENT, 2).
+
+-record(start, {second :: integer(), processors :: {Used :: integer(), Stolen :: integer()}}).
+
+%% @doc Where a run begins, for `seconds_since/1' and `machine/1'.
+-spec start() -> #start{}.
+start() ->
+    #start{second = erlang:monotonic_time(second), processors = processors()}.
+
+-spec seconds_since(#start{}) -> non_neg_integer().
+seconds_since(#start{second = Second}) ->
+    erlang:monotonic_time(second) - Second.
 
 %% @doc Writes `results.json' into the folder.
 -spec write(file:filename(), #{atom() => term()}) -> ok.
@@ -14,12 +27,13 @@ write(Folder, Results) ->
     ok = file:write_file(filename:join(Folder, "results.json"), [json(Results), $\n]).
 
 %% @doc What the benchmarks ran on.
--spec machine(Seconds :: integer()) -> map().
-machine(Seconds) ->
+-spec machine(#start{}) -> map().
+machine(Start) ->
     _ = application:load(ssl),
     {ok, Ssl} = application:get_key(ssl, vsn),
+    Steal = steal_percent(Start),
     #{
-        seconds => Seconds,
+        seconds => seconds_since(Start),
         cpu => list_to_binary(first_match("/proc/cpuinfo", "model name\\s*: (.*)")),
         cores => erlang:system_info(logical_processors_available),
         memory_kib => list_to_integer(first_match("/proc/meminfo", "MemTotal:\\s*([0-9]+)")),
@@ -28,7 +42,8 @@ machine(Seconds) ->
         ssl => list_to_binary(Ssl),
         commit => list_to_binary(commit()),
         load_before => load_before(),
-        busy => load_before() > ?BUSY,
+        steal_percent => Steal,
+        busy => load_before() > ?BUSY orelse Steal > ?BUSY_STEAL_PERCENT,
         load_after => list_to_float(first_match("/proc/loadavg", "^(\\S+)"))
     }.
 
@@ -45,6 +60,18 @@ commit() ->
 load_before() ->
     list_to_float(os:getenv("LOAD_BEFORE")).
 
+%% How much of the processor time that this machine wanted since the start its host gave to others.
+steal_percent(#start{processors = {UsedBefore, StolenBefore}}) ->
+    {Used, Stolen} = processors(),
+    Steal = Stolen - StolenBefore,
+    100 * Steal / max(1, Used - UsedBefore + Steal).
+
+%% In clock ticks of all processors since the machine started: those it used, and those its host gave to others (proc(5)).
+processors() ->
+    Ticks = string:lexemes(first_match("/proc/stat", "^cpu +(.*)"), " "),
+    [User, Nice, System, _Idle, _IoWait, Irq, SoftIrq, Steal | _] = [list_to_integer(Tick) || Tick <- Ticks],
+    {User + Nice + System + Irq + SoftIrq, Steal}.
+
 first_match(File, Regexp) ->
     case file:read_file(File) of
         {ok, Text} ->
@@ -59,12 +86,17 @@ first_match(File, Regexp) ->
 %% @doc A paragraph about that.
 -spec about(Command :: string(), map()) -> iodata().
 about(Command, #{seconds := Seconds, commit := Commit, cpu := Cpu, cores := Cores, memory_kib := Kib} = Machine) ->
-    #{system := System, otp := Otp, ssl := Ssl, busy := Busy, load_before := Before, load_after := After} = Machine,
+    #{system := System, otp := Otp, ssl := Ssl, busy := Busy} = Machine,
+    #{load_before := Before, load_after := After, steal_percent := Steal} = Machine,
     [
-        ["**Busy machine**: other programs were running at the start, so do not compare these figures with others. " || Busy],
+        [
+            "**Busy machine**: other programs or machines took processor time, so do not compare these figures with others. "
+         || Busy
+        ],
         io_lib:format(
-            "`~ts`, ~b s, commit ~ts. ~ts, ~b cores, ~b GiB, ~ts, OTP ~ts (ssl-~ts). Load average before: ~.2f, after: ~.2f.",
-            [Command, Seconds, Commit, Cpu, Cores, round(Kib / 1048576), System, Otp, Ssl, Before, After]
+            "`~ts`, ~b s, commit ~ts. ~ts, ~b cores, ~b GiB, ~ts, OTP ~ts (ssl-~ts). "
+            "Load average before: ~.2f, after: ~.2f. CPU steal: ~.1f %.",
+            [Command, Seconds, Commit, Cpu, Cores, round(Kib / 1048576), System, Otp, Ssl, Before, After, Steal]
         )
     ].
 

@@ -12,7 +12,7 @@
 %% the parts to run. A measurement that fails does not stop the others, but is named in the results.
 -spec start([string()]) -> no_return().
 start([Mode, Results, Python]) ->
-    Start = erlang:monotonic_time(second),
+    Start = bench_report:start(),
     Certs = filename:join(Results, ".certs"),
     ok = bench_certs:make(Certs, ?CLIENT_CERT_BYTES),
     Measurements = measurements(settings(list_to_atom(Mode), Python), Certs),
@@ -20,13 +20,13 @@ start([Mode, Results, Python]) ->
     Outcomes = [
         begin
             Named = unicode:characters_to_binary([atom_to_list(Part), ", ", Title]),
-            io:format("~4b s  ~ts~n", [erlang:monotonic_time(second) - Start, Named]),
+            io:format("~4b s  ~ts~n", [bench_report:seconds_since(Start), Named]),
             outcome(Part, Named, Measure)
         end
      || {Part, Title, Measure} <- Measurements, Wanted =:= [] orelse lists:member(Part, Wanted)
     ],
     ok = file:del_dir_r(Certs),
-    Machine = bench_report:machine(erlang:monotonic_time(second) - Start),
+    Machine = bench_report:machine(Start),
     About = iolist_to_binary(bench_report:about(command(Mode), Machine)),
     Failed = [Named || {failed, Named} <- Outcomes],
     bench_report:write(Results, #{

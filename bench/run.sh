@@ -58,6 +58,14 @@ fi
 status=0
 bench/erl.sh rekindle_bench "$mode" "$results" "$python" || status=$?
 
+# A machine may have become busy after alone.sh looked.
+if [ "$mode" = full ] && [ -z "$busy" ] && grep -q '"busy": true' "$results/results.json"; then
+    echo "Other programs or virtual machines took processor time during the run, so no page gets its figures:" >&2
+    grep -o '"steal_percent": [0-9.]*' "$results/results.json" >&2
+    echo "Run \`make bench' again at a quiet time. \`git checkout $published' restores the published results." >&2
+    exit 1
+fi
+
 page=docs/performance.md
 if [ "$mode" != full ] || [ "$results" != "$published" ]; then
     cp "$page" "$results/performance.md"

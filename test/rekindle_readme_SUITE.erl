@@ -80,6 +80,7 @@ the_figures_are_those_of_the_results(Config) ->
         nomatch ->
             {skip, "NOT TRIED, bench/results/results.json has the form of an earlier version: run make bench"};
         _ ->
+            ?assertNotEqual(nomatch, binary:match(Results, <<"\"busy\": false">>)),
             [
                 ?assertEqual(
                     {0, <<>>}, run_in(in_root(".", Config), ["python3", "bench/figures.py", "--check", "bench/results", Page])
@@ -92,6 +93,8 @@ the_figures_are_those_of_the_results(Config) ->
 the_figures_of_journals_are_those_of_the_results(Config) ->
     {ok, Page} = file:read_file(in_root("docs/journal.md", Config)),
     {ok, Results} = file:read_file(in_root("bench/results/journal_fleet.md", Config)),
+    {ok, Faults} = file:read_file(in_root("bench/results/journal_faults.md", Config)),
+    ?assertEqual(nomatch, binary:match(<<Results/binary, Faults/binary>>, <<"Busy machine">>)),
     [_, Section] = binary:split(Page, <<"\n## Figures\n">>),
     Cells = captured("(?m)^\\|[^|]*\\|([^|]*\\|[^|]*)\\|$", Section),
     [Restart] = captured("(?ms)^(\\*\\*What happens after a restart.*?)$\\s^$", Section),
