@@ -39,9 +39,9 @@ authorities(Listener, #{cacertfile := File}, [#{certificates := Certificates, nu
         undefined ->
             [];
         Changed ->
-            %% Both are whole seconds, so the file is younger than this.
-            AgeMs = 1000 * (erlang:system_time(second) + 1 - Changed),
-            IsOlder = fun({_, Age, _, Certificate, _, _}) -> Certificate =/= undefined andalso Age > AgeMs end,
+            %% The time of a file is in whole seconds, so the file is no older than this.
+            FileAgeMs = erlang:system_time(millisecond) - 1000 * Changed,
+            IsOlder = fun({_, AgeMs, _, Certificate, _, _}) -> Certificate =/= undefined andalso AgeMs > FileAgeMs end,
             [
                 {warning,
                     io_lib:format(
