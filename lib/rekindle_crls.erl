@@ -117,7 +117,8 @@ broken({Path, _, Error, true}) ->
     ].
 
 expiries(Files) ->
-    Now = erlang:system_time(second),
+    %% By the clock that the store uses: Erlang's own time may lag behind it after it was set.
+    Now = os:system_time(second),
     lists:append([expiry(Issuer, Next, Path, Now) || {Issuer, Next, Path} <- newest(Files)]).
 
 expiry(Issuer, Next, Path, Now) when Next < Now ->

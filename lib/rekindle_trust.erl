@@ -39,8 +39,9 @@ authorities(Listener, #{cacertfile := File}, [#{certificates := Certificates, nu
         undefined ->
             [];
         Changed ->
-            %% The time of a file is in whole seconds, so the file is no older than this.
-            FileAgeMs = erlang:system_time(millisecond) - 1000 * Changed,
+            %% The time of a file is in whole seconds, so the file is no older than this. Erlang's own time may lag behind the
+            %% system's clock, which files have theirs from.
+            FileAgeMs = os:system_time(millisecond) - 1000 * Changed,
             IsOlder = fun({_, AgeMs, _, Certificate, _, _}) -> Certificate =/= undefined andalso AgeMs > FileAgeMs end,
             [
                 {warning,
